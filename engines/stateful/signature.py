@@ -1,0 +1,171 @@
+"""The values a rule becomes. Parsed once, frozen, compiled by :mod:`engines.stateful.ruleset`; never text again.
+
+Source: Suricata user guide, "Rules format" and following chapters.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from engines.verdict import Direction, RuleRef
+
+
+class Action(enum.Enum):
+    """What a rule does when it matches; the order of the members is Suricata's default action order."""
+
+    PASS = "pass"
+    DROP = "drop"
+    REJECT = "reject"
+    ALERT = "alert"
+
+
+class RuleType(enum.Enum):
+    """How often a rule can match and what its drop or pass covers (Suricata: signature types)."""
+
+    IP_ONLY = "ip_only"  # once per direction of a flow; acts on the flow
+    LIKE_IP_ONLY = "like_ip_only"  # every packet; acts on the flow
+    PD_ONLY = "pd_only"  # once per direction, when protocol detection is final; acts on the flow
+    PKT = "pkt"  # every packet; acts on that packet only
+    PKT_STREAM = "pkt_stream"  # stream chunk first, else packet payload; acts on the flow when matched in the stream
+    STREAM = "stream"  # every stream chunk; acts on the flow
+    APP_LAYER = "app_layer"  # `alert http (sid)`: every packet once the protocol is known; acts on the flow
+    APP_TX = "app_tx"  # once per transaction; acts on the flow
+
+
+class Matcher(Protocol):
+    """One condition on one buffer (content, pcre, byte_test, isdataat, bsize ...), compiled.
+
+    ``match`` looks in ``data`` and returns every cursor from which later *relative* conditions could go on, lazily and
+    in order of preference, so the evaluator can backtrack (a content found at 3 and at 40 yields two cursors). A
+    condition that does not move the cursor yields ``cursor`` itself, a negated one yields it when nothing was found.
+    ``state`` holds byte_extract/byte_math variables of this evaluation.
+    """
+
+    negated: bool
+
+    def match(self, data: bytes, cursor: int, state: dict[str, int]) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BufferMatch:
+    """All conditions of a rule on one buffer, in the order written.
+
+    ``buffer`` is the canonical sticky-buffer name (``http.uri``, ``tls.sni``, ``dns.query`` ...) or ``payload``.
+    ``transforms`` are applied to the buffer's bytes before matching, in order.
+    """
+
+    buffer: str
+    matchers: tuple[Matcher, ...]
+    transforms: tuple[Callable[[bytes], bytes], ...] = ()
+    transform_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FastPattern:
+    """The literal that must occur for the rule to be worth evaluating; goes into the buffer's Hyperscan database."""
+
+    buffer: str
+    pattern: bytes
+    nocase: bool
+    transform_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """``threshold`` and ``detection_filter``. ``kind``: limit, threshold, both, detection_filter."""
+
+    kind: str
+    track: str  # by_src, by_dst, by_rule, by_both, by_flow
+    count: int
+    seconds: int
+
+
+PacketTest = Callable[["PacketView"], bool]  # header keywords: ttl, flags, dsize, itype ...
+
+
+class PacketView(Protocol):
+    """What header keywords may look at: the packet that carried the bytes, or the TLS engine's stand-in for it."""
+
+    direction: Direction
+    established: bool
+    payload: bytes
+    packet: Any  # engines.packet.Packet, or None on decrypted flows
+
+
+@dataclass(frozen=True, slots=True)
+class FlowbitOp:
+    """``flowbits:set,name`` and its siblings. ``op``: set, unset, toggle, isset, isnotset; names: OR-ed for isset."""
+
+    op: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSpec:
+    """``flow:`` keyword. None means not asked."""
+
+    direction: Direction | None = None
+    established: bool | None = None  # True established, False not_established
+    stateless: bool = False
+    only_stream: bool = False
+    no_stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One rule.
+
+    ``source``/``destination`` are predicates on packed addresses (4 or 16 bytes); ports on integers; None is ``any``.
+    ``bidirectional`` is ``<>``. ``app_proto`` is the header's application protocol (``http``, ``tls``, ``dns`` ...) or
+    "". ``ip_protocols`` the IP protocol numbers the header allows (empty: all).
+    """
+
+    action: Action
+    ref: RuleRef
+    text: str
+    protocol: str
+    ip_protocols: frozenset[int]
+    app_proto: str
+    source: Callable[[bytes], bool] | None
+    source_port: Callable[[int], bool] | None
+    destination: Callable[[bytes], bool] | None
+    destination_port: Callable[[int], bool] | None
+    bidirectional: bool
+    rule_type: RuleType
+    flow: FlowSpec = FlowSpec()
+    buffers: tuple[BufferMatch, ...] = ()
+    packet_tests: tuple[PacketTest, ...] = ()
+    fast_pattern: FastPattern | None = None
+    flowbit_checks: tuple[FlowbitOp, ...] = ()
+    flowbit_sets: tuple[FlowbitOp, ...] = ()
+    threshold: Threshold | None = None
+    detection_filter: Threshold | None = None
+    app_layer_protocol: tuple[str, bool] | None = None  # (name, negated) of app-layer-protocol
+    noalert: bool = False
+    pass_alert: bool = False  # `alert;` inside a pass rule
+    priority: int = 3
+    classtype: str = ""
+    metadata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    references: tuple[str, ...] = ()
+    target: str = ""
+
+    @property
+    def sid(self) -> int:
+        return self.ref.id
+
+
+@dataclass(frozen=True, slots=True)
+class RuleError:
+    """Why a rule was refused. ``column`` counts from 1 in the rule's first physical line; 0 when unknown."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+
+    def __str__(self) -> str:
+        at = f"{self.file}:{self.line}" + (f":{self.column}" if self.column else "")
+        return f"{at}: {self.message}"

@@ -1,0 +1,148 @@
+"""The event log: many processes send, one writes. A slow disk never makes a packet wait.
+
+Senders hold one end of a sequenced-packet socket and never block: what does not fit is dropped and counted, and the
+count is itself logged as soon as there is room (``event_type: log_dropped``). The writer bounds the file by size:
+at ``max_bytes`` it is renamed to ``NAME.1`` (the one before goes), so at most twice that is on disk. SIGHUP reopens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from nfw import events, process
+
+MESSAGE_BYTES = 60_000  # one socket message; well under the socket buffer so that several fit
+SOCKET_BYTES = 8 << 20  # about a second of heavy logging while the writer is busy rotating
+FLUSH_SECONDS = 0.1
+
+
+def channel() -> tuple[socket.socket, socket.socket]:
+    """(sender, receiver). The sender may be shared by any number of processes."""
+    sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for side in (sender, receiver):
+        with contextlib.suppress(OSError):
+            side.setsockopt(socket.SOL_SOCKET, 32, SOCKET_BYTES)  # SO_SNDBUFFORCE
+    sender.setblocking(False)
+    return sender, receiver
+
+
+class LogSender:
+    """What a worker writes its events to. Buffers for :data:`FLUSH_SECONDS`, then sends whole messages."""
+
+    def __init__(self, sock: socket.socket | None, extra: Mapping[str, Any] | None = None) -> None:
+        self._sock = sock
+        self._extra = dict(extra or {})
+        self._buffer: list[bytes] = []
+        self._size = 0
+        self.dropped = 0
+        self._told = 0
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Queue one event; never blocks, never raises."""
+        if self._extra:
+            event.setdefault("nfw", {}).update(self._extra)
+        data = events.line(event)
+        if len(data) > MESSAGE_BYTES:
+            self.dropped += 1
+            return
+        if self._size + len(data) > MESSAGE_BYTES:
+            self.flush()
+        self._buffer.append(data)
+        self._size += len(data)
+
+    def flush(self) -> None:
+        """Send what is queued; what does not fit is dropped and counted."""
+        if not self._buffer:
+            return
+        count, message = len(self._buffer), b"".join(self._buffer)
+        self._buffer, self._size = [], 0
+        if self._sock is None:
+            return
+        try:
+            self._sock.send(message)
+        except OSError:
+            self.dropped += count
+            return
+        if self.dropped > self._told:
+            lost = {
+                "timestamp": events.timestamp(time.time()),
+                "event_type": "log_dropped",
+                "nfw": {**self._extra, "lines": self.dropped - self._told},
+            }
+            with contextlib.suppress(OSError):
+                self._sock.send(events.line(lost))
+                self._told = self.dropped
+
+
+class LogFile:
+    """A size-bounded append-only file, or standard output for ``-``."""
+
+    def __init__(self, path: str, max_bytes: int) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        self._fd = -1
+        self._size = 0
+        self._regular = False
+        self.errors = 0
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the path anew, so that an external logrotate works. Raises OSError only on first use."""
+        if self.path == "-":
+            self._fd = sys.stdout.fileno()
+            return
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fd
+        info = os.fstat(fd)
+        self._regular = stat.S_ISREG(info.st_mode)
+        self._size = info.st_size
+
+    def write(self, data: bytes) -> None:
+        """Append whole lines; a full disk loses them and says so once on standard error."""
+        try:
+            if self._regular and self._size and self._size + len(data) > self.max_bytes:
+                os.replace(self.path, self.path + ".1")
+                self.reopen()
+            os.write(self._fd, data)
+            self._size += len(data)
+        except OSError as error:
+            if self.errors == 0:
+                print(f"nfw: cannot write the event log {self.path}: {error.strerror}", file=sys.stderr, flush=True)
+            self.errors += 1
+
+
+def run_writer(receiver: socket.socket, path: str, max_bytes: int) -> None:
+    """The writer process: until every sender is gone or SIGTERM, after which what is queued is still written."""
+    process.name("nfw log")
+    log = LogFile(path, max_bytes)
+    state = {"reopen": False, "stop": False}
+    signal.signal(signal.SIGHUP, lambda *_: state.update(reopen=True))
+    signal.signal(signal.SIGTERM, lambda *_: state.update(stop=True))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    receiver.settimeout(0.2)
+    while True:
+        if state["reopen"]:
+            state["reopen"] = False
+            try:
+                log.reopen()
+            except OSError as error:
+                print(f"nfw: cannot reopen the event log {path}: {error.strerror}", file=sys.stderr, flush=True)
+        try:
+            data = receiver.recv(MESSAGE_BYTES * 2)
+        except TimeoutError:
+            if state["stop"]:
+                return
+            continue
+        if not data:
+            return
+        log.write(data)

@@ -1,0 +1,80 @@
+"""Small process manners shared by every nfw process: names, dying with the parent, no core dumps."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_NAME = 15
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def name(title: str) -> None:
+    """Show ``title`` (15 bytes at most are kept) in ps and top."""
+    _libc.prctl(_PR_SET_NAME, title.encode()[:15], 0, 0, 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL this process when its parent ends. ``parent`` closes the race in which it has ended already."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def no_dumps() -> None:
+    """No core file and no ptrace by others of the same user: this process holds keys or plaintext."""
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def more_files() -> None:
+    """Raise the soft limit of open files to the hard one: a TLS flow needs two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def fork(work: Callable[[], None], *, title: str) -> int:
+    """Run ``work`` in a child that dies with this process; returns its pid.
+
+    The child's exit status is 0 when ``work`` returned and 70 (EX_SOFTWARE) after an exception, whose traceback goes to
+    standard error. It never returns into the caller's stack.
+    """
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        _child(parent, title, work)
+    return pid
+
+
+def _child(parent: int, title: str, work: Callable[[], None]) -> NoReturn:
+    status = 70
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; only the supervisor answers it
+        die_with_parent(parent)
+        name(title)
+        work()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 70
+    except BaseException:  # noqa: BLE001 - the process ends here; its traceback is all that is left of the bug
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os._exit(status)
