@@ -1,0 +1,47 @@
+# Everything a person or the CI does with nfw. Each target sets up what it needs first; the second time that is quick.
+
+BIN := .venv/bin
+# What a run remembers, apart for each user, so that `sudo make test` does not lock `make check` out of its own files.
+CACHE := .venv/cache-$(shell id -u)
+export RUFF_CACHE_DIR := $(CACHE)/ruff
+export MYPY_CACHE_DIR := $(CACHE)/mypy
+export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
+PYTEST := $(BIN)/python -m pytest -o cache_dir=$(CACHE)/pytest
+
+.PHONY: help setup demo test check lint bench lab clean
+
+help:
+	@echo 'sudo make demo    nfw at work on real traffic between network namespaces, step by step'
+	@echo 'sudo make test    all checks: lint, types, unit tests, tests with real packets'
+	@echo '     make check   what of that needs no root'
+	@echo 'sudo make bench   measurements'
+	@echo 'sudo make lab     a client, a router and a server to play with'
+	@echo '     make setup   Debian packages (with sudo) and .venv; the others do this by themselves'
+	@echo '     make clean   remove what the above left in this folder'
+
+setup:
+	@.ci/setup
+
+demo: setup
+	@$(BIN)/python -m tests.demo
+
+test: lint
+	$(PYTEST)
+
+check: lint
+	$(PYTEST) tests/unit
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy engines nfw tests
+
+bench: setup
+	@$(BIN)/python -m tests.bench
+
+lab: setup
+	@$(BIN)/python -m tests.lab shell
+
+clean:
+	rm -rf .venv build nfw.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
