@@ -1,0 +1,148 @@
+"""What a session says to its owner, in the order the owner must act on it.
+
+Directions are those of data: ``TO_SERVER`` is what the client sent. "Way" in the docstrings: one direction.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from engines.tls.clienthello import ClientHello
+from engines.tls.leaf import LeafKey, LeafRequest
+from engines.tls.status import Status
+from engines.tls.verify import ServerChain
+from engines.verdict import Direction
+
+
+class Close(enum.Enum):
+    """How a TCP connection ends. None of them adds or invents a TLS alert."""
+
+    FIN = "fin"  # send what is queued, then shut down our sending side; the peer may go on sending
+    SILENT = "silent"  # drop: forget what is queued, FIN, discard what still arrives
+    RESET = "reset"  # RST; what is queued may be lost
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """What was negotiated with one side. Names are OpenSSL's (``TLSv1.3``, ``X25519MLKEM768``); ``alpn`` "" is none."""
+
+    version: str
+    cipher: str
+    group: str
+    alpn: str
+
+
+@dataclass(slots=True)
+class SessionInfo:
+    """What is known of a session so far, for the log. Filled in as it goes on; the owner only reads it."""
+
+    hello: ClientHello | None = None
+    sni: str | None = None
+    client: Leg | None = None
+    server: Leg | None = None
+    chain: ServerChain | None = None
+    leaf: LeafRequest | None = None
+    certificate_requested: bool = False
+    plaintext: list[int] = field(default_factory=lambda: [0, 0])  # bytes decrypted, by Direction
+    forwarded: list[int] = field(default_factory=lambda: [0, 0])  # bytes let through, by Direction
+    truncated: list[bool] = field(default_factory=lambda: [False, False])  # way ended without close_notify
+    established: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The ClientHello is in and names a server. Answer with ``proceed()`` or ``end()``."""
+
+    hello: ClientHello
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectUpstream:
+    """Connect to the original destination; answer ``upstream_connected()`` or ``upstream_failed()``."""
+
+    sni: str
+
+
+@dataclass(frozen=True, slots=True)
+class NeedLeaf:
+    """The server is verified. Mint a leaf or take it from the cache; answer ``leaf_ready()`` or ``leaf_failed()``."""
+
+    request: LeafRequest
+    key: LeafKey
+
+
+@dataclass(frozen=True, slots=True)
+class Established:
+    """Both handshakes are done; plaintext may follow."""
+
+    info: SessionInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Plaintext:
+    """Decrypted bytes. Nothing goes on by itself: answer, now or later, with ``forward()``, in whatever pieces."""
+
+    direction: Direction
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Eof:
+    """No more plaintext this way. When all that may go on was forwarded, answer ``forward_eof()``.
+
+    ``clean``: by close_notify; else the stream was cut and will be seen cut by the other side.
+    """
+
+    direction: Direction
+    clean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SendClient:
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendUpstream:
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CloseClient:
+    how: Close
+
+
+@dataclass(frozen=True, slots=True)
+class CloseUpstream:
+    """Also ends a connection attempt that is still under way."""
+
+    how: Close
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event. Release both sockets once what the Close events asked for is done.
+
+    ``reason`` is a short stable token, ``detail`` a sentence for people.
+    """
+
+    status: Status
+    reason: str
+    detail: str
+    info: SessionInfo
+
+
+Event = (
+    Hello
+    | ConnectUpstream
+    | NeedLeaf
+    | Established
+    | Plaintext
+    | Eof
+    | SendClient
+    | SendUpstream
+    | CloseClient
+    | CloseUpstream
+    | Finished
+)

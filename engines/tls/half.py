@@ -1,0 +1,141 @@
+"""One TLS endpoint over memory buffers: ciphertext in, plaintext out, and back. Used twice per session.
+
+Promise: no peer byte raises anything but :class:`TlsError`, and that only from :meth:`TlsHalf.handshake`; a failure
+while relaying is a value (``error``), so that plaintext decrypted before it is not lost.
+"""
+
+from __future__ import annotations
+
+from OpenSSL import SSL
+
+from engines.tls.events import Leg
+
+_SLICE = 16384
+"""Bytes handed to OpenSSL at once. Its memory buffers grow to what they once held and never shrink: with 256 KB
+slices each leg would keep 340 KB for life; this much costs no measurable time."""
+
+_OUTPUT = 65536  # bytes asked of the output buffer at once
+_RECORD = 16384
+
+
+class TlsError(Exception):
+    """TLS failed. ``alert`` is the name of the alert the peer sent (``unknown ca``), "" if we found the fault."""
+
+    def __init__(self, detail: str, alert: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.alert = alert
+
+
+class TlsHalf:
+    """Wraps a Connection that has no socket and whose role (connect or accept state) is set."""
+
+    __slots__ = ("closed", "connection", "error")
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        self.connection = connection
+        self.closed = False
+        """The peer sent close_notify; RFC 8446 6.1: whatever it sends after is ignored."""
+        self.error: TlsError | None = None
+        """Set once, when a record fails or a fatal alert arrives; the half decrypts nothing any more."""
+
+    def handshake(self, data: bytes = b"") -> int | None:
+        """Advance with the peer's next bytes. None: more are needed. Done: how many of ``data`` were taken; the rest
+        belongs to :meth:`decrypt`. Collect :meth:`output` either way, also after an error (it may hold an alert).
+        """
+        at = 0
+        while True:
+            if data:
+                self.connection.bio_write(data[at : at + _SLICE])
+                at = min(at + _SLICE, len(data))
+            try:
+                self.connection.do_handshake()
+            except SSL.WantReadError:
+                if at < len(data):
+                    continue
+                return None
+            except SSL.Error as error:
+                raise _tls_error(error) from None
+            return at
+
+    def decrypt(self, data: bytes) -> bytes:
+        """Plaintext of as many whole records as ``data`` completes; then look at ``closed`` and ``error``."""
+        if self.closed or self.error is not None:
+            return b""
+        connection = self.connection
+        pieces: list[bytes] = []
+        at, size = 0, len(data)
+        try:
+            while True:
+                if at < size:
+                    connection.bio_write(data[at : at + _SLICE])
+                    at += _SLICE
+                try:
+                    while True:
+                        pieces.append(connection.recv(_RECORD))
+                except SSL.WantReadError:
+                    if at >= size:
+                        break
+        except SSL.ZeroReturnError:
+            self.closed = True
+        except SSL.Error as error:
+            self.error = _tls_error(error)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def encrypt(self, plaintext: bytes) -> bytes:
+        """Records for the peer. Nothing, once the half has failed or said close_notify."""
+        if self.error is not None or not plaintext:
+            return b""
+        connection = self.connection
+        pieces = []
+        try:
+            for at in range(0, len(plaintext), _SLICE):
+                connection.sendall(plaintext[at : at + _SLICE])
+                pieces.append(connection.bio_read(_OUTPUT))
+        except SSL.Error as error:
+            self.error = _tls_error(error)
+        return b"".join(pieces)
+
+    def close_notify(self) -> bytes:
+        """The alert that says our side is complete (RFC 8446 6.1). Only for a stream that really ended so."""
+        if self.error is None:
+            try:
+                self.connection.shutdown()
+            except SSL.Error as error:
+                self.error = _tls_error(error)
+        return self.output()
+
+    def output(self) -> bytes:
+        """What OpenSSL itself wants sent: handshake messages, tickets, key updates, alerts."""
+        pieces = []
+        try:
+            while True:
+                piece = self.connection.bio_read(_OUTPUT)
+                pieces.append(piece)
+                if len(piece) < _OUTPUT:
+                    break
+        except SSL.Error:  # WantRead: empty
+            pass
+        return b"".join(pieces)
+
+    def leg(self) -> Leg:
+        """What was negotiated; after the handshake."""
+        connection = self.connection
+        return Leg(
+            version=connection.get_protocol_version_name(),
+            cipher=connection.get_cipher_name() or "",
+            group=connection.get_group_name() or "",
+            alpn=connection.get_alpn_proto_negotiated().decode("latin-1"),
+        )
+
+
+def _tls_error(error: SSL.Error) -> TlsError:
+    """OpenSSL's error queue as one sentence; the last entry is the one closest to the wire protocol."""
+    if isinstance(error, SSL.ZeroReturnError):
+        return TlsError("the peer closed during the handshake", "close notify")
+    entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
+    reason = next((entry[2] for entry in reversed(entries) if len(entry) > 2 and entry[2]), "")
+    if not reason:
+        reason = " ".join(str(argument) for argument in error.args) or type(error).__name__
+    _, alert, name = reason.partition(" alert ")
+    return TlsError(f"received alert {name}" if alert else reason, name)

@@ -1,0 +1,67 @@
+"""Every reach below pyOpenSSL's public interface, so that an upgrade has one file to check.
+
+pyOpenSSL has no public call for the expected host name, the time of verification, the reason a verification failed,
+or for being told that the server asked for a client certificate; the bindings underneath have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from OpenSSL import SSL
+from OpenSSL._util import ffi, lib  # type: ignore[attr-defined,unused-ignore]
+
+_ffi: Any = ffi
+_lib: Any = lib
+
+MODE_RELEASE_BUFFERS: int = _lib.SSL_MODE_RELEASE_BUFFERS
+"""SSL_CTX_set_mode(3): give record buffers back while idle; 34 KB less per leg."""
+
+
+def expect_server(connection: SSL.Connection, host: str, unix_time: float) -> None:
+    """Have the handshake verify ``host`` (dNSName only, no partial wildcards) as of ``unix_time``.
+
+    X509_VERIFY_PARAM_set1_host(3), X509_check_host(3).
+    """
+    parameters = _lib.SSL_get0_param(connection._ssl)
+    _lib.X509_VERIFY_PARAM_set_hostflags(
+        parameters, _lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+    )
+    name = host.encode("ascii")
+    if _lib.X509_VERIFY_PARAM_set1_host(parameters, name, len(name)) != 1:
+        raise ValueError(f"not a host name: {host!r}")
+    _lib.X509_VERIFY_PARAM_set_time(parameters, int(unix_time))
+
+
+def verify_result(connection: SSL.Connection) -> int:
+    """X509_V_* code of the last verification; 0 is good. SSL_get_verify_result(3)."""
+    return int(_lib.SSL_get_verify_result(connection._ssl))
+
+
+def verify_error_text(code: int) -> str:
+    """OpenSSL's own words for an X509_V_* code."""
+    text: bytes = _ffi.string(_lib.X509_verify_cert_error_string(code))
+    return text.decode("ascii", "replace")
+
+
+def cipher_suites(connection: SSL.Connection) -> list[str]:
+    """Names of the suites the connection offers or accepts."""
+    return connection.get_cipher_list()
+
+
+def watch_certificate_requests(context: SSL.Context) -> Any:
+    """Make connections of this client context note that the server asked for a certificate.
+
+    The note is ``certificate_requested = True`` on the connection's app data. SSL_CTX_set_cert_cb(3): on the client
+    the callback runs only when a certificate was requested. Returns the callback, which must outlive the context.
+    """
+
+    @_ffi.callback("int(*)(SSL *, void *)")  # type: ignore[untyped-decorator,unused-ignore]
+    def requested(ssl: Any, _argument: Any) -> int:
+        connection = SSL.Connection._reverse_mapping.get(ssl)
+        if connection is not None:
+            connection.get_app_data().certificate_requested = True
+        return 1  # go on; with no certificate loaded an empty one is sent
+
+    _lib.SSL_CTX_set_cert_cb(context._context, requested, _ffi.NULL)
+    return requested

@@ -1,0 +1,621 @@
+"""One intercepted connection, from the first byte of the client to the last of either side.
+
+Theory of operation. The session is told what happened (bytes, ends, answers of the owner) and queues events; it owns
+no socket and reads no clock. Order is the whole point: the server is verified before the client hears one byte, the
+leaf is minted after that, and application bytes move only when both handshakes are done.
+
+::
+
+    state               waiting for                      on the way there
+    HELLO               the whole ClientHello            bytes collected by ClientHelloReader
+    HELD                proceed()                        rules on SNI, ALPN, JA3 may end it here
+    CONNECTING          upstream_connected()
+    UPSTREAM_HANDSHAKE  the server's handshake           chain, dates, name judged (engines.tls.verify)
+    LEAF                leaf_ready()
+    CLIENT_HANDSHAKE    the client's handshake           with the server's ALPN, never a better version
+    RELAY               the end of both ways             Plaintext out, forward() in
+    DONE                nothing                          Finished was queued; every input is ignored
+
+Each state has one handler for client bytes and one for upstream bytes; bytes a state cannot use yet are parked, within
+a bound, and read later. ``wants()`` tells the owner when to leave bytes in the kernel instead.
+
+Left out: sockets, inspection, revocation (it will sit between UPSTREAM_HANDSHAKE and LEAF), resumption.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from OpenSSL import SSL
+
+from engines.tls.clienthello import HELLO_CAP, TLS1_2, TLS1_3, ClientHello, ClientHelloReader, NotTls, is_grease
+from engines.tls.events import (
+    Close,
+    CloseClient,
+    CloseUpstream,
+    ConnectUpstream,
+    Eof,
+    Established,
+    Event,
+    Finished,
+    Hello,
+    NeedLeaf,
+    Plaintext,
+    SendClient,
+    SendUpstream,
+    SessionInfo,
+)
+from engines.tls.half import TlsError, TlsHalf
+from engines.tls.leaf import LeafKey, LeafRequest, leaf_key_type
+from engines.tls.status import FailAction, Status
+from engines.tls.verify import HandshakeNotes, Refusal, UpstreamVerifier, limit_versions
+from engines.verdict import Direction
+
+PARKED_MAX = 1 << 20
+"""Bytes of one way kept while nobody may read them. A reader that obeys ``wants()`` never has more than one read
+(256 KB) here; more means the owner ignores it, and the session ends as INTERNAL."""
+
+CONTROL_MAX = 65536
+"""Bytes OpenSSL may answer by itself (key updates, tickets) with no application byte sent in between: some 2,500 key
+updates. A peer that asks for more is flooding (and may not be reading)."""
+
+_TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
+
+# Alerts a server that wants a client certificate sends when it gets none (RFC 8446 6.2, RFC 5246 7.4.6).
+_NO_CERTIFICATE_ALERTS = frozenset(
+    (
+        "certificate required",
+        "handshake failure",
+        "bad certificate",
+        "certificate unknown",
+        "access denied",
+        "no certificate",
+    )
+)
+
+
+class State(enum.Enum):
+    HELLO = "hello"
+    HELD = "held"
+    CONNECTING = "connecting"
+    UPSTREAM_HANDSHAKE = "upstream_handshake"
+    LEAF = "leaf"
+    CLIENT_HANDSHAKE = "client_handshake"
+    RELAY = "relay"
+    DONE = "done"
+
+
+# What running out of time in a state means.
+_TIMEOUTS = {
+    State.HELLO: (Status.NOT_TLS, "hello_timeout", "no complete ClientHello in time"),
+    State.HELD: (Status.INTERNAL, "hold_timeout", "no decision on the ClientHello in time"),
+    State.CONNECTING: (Status.UNREACHABLE, "connect_timeout", "the server did not accept the connection in time"),
+    State.UPSTREAM_HANDSHAKE: (Status.PROTOCOL, "upstream_timeout", "the server did not finish its handshake in time"),
+    State.LEAF: (Status.INTERNAL, "leaf_timeout", "no leaf certificate in time"),
+    State.CLIENT_HANDSHAKE: (Status.PROTOCOL, "client_timeout", "the client did not finish its handshake in time"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """What all sessions of a policy share.
+
+    ``ca_id`` tells CAs apart in leaf cache keys (SHA-256 of the certificate, say). ``on_failure`` is the action for
+    every status that ``actions`` does not name. ``alpn``: protocols that may be offered upstream; None mirrors the
+    client's list. Timeouts in seconds, each for one state.
+    """
+
+    verifier: UpstreamVerifier
+    ca_id: bytes
+    on_failure: FailAction = FailAction.REJECT
+    actions: Mapping[Status, FailAction] = field(default_factory=dict)
+    alpn: frozenset[bytes] | None = None
+    hello_timeout: float = 10.0
+    connect_timeout: float = 10.0
+    upstream_timeout: float = 10.0
+    leaf_timeout: float = 10.0
+    client_timeout: float = 10.0
+    hello_cap: int = HELLO_CAP
+
+
+class Session:
+    """See the module's text. ``now`` is seconds of any steady clock, for deadlines; ``unix_time`` is the time
+    certificates are judged at. Methods named after what happened take it in; :meth:`events` drains what follows.
+    """
+
+    __slots__ = (
+        "_client_handler",
+        "_connection_open",
+        "_deadline",
+        "_events",
+        "_half",
+        "_reader",
+        "_settings",
+        "_state",
+        "_unix_time",
+        "_upstream_handler",
+        "_ways",
+        "info",
+    )
+
+    def __init__(self, settings: TlsSettings, now: float, unix_time: float) -> None:
+        self._settings = settings
+        self._unix_time = unix_time
+        self._events: list[Event] = []
+        self._ways = (_Way(), _Way())
+        self._half: list[TlsHalf | None] = [None, None]  # by the direction of what the half receives: client, upstream
+        self._reader = ClientHelloReader(settings.hello_cap)
+        self._connection_open = False  # the owner has, or is making, an upstream connection
+        self.info = SessionInfo()
+        self._state = State.HELLO
+        self._deadline: float | None = now + settings.hello_timeout
+        self._client_handler: Callable[[bytes, float], None] = self._read_hello
+        self._upstream_handler: Callable[[bytes, float], None] = self._park_upstream
+
+    # What the owner looks at.
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def deadline(self) -> float | None:
+        """When to call :meth:`tick` at the latest; None while relaying (idle limits are the owner's)."""
+        return self._deadline
+
+    def wants(self, direction: Direction) -> bool:
+        """Whether bytes of this way should be read from the socket now: TO_SERVER from the client's, TO_CLIENT from
+        the upstream one. While False, leave them in the kernel, but do report a reset."""
+        if self._state is State.RELAY:
+            way = self._ways[direction]
+            return not (way.paused or way.source_fin)  # also after close_notify: its FIN must be seen
+        if direction is _TO_SERVER:
+            return self._state in (State.HELLO, State.CLIENT_HANDSHAKE)
+        return self._state is State.UPSTREAM_HANDSHAKE
+
+    def pending(self, direction: Direction) -> int:
+        """Bytes of ciphertext of this way read but not yet decrypted."""
+        return self._ways[direction].parked_bytes
+
+    def events(self) -> list[Event]:
+        """What was queued since the last call, oldest first."""
+        drained, self._events = self._events, []
+        return drained
+
+    # What the owner answers.
+
+    def proceed(self, now: float) -> None:
+        """The ClientHello may go on: asks for the upstream connection."""
+        if self._state is State.HELD:
+            assert self.info.sni is not None
+            self._connection_open = True
+            self._enter(State.CONNECTING, now + self._settings.connect_timeout)
+            self._events.append(ConnectUpstream(self.info.sni))
+
+    def leaf_ready(self, context: SSL.Context, now: float) -> None:
+        """The leaf asked for by NeedLeaf, as :func:`engines.tls.leaf.server_context` prepares it."""
+        if self._state is not State.LEAF:
+            return
+        assert self.info.server is not None
+        connection = SSL.Connection(context)
+        connection.set_app_data(self.info.server.alpn.encode("latin-1"))
+        connection.set_accept_state()
+        if self.info.server.version != "TLSv1.3":
+            limit_versions(connection, (TLS1_2,))  # never show the client a better version than the server gave
+        self._half[_TO_SERVER] = TlsHalf(connection)
+        self._enter(State.CLIENT_HANDSHAKE, now + self._settings.client_timeout)
+        self._client_handler = self._handshake_client
+        self._handshake_client(self._ways[_TO_SERVER].unpark(), now)
+
+    def leaf_failed(self, reason: str, now: float) -> None:
+        """No leaf can be had; ``reason`` is for people."""
+        if self._state is State.LEAF:
+            self._fail(Status.INTERNAL, "leaf_failed", reason)
+
+    def forward(self, direction: Direction, plaintext: bytes) -> None:
+        """Inspected plaintext may go on: encrypts it for the other side. Ignored after the end of the session."""
+        if self._state is not State.RELAY or self._ways[direction].forwarded_eof:
+            return
+        half = self._half[direction.reply]
+        assert half is not None
+        self._send(direction, half.encrypt(plaintext))
+        self.info.forwarded[direction] += len(plaintext)
+        self._ways[direction.reply].control = 0
+        if half.error is not None:
+            self._broken(half.error, direction.reply)
+
+    def forward_eof(self, direction: Direction) -> None:
+        """All that may go on this way was forwarded; the answer to Eof. Passes on the end as it came."""
+        way = self._ways[direction]
+        if self._state is not State.RELAY or not way.ended or way.forwarded_eof:
+            return
+        way.forwarded_eof = True
+        source, target = self._half[direction], self._half[direction.reply]
+        assert source is not None
+        assert target is not None
+        if source.error is not None:
+            self._broken(source.error, direction)
+            return
+        if source.closed:
+            self._send(direction, target.close_notify())
+        if self._ways[direction.reply].forwarded_eof:
+            self._complete()
+        elif way.source_fin:
+            self._close(direction, Close.FIN)
+
+    def end(self, how: FailAction, reason: str, detail: str = "") -> None:
+        """The owner's decision, at any time: nothing more goes to either side."""
+        if self._state is not State.DONE:
+            self._finish(Status.POLICY, reason, detail, _CLOSE_OF[how])
+
+    def pause(self, direction: Direction) -> None:
+        """Decrypt nothing more of this way: its receiver is not keeping up."""
+        self._ways[direction].paused = True
+
+    def resume(self, direction: Direction, now: float) -> None:
+        """Go on, beginning with what was parked."""
+        self._ways[direction].paused = False
+        if self._state is State.RELAY:
+            self._unpark(direction)
+
+    def tick(self, now: float) -> None:
+        """Ends the session when its deadline has passed."""
+        if self._deadline is not None and now >= self._deadline:
+            status, reason, detail = _TIMEOUTS[self._state]
+            self._fail(status, reason, detail)
+
+    # What happened at the client.
+
+    def client_data(self, data: bytes, now: float) -> None:
+        if data:
+            self._client_handler(data, now)
+
+    def client_eof(self, now: float) -> None:
+        """The client sent FIN: it will send no more, it may still read."""
+        if self._state is State.RELAY:
+            self._source_fin(_TO_SERVER)
+        elif self._state is not State.DONE:
+            self._finish(
+                Status.ABORTED, "client_closed", "the client closed before the session was established", Close.FIN
+            )
+
+    def client_reset(self, now: float) -> None:
+        if self._state is State.RELAY:
+            self.info.truncated[_TO_SERVER] = True
+            self._finish(Status.OK, "client_reset", "the client reset the connection", Close.RESET)
+        elif self._state is not State.DONE:
+            self._finish(
+                Status.ABORTED, "client_reset", "the client reset before the session was established", Close.RESET
+            )
+
+    # What happened upstream.
+
+    def upstream_connected(self, now: float) -> None:
+        if self._state is not State.CONNECTING:
+            return
+        hello = self.info.hello
+        assert hello is not None
+        assert hello.sni is not None
+        connection = self._settings.verifier.connection(
+            hello.sni, self._unix_time, self._alpn_to_offer(hello), hello.versions
+        )
+        self._half[_TO_CLIENT] = TlsHalf(connection)
+        self._enter(State.UPSTREAM_HANDSHAKE, now + self._settings.upstream_timeout)
+        self._upstream_handler = self._handshake_upstream
+        self._handshake_upstream(self._ways[_TO_CLIENT].unpark(), now)
+
+    def upstream_failed(self, reason: str, now: float) -> None:
+        """The TCP connection could not be made; ``reason`` is for people."""
+        if self._state is State.CONNECTING:
+            self._connection_open = False
+            # Not TLS's fault, so not the policy's action: the client sees what it would have seen without us.
+            self._finish(Status.UNREACHABLE, "connect_failed", reason, Close.RESET)
+
+    def upstream_data(self, data: bytes, now: float) -> None:
+        if data:
+            self._upstream_handler(data, now)
+
+    def upstream_eof(self, now: float) -> None:
+        """The server sent FIN: it will send no more, it may still read."""
+        if self._state is State.RELAY:
+            self._source_fin(_TO_CLIENT)
+        elif self._state in (State.LEAF, State.CLIENT_HANDSHAKE):
+            self._ways[_TO_CLIENT].source_fin = True  # what it said before is still the client's to read
+        elif self._state is not State.DONE:
+            self._fail(Status.PROTOCOL, "upstream_closed", "the server closed the connection during the handshake")
+
+    def upstream_reset(self, now: float) -> None:
+        if self._state is State.RELAY:
+            self.info.truncated[_TO_CLIENT] = True
+            self._finish(Status.OK, "upstream_reset", "the server reset the connection", Close.RESET)
+        elif self._state is not State.DONE:
+            self._fail(Status.PROTOCOL, "upstream_reset", "the server reset the connection during the handshake")
+
+    # States, in order.
+
+    def _read_hello(self, data: bytes, now: float) -> None:
+        result = self._reader.feed(data)
+        if result is None:
+            return
+        if isinstance(result, NotTls):
+            self._fail(
+                Status.NOT_TLS, result.reason, f"the client's first bytes are no TLS ClientHello: {result.reason}"
+            )
+            return
+        self.info.hello = result
+        self.info.sni = result.sni
+        refusal = _offer_problem(result) or self._alpn_problem(result)
+        if refusal is not None:
+            self._fail(refusal.status, refusal.reason, refusal.detail)
+            return
+        self._enter(State.HELD, now + self._settings.connect_timeout)
+        self._client_handler = self._park_client
+        self._park_client(result.raw, now)
+        self._events.append(Hello(result))
+
+    def _handshake_upstream(self, data: bytes, now: float) -> None:
+        half = self._half[_TO_CLIENT]
+        assert half is not None
+        assert self.info.sni is not None
+        notes: HandshakeNotes = half.connection.get_app_data()
+        try:
+            taken = half.handshake(data)
+        except TlsError as error:
+            self.info.certificate_requested = notes.certificate_requested
+            self._send(_TO_SERVER, half.output())
+            refusal = self._settings.verifier.refusal(half.connection) or self._upstream_fault(error)
+            self._fail(refusal.status, refusal.reason, refusal.detail)
+            return
+        self._send(_TO_SERVER, half.output())
+        if taken is None:
+            return
+        self.info.certificate_requested = notes.certificate_requested
+        verdict = self._settings.verifier.judge(half.connection, self.info.sni)
+        if isinstance(verdict, Refusal):
+            self._fail(verdict.status, verdict.reason, verdict.detail)
+            return
+        self.info.chain = verdict
+        self.info.server = half.leg()
+        self._upstream_handler = self._park_upstream
+        if taken < len(data):
+            self._park_upstream(data[taken:], now)
+        self._ask_for_leaf(now)
+
+    def _ask_for_leaf(self, now: float) -> None:
+        hello, chain, server = self.info.hello, self.info.chain, self.info.server
+        assert hello is not None
+        assert chain is not None
+        assert server is not None
+        key_type = leaf_key_type(hello, TLS1_3 if server.version == "TLSv1.3" else TLS1_2)
+        request = LeafRequest.copy_of(chain.leaf, self._unix_time, key_type)
+        self.info.leaf = request
+        self._enter(State.LEAF, now + self._settings.leaf_timeout)
+        self._events.append(NeedLeaf(request, LeafKey(chain.leaf.sha256, self._settings.ca_id, key_type)))
+
+    def _handshake_client(self, data: bytes, now: float) -> None:
+        half = self._half[_TO_SERVER]
+        assert half is not None
+        try:
+            taken = half.handshake(data)
+        except TlsError as error:
+            if self._settings.on_failure is FailAction.REJECT:
+                self._send(_TO_CLIENT, half.output())  # the alert says what a plain RST cannot
+            reason = "client_refused" if error.alert else "client_handshake"
+            self._fail(Status.PROTOCOL, reason, f"handshake with the client failed: {error.detail}")
+            return
+        self._send(_TO_CLIENT, half.output())
+        if taken is None:
+            return
+        hello = self.info.hello
+        assert hello is not None
+        if half.connection.get_servername() != hello.sni_raw:
+            # RFC 8446 4.1.2: a second ClientHello must repeat the first, which is the one that was judged.
+            self._fail(Status.PROTOCOL, "sni_changed", "the server name changed between two ClientHellos")
+            return
+        self.info.client = half.leg()
+        self.info.established = True
+        self._enter(State.RELAY, None)
+        self._client_handler = self._relay_client
+        self._upstream_handler = self._relay_upstream
+        self._events.append(Established(self.info))
+        if taken < len(data):
+            self._ways[_TO_SERVER].park(data[taken:])
+        self._unpark(_TO_SERVER)
+        self._unpark(_TO_CLIENT)
+
+    def _relay_client(self, data: bytes, now: float) -> None:
+        self._relay(_TO_SERVER, data)
+
+    def _relay_upstream(self, data: bytes, now: float) -> None:
+        self._relay(_TO_CLIENT, data)
+
+    def _relay(self, direction: Direction, data: bytes) -> None:
+        if self._ways[direction].paused:
+            self._park(direction, data)
+        else:
+            self._decrypt(direction, data)
+
+    def _ignore(self, data: bytes, now: float) -> None:
+        """DONE."""
+
+    # One way of the relay.
+
+    def _decrypt(self, direction: Direction, data: bytes) -> None:
+        way, half = self._ways[direction], self._half[direction]
+        assert half is not None
+        plaintext = half.decrypt(data)
+        answer = half.output()
+        if answer:
+            self._send(direction.reply, answer)
+            way.control += len(answer)
+        if plaintext:
+            self.info.plaintext[direction] += len(plaintext)
+            self._events.append(Plaintext(direction, plaintext))
+        if way.control > CONTROL_MAX:
+            self._finish(Status.PROTOCOL, "control_flood", "too many key updates without data", Close.RESET)
+        elif half.closed or half.error is not None:
+            self._end_of(direction, clean=half.closed)
+
+    def _unpark(self, direction: Direction) -> None:
+        """Read what waited, records OpenSSL kept from the handshake included, then the end if it waited too."""
+        way = self._ways[direction]
+        if not way.paused:
+            self._decrypt(direction, way.unpark())
+            if way.source_fin and self._state is State.RELAY:
+                self._end_of(direction, clean=False)
+
+    def _source_fin(self, direction: Direction) -> None:
+        way = self._ways[direction]
+        way.source_fin = True
+        if way.forwarded_eof:  # close_notify went on earlier, now its FIN does
+            self._close(direction, Close.FIN)
+        elif not (way.paused and way.parked):
+            self._end_of(direction, clean=False)
+
+    def _end_of(self, direction: Direction, *, clean: bool) -> None:
+        way = self._ways[direction]
+        if not way.ended:
+            way.ended = True
+            self.info.truncated[direction] = not clean
+            self._events.append(Eof(direction, clean))
+
+    # Parking.
+
+    def _park_client(self, data: bytes, now: float) -> None:
+        self._park(_TO_SERVER, data)
+
+    def _park_upstream(self, data: bytes, now: float) -> None:
+        self._park(_TO_CLIENT, data)
+
+    def _park(self, direction: Direction, data: bytes) -> None:
+        if not self._ways[direction].park(data):
+            self._finish(Status.INTERNAL, "parked_full", "bytes kept arriving while none were wanted", Close.RESET)
+
+    # What is acceptable, and what to do when it is not.
+
+    def _alpn_to_offer(self, hello: ClientHello) -> list[bytes]:
+        allowed = self._settings.alpn
+        return [
+            protocol
+            for protocol in hello.alpn
+            if not (len(protocol) == 2 and is_grease(int.from_bytes(protocol, "big")))
+            and (allowed is None or protocol in allowed)
+        ]
+
+    def _alpn_problem(self, hello: ClientHello) -> Refusal | None:
+        if hello.alpn and not self._alpn_to_offer(hello):
+            return Refusal(Status.PROTOCOL, "alpn_not_allowed", "none of the client's ALPN protocols is allowed")
+        return None
+
+    def _upstream_fault(self, error: TlsError) -> Refusal:
+        if self.info.certificate_requested and error.alert in _NO_CERTIFICATE_ALERTS:
+            return Refusal(
+                Status.PROTOCOL, "mtls_required", f"the server requires a client certificate: {error.detail}"
+            )
+        return Refusal(Status.PROTOCOL, "upstream_handshake", f"handshake with the server failed: {error.detail}")
+
+    def _broken(self, error: TlsError, direction: Direction) -> None:
+        """The half that receives ``direction`` failed while relaying: the other side is cut, not closed."""
+        self.info.truncated[direction] = True
+        half = self._half[direction]
+        assert half is not None
+        self._send(direction.reply, half.output())
+        if direction is _TO_CLIENT:
+            refusal = self._upstream_fault(error)
+            reason = refusal.reason if refusal.reason == "mtls_required" else "upstream_error"
+            self._finish(Status.PROTOCOL, reason, f"TLS error from the server: {error.detail}", Close.RESET)
+        else:
+            self._finish(Status.PROTOCOL, "client_error", f"TLS error from the client: {error.detail}", Close.RESET)
+
+    def _fail(self, status: Status, reason: str, detail: str) -> None:
+        action = self._settings.actions.get(status, self._settings.on_failure)
+        self._finish(status, reason, detail, _CLOSE_OF[action])
+
+    def _complete(self) -> None:
+        truncated = self.info.truncated
+        if truncated[_TO_SERVER] or truncated[_TO_CLIENT]:
+            self._finish(Status.OK, "truncated", "a side ended without close_notify", Close.FIN)
+        else:
+            self._finish(Status.OK, "closed", "", Close.FIN)
+
+    def _finish(self, status: Status, reason: str, detail: str, how: Close) -> None:
+        self._close(_TO_CLIENT, how)
+        if self._connection_open:
+            self._close(_TO_SERVER, how)
+        self._events.append(Finished(status, reason, detail, self.info))
+        self._enter(State.DONE, None)
+        self._client_handler = self._upstream_handler = self._ignore
+        self._half = [None, None]  # frees OpenSSL's state now, not when the log line is written
+        for way in self._ways:
+            way.unpark()
+
+    def _enter(self, state: State, deadline: float | None) -> None:
+        self._state = state
+        self._deadline = deadline
+
+    def _send(self, direction: Direction, data: bytes) -> None:
+        if data:
+            self._events.append(SendUpstream(data) if direction is _TO_SERVER else SendClient(data))
+
+    def _close(self, direction: Direction, how: Close) -> None:
+        """Close the connection this way leads to; a FIN is said once."""
+        way = self._ways[direction]
+        if how is Close.FIN and way.fin_sent:
+            return
+        way.fin_sent = how is Close.FIN
+        self._events.append(CloseUpstream(how) if direction is _TO_SERVER else CloseClient(how))
+
+
+class _Way:
+    """One direction of the relay, from the half that decrypts it to the half that encrypts it."""
+
+    __slots__ = (
+        "control",
+        "ended",
+        "fin_sent",
+        "forwarded_eof",
+        "parked",
+        "parked_bytes",
+        "paused",
+        "source_fin",
+    )
+
+    def __init__(self) -> None:
+        self.parked: list[bytes] = []
+        self.parked_bytes = 0
+        self.paused = False
+        self.ended = False  # Eof was said
+        self.forwarded_eof = False  # and answered
+        self.source_fin = False  # the sender's TCP FIN arrived
+        self.fin_sent = False  # and was passed on
+        self.control = 0  # bytes answered by OpenSSL itself since the last application byte towards the sender
+
+    def park(self, data: bytes) -> bool:
+        """False: over the bound."""
+        self.parked.append(data)
+        self.parked_bytes += len(data)
+        return self.parked_bytes <= PARKED_MAX
+
+    def unpark(self) -> bytes:
+        data = b"".join(self.parked)
+        self.parked.clear()
+        self.parked_bytes = 0
+        return data
+
+
+_CLOSE_OF = {FailAction.DROP: Close.SILENT, FailAction.REJECT: Close.RESET}
+
+
+def _offer_problem(hello: ClientHello) -> Refusal | None:
+    if hello.sni is None:
+        if hello.sni_problem == "invalid":
+            return Refusal(Status.NAME_MISMATCH, "sni_invalid", "the server name asked for is not a host name")
+        detail = (
+            "the server name asked for is an address" if hello.sni_problem == "ip_literal" else "no server name (SNI)"
+        )
+        return Refusal(Status.NO_SNI, "no_sni", detail)
+    if TLS1_2 not in hello.versions and TLS1_3 not in hello.versions:
+        return Refusal(Status.PROTOCOL, "client_version", "the client offers neither TLS 1.2 nor 1.3")
+    return None

@@ -1,0 +1,156 @@
+"""Upstream verification: what the verifier offers, what it reads from certificates, how it says no."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from OpenSSL import SSL
+
+from engines.tls.clienthello import TLS1_2, TLS1_3, ClientHelloReader
+from engines.tls.openssl import cipher_suites
+from engines.tls.status import Status
+from engines.tls.verify import (
+    Refusal,
+    ServerChain,
+    UpstreamVerifier,
+    certificate_facts,
+    parse_anchors,
+    printable,
+    spki_sha256,
+)
+from tests.unit.tlskit import DAY, NOW, Authority, Peer, server_peer
+
+
+@pytest.fixture(scope="module")
+def root() -> Authority:
+    return Authority()
+
+
+def handshake(verifier: UpstreamVerifier, server: Peer, host: str, at: float = NOW):
+    """The verifier's answer after a handshake with ``server``: a ServerChain or a Refusal."""
+    connection = verifier.connection(host, at)
+    while True:
+        try:
+            connection.do_handshake()
+        except SSL.WantReadError:
+            server.feed(connection.bio_read(65536))
+            connection.bio_write(server.take())
+            continue
+        except SSL.Error:
+            return verifier.refusal(connection)
+        return verifier.judge(connection, host)
+
+
+def test_what_is_offered(root: Authority) -> None:
+    """1.2 and 1.3, ECDHE with AEAD, no SHA-1, post-quantum group first, no compression, no session ticket."""
+    connection = UpstreamVerifier([root.certificate]).connection("a.example.test", NOW, [b"h2", b"http/1.1"])
+    assert all(suite.startswith(("TLS_", "ECDHE-")) for suite in cipher_suites(connection))
+    assert all("GCM" in suite or "CHACHA20" in suite for suite in cipher_suites(connection))
+    with pytest.raises(SSL.WantReadError):
+        connection.do_handshake()
+    hello = ClientHelloReader().feed(connection.bio_read(65536))
+    assert hello.sni == "a.example.test"
+    assert hello.alpn == (b"h2", b"http/1.1")
+    assert set(hello.versions) == {TLS1_2, TLS1_3}
+    assert hello.groups[0] == 0x11EC
+    assert not [scheme for scheme in hello.sig_algs if scheme >> 8 in (1, 2)], "MD5 or SHA-1"
+    assert 23 in hello.extensions, "extended master secret"
+    assert not hello.has_early_data
+
+
+@pytest.mark.parametrize("versions", [(TLS1_2,), (TLS1_3,), (TLS1_2, TLS1_3), (0x7A7A, TLS1_3, 0x0301)])
+def test_versions_offered_are_the_clients(root: Authority, versions: tuple) -> None:
+    connection = UpstreamVerifier([root.certificate]).connection("a.test", NOW, versions=versions)
+    with pytest.raises(SSL.WantReadError):
+        connection.do_handshake()
+    hello = ClientHelloReader().feed(connection.bio_read(65536))
+    assert set(hello.versions) == {TLS1_2, TLS1_3} & set(versions)
+
+
+def test_accepted_chain(root: Authority) -> None:
+    intermediate = Authority("Intermediate", root)
+    certificate, key = intermediate.issue("a.example.test", "*.b.example.test")
+    chain = handshake(
+        UpstreamVerifier([root.certificate]),
+        server_peer(certificate, key, [intermediate.certificate]),
+        "x.b.example.test",
+    )
+    assert isinstance(chain, ServerChain)
+    assert [c.subject for c in chain.certificates] == ["CN=a.example.test", "CN=Intermediate", "CN=Lab Root"]
+    assert chain.leaf.dns_names == ("a.example.test", "*.b.example.test")
+    assert chain.fingerprints[0] == chain.leaf.sha256.hex()
+
+
+@pytest.mark.parametrize(
+    ("days", "status"), [(61, Status.EXPIRED), (-31, Status.NOT_YET_VALID), (59, None), (-29, None)]
+)
+def test_dates_are_judged_at_the_time_given(root: Authority, days: int, status: Status | None) -> None:
+    certificate, key = root.issue("a.test.test")
+    result = handshake(
+        UpstreamVerifier([root.certificate]), server_peer(certificate, key), "a.test.test", NOW + days * DAY
+    )
+    if status is None:
+        assert isinstance(result, ServerChain)
+    else:
+        assert isinstance(result, Refusal)
+        assert result.status is status
+        assert "depth 0, CN=a.test.test, valid 2026-" in result.detail
+
+
+def test_reason_names_the_certificate_at_fault(root: Authority) -> None:
+    dead = Authority("Dead Intermediate", root)
+    dead.certificate = root.sign(subject=dead.name, key=dead.key, ca=True, days=(-100, -1), eku=None)
+    certificate, key = dead.issue("a.test.test")
+    refusal = handshake(
+        UpstreamVerifier([root.certificate]), server_peer(certificate, key, [dead.certificate]), "a.test.test"
+    )
+    assert (refusal.status, refusal.reason) == (Status.EXPIRED, "expired")
+    assert "depth 1, CN=Dead Intermediate" in refusal.detail
+
+
+def test_refused_keys_are_no_anchors(root: Authority) -> None:
+    verifier = UpstreamVerifier([root.certificate], refused_keys=frozenset([spki_sha256(root.certificate)]))
+    assert verifier.anchors == 0
+    certificate, key = root.issue("a.test.test")
+    assert handshake(verifier, server_peer(certificate, key), "a.test.test").status is Status.UNTRUSTED
+
+
+def test_verdicts_do_not_leak_between_servers(root: Authority) -> None:
+    """Same verifier, same name, good certificate and then a bad one."""
+    verifier = UpstreamVerifier([root.certificate])
+    good, good_key = root.issue("a.test.test")
+    bad, bad_key = root.issue("b.test.test")
+    for _ in range(2):
+        assert isinstance(handshake(verifier, server_peer(good, good_key), "a.test.test"), ServerChain)
+        assert handshake(verifier, server_peer(bad, bad_key), "a.test.test").status is Status.NAME_MISMATCH
+
+
+def test_facts(root: Authority) -> None:
+    san = [x509.DNSName("a.test"), x509.IPAddress(ipaddress.ip_address("192.0.2.1")), x509.RFC822Name("x@a.test")]
+    certificate, _ = root.issue("a.test", san=san)
+    facts = certificate_facts(certificate)
+    assert (facts.dns_names, facts.addresses) == (("a.test",), (bytes([192, 0, 2, 1]),))
+    assert (facts.common_name, facts.issuer) == ("a.test", "CN=Lab Root")
+    assert facts.not_after == int(NOW + 60 * DAY)
+    assert facts.problem is None
+    assert certificate_facts(root.certificate).problem == "the server's certificate is a CA certificate"
+    bare, _ = root.issue("a.test", san=(), subject=x509.Name([]))
+    assert (certificate_facts(bare).subject, certificate_facts(bare).dns_names) == ("(no name)", ())
+
+
+def test_parse_anchors(root: Authority) -> None:
+    pem = root.certificate.public_bytes(serialization.Encoding.PEM)
+    broken = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    certificates, problems = parse_anchors(b"# a comment\n" + pem + broken + pem)
+    assert certificates == [root.certificate] * 2
+    assert len(problems) == 1
+    assert problems[0].startswith("certificate 2: ")
+    assert parse_anchors(b"")[1] == ["no certificate found (expected -----BEGIN CERTIFICATE-----)"]
+
+
+def test_printable() -> None:
+    assert printable("a\x1b[31m\n\u202eb") == "a?[31m??b"
+    assert len(printable("x" * 1000)) == 200
