@@ -1,0 +1,637 @@
+"""What nfw sets in the kernel: one nftables table and two policy routes. Computed as text, applied by a runner.
+
+The way of a packet through ``table inet nfw`` (chain priorities on the left)::
+
+    prerouting -450 fragments   UDP fragments by policy, other fragments dropped; conntrack reassembles at -400
+               -100             destination NAT, and masquerading undone: from here both directions show the same addresses
+                -95 classify ─► generation_N:  flow known?  pass, drop: done here    TLS, has a socket: deliver here
+                                               otherwise ─► queue_N ─► a worker's verdict and mark
+                -90 divert   ─► verdict_N:     mark ─► conntrack mark; TLS ─► tproxy
+    forward    -150 forward     whatever bears no mark of a judged packet is counted and dropped
+    input      -150 arrived     our bits of the mark are taken off
+    output     -150 own         connections of nfw itself are remembered as such, so that their replies are not queued
+
+The sets are the state: with empty sets and an empty classify chain nothing is forwarded, and that is the closed table. A
+switch is three transactions of which only the middle one is felt: *prepare* adds chains and makes the new generation's marks
+valid, *flip* replaces the single rule of the classify chain, *retire* takes away what older generations had. Between flip
+and retire packets that wait in the old generation's queues are still let through by the old workers' verdicts.
+
+Base chains stay as long as the table: the kernel drops every queued packet of the namespace when a hook is unregistered.
+
+nft 1.0.6 cannot combine two registers (``ct mark set ct mark & x | meta mark & y``), so each rule that copies a mark has
+its constants written out. The queue rule is nft's own statement where the kernel has it, else the compat NFQUEUE target.
+
+What it leaves out: NAT, forwarding itself (``net.ipv4.ip_forward``) and the input chain are the operator's; an input chain
+that drops by default must accept ``ct mark & <disposition bits> == TLS or OWN``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+from nfw.conntrack import Conntrack
+from nfw.marks import Disposition, MarkLayout
+
+TABLE = "nfw"
+ROUTE_TABLE = 5101  # and the rule's priority: before main, before what VPN software usually adds
+ROUTE_PROTOCOL = 78  # marks our rules and routes as ours, so cleanup finds them whatever their numbers are
+COUNTERS = {
+    "dropped": "packets of flows whose verdict is drop",
+    "unjudged": "packets that would have been forwarded without a verdict",
+    "fragments_udp": "UDP fragments dropped by the fragment default",
+    "fragments_other": "fragments of anything else",
+    "tls_refused": "packets of intercepted flows that nobody listens for",
+    "stale": "packets for connections of nfw that are gone",
+    "failed_open": "packets forwarded without a verdict because the policy says fail open",
+}
+_RUN_SECONDS = 20.0
+_QUEUE_MAX = 65535
+
+
+class HostNetError(Exception):
+    """The kernel or a tool refused; the text says what and why."""
+
+
+class Fragments(Enum):
+    """What the policy says of UDP fragments."""
+
+    DROP = "drop"
+    FORWARD = "forward"  # reassembled, then judged like any packet
+    PASS = "pass"  # reassembled, then forwarded without a look
+
+
+class QueueRule(Enum):
+    """How a packet is queued on this kernel."""
+
+    STATEMENT = "statement"  # nftables' own, CONFIG_NFT_QUEUE
+    TARGET = "target"  # xt_NFQUEUE through CONFIG_NFT_COMPAT
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationPlan:
+    """What a generation needs of the kernel. Raises ValueError for numbers that cannot be.
+
+    ``queue_first`` to ``queue_last`` (inclusive) share the packets by a hash of both addresses, the same for both directions.
+    ``tproxy_port`` is the transparent listener's, on any address, both families; None: nothing is intercepted.
+    """
+
+    generation: int
+    queue_first: int
+    queue_last: int
+    tproxy_port: int | None = None
+    fragments: Fragments | str = Fragments.DROP
+    fail_open: bool = False
+
+    def __post_init__(self) -> None:
+        """Parse ``fragments`` and check the ranges."""
+        object.__setattr__(self, "fragments", Fragments(self.fragments))
+        if self.generation < 1:
+            raise ValueError(f"generation {self.generation} is not positive")
+        if not 0 <= self.queue_first <= self.queue_last <= _QUEUE_MAX:
+            raise ValueError(f"queues {self.queue_first}-{self.queue_last} are not a range within 0-{_QUEUE_MAX}")
+        if self.tproxy_port is not None and not 0 < self.tproxy_port <= 65535:
+            raise ValueError(f"port {self.tproxy_port} is not within 1-65535")
+
+    @property
+    def queue_count(self) -> int:
+        """How many queues."""
+        return self.queue_last - self.queue_first + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every text nfw ever sends to ``nft -f -`` and ``ip``. Pure; golden tests hold it still."""
+
+    layout: MarkLayout = field(default_factory=MarkLayout)
+    table: str = TABLE
+    route_table: int = ROUTE_TABLE
+    route_priority: int = ROUTE_TABLE
+
+    # -- the table -------------------------------------------------------------------------------------------------
+
+    def closed(self) -> str:
+        """The whole table, forwarding nothing. Replaces the table if there is one."""
+        d = self._hex(self.layout.disposition_mask)
+        f, clear = self._hex(self.layout.mask), self._stamp(0)
+        counters = "\n".join(f'  counter {name} {{ comment "{what}" }}' for name, what in COUNTERS.items())
+        return f"""\
+add table inet {self.table}
+delete table inet {self.table}
+table inet {self.table} {{
+{counters}
+  set judged {{ type mark; comment "marks of packets that may be forwarded"; }}
+  map verdicts {{ type mark : verdict; comment "by generation"; }}
+  map own_marks {{ type mark : verdict; comment "marks of sockets of nfw"; }}
+  chain unjudged {{
+    counter name unjudged drop
+  }}
+  chain forward {{
+    type filter hook forward priority -150; policy accept;
+    meta mark & {f} == @judged {clear} accept
+    goto unjudged
+  }}
+  chain arrived {{
+    type filter hook input priority -150; policy accept;
+    meta mark & {f} != 0 {clear}
+  }}
+  chain own {{
+    type filter hook output priority -150; policy accept;
+    meta mark & {d} == {self._hex(self.layout.compose(0, Disposition.OWN))} meta mark & {f} vmap @own_marks
+  }}
+  chain divert {{
+    type filter hook prerouting priority -90; policy accept;
+    meta mark & {self._hex(self.layout.generation_mask)} vmap @verdicts
+  }}
+  chain classify {{
+    type filter hook prerouting priority -95; policy accept;
+  }}
+  chain fragments {{
+    type filter hook prerouting priority -450; policy accept;
+  }}
+}}
+"""
+
+    def prepare(self, generation: GenerationPlan, queue: QueueRule) -> str:
+        """Chains of a generation, and its marks made valid. With ``QueueRule.TARGET`` the queue rule itself is added after."""
+        number = generation.generation
+        chains = {
+            f"fragments_{number}": self._fragments(generation),
+            f"queue_{number}": [self.queue_statement(generation)] if queue is QueueRule.STATEMENT else [],
+            f"generation_{number}": self._classify(generation),
+            f"verdict_{number}": self._verdict(generation),
+            f"own_{number}": self._own(number),
+        }
+        lines = [f"add chain inet {self.table} {name}" for name in chains]
+        lines += [f"flush chain inet {self.table} {name}" for name in chains]
+        lines += [f"add rule inet {self.table} {name} {rule}" for name, rules in chains.items() for rule in rules]
+        lines += [f"add element inet {self.table} {element}" for element in self._elements(number)]
+        return _text(lines)
+
+    def flip(self, generation: GenerationPlan) -> str:
+        """The switch: from here on packets are classified for this generation."""
+        t, number, clear = self.table, generation.generation, self._stamp(0)
+        described = f"queues {generation.queue_first}-{generation.queue_last}"
+        if generation.tproxy_port is not None:
+            described += f" port {generation.tproxy_port}"
+        unjudged = f"counter name failed_open {clear} accept" if generation.fail_open else "counter name unjudged drop"
+        return _text(
+            [
+                f"flush chain inet {t} fragments",
+                f"add rule inet {t} fragments goto fragments_{number}",
+                f"flush chain inet {t} unjudged",
+                f"add rule inet {t} unjudged {unjudged}",
+                f"flush chain inet {t} classify",
+                f'add rule inet {t} classify goto generation_{number} comment "{described}"',
+            ]
+        )
+
+    def retire(self, generations: Iterable[int]) -> str:
+        """Take away the chains and the marks of older generations."""
+        lines = []
+        for number in generations:
+            lines += [f"delete element inet {self.table} {element}" for element in self._elements(number)]
+            chains = [f"{kind}_{number}" for kind in ("fragments", "generation", "queue", "verdict", "own")]
+            lines += [f"flush chain inet {self.table} {chain}" for chain in chains]
+            lines += [f"delete chain inet {self.table} {chain}" for chain in chains]
+        return _text(lines)
+
+    def cleanup(self) -> str:
+        """Remove the table, present or not."""
+        return _text([f"add table inet {self.table}", f"delete table inet {self.table}"])
+
+    def probe(self) -> str:
+        """Uses nftables' queue statement and leaves nothing behind; the kernel refuses it where it has none."""
+        probe = f"{self.table}_probe"
+        return _text(
+            [
+                f"add table inet {probe}",
+                f"add chain inet {probe} c",
+                f"add rule inet {probe} c queue num 0",
+                f"delete table inet {probe}",
+            ]
+        )
+
+    def queue_statement(self, generation: GenerationPlan) -> str:
+        """The queue rule as nftables writes it."""
+        numbers = str(generation.queue_first)
+        if generation.queue_count > 1:
+            numbers += f"-{generation.queue_last}"
+        return f"queue num {numbers}{' bypass' if generation.fail_open else ''}"
+
+    # -- policy routing --------------------------------------------------------------------------------------------
+
+    def rule(self, family: int) -> str:
+        """Arguments of ``ip rule add``: packets marked TLS are looked up in our table."""
+        layout = self.layout
+        tls = f"{self._hex(layout.compose(0, Disposition.TLS))}/{self._hex(layout.disposition_mask)}"
+        return f"-{family} rule add fwmark {tls} lookup {self.route_table} priority {self.route_priority} protocol {ROUTE_PROTOCOL}"
+
+    def route(self, family: int) -> str:
+        """Arguments of ``ip route replace``: in our table every address is this machine's."""
+        return f"-{family} route replace local default dev lo table {self.route_table} protocol {ROUTE_PROTOCOL}"
+
+    # -- rules of a generation -------------------------------------------------------------------------------------
+
+    def _fragments(self, generation: GenerationPlan) -> list[str]:
+        layout = self.layout
+        local = self._stamp(layout.compose(0, Disposition.FRAGMENT))
+        udp = {
+            Fragments.DROP: "counter name fragments_udp drop",
+            Fragments.FORWARD: "accept",
+            Fragments.PASS: self._stamp(layout.compose(generation.generation, Disposition.ONCE)) + " accept",
+        }[Fragments(generation.fragments)]
+        rules = []
+        for fragment, protocol in (
+            ("ip frag-off & 0x3fff != 0", "ip protocol udp"),
+            ("exthdr frag exists", "frag nexthdr udp"),
+        ):
+            # Addressed to the router: its own, or a masqueraded reply, which is seen only once the datagram is whole.
+            rules.append(f"{fragment} fib daddr type != unicast {local} accept")
+            rules.append(f"{fragment} {protocol} {udp}")
+            rules.append(f"{fragment} counter name fragments_other drop")
+        return rules
+
+    def _classify(self, generation: GenerationPlan) -> list[str]:
+        layout, number = self.layout, generation.generation
+        f, d = self._hex(layout.mask), self._hex(layout.disposition_mask)
+        queue = f"goto queue_{number}"
+        once, inspect, passed, drop, tls = (
+            layout.compose(number, disposition)
+            for disposition in (
+                Disposition.ONCE,
+                Disposition.INSPECT,
+                Disposition.PASS,
+                Disposition.DROP,
+                Disposition.TLS,
+            )
+        )
+        any_tls = self._hex(layout.compose(0, Disposition.TLS))
+        any_own = self._hex(layout.compose(0, Disposition.OWN))
+        fragment = self._hex(layout.compose(0, Disposition.FRAGMENT))
+        rules = []
+        if generation.fragments is Fragments.PASS:
+            rules.append(f"meta mark & {f} == {self._hex(once)} accept")
+        rules += [
+            f"ct mark & {f} == {self._hex(inspect)} {self._stamp(inspect)} {queue}",
+            f"ct mark & {f} == {self._hex(passed)} {self._stamp(passed)} accept",
+            f"ct mark & {f} == {self._hex(drop)} counter name dropped drop",
+            # Also of older generations, and ICMP errors for them: the socket is the proof that the connection goes on.
+            f"ct mark & {d} == {{ {any_tls}, {any_own} }} socket transparent 1 socket wildcard 0 "
+            f"{self._stamp(layout.compose(0, Disposition.TLS))} accept",
+            'iif "lo" accept',
+        ]
+        if generation.tproxy_port is not None:
+            rules.append(f"ct mark & {f} == {self._hex(tls)} meta l4proto tcp {self._stamp(tls)} accept")
+        rules += [
+            "fib daddr type { local, broadcast, anycast, multicast } accept",
+            f"ct mark & {d} == {any_own} counter name stale drop",
+        ]
+        whole = f"meta mark & {f} == {fragment}"
+        rules.append(f"{whole} meta l4proto != udp counter name fragments_other drop")
+        if generation.fragments is Fragments.DROP:
+            rules.append(f"{whole} counter name fragments_udp drop")
+        elif generation.fragments is Fragments.PASS:
+            rules.append(f"{whole} {self._stamp(once)} accept")
+        rules += [self._stamp(0), f"ct mark & {f} == 0 {queue}"]
+        # A flow of an older generation: the worker shall see which. One rule a bit, see the module's docstring.
+        bits = (1 << bit for bit in range(32) if layout.mask >> bit & 1)
+        rules += [
+            f"ct mark & {self._hex(bit)} == {self._hex(bit)} meta mark set meta mark | {self._hex(bit)}" for bit in bits
+        ]
+        rules.append(queue)
+        return rules
+
+    def _verdict(self, generation: GenerationPlan) -> list[str]:
+        layout, number = self.layout, generation.generation
+        f = self._hex(layout.mask)
+
+        def saved(disposition: Disposition) -> str:
+            mark = layout.compose(number, disposition)
+            return f"meta mark & {f} == {self._hex(mark)} ct mark set {self._field('ct', mark)}"
+
+        tls = f"meta mark & {f} == {self._hex(layout.compose(number, Disposition.TLS))}"
+        rules = [
+            f"{saved(Disposition.INSPECT)} accept",
+            f"{saved(Disposition.PASS)} accept",
+            f"{saved(Disposition.DROP)} counter name dropped drop",
+            # The mark of an untracked packet has nowhere to go, so the rules above do not match it; what it says holds.
+            f"meta mark & {f} == {self._hex(layout.compose(number, Disposition.DROP))} counter name dropped drop",
+        ]
+        if generation.tproxy_port is not None:
+            rules.append(f"{saved(Disposition.TLS)} meta l4proto tcp tproxy to :{generation.tproxy_port} accept")
+        rules.append(f"{tls} counter name tls_refused drop")
+        return rules
+
+    def _own(self, number: int) -> list[str]:
+        own = self.layout.compose(number, Disposition.OWN)
+        return [
+            # Only a connection nfw opens: a reset it sends in the name of somebody belongs to that flow.
+            f"ct state new ct direction original ct mark set {self._field('ct', own)}",
+            self._stamp(0),
+        ]
+
+    def _elements(self, number: int) -> list[str]:
+        layout = self.layout
+        judged = ", ".join(
+            self._hex(layout.compose(number, disposition))
+            for disposition in (Disposition.INSPECT, Disposition.PASS, Disposition.ONCE)
+        )
+        return [
+            f"judged {{ {judged} }}",
+            f"verdicts {{ {self._hex(layout.compose(number, Disposition.NONE))} : goto verdict_{number} }}",
+            f"own_marks {{ {self._hex(layout.compose(number, Disposition.OWN))} : goto own_{number} }}",
+        ]
+
+    def _field(self, where: str, mark: int) -> str:
+        """``where``'s mark with our field replaced."""
+        kept = f"{where} mark & {self._hex(self.layout.foreign_mask)}"
+        return f"{kept} | {self._hex(mark)}" if mark else kept
+
+    def _stamp(self, mark: int) -> str:
+        return f"meta mark set {self._field('meta', mark)}"
+
+    @staticmethod
+    def _hex(mark: int) -> str:
+        return f"{mark:#010x}"
+
+
+class Runner(Protocol):
+    """What :class:`HostNet` needs of the machine. Each raises HostNetError with the tool's own words."""
+
+    def nft(self, text: str) -> None:
+        """Apply ``text`` in one transaction."""
+
+    def nft_table(self, table: str) -> list[dict[str, Any]]:
+        """Objects of ``nft --json list table inet TABLE``; empty when there is no such table."""
+
+    def ip(self, arguments: str) -> str:
+        """Run ``ip`` and return its output."""
+
+    def queue_target(self, table: str, chain: str, first: int, count: int, bypass: bool) -> None:
+        """Append a rule with the compat NFQUEUE target to a chain."""
+
+    def sysctl(self, name: str) -> str | None:
+        """A value below /proc/sys, None when there is none."""
+
+    def program(self, name: str) -> bool:
+        """Whether a program is installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What the kernel runs now. ``generation`` 0: the table is there and closed. ``others`` are not yet retired."""
+
+    generation: int
+    others: tuple[int, ...] = ()
+    comment: str = ""
+
+
+class HostNet:
+    """Makes the kernel match a plan. Keeps no state: what is installed is read from the kernel."""
+
+    def __init__(
+        self,
+        layout: MarkLayout | None = None,
+        runner: Runner | None = None,
+        conntrack: Conntrack | None = None,
+        route_table: int = ROUTE_TABLE,
+        route_priority: int = ROUTE_TABLE,
+    ) -> None:
+        self.layout = layout or MarkLayout()
+        self.plan = Plan(self.layout, route_table=route_table, route_priority=route_priority)
+        self._run = runner or SystemRunner()
+        self._conntrack = conntrack or Conntrack()
+        self._queue_rule: QueueRule | None = None
+
+    def install_closed(self) -> None:
+        """The table without a generation: nothing is forwarded. Packets that wait in any queue are dropped."""
+        self._run.nft(self.plan.closed())
+
+    def switch(self, generation: GenerationPlan) -> None:
+        """Point the kernel at a generation whose workers listen already. On HostNetError nothing has changed.
+
+        The generation before stays able to finish what it has queued until :meth:`retire` or the next switch.
+        """
+        installed = self.current()
+        if installed is None:
+            raise HostNetError(f"table inet {self.plan.table} is gone; something else has removed it")
+        number = generation.generation
+        if number == installed.generation:
+            raise HostNetError(f"generation {number} is installed already")
+        if installed.others:
+            self._run.nft(self.plan.retire(installed.others))
+        # Numbers come round: a flow of the last bearer of this one must not be taken for judged.
+        self._conntrack.flush_generation(self.layout, number)
+        rule = self.queue_rule()
+        if generation.tproxy_port is not None:
+            self._install_routes()
+        self._run.nft(self.plan.prepare(generation, rule))
+        try:
+            if rule is QueueRule.TARGET:
+                self._run.queue_target(
+                    self.plan.table,
+                    f"queue_{number}",
+                    generation.queue_first,
+                    generation.queue_count,
+                    generation.fail_open,
+                )
+            self._run.nft(self.plan.flip(generation))
+        except HostNetError:
+            self._run.nft(self.plan.retire([number]))
+            raise
+
+    def retire(self) -> None:
+        """Take away every generation but the current one; what it had marked is unjudged from here on."""
+        installed = self.current()
+        if installed is not None and installed.others:
+            self._run.nft(self.plan.retire(installed.others))
+
+    def current(self) -> Installed | None:
+        """What is installed, None without our table."""
+        objects = self._run.nft_table(self.plan.table)
+        if not objects:
+            return None
+        numbers = {
+            int(name.removeprefix("generation_"))
+            for name in (item["chain"]["name"] for item in objects if "chain" in item)
+            if name.startswith("generation_")
+        }
+        for item in objects:
+            rule = item.get("rule")
+            if rule is None or rule["chain"] != "classify":
+                continue
+            for expression in rule["expr"]:
+                target = str(expression.get("goto", {}).get("target", ""))
+                if target.startswith("generation_"):
+                    number = int(target.removeprefix("generation_"))
+                    return Installed(number, tuple(sorted(numbers - {number})), rule.get("comment", ""))
+        return Installed(0, tuple(sorted(numbers)))
+
+    def counters(self) -> dict[str, int]:
+        """Packets counted by the kernel, by the names of ``COUNTERS``."""
+        objects = self._run.nft_table(self.plan.table)
+        return {item["counter"]["name"]: int(item["counter"]["packets"]) for item in objects if "counter" in item}
+
+    def cleanup(self) -> None:
+        """Remove table, rules, routes and conntrack marks; nothing of it need be there. No saved state is used.
+
+        Conntrack entries that bear a mark of ours are deleted: a flow judged by nfw is unknown to whatever comes next.
+        """
+        self._run.nft(self.plan.cleanup())
+        for family in (4, 6):
+            for rule in self._rules(family):
+                mark = f"fwmark {rule['fwmark']}/{rule['fwmask']} " if "fwmask" in rule else ""
+                self._run.ip(
+                    f"-{family} rule del {mark}lookup {rule['table']} priority {rule['priority']} protocol {ROUTE_PROTOCOL}"
+                )
+            for route in self._routes(family):
+                self._run.ip(
+                    f"-{family} route del local {route['dst']} dev lo table {route['table']} protocol {ROUTE_PROTOCOL}"
+                )
+        self._conntrack.flush_marked_any(self.layout.mask)
+
+    def queue_rule(self) -> QueueRule:
+        """How packets are queued on this kernel, found out by trying."""
+        if self._queue_rule is None:
+            try:
+                self._run.nft(self.plan.probe())
+                self._queue_rule = QueueRule.STATEMENT
+            except HostNetError:
+                self._queue_rule = QueueRule.TARGET
+        return self._queue_rule
+
+    def preflight(self, tls: bool = True) -> list[str]:
+        """What would keep nfw from working here, each with its mend. Empty: nothing found."""
+        problems = [
+            f"the program {name} is missing: apt-get install {package}"
+            for name, package in (("nft", "nftables"), ("ip", "iproute2"))
+            if not self._run.program(name)
+        ]
+        if problems:
+            return problems
+        wanted = {"net.ipv4.ip_forward": "IPv4", "net.ipv6.conf.all.forwarding": "IPv6"}
+        problems += [
+            f"{family} is not forwarded: sysctl -w {name}=1"
+            for name, family in wanted.items()
+            if self._run.sysctl(name) == "0"
+        ]
+        for rule in self._rules(None):
+            if (
+                int(str(rule.get("fwmark", "0")), 16)
+                & int(str(rule.get("fwmask", "0xffffffff")), 16)
+                & self.layout.mask
+            ):
+                problems.append(
+                    f"an `ip rule` of other software (priority {rule['priority']}) uses bits of mark mask {self.layout.mask:#x}:"
+                    " choose another --mark-mask"
+                )
+        if tls and self._run.sysctl("net.ipv4.conf.all.src_valid_mark") == "1":
+            problems.append(
+                "with src_valid_mark the kernel takes intercepted IPv4 packets for spoofed: sysctl -w net.ipv4.conf.all.src_valid_mark=0"
+            )
+        return problems
+
+    def _install_routes(self) -> None:
+        for family in (4, 6):
+            if family == 6 and self._run.sysctl("net.ipv6.conf.lo.disable_ipv6") in (None, "1"):
+                continue
+            self._run.ip(self.plan.route(family))
+            if not any(str(rule["table"]) == str(self.plan.route_table) for rule in self._rules(family)):
+                self._run.ip(self.plan.rule(family))
+
+    def _rules(self, family: int | None) -> list[dict[str, Any]]:
+        """Our rules of one family; with None everybody else's of both."""
+        if family is not None:
+            return [rule for rule in self._list(f"-{family} -json -details -N rule show") if _ours(rule)]
+        both = self._list("-4 -json -details -N rule show") + self._list("-6 -json -details -N rule show")
+        return [rule for rule in both if not _ours(rule) and "fwmark" in rule]
+
+    def _routes(self, family: int) -> list[dict[str, Any]]:
+        return self._list(f"-{family} -json -details -N route show table all protocol {ROUTE_PROTOCOL}")
+
+    def _list(self, arguments: str) -> list[dict[str, Any]]:
+        try:
+            listed: list[dict[str, Any]] = json.loads(self._run.ip(arguments) or "[]")
+        except ValueError as error:
+            raise HostNetError(f"ip {arguments}: output is not JSON ({error})") from error
+        return listed
+
+
+class SystemRunner:
+    """The machine itself, in the network namespace of the calling thread."""
+
+    def nft(self, text: str) -> None:
+        """See :class:`Runner`."""
+        _command(["nft", "-f", "-"], text)
+
+    def nft_table(self, table: str) -> list[dict[str, Any]]:
+        """See :class:`Runner`."""
+        tables = json.loads(_command(["nft", "--json", "list", "tables", "inet"]))["nftables"]
+        if not any(item.get("table", {}).get("name") == table for item in tables):
+            return []
+        listed: list[dict[str, Any]] = json.loads(_command(["nft", "--json", "list", "table", "inet", table]))[
+            "nftables"
+        ]
+        return listed
+
+    def ip(self, arguments: str) -> str:
+        """See :class:`Runner`."""
+        return _command(["ip", *arguments.split()])
+
+    def queue_target(self, table: str, chain: str, first: int, count: int, bypass: bool) -> None:
+        """See :class:`Runner`."""
+        from pyroute2.netlink.exceptions import NetlinkError
+        from pyroute2.nftables.main import NFTables  # not needed where nft has the statement
+
+        info = struct.pack("=HHH2x", first, count, int(bypass))  # struct xt_NFQ_info_v3
+        attributes = [("NFTA_TARGET_NAME", "NFQUEUE"), ("NFTA_TARGET_REV", 3), ("NFTA_TARGET_INFO", info)]
+        target = {"attrs": [("NFTA_EXPR_NAME", "target"), ("NFTA_EXPR_DATA", {"attrs": attributes})]}
+        netlink = NFTables(nfgen_family=1)  # NFPROTO_INET
+        try:
+            netlink.rule("add", table=table, chain=chain, expressions=[[target]])
+        except NetlinkError as error:
+            raise HostNetError(
+                f"this kernel can queue neither by nftables' statement nor by the NFQUEUE target ({error})"
+            ) from error
+        finally:
+            netlink.close()
+
+    def sysctl(self, name: str) -> str | None:
+        """See :class:`Runner`."""
+        try:
+            return Path("/proc/sys", *name.split(".")).read_text().strip()
+        except OSError:
+            return None
+
+    def program(self, name: str) -> bool:
+        """See :class:`Runner`."""
+        return shutil.which(name) is not None
+
+
+def _command(arguments: Sequence[str], text: str | None = None) -> str:
+    try:
+        done = subprocess.run(arguments, input=text, capture_output=True, text=True, timeout=_RUN_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HostNetError(f"{arguments[0]}: {error}") from error
+    if done.returncode:
+        said = done.stderr.strip() or f"exit status {done.returncode}"
+        if "Operation not permitted" in said:
+            said = f"permission denied, CAP_NET_ADMIN is needed ({said.splitlines()[0]})"
+        raise HostNetError(f"{' '.join(arguments)}: {said}")
+    return done.stdout
+
+
+def _ours(rule: dict[str, Any]) -> bool:
+    return str(rule.get("protocol", rule.get("proto", ""))) == str(ROUTE_PROTOCOL)
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
