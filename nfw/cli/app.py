@@ -1,0 +1,145 @@
+"""The command group, and what surrounds every command: suggestions, interrupts, broken pipes, errors."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from nfw import __version__
+
+# name -> (module, attribute, line in --help). Help needs no import of the module.
+COMMANDS = {
+    "run": ("nfw.cli.daemon", "run", "Run the firewall in the foreground."),
+    "policy": ("nfw.cli.policy", "policy", "Check, show or apply a policy."),
+    "status": ("nfw.cli.daemon", "status", "Show what the running firewall does."),
+    "rules": ("nfw.cli.rules", "rules", "Check rule files."),
+    "ca": ("nfw.cli.ca", "ca", "Create, import or show the CA that TLS inspection signs with."),
+    "cleanup": ("nfw.cli.daemon", "cleanup", "Remove everything nfw has set in the kernel."),
+    "completion": ("nfw.cli.completion", "completion", "Print the completion script of a shell."),
+}
+
+
+class Failure(Exception):  # noqa: N818 - what a command reports, not a fault of the program
+    """The thing asked for failed: every line goes to standard error, exit code 1."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+
+
+class NearestGroup(click.Group):
+    """A group that answers an unknown subcommand with the nearest known one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = click.utils.make_str(args[0])
+        if args and self.get_command(ctx, name) is None and not name.startswith("-"):
+            known = self.list_commands(ctx)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(known)}"
+            raise click.UsageError(f'no such command "{name}"; {hint}', ctx)
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(NearestGroup):
+    """The top group: a subcommand's module is imported when the subcommand is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = COMMANDS.get(cmd_name)
+        if found is None:
+            return None
+        module, attribute, _ = found
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, _, summary) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="Exit codes: 0 done, 1 failed or the policy is wrong, 2 wrong usage.",
+)
+@click.version_option(__version__, prog_name="nfw", message="%(prog)s %(version)s")
+def cli() -> None:
+    """An inline firewall for Linux routers that can see inside TLS."""
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    sys.exit(call(args))
+
+
+def call(args: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code. No user error ends in a traceback."""
+    from nfw.control import ControlError  # msgpack only: cheap
+
+    try:
+        result = cli.main(args=list(args) if args is not None else None, prog_name="nfw", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        if error.ctx is not None and not error.message.strip().startswith("Usage:"):
+            _usage(error)
+        else:  # a group without a subcommand: the message is its help
+            tell(error.message)
+        return 2
+    except click.ClickException as error:
+        tell(error.format_message())
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except Failure as failure:
+        for line in failure.lines:
+            tell(line)
+        return 1
+    except ControlError as error:
+        tell(f"nfw: {error}")
+        return 1
+    except BrokenPipeError:
+        # The reader left (`nfw status | head -1`). Python would complain once more when it flushes at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        tell(f"nfw: {where}{error.strerror or error}")
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def tell(text: str) -> None:
+    """A line for a person, on standard error."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def emit(text: str) -> None:
+    """Data, on standard output."""
+    print(text)
+
+
+def emit_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _usage(error: click.UsageError) -> None:
+    assert error.ctx is not None
+    tell(error.ctx.get_usage())
+    tell(f"nfw: {error.format_message()}")
+    tell(f'Try "{error.ctx.command_path} --help".')

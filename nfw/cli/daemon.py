@@ -1,0 +1,164 @@
+"""``nfw run``, ``nfw status`` and ``nfw cleanup``."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import click
+
+from nfw.cli.app import Failure, emit, emit_json
+from nfw.cli.options import control_option, json_option, timeout_option
+from nfw.control import ControlClient
+from nfw.settings import DEFAULT_LOG, DEFAULT_QUEUE_BASE, QUEUE_SPAN
+
+DEFAULT_MARK_MASK = 0xFFF00000
+MIN_MASK_BITS = 4  # three for the disposition, and generations need at least one
+
+
+def parse_mark_mask(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """Hexadecimal mask of adjacent bits within the 32 of a packet mark."""
+    try:
+        mask = int(value, 16)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a hexadecimal number such as 0xfff00000", ctx, param) from None
+    if not 0 < mask <= 0xFFFFFFFF:
+        raise click.BadParameter(f"{value} is not within the 32 bits of a packet mark", ctx, param)
+    field = mask >> ((mask & -mask).bit_length() - 1)
+    if field & (field + 1):
+        raise click.BadParameter(f"{value} has gaps; the bits must be adjacent, as in 0xfff00000", ctx, param)
+    if field.bit_count() < MIN_MASK_BITS:
+        raise click.BadParameter(f"{value} is too narrow; at least {MIN_MASK_BITS} bits are needed", ctx, param)
+    return mask
+
+
+def mark_mask_option(function: Any) -> Any:
+    return click.option(
+        "--mark-mask",
+        callback=parse_mark_mask,
+        default=f"{DEFAULT_MARK_MASK:#x}",
+        show_default=True,
+        metavar="HEX",
+        help="Bits of the packet mark that are nfw's; others are left alone.",
+    )(function)
+
+
+@click.command()
+@click.option("--policy", "policy_file", required=True, metavar="FILE", help="Policy to start with.")
+@control_option
+@mark_mask_option
+@click.option(
+    "--queue-base",
+    type=click.IntRange(0, 65536 - 2 * QUEUE_SPAN),
+    default=DEFAULT_QUEUE_BASE,
+    show_default=True,
+    metavar="N",
+    help=f"First netfilter queue; {2 * QUEUE_SPAN} numbers from it are nfw's.",
+)
+@click.option("--log", "log_file", metavar="FILE", help=f"Event log.  [default: {DEFAULT_LOG}]")
+@click.option(
+    "--on-exit",
+    type=click.Choice(["closed", "cleanup"]),
+    default="closed",
+    show_default=True,
+    help="What stopping leaves behind: traffic blocked, or the kernel as it was.",
+)
+def run(policy_file: str, control: str, mark_mask: int, queue_base: int, log_file: str | None, on_exit: str) -> int:
+    """Run the firewall in the foreground until SIGTERM or Ctrl-C."""
+    if os.geteuid() != 0:
+        raise Failure("nfw: permission denied: `nfw run` needs root (netfilter, routes and transparent sockets)")
+    if not os.path.exists(policy_file):
+        raise Failure(f"{policy_file}: policy file does not exist")
+    from nfw import supervisor
+    from nfw.hostnet import HostNetError
+
+    options = supervisor.Options(
+        policy=os.path.abspath(policy_file),
+        control=os.path.abspath(control),
+        mark_mask=mark_mask,
+        queue_base=queue_base,
+        log=log_file,
+        on_exit=on_exit,
+    )
+    try:
+        return supervisor.run(options)
+    except HostNetError as error:
+        raise Failure(*(f"nfw: {line}" for line in str(error).splitlines())) from error
+
+
+@click.command()
+@control_option
+@timeout_option(10.0)
+@json_option
+def status(control: str, timeout: float, as_json: bool) -> None:
+    """Show what the running firewall does. Exit code 1 when none is running."""
+    reply = ControlClient(control, timeout).request("status")
+    if not reply.ok:
+        raise Failure(*(f"nfw: {line}" for line in reply.errors))
+    if as_json:
+        emit_json(reply.data)
+    else:
+        for line in format_status(reply.data, time.time()):
+            emit(line)
+
+
+@click.command()
+@mark_mask_option
+def cleanup(mark_mask: int) -> None:
+    """Remove every rule, route and mark nfw has set in the kernel.
+
+    Needs no saved state and does no harm where nothing was set. While nfw runs, stop it first.
+    """
+    if os.geteuid() != 0:
+        raise Failure("nfw: permission denied: `nfw cleanup` needs root")
+    from nfw.hostnet import HostNet, HostNetError
+    from nfw.marks import MarkLayout
+
+    try:
+        HostNet(MarkLayout(mark_mask)).cleanup()
+    except HostNetError as error:
+        raise Failure(*(f"nfw: {line}" for line in str(error).splitlines())) from error
+
+
+def format_status(data: Any, now: float) -> list[str]:
+    """The daemon's status as lines for a person; what is not known to this program is shown as it came."""
+    if not isinstance(data, dict):
+        return [str(data)]
+    lines = [f"nfw {data.get('version', '?')}, pid {data.get('pid', '?')}: {data.get('state', '?')}"]
+    for key, value in data.items():
+        if key in ("version", "pid", "state", "processes"):
+            continue
+        if key == "since" and isinstance(value, (int, float)):
+            value = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(value))} ({_duration(now - value)})"
+        lines += _item(key, value, 1)
+    for process in data.get("processes") or ():
+        if isinstance(process, dict):
+            lines.append(f"{process.get('name', '?')}, pid {process.get('pid', '?')}")
+            for key, value in process.items():
+                if key not in ("name", "pid"):
+                    lines += _item(key, value, 1)
+    return lines
+
+
+def _item(key: str, value: Any, depth: int) -> list[str]:
+    indent = "  " * depth
+    if isinstance(value, dict):
+        if not value:
+            return []
+        return [f"{indent}{key}:"] + [
+            line for name, item in value.items() for line in _item(str(name), item, depth + 1)
+        ]
+    if isinstance(value, list):
+        return [f"{indent}{key}: {', '.join(str(item) for item in value)}"] if value else []
+    return [f"{indent}{key}: {value}"]
+
+
+def _duration(seconds: float) -> str:
+    left = max(0, int(seconds))
+    parts = []
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, length)
+        if count:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2]) or "0 s"

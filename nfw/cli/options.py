@@ -1,0 +1,39 @@
+"""Options several subcommands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from nfw.settings import DEFAULT_CONTROL
+
+Decorated = Callable[..., Any]
+
+
+def control_option(function: Decorated) -> Decorated:
+    return click.option(
+        "--control",
+        envvar="NFW_CONTROL",
+        default=DEFAULT_CONTROL,
+        show_default=True,
+        show_envvar=True,
+        metavar="PATH",
+        help="Control socket.",
+    )(function)
+
+
+def json_option(function: Decorated) -> Decorated:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def timeout_option(default: float) -> Callable[[Decorated], Decorated]:
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0.1, max=3600),
+        default=default,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait for the answer.",
+    )

@@ -1,0 +1,60 @@
+"""A loaded policy to the structures packets meet. The expensive half of applying one: databases are built here."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engines.flow import FlowTimeouts
+from engines.stateless.filter import StatelessFilter
+from engines.tls.scope import ScopeSet
+from nfw.policy.errors import PolicyError, PolicyErrors
+from nfw.policy.model import Flows, Policy
+
+if TYPE_CHECKING:
+    from engines.stateful.limits import StatefulLimits
+    from engines.stateful.ruleset import RuleSet
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """One policy ready to judge. ``scopes`` is None without TLS inspection."""
+
+    filter: StatelessFilter
+    scopes: ScopeSet | None
+    ruleset: RuleSet
+    timeouts: FlowTimeouts
+    limits: StatefulLimits
+    policy: Policy
+
+
+def compile_policy(policy: Policy) -> Compiled:
+    """Raises :class:`PolicyErrors` when a pattern database cannot be built, naming the policy file."""
+    from engines.stateful.limits import DEFAULT_LIMITS
+    from engines.stateful.ruleset import compile_ruleset  # loads Hyperscan
+
+    depth = policy.stateful.stream_depth or sys.maxsize  # 0: without end
+    limits = dataclasses.replace(DEFAULT_LIMITS, stream_depth=depth)
+    try:
+        ruleset = compile_ruleset(
+            policy.stateful.signatures, policy.stateful.order.value, policy.stateful.default_actions, limits
+        )
+    except ValueError as error:
+        raise PolicyErrors([PolicyError(str(policy.file), 0, 0, f"stateful rules do not compile: {error}")]) from error
+    stateless = policy.stateless
+    return Compiled(
+        filter=StatelessFilter(stateless.rules, stateless.default, stateless.default_counters),
+        scopes=ScopeSet(policy.tls.scopes) if policy.tls is not None else None,
+        ruleset=ruleset,
+        timeouts=flow_timeouts(policy.flows),
+        limits=limits,
+        policy=policy,
+    )
+
+
+def flow_timeouts(flows: Flows) -> FlowTimeouts:
+    return FlowTimeouts(
+        tcp_idle=flows.tcp_idle, tcp_opening=flows.tcp_opening, udp=flows.udp, icmp=flows.icmp, other=flows.other
+    )

@@ -1,0 +1,133 @@
+"""What is wrong with a policy: every complaint at once, each with the place and what was expected instead.
+
+A policy is the operator's text, so nothing here is an exception by itself: readers add to a :class:`Problems` and go
+on, and only the loader, at the end, raises one :class:`PolicyErrors` that holds them all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+MAX_PROBLEMS = 1000  # a person reads ten; a wrong file type can yield one per line. Past it only a count is kept.
+
+
+class Level(enum.Enum):
+    """How bad: an error refuses the policy, a warning is only told."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PolicyError:
+    """One complaint. ``line`` and ``column`` count from 1; 0 means the file as a whole."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+
+    def __str__(self) -> str:
+        at = self.file
+        if self.line:
+            at += f":{self.line}"
+            if self.column:
+                at += f":{self.column}"
+        return f"{at}: {self.message}"
+
+    def to_json(self, level: Level = Level.ERROR) -> dict[str, object]:
+        return {
+            "level": level.value,
+            "file": self.file,
+            "line": self.line,
+            "column": self.column,
+            "message": self.message,
+        }
+
+
+class PolicyErrors(Exception):  # noqa: N818 - it carries errors, many of them
+    """The policy was refused. ``errors`` is never empty; ``str()`` is one line per error."""
+
+    def __init__(self, errors: Iterable[PolicyError], warnings: Iterable[PolicyError] = ()) -> None:
+        self.errors: tuple[PolicyError, ...] = tuple(errors)
+        self.warnings: tuple[PolicyError, ...] = tuple(warnings)
+        super().__init__(self.errors)
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.errors)
+
+    def __iter__(self) -> Iterator[PolicyError]:
+        return iter(self.errors)
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+
+class Place(Protocol):
+    """Anything that knows where it was written (a YAML node, a mark)."""
+
+    @property
+    def line(self) -> int: ...
+
+    @property
+    def column(self) -> int: ...
+
+
+class Problems:
+    """Collects what is wrong while reading goes on. Bounded: see ``MAX_PROBLEMS``."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.errors: list[PolicyError] = []
+        self.warnings: list[PolicyError] = []
+        self.untold = 0
+
+    def error(self, place: Place | None, message: str) -> None:
+        self.add(PolicyError(self.file, place.line if place else 0, place.column if place else 0, message))
+
+    def warning(self, place: Place | None, message: str) -> None:
+        self.add_warning(PolicyError(self.file, place.line if place else 0, place.column if place else 0, message))
+
+    def add(self, error: PolicyError) -> None:
+        if len(self.errors) < MAX_PROBLEMS:
+            self.errors.append(error)
+        else:
+            self.untold += 1
+
+    def add_warning(self, warning: PolicyError) -> None:
+        if len(self.warnings) < MAX_PROBLEMS:
+            self.warnings.append(warning)
+
+    def raise_if_any(self) -> None:
+        """Raise :class:`PolicyErrors`, the policy file's own errors first and in the order of its lines."""
+        if not self.errors:
+            return
+        found = sorted(set(self.errors), key=lambda error: (error.file != self.file, error))
+        if self.untold:
+            found.append(PolicyError(self.file, 0, 0, f"and {self.untold} more errors"))
+        raise PolicyErrors(found, self.warnings)
+
+
+def suggest(word: str, known: Iterable[str], *, nothing: str = "known: {}") -> str:
+    """Tail of a message about an unknown word: the nearest known one, or all of them.
+
+    >>> suggest("protocol", ["protocols", "sources"])
+    'did you mean "protocols"?'
+    """
+    names = list(known)
+    folded = {name.casefold(): name for name in names}
+    near = difflib.get_close_matches(word.casefold()[:64], folded, n=1, cutoff=0.6)
+    if near:
+        return f'did you mean "{folded[near[0]]}"?'
+    return nothing.format(", ".join(names))
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """``text`` as a quoted, printable, bounded piece of a message."""
+    clipped = text if len(text) <= limit else text[: limit - 3] + "..."
+    printable = "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in clipped)
+    return f'"{printable}"'

@@ -1,0 +1,193 @@
+"""The policy: what the operator wants, as one frozen value.
+
+The YAML file is one way to write it (:mod:`nfw.policy.loader`); :func:`nfw.policy.dump.dump_policy` writes it back.
+Names are the file's. Engine values (stateless rules, TLS scopes, signatures) are held as the engines define them.
+Files are named here, and the public ones (certificates, rule text) also held, so that every process of a generation
+works on the same bytes; the CA's private key is only ever named: the key holder alone reads it.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from engines.stateful.signature import Signature
+from engines.stateless.rule import StatelessAction, StatelessRule
+from engines.tls.scope import TlsScope
+from nfw.policy.errors import PolicyError
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class RuleOrder(enum.StrEnum):
+    """Order in which stateful rules are tried (AWS ``RuleOrder``)."""
+
+    STRICT = "strict"  # as written; default actions apply
+    ACTION = "action"  # pass, drop, reject, alert, then by priority
+
+
+class Refusal(enum.StrEnum):
+    """How a flow is ended."""
+
+    DROP = "drop"  # silently
+    REJECT = "reject"  # with a TCP reset
+
+
+class StreamException(enum.StrEnum):
+    """What meets TCP of which no handshake was seen (AWS ``StreamExceptionPolicy``)."""
+
+    DROP = "drop"
+    REJECT = "reject"
+    CONTINUE = "continue"
+
+
+class OpenFlowsOf(enum.StrEnum):
+    """Which flows opened under the former policy end when this one is applied."""
+
+    ALL = "all"
+    TLS_SCOPE = "tls_scope"
+    NONE = "none"
+
+
+class WhenFull(enum.StrEnum):
+    """What happens to a new flow when the flow table is full."""
+
+    EVICT_OLDEST = "evict_oldest"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Variables:
+    """Names used by rules as ``$NAME``; items are in Suricata's syntax (``10.0.0.0/8``, ``!25``, ``$OTHER``)."""
+
+    addresses: Mapping[str, tuple[str, ...]]
+    ports: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+# RFC 1918 and RFC 4193: what an operator who says nothing most likely calls home.
+DEFAULT_HOME_NET = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+DEFAULT_VARIABLES = Variables({"HOME_NET": DEFAULT_HOME_NET, "EXTERNAL_NET": ("!$HOME_NET",)})
+
+
+@dataclass(frozen=True, slots=True)
+class Stateless:
+    """Stage 1. ``rules`` in order of priority. ``fragments`` is for UDP fragments; others are dropped and counted."""
+
+    rules: tuple[StatelessRule, ...] = ()
+    default: StatelessAction = StatelessAction.FORWARD
+    default_counters: tuple[str, ...] = ()
+    fragments: StatelessAction = StatelessAction.DROP
+    fragments_counters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateAuthority:
+    """The operator's CA. ``certificate_pem`` is the content of ``certificate``; the key stays in its file."""
+
+    certificate: Path
+    private_key: Path
+    certificate_pem: bytes = field(default=b"", compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Roots an upstream server's chain may end in: the system's store, PEM files, or both."""
+
+    system: bool = True
+    files: tuple[Path, ...] = ()
+    pem: bytes = field(default=b"", compare=False, repr=False)  # the files' contents, one after the other
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Stage 2. Flows in a scope are decrypted; ``on_failure`` ends those that cannot be."""
+
+    ca: CertificateAuthority
+    scopes: tuple[TlsScope, ...]
+    trust: Trust = Trust()
+    on_failure: Refusal = Refusal.REJECT
+    session_holding: bool = False  # AWS EnableTLSSessionHolding: no packet to the server before the SNI rules passed
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSource:
+    """Rule text and where it starts: a rule file (``file`` is its path) or rules written inside the policy."""
+
+    file: str
+    text: str = field(repr=False)
+    inline: bool = False
+    line: int = field(default=1, compare=False)
+    column: int = field(default=1, compare=False)
+
+    def positioned_text(self) -> str:
+        """``text`` moved to where it stands in its file, so that a parser counting lines and columns counts right."""
+        if self.line == 1 and self.column == 1:
+            return self.text
+        indent = " " * (self.column - 1)
+        moved = "\n".join(indent + line if line else "" for line in self.text.split("\n"))
+        return "\n" * (self.line - 1) + moved
+
+
+@dataclass(frozen=True, slots=True)
+class Stateful:
+    """Stage 3. ``signatures`` is what ``sources`` say, parsed."""
+
+    order: RuleOrder = RuleOrder.STRICT
+    default_actions: tuple[str, ...] = ()  # tokens of AWS StatefulDefaultActions without "aws:"; none is pass
+    stream_exception: StreamException = StreamException.DROP
+    stream_depth: int = 1 << 20  # bytes of each direction inspected, 0 without end; Suricata's stream.reassembly.depth
+    sources: tuple[RuleSource, ...] = ()
+    signatures: tuple[Signature, ...] = field(default=(), compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFlows:
+    """Fate, at the switch, of flows opened under the former policy."""
+
+    which: OpenFlowsOf = OpenFlowsOf.ALL
+    action: Refusal = Refusal.DROP
+
+
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """Bounds of the flow table. Timeouts are seconds without a packet; 350 and 120 are AWS's."""
+
+    max_flows: int = 262_144  # per worker; Linux's own conntrack default on a router of a few GB
+    tcp_idle: int = 350
+    tcp_opening: int = 60  # handshake not finished
+    udp: int = 120
+    icmp: int = 30
+    other: int = 120
+    when_full: WhenFull = WhenFull.EVICT_OLDEST
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Event log. ``path`` None is standard output; at ``max_size`` bytes it is rotated, ``keep`` old files stay."""
+
+    path: Path | None = None
+    max_size: int = 100 << 20
+    keep: int = 4
+    events: tuple[str, ...] = ("alert", "drop", "flow", "tls")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Everything one generation runs by."""
+
+    name: str
+    file: Path = field(compare=False)
+    variables: Variables = DEFAULT_VARIABLES
+    stateless: Stateless = Stateless()
+    tls: Tls | None = None
+    stateful: Stateful = Stateful()
+    open_flows: OpenFlows = OpenFlows()
+    flows: Flows = Flows()
+    fail_open: bool = False  # True: without a reader the kernel lets packets through
+    workers: int | Literal["auto"] = "auto"
+    log: Log = Log()
+    warnings: tuple[PolicyError, ...] = field(default=(), compare=False)

@@ -1,0 +1,56 @@
+"""What the supervisor tells a generation leader, and what the leader answers. Plain values, sent as msgpack."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+DEFAULT_CONTROL = "/run/nfw/control.sock"
+DEFAULT_LOG = "/var/log/nfw/eve.json"
+DEFAULT_QUEUE_BASE = 5100
+QUEUE_SPAN = 64  # queues a generation may use; two spans alternate, so old and new never share one
+DEFAULT_LOG_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings:
+    """One generation to be: where its policy is and which numbers in the kernel are its own."""
+
+    number: int
+    policy: str
+    queue_first: int
+    mark_mask: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationReady:
+    """What the leader reports when every worker listens; the supervisor then switches the kernel."""
+
+    name: str
+    queue_first: int
+    queue_last: int
+    tproxy_port: int | None
+    fragments: str
+    fail_open: bool
+    open_which: str
+    open_action: str
+    stream_exception: str
+    log_path: str = ""
+    log_bytes: int = DEFAULT_LOG_BYTES
+    warnings: tuple[str, ...] = ()
+
+
+def pack(kind: str, value: Any) -> bytes:
+    """A message of ``kind`` around a dataclass or a plain value."""
+    body = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    packed: bytes = msgpack.packb([kind, body])
+    return packed
+
+
+def unpack(data: bytes) -> tuple[str, Any]:
+    """(kind, value) of a message made by :func:`pack`."""
+    kind, body = msgpack.unpackb(data, strict_map_key=False)
+    return str(kind), body
