@@ -1,0 +1,387 @@
+"""A generation: one compiled policy and the processes that hold it.
+
+The leader is exec'ed afresh by the supervisor (``python -m nfw.generation``), so a new generation runs the program that
+is installed now. It loads and compiles the policy, then forks: the workers share the compiled rules copy-on-write, and
+one that dies is forked again from the same memory. Everything in it dies with it, and it with the supervisor.
+
+Leader -> supervisor: ``failed`` [errors], ``ready`` GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text.
+Supervisor -> leader: ``status``, ``old_flows`` [...], ``end`` {"action": drop|reject}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nfw import process
+from nfw.settings import QUEUE_SPAN, GenerationReady, GenerationSettings, pack, unpack
+
+if TYPE_CHECKING:
+    from nfw.policy.compile import Compiled
+    from nfw.policy.model import Policy
+
+MESSAGE_BYTES = 1 << 20
+READY_SECONDS = 30.0  # a worker that has not bound its queue by then never will
+STATUS_SECONDS = 1.0
+RESTART_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # waits before the n-th restart within a minute
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """A sequenced-packet socket pair for whole messages."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+class StartError(Exception):
+    """The generation cannot start; each argument is one line for the user."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One forked process of the generation and how to fork it again."""
+
+    title: str
+    start: Callable[[socket.socket], None]
+    pid: int = 0
+    control: socket.socket | None = None
+    deaths: list[float] = field(default_factory=list)
+    due: float = 0.0
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+def listeners(count: int) -> tuple[int, list[tuple[socket.socket, socket.socket]]]:
+    """(port, one IPv4 and one IPv6 transparent listener per TLS worker, all on that port).
+
+    The leader keeps them open, so a connection that arrives while its worker is being restarted waits instead of being
+    refused.
+    """
+    for _ in range(20):
+        port = 0
+        made: list[tuple[socket.socket, socket.socket]] = []
+        try:
+            for _ in range(count):
+                both = []
+                for family in (socket.AF_INET, socket.AF_INET6):
+                    sock = socket.socket(family, socket.SOCK_STREAM)
+                    both.append(sock)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                    if family == socket.AF_INET6:
+                        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                        sock.setsockopt(socket.IPPROTO_IPV6, 75, 1)  # IPV6_TRANSPARENT
+                    else:
+                        sock.setsockopt(socket.SOL_IP, 19, 1)  # IP_TRANSPARENT
+                    sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+                    port = sock.getsockname()[1]
+                    sock.listen(4096)
+                    sock.setblocking(False)
+                made.append((both[0], both[1]))
+        except PermissionError as error:
+            raise StartError(
+                f"cannot open a transparent listener: {error.strerror} (CAP_NET_ADMIN is needed)"
+            ) from error
+        except OSError:
+            for one in made:
+                for sock in one:
+                    sock.close()
+            continue
+        return port, made
+    raise StartError("cannot find a TCP port that is free for IPv4 and IPv6 alike")
+
+
+class Leader:
+    """Starts, watches and ends the processes of one generation."""
+
+    def __init__(self, settings: GenerationSettings, supervisor: socket.socket, log: socket.socket) -> None:
+        self.settings = settings
+        self.supervisor = supervisor
+        self.log = log
+        self.children: list[Child] = []
+        self.stopping = False
+        self.flows_known = 0
+        self.restarts = 0
+        self.started = time.time()
+
+    def run(self) -> None:
+        """Until told to end or the supervisor is gone."""
+        try:
+            ready = self._start()
+        except StartError as failed:
+            self._stop_children()
+            self._say("failed", list(failed.args))
+            return
+        self._say("ready", ready)
+        self._watch()
+        self._stop_children()
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> GenerationReady:
+        from nfw.policy.compile import compile_policy
+        from nfw.policy.errors import PolicyErrors
+        from nfw.policy.loader import load_policy
+
+        try:
+            policy = load_policy(self.settings.policy, check_key=False)
+            compiled = compile_policy(policy)
+        except PolicyErrors as errors:
+            raise StartError(*[str(error) for error in errors.errors]) from errors
+        workers = policy.workers if isinstance(policy.workers, int) else len(os.sched_getaffinity(0))
+        workers = max(1, min(workers, QUEUE_SPAN))
+        gc.collect()
+        gc.freeze()  # the compiled rules stay shared: no collector ever writes to their pages
+        port: int | None = None
+        if compiled.scopes is not None:
+            port = self._start_tls(policy, compiled, workers)
+        self._start_packet_workers(compiled, workers)
+        self._wait_ready()
+        return GenerationReady(
+            name=policy.name,
+            queue_first=self.settings.queue_first,
+            queue_last=self.settings.queue_first + workers - 1,
+            tproxy_port=port,
+            fragments=policy.stateless.fragments.value,
+            fail_open=policy.fail_open,
+            open_which=policy.open_flows.which.value,
+            open_action=policy.open_flows.action.value,
+            stream_exception=policy.stateful.stream_exception.value,
+            log_path=str(policy.log.path) if policy.log.path is not None else "",
+            log_bytes=policy.log.max_size,
+            warnings=tuple(str(warning) for warning in policy.warnings),
+        )
+
+    def _start_packet_workers(self, compiled: Compiled, workers: int) -> None:
+        from nfw import worker
+
+        for index in range(workers):
+
+            def start(control: socket.socket, queue: int = self.settings.queue_first + index) -> None:
+                worker.run(compiled, self.settings, queue, control, self.log)
+
+            self.children.append(Child(f"nfw packet {index}", start))
+
+    def _start_tls(self, policy: Policy, compiled: Compiled, workers: int) -> int:
+        from nfw import keyholder, tlsworker
+
+        assert policy.tls is not None
+        ca = policy.tls.ca
+        port, sockets = listeners(workers)
+        channels = [keyholder.channel() for _ in range(workers)]
+        holder_sides = [side for _, side in channels]
+
+        def hold(control: socket.socket) -> None:
+            keyholder.run(holder_sides, str(ca.certificate), str(ca.private_key), control)
+
+        self.children.append(Child("nfw keyholder", hold))
+        for index in range(workers):
+
+            def start(control: socket.socket, index: int = index) -> None:
+                for _, side in channels:
+                    side.close()
+                tlsworker.run(compiled, self.settings, sockets[index], port, channels[index][0], control, self.log)
+
+            self.children.append(Child(f"nfw tls {index}", start))
+        return port
+
+    def _wait_ready(self) -> None:
+        for child in self.children:
+            self._fork(child)
+        errors: list[str] = []
+        for child in self.children:
+            assert child.control is not None
+            child.control.settimeout(READY_SECONDS)
+            try:
+                answer = child.control.recv(MESSAGE_BYTES)
+            except TimeoutError:
+                answer = b"error: did not start in time"
+            child.control.setblocking(False)
+            if answer != b"ok":
+                text = answer.decode(errors="replace").removeprefix("error: ") or "ended while starting"
+                errors.append(text if child.title == "nfw keyholder" else f"{child.title}: {text}")
+        if errors:
+            raise StartError(*dict.fromkeys(errors))
+
+    def _fork(self, child: Child) -> None:
+        ours, theirs = pair()
+        if child.control is not None:
+            child.control.close()
+        others = [one.control for one in self.children if one.control is not None]
+
+        def work() -> None:
+            ours.close()
+            self.supervisor.close()
+            for control in others:
+                control.close()
+            child.start(theirs)
+
+        child.control = ours
+        child.pid = process.fork(work, title=child.title)
+        theirs.close()
+
+    # -- run -------------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        wake_in, wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        selector = selectors.DefaultSelector()
+        selector.register(wake_in, selectors.EVENT_READ)
+        selector.register(self.supervisor, selectors.EVENT_READ)
+        self._reap()
+        while not self.stopping:
+            due = [child.due for child in self.children if child.pid == 0]
+            wait = max(0.0, min(due) - time.monotonic()) if due else None
+            for key, _ in selector.select(wait):
+                if key.fileobj is self.supervisor:
+                    self._command()
+                else:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(wake_in, 512)
+            self._reap()
+            self._restart()
+
+    def _on_signal(self, number: int, _: object) -> None:
+        if number == signal.SIGTERM:
+            self.stopping = True
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for child in self.children:
+                if child.pid == pid:
+                    now = time.monotonic()
+                    child.deaths = [at for at in child.deaths if now - at < 60.0] + [now]
+                    child.pid = 0
+                    child.due = now + RESTART_SECONDS[min(len(child.deaths), len(RESTART_SECONDS)) - 1]
+                    self._say("died", f"{child.title} (pid {pid}) ended: {describe(status)}; starting it again")
+
+    def _restart(self) -> None:
+        now = time.monotonic()
+        for child in self.children:
+            if child.pid == 0 and child.due <= now and not self.stopping:
+                self.restarts += 1
+                self._fork(child)
+                assert child.control is not None
+                child.control.settimeout(READY_SECONDS)
+                with contextlib.suppress(OSError):
+                    answer = child.control.recv(MESSAGE_BYTES)
+                    if answer != b"ok":
+                        self._say("died", f"{child.title}: {answer.decode(errors='replace')}")
+                child.control.setblocking(False)
+
+    def _command(self) -> None:
+        try:
+            data = self.supervisor.recv(MESSAGE_BYTES)
+        except OSError:
+            data = b""
+        if not data:
+            self.stopping = True
+            return
+        kind, body = unpack(data)
+        if kind == "status":
+            self._say("status", self._status())
+        elif kind == "old_flows":
+            self._ask("old_flows", body, [child for child in self.children if child.title.startswith("nfw packet")])
+            self._say("flows_known", None)
+        elif kind == "end":
+            self._ask("end", body, self.children)
+            self.stopping = True
+
+    def _status(self) -> dict[str, Any]:
+        asked = [child for child in self.children if not child.title.endswith("keyholder")]
+        answers = self._ask("stats", None, asked)
+        return {
+            "generation": self.settings.number,
+            "policy": self.settings.policy,
+            "pid": os.getpid(),
+            "since": self.started,
+            "restarts": self.restarts,
+            "processes": [
+                {"name": child.title, "pid": child.pid, **answers.get(child.title, {})} for child in self.children
+            ],
+        }
+
+    def _ask(self, kind: str, body: Any, children: list[Child]) -> dict[str, Any]:
+        """Send to all, then collect what each answers within :data:`STATUS_SECONDS`."""
+        message = pack(kind, body)
+        answers: dict[str, Any] = {}
+        waiting = []
+        for child in children:
+            if child.pid and child.control is not None:
+                with contextlib.suppress(OSError):
+                    while child.control.recv(MESSAGE_BYTES):
+                        pass  # an answer that came too late last time
+                with contextlib.suppress(OSError):
+                    child.control.send(message)
+                    waiting.append(child)
+        until = time.monotonic() + STATUS_SECONDS
+        for child in waiting:
+            assert child.control is not None
+            child.control.settimeout(max(0.01, until - time.monotonic()))
+            with contextlib.suppress(OSError, ValueError):
+                data = child.control.recv(MESSAGE_BYTES)
+                if data:
+                    answers[child.title] = unpack(data)[1]
+            child.control.setblocking(False)
+        return answers
+
+    # -- end -------------------------------------------------------------------------------------------------------
+
+    def _stop_children(self) -> None:
+        for child in self.children:
+            if child.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGTERM)
+        until = time.monotonic() + 2.0
+        for child in self.children:
+            while child.pid and time.monotonic() < until:
+                pid, _ = os.waitpid(child.pid, os.WNOHANG)
+                if pid:
+                    child.pid = 0
+                else:
+                    time.sleep(0.005)
+            if child.pid:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(child.pid, signal.SIGKILL)
+                    os.waitpid(child.pid, 0)
+
+    def _say(self, kind: str, value: Any) -> None:
+        with contextlib.suppress(OSError):
+            self.supervisor.send(pack(kind, value))
+
+
+def describe(status: int) -> str:
+    """A wait status in words."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def main() -> None:
+    """``python -m nfw.generation SUPERVISOR_FD LOG_FD PARENT_PID``; the settings are the first message."""
+    supervisor = socket.socket(fileno=int(sys.argv[1]))
+    log = socket.socket(fileno=int(sys.argv[2]))
+    process.die_with_parent(int(sys.argv[3]))
+    process.name("nfw leader")
+    process.no_dumps()
+    process.more_files()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _, body = unpack(supervisor.recv(MESSAGE_BYTES))
+    Leader(GenerationSettings(**body), supervisor, log).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,531 @@
+"""One packet through stateless rules, flow table and stateful engine. Decides; its owner acts.
+
+``Pipeline.packet`` answers with an :class:`Answer`; everything else (injected resets, events, verdicts of packets held
+earlier) goes through :class:`Effects`, which the worker implements with real sockets and tests with lists.
+
+Answers are dispositions where one is to be stored in the flow's ct mark: the kernel then treats the rest of the flow
+by itself (``PASS``, ``DROP``) or hands it to the TLS engine (``TLS``).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from engines.flow import CloseReason, Flow, FlowTable, Kind, TcpState
+from engines.packet import Packet, decode, icmp_unreachable, quoted, tcp_reset
+from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment
+from engines.stateful.stream import HalfStream, Status
+from engines.stateless.filter import StatelessMatch
+from engines.stateless.rule import StatelessAction
+from engines.verdict import Decision, Direction, RuleRef, Scope, Verdict
+from nfw import events
+from nfw.marks import Disposition
+from nfw.policy.model import OpenFlowsOf, Refusal, StreamException
+from nfw.tuples import flow_tuple
+
+if TYPE_CHECKING:
+    from nfw.policy.compile import Compiled
+
+TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+SYN, FIN, RST, ACK = 0x02, 0x01, 0x04, 0x10
+
+# A sender's initial window is ten segments (RFC 6928): a request that needs more than these before it can be judged is
+# waiting for an acknowledgement that cannot come while its packets are held, so the judgement is made on what is there.
+HELD_PACKETS_PER_FLOW = 64
+HELD_PACKETS = 4096  # of a worker; the kernel's queue is longer than this, so the queue itself never fills by holding
+HOLD_SECONDS = 0.25  # below the smallest retransmission time-outs people notice, above any segment's spacing
+OLD_FLOWS = 200_000  # remembered 5-tuples of the generation before
+DROP_EVENTS_PER_SECOND = 100  # drop records of packets that belong to no flow; the rest is only counted
+
+
+class Answer(enum.IntEnum):
+    """What the kernel is told about the packet. Positive members are :class:`nfw.marks.Disposition` values."""
+
+    DROP = -1
+    HOLD = -2
+    ACCEPT = 0  # the flow is marked INSPECT already
+    ONCE = Disposition.ONCE  # this packet only; nothing is stored
+    INSPECT = Disposition.INSPECT
+    PASS = Disposition.PASS
+    DROP_FLOW = Disposition.DROP
+    TLS = Disposition.TLS
+
+
+class Effects(Protocol):
+    """What a pipeline may cause besides its answer."""
+
+    def verdict(self, packet_id: int, accept: bool) -> None:
+        """The verdict of a packet answered with ``HOLD`` earlier."""
+
+    def inject(self, packet: bytes) -> None:
+        """Send a complete IP packet to wherever its destination is."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Log one EVE record."""
+
+
+class Endpoints(NamedTuple):
+    """What a TLS scope looks at."""
+
+    protocol: int
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+
+
+@dataclass(slots=True)
+class Context:
+    """What the pipeline knows of a flow beyond the flow table: ``Flow.context``."""
+
+    inspector: Inspector | None
+    streams: list[HalfStream | None] = field(default_factory=lambda: [None, None])
+    held: list[tuple[int, Direction, int]] = field(default_factory=list)  # packet id, direction, end offset
+    fed: list[int] = field(default_factory=lambda: [0, 0])  # in-order bytes given to the inspector
+    held_since: float = 0.0
+    dropped: set[str] = field(default_factory=set)  # reasons already logged
+    alerted: bool = False
+    decision: Decision | None = None
+    logged: bool = False  # the flow's record is written
+
+
+class Pipeline:
+    """The packet path of one worker. ``now`` is a monotonic clock in seconds, ``wall`` what to add for the log."""
+
+    def __init__(self, compiled: Compiled, generation: int, effects: Effects, wall: float) -> None:
+        policy = compiled.policy
+        self.policy = policy
+        self.generation = generation
+        self.effects = effects
+        self.wall = wall
+        self.filter = compiled.filter
+        self.scopes = compiled.scopes
+        self.ruleset = compiled.ruleset
+        self._inspecting = bool(policy.stateful.signatures or policy.stateful.default_actions)
+        self.table = FlowTable(policy.flows.max_flows, compiled.timeouts, policy.flows.when_full.value)
+        self.holding: OrderedDict[int, Flow] = OrderedDict()  # flows with held packets, oldest first
+        self.held_packets = 0
+        self.old_flows: set[bytes] = set()
+        self.counts: dict[str, int] = {}
+        self._drop_budget = float(DROP_EVENTS_PER_SECOND)
+        self._drop_at = 0.0
+        # Answers that depend on TCP flags can differ from packet to packet, so only the others are remembered.
+        self._flag_rules = any(rule.tcp_flags for rule in policy.stateless.rules)
+
+    # -- one packet ------------------------------------------------------------------------------------------------
+
+    def packet(self, packet_id: int, generation: int, disposition: int, data: bytes, now: float) -> Answer:
+        """Judge one packet. ``generation`` and ``disposition`` are what the flow's ct mark said before it."""
+        packet = decode(data)
+        if packet.problem is not None:
+            return self._drop("invalid_packet", packet, now)
+        match = self.filter.match(packet)
+        if match.action is not StatelessAction.FORWARD:
+            return self._stateless(packet, match, now)
+        old = disposition != Disposition.NONE and generation != self.generation
+        answer = self._track(packet_id, packet, old, now)
+        if answer is Answer.INSPECT and generation == self.generation and disposition == Disposition.INSPECT:
+            return Answer.ACCEPT
+        return answer
+
+    def _stateless(self, packet: Packet, match: StatelessMatch, now: float) -> Answer:
+        if match.action is StatelessAction.DROP:
+            if match.rule is None:
+                return self._drop("stateless_default", packet, now)
+            ref = RuleRef("stateless", match.rule.priority, match.rule.name, match.rule.file, match.rule.line)
+            return self._drop("stateless_rule", packet, now, ref)
+        self._count("stateless_pass")
+        # The kernel may take over only when the answer to the replies is known to be the same.
+        settled = packet.protocol == UDP or (packet.protocol == TCP and not self._flag_rules)
+        if settled and self.filter.action_of_reply(packet) is StatelessAction.PASS:
+            return Answer.PASS
+        return Answer.ONCE
+
+    def _track(self, packet_id: int, packet: Packet, old: bool, now: float) -> Answer:
+        tracked = self.table.track(packet, now)
+        if tracked.ended is not None:
+            self._ended(tracked.ended, now)
+        kind = tracked.kind
+        if kind is Kind.RELATED:
+            self._count("icmp_error")
+            return Answer.ONCE
+        if kind is Kind.MIDSTREAM and (tracked.flow is None or tracked.flow.context is None):
+            refused = self._midstream(packet, old, now)
+            if refused is not None:
+                return refused
+            tracked = self.table.adopt(packet, now)
+            if tracked.ended is not None:
+                self._ended(tracked.ended, now)
+        flow = tracked.flow
+        if kind is Kind.REFUSED or (flow is None and kind is Kind.MIDSTREAM):
+            return self._drop("flow_table_full", packet, now)
+        if kind is Kind.INVALID or flow is None:
+            return self._drop(f"invalid_{tracked.reason or 'packet'}", packet, now, flow=flow)
+        context = flow.context
+        if context is None:
+            if kind is Kind.NEW and packet.protocol == TCP and self._in_scope(packet):
+                self.table.remove(flow)
+                self._count("tls")
+                return Answer.TLS
+            inspector = Inspector(self.ruleset, _facts(flow), now) if self._inspecting else None
+            context = flow.context = Context(inspector)
+        return self._inspect(packet_id, packet, flow, context, tracked.direction, tracked.established, now)
+
+    def _in_scope(self, packet: Packet) -> bool:
+        return self.scopes is not None and self.scopes.covers(packet)
+
+    def _midstream(self, packet: Packet, old: bool, now: float) -> Answer | None:
+        """TCP of which no handshake was seen: opened under an older policy, or never seen at all. None: take it up."""
+        if old or (self.old_flows and _tuple(packet) in self.old_flows):
+            open_flows = self.policy.open_flows
+            covered = open_flows.which is OpenFlowsOf.ALL or (
+                open_flows.which is OpenFlowsOf.TLS_SCOPE and (self._in_scope(packet) or self._reply_in_scope(packet))
+            )
+            if not covered:
+                return None
+            if open_flows.action is Refusal.REJECT:
+                self._reset(packet)
+            return self._drop("open_flow", packet, now)
+        exception = self.policy.stateful.stream_exception
+        if exception is StreamException.CONTINUE:
+            self._count("stream_exception_continue")
+            return None
+        if packet.tcp_flags & RST:  # nothing to reject, and dropping it is the same for both ends
+            return self._drop("stream_exception", packet, now)
+        if exception is StreamException.REJECT:
+            self._reset(packet)
+        return self._drop("stream_exception", packet, now)
+
+    def _reply_in_scope(self, packet: Packet) -> bool:
+        reply = Endpoints(packet.protocol, packet.dst, packet.src, packet.dport, packet.sport)
+        return self.scopes is not None and self.scopes.covers(reply)
+
+    # -- stateful --------------------------------------------------------------------------------------------------
+
+    def _inspect(
+        self,
+        packet_id: int,
+        packet: Packet,
+        flow: Flow,
+        context: Context,
+        direction: Direction,
+        established: bool,
+        now: float,
+    ) -> Answer:
+        payload = packet.payload
+        stream, ended, end = payload, False, 0
+        if packet.protocol == TCP:
+            refused, stream, ended, end = self._reassemble(packet, flow, context, direction, payload, now)
+            if refused is not None:
+                return refused
+        inspector = context.inspector
+        if inspector is None:
+            return self._uninspected(packet, flow, now)
+        context.fed[direction] += len(stream)
+        outcome = inspector.inspect(Segment(direction, established, payload, stream, packet, now))
+        answer = self._outcome(outcome, flow, context, packet, now)
+        if answer is not None:
+            return answer
+        if ended:
+            answer = self._outcome(inspector.close(direction, now), flow, context, packet, now)
+            if answer is not None:
+                return answer
+        if inspector.held[0] or inspector.held[1] or context.held:
+            self._release(flow, context, now)
+            if payload and end > context.fed[direction] - inspector.held[direction]:
+                return self._hold(packet_id, packet, flow, context, direction, end, now)
+        if inspector.finished and packet.protocol in (TCP, UDP) and self._kernel_may_take(context, packet):
+            return self._offload(flow, now)
+        self._closed(flow, now)
+        return Answer.INSPECT
+
+    def _uninspected(self, packet: Packet, flow: Flow, now: float) -> Answer:
+        """There are no stateful rules: once the handshake is seen the kernel may do the rest."""
+        if packet.protocol == UDP or (packet.protocol == TCP and flow.established):
+            context = flow.context
+            if self._kernel_may_take(context, packet):
+                return self._offload(flow, now)
+        self._closed(flow, now)
+        return Answer.INSPECT
+
+    def _offload(self, flow: Flow, now: float) -> Answer:
+        self._count("offloaded")
+        self._ended(flow, now, "offloaded")
+        self.table.remove(flow)
+        return Answer.PASS
+
+    def _reassemble(
+        self, packet: Packet, flow: Flow, context: Context, direction: Direction, payload: bytes, now: float
+    ) -> tuple[Answer | None, bytes, bool, int]:
+        """(refusal, bytes in order for the first time, direction ended, stream offset after this packet's payload)."""
+        streams = context.streams
+        other = streams[direction.reply]
+        flags = packet.tcp_flags
+        if flags & ACK and other is not None:
+            other.acked(packet.ack)
+        half = streams[direction]
+        sequence = packet.seq
+        if flags & SYN:
+            if half is None or not payload:
+                half = streams[direction] = HalfStream(isn=sequence) if half is None else half
+            sequence = (sequence + 1) & 0xFFFFFFFF
+        if not payload and not flags & FIN:
+            return None, b"", False, 0
+        if half is None:
+            half = streams[direction] = HalfStream()
+        added = half.add(sequence, payload, fin=bool(flags & FIN))
+        status = added.status
+        ahead = (sequence + len(payload) - half.next_seq) & 0xFFFFFFFF
+        end = half.delivered + (ahead - (1 << 32) if ahead & 0x80000000 else ahead)
+        if status is Status.OK or status is Status.OUT_OF_ORDER:
+            return None, added.data, added.ended, end
+        if status is Status.DUPLICATE:
+            if any(item[1] == direction and item[2] >= end for item in context.held):
+                return self._quiet("held_duplicate"), b"", False, end  # the held copy gets the verdict
+            return None, b"", False, end
+        return self._drop(f"stream_{status.value}", packet, now, flow=flow), b"", False, end
+
+    def _outcome(
+        self, outcome: Outcome, flow: Flow, context: Context, packet: Packet | None, now: float
+    ) -> Answer | None:
+        """Log alerts and carry out a decision. None: nothing decided against the packet."""
+        for alert in outcome.alerts:
+            context.alerted = True
+            self._alert(alert, flow, now)
+        decision = outcome.decision
+        if decision.verdict is Verdict.ACCEPT:
+            if decision.scope is Scope.FLOW and context.decision is None:
+                context.decision = decision
+            return None
+        self._count(decision.reason)
+        key = f"{decision.reason}:{decision.rule}"
+        if key not in context.dropped and len(context.dropped) < 32:
+            context.dropped.add(key)
+            self._drop_event(decision.reason, flow_event(flow, "drop", now + self.wall, packet), decision)
+        if decision.verdict is Verdict.REJECT and packet is not None:
+            self._refuse(packet)
+        if decision.scope is Scope.PACKET:
+            return Answer.DROP
+        context.decision = decision
+        self._drop_held(flow, context)
+        self._ended(flow, now, "dropped")
+        self.table.remove(flow)
+        return Answer.DROP_FLOW
+
+    def _kernel_may_take(self, context: Context, packet: Packet) -> bool:
+        """Both directions are settled, and no stateless rule has to see each packet."""
+        if context.held or (self._flag_rules and packet.protocol == TCP):
+            return False
+        return self.filter.action_of_reply(packet) is not StatelessAction.DROP
+
+    # -- held packets ----------------------------------------------------------------------------------------------
+
+    def _hold(
+        self, packet_id: int, packet: Packet, flow: Flow, context: Context, direction: Direction, end: int, now: float
+    ) -> Answer:
+        if len(context.held) >= HELD_PACKETS_PER_FLOW or self.held_packets >= HELD_PACKETS:
+            self._count("hold_full")
+            answer = self._judge_now(flow, context, packet, now)
+            return Answer.INSPECT if answer is None else answer
+        if not context.held:
+            context.held_since = now
+            self.holding[flow.id] = flow
+        context.held.append((packet_id, direction, end))
+        self.held_packets += 1
+        return Answer.HOLD
+
+    def _release(self, flow: Flow, context: Context, now: float) -> None:
+        """Let out the held packets whose bytes have been judged, in the order they came."""
+        inspector = context.inspector
+        if not context.held or inspector is None:
+            return
+        keep = []
+        for item in context.held:
+            packet_id, direction, end = item
+            if end <= context.fed[direction] - inspector.held[direction]:
+                self.effects.verdict(packet_id, True)
+                self.held_packets -= 1
+            else:
+                keep.append(item)
+        context.held = keep
+        if not keep:
+            self.holding.pop(flow.id, None)
+
+    def _drop_held(self, flow: Flow, context: Context) -> None:
+        for packet_id, _, _ in context.held:
+            self.effects.verdict(packet_id, False)
+        self.held_packets -= len(context.held)
+        context.held = []
+        self.holding.pop(flow.id, None)
+
+    def _judge_now(self, flow: Flow, context: Context, packet: Packet | None, now: float) -> Answer | None:
+        """Waiting is over: decide on what is there, then let the held packets out or drop them."""
+        assert context.inspector is not None
+        answer = self._outcome(context.inspector.hold_expired(now), flow, context, packet, now)
+        if answer is Answer.DROP:
+            self._drop_held(flow, context)
+        elif answer is None:
+            for packet_id, _, _ in context.held:
+                self.effects.verdict(packet_id, True)
+            self.held_packets -= len(context.held)
+            context.held = []
+            self.holding.pop(flow.id, None)
+        return answer
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> float:
+        """Expire flows and holds. Returns the seconds until it should be called again."""
+        while self.holding:
+            flow = next(iter(self.holding.values()))
+            context = flow.context
+            if context.held_since + HOLD_SECONDS > now:
+                break
+            self._count("hold_expired")
+            self.holding.pop(flow.id, None)
+            self._judge_now(flow, context, None, now)
+        for gone in self.table.expire(now):
+            self._ended(gone, now)
+        if self.holding:
+            first: Context = next(iter(self.holding.values())).context
+            return max(0.01, first.held_since + HOLD_SECONDS - now)
+        return 1.0
+
+    def finish(self, now: float) -> None:
+        """The generation ends: every open flow gets its record."""
+        for flow in self.table.flows():
+            self._ended(flow, now, "policy_change")
+
+    def remember_old_flows(self, tuples: Iterable[bytes]) -> None:
+        """5-tuples, as :func:`flow_tuple` makes them, opened under an older generation."""
+        for item in tuples:
+            if len(self.old_flows) >= OLD_FLOWS:
+                self._count("old_flows_full")
+                return
+            self.old_flows.add(item)
+
+    # -- records ---------------------------------------------------------------------------------------------------
+
+    def _closed(self, flow: Flow, now: float) -> None:
+        """TCP that both ends are done with gets its record now, not when the table forgets it."""
+        if flow.tcp_state in _OVER and not flow.context.logged:
+            reason = CloseReason.RESET if flow.tcp_state is TcpState.CLOSED else CloseReason.CLOSED
+            self._ended(flow, now, reason.value)
+
+    def _ended(self, flow: Flow, now: float, reason: str = "") -> None:
+        context: Context | None = flow.context
+        if context is None or context.logged:
+            return
+        context.logged = True
+        self._drop_held(flow, context)
+        event = flow_event(flow, "flow", now + self.wall, None)
+        decision = context.decision
+        event["flow"] = {
+            "pkts_toserver": flow.packets[0],
+            "pkts_toclient": flow.packets[1],
+            "bytes_toserver": flow.bytes[0],
+            "bytes_toclient": flow.bytes[1],
+            "start": events.timestamp(flow.created + self.wall),
+            "end": events.timestamp(flow.last_seen + self.wall),
+            "age": int(flow.last_seen - flow.created),
+            "state": "established" if flow.established else "new",
+            "reason": reason or (flow.close_reason or CloseReason.TIMEOUT).value,
+            "alerted": context.alerted,
+        }
+        if context.inspector is not None and context.inspector.app_proto:
+            event["app_proto"] = context.inspector.app_proto
+        if decision is not None:
+            event["verdict"] = {"action": decision.verdict.value}
+            event["nfw"] = {"reason": decision.reason, **events.where(decision.rule)}
+        self.effects.event(event)
+
+    def _alert(self, alert: Any, flow: Flow, now: float) -> None:
+        event = flow_event(flow, "alert", now + self.wall, None, alert.direction)
+        event["direction"] = "to_server" if alert.direction is Direction.TO_SERVER else "to_client"
+        event["alert"] = events.alert_fields(alert.rule, alert.action)
+        if alert.app_proto:
+            event["app_proto"] = alert.app_proto
+        event.update(alert.tx)
+        event["nfw"] = {"stage": "stateful", **events.where(alert.rule.ref)}
+        self._count("alert")
+        self.effects.event(event)
+
+    def _drop(self, reason: str, packet: Packet, now: float, rule: Any = None, flow: Flow | None = None) -> Answer:
+        """Drop one packet; log it within the budget of records for packets without a flow."""
+        self._count(reason)
+        self._drop_budget = min(
+            float(DROP_EVENTS_PER_SECOND), self._drop_budget + (now - self._drop_at) * DROP_EVENTS_PER_SECOND
+        )
+        self._drop_at = now
+        if self._drop_budget < 1.0:
+            self._count("drop_records_suppressed")
+            return Answer.DROP
+        self._drop_budget -= 1.0
+        if len(packet.src) not in (4, 16):
+            return Answer.DROP
+        event = events.base(
+            "drop",
+            now + self.wall,
+            flow_id=flow.id if flow is not None else 0,
+            protocol=packet.protocol,
+            src=packet.src,
+            sport=packet.sport,
+            dst=packet.dst,
+            dport=packet.dport,
+        )
+        self._drop_event(reason, event, Decision(Verdict.DROP, Scope.PACKET, reason, rule))
+        return Answer.DROP
+
+    def _drop_event(self, reason: str, event: dict[str, Any], decision: Decision) -> None:
+        event["drop"] = {"reason": reason}
+        event["verdict"] = {"action": decision.verdict.value}
+        event["nfw"] = {"reason": reason, "scope": decision.scope.value, **events.where(decision.rule)}
+        self.effects.event(event)
+
+    def _quiet(self, reason: str) -> Answer:
+        self._count(reason)
+        return Answer.DROP
+
+    def _count(self, name: str) -> None:
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def _refuse(self, packet: Packet) -> None:
+        if packet.protocol == TCP:
+            self._reset(packet)
+        elif packet.protocol not in (ICMP, ICMPV6) or quoted(packet) is None:
+            self.effects.inject(icmp_unreachable(packet))
+
+    def _reset(self, packet: Packet) -> None:
+        if packet.tcp_flags & RST:
+            return
+        to_sender, to_receiver = tcp_reset(packet)
+        self.effects.inject(to_sender)
+        self.effects.inject(to_receiver)
+
+
+_OVER = frozenset((TcpState.TIME_WAIT, TcpState.CLOSED))
+
+
+def _tuple(packet: Packet) -> bytes:
+    return flow_tuple(packet.protocol, packet.src, packet.sport, packet.dst, packet.dport)
+
+
+def _facts(flow: Flow) -> FlowFacts:
+    return FlowFacts(flow.id, flow.protocol, flow.client, flow.server, flow.client_port, flow.server_port)
+
+
+def flow_event(
+    flow: Flow, kind: str, wall: float, packet: Packet | None, direction: Direction = Direction.TO_SERVER
+) -> dict[str, Any]:
+    """A record about ``flow``, seen from the packet or direction that caused it."""
+    if packet is not None:
+        src, sport, dst, dport = packet.src, packet.sport, packet.dst, packet.dport
+    elif direction is Direction.TO_SERVER:
+        src, sport, dst, dport = flow.client, flow.client_port, flow.server, flow.server_port
+    else:
+        src, sport, dst, dport = flow.server, flow.server_port, flow.client, flow.client_port
+    return events.base(kind, wall, flow_id=flow.id, protocol=flow.protocol, src=src, sport=sport, dst=dst, dport=dport)

@@ -1,0 +1,505 @@
+"""The supervisor: control socket, generations, the switch. It parses no policy and sees no packet.
+
+Order of a hot swap (``ARCHITECTURE.md``): start the new generation and wait until all of it listens; point the kernel
+at it in one transaction; tell it which flows are older than itself; delete their conntrack entries; end the old
+generation. Any failure before the switch leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nfw import __version__, log, process
+from nfw.conntrack import Conntrack
+from nfw.control import ControlServer, Deferred, Reply, Request
+from nfw.generation import MESSAGE_BYTES, describe
+from nfw.hostnet import GenerationPlan, HostNet, HostNetError
+from nfw.marks import Disposition, MarkLayout
+from nfw.settings import (
+    DEFAULT_CONTROL,
+    DEFAULT_LOG,
+    DEFAULT_LOG_BYTES,
+    DEFAULT_QUEUE_BASE,
+    QUEUE_SPAN,
+    GenerationReady,
+    GenerationSettings,
+    pack,
+    unpack,
+)
+from nfw.tuples import flow_tuple
+
+START_SECONDS = 120.0  # compiling 30,000 rules cold takes a fraction of it; a leader that hangs must not block applies
+END_SECONDS = 5.0  # for the old generation to write its last records
+OLD_FLOWS_PER_MESSAGE = 8000
+STATUS_SECONDS = 3.0
+RESTART_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``nfw run`` was told."""
+
+    policy: str
+    control: str = DEFAULT_CONTROL
+    mark_mask: int = 0xFFF00000
+    queue_base: int = DEFAULT_QUEUE_BASE
+    log: str | None = None
+    on_exit: str = "closed"  # closed: traffic stays blocked until the next start; cleanup: the kernel as it was
+
+
+@dataclass(slots=True)
+class Generation:
+    """A leader as the supervisor sees it."""
+
+    settings: GenerationSettings
+    leader: subprocess.Popen[bytes]
+    sock: socket.socket
+    started: float
+    ready: GenerationReady | None = None
+    answer: Callable[[Reply], None] | None = None
+    waiting_status: list[Callable[[Reply], None]] = field(default_factory=list)
+
+
+class Supervisor:
+    """One per machine (or network namespace)."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.layout = MarkLayout(options.mark_mask)
+        self.hostnet = HostNet(self.layout)
+        self.conntrack = Conntrack()
+        self.selector = selectors.DefaultSelector()
+        self.current: Generation | None = None
+        self.coming: Generation | None = None
+        self.ending: list[tuple[Generation, float]] = []
+        self.number = 0
+        self.retiring: list[int] = []  # numbers of generations that have been replaced but have not ended
+        self.spare = 0  # which of the two queue spans the next generation takes
+        self.stopping = False
+        self.exit_status = 0
+        self.restart_at: float | None = None
+        self.log_path = options.log or DEFAULT_LOG
+        self.log_bytes = DEFAULT_LOG_BYTES
+        self.log_sender, self.log_receiver = log.channel()
+        self.log_pid = 0
+        self.control: ControlServer | None = None
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT. Returns the exit status."""
+        wake_in, wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, self._on_signal)
+        self.selector.register(wake_in, selectors.EVENT_READ, lambda: _drain(wake_in))
+        self.control = ControlServer(self.options.control, self.handle)
+        self._start_log()
+        problems = self.hostnet.preflight()
+        for problem in problems:
+            say(f"warning: {problem}")
+        self.conntrack.flush_marked_any(self.layout.mask)
+        self.hostnet.install_closed()
+        say("closed: nothing is forwarded until the first policy runs")
+        self._begin(self.options.policy, self._first)
+        try:
+            while not self.stopping:
+                self._once()
+        finally:
+            self._shutdown()
+        return self.exit_status
+
+    def _once(self) -> None:
+        assert self.control is not None
+        self.control.attach(self.selector)
+        for key, _ in self.selector.select(self._wait()):
+            if callable(key.data):
+                key.data()
+        self.control.expire()
+        self._reap()
+        self._deadlines()
+
+    def _wait(self) -> float:
+        return 0.2 if self.coming or self.ending or self.restart_at else 1.0
+
+    def _on_signal(self, number: int, _: object) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self.stopping = True
+        elif number == signal.SIGHUP and self.log_pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.log_pid, signal.SIGHUP)
+
+    def _shutdown(self) -> None:
+        for generation in [one for one in (self.coming, self.current) if one is not None]:
+            self._end(generation, "drop")
+        for generation, _ in self.ending:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                generation.leader.wait(END_SECONDS)
+            generation.leader.kill()
+            generation.leader.wait()
+        self.log_sender.close()
+        if self.log_pid:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self.log_pid, signal.SIGTERM)
+                os.waitpid(self.log_pid, 0)
+        if self.control is not None:
+            self.control.close()
+        if self.options.on_exit == "cleanup":
+            self.hostnet.cleanup()
+            say("stopped; the kernel is as it was before nfw")
+        else:
+            with contextlib.suppress(HostNetError):
+                self.hostnet.install_closed()
+            say("stopped; traffic stays closed (`nfw cleanup` opens it)")
+
+    def _start_log(self) -> None:
+        path, size, receiver, sender = self.log_path, self.log_bytes, self.log_receiver, self.log_sender
+
+        def write() -> None:
+            sender.close()
+            log.run_writer(receiver, path, size)
+
+        if path != "-":
+            os.makedirs(os.path.dirname(path) or ".", mode=0o750, exist_ok=True)
+        self.log_pid = process.fork(write, title="nfw log")
+
+    def _move_log(self, ready: GenerationReady) -> None:
+        """The policy names the log unless the command line did; a new writer takes over the same channel."""
+        path = self.options.log or ready.log_path or DEFAULT_LOG
+        if (path, ready.log_bytes) == (self.log_path, self.log_bytes):
+            return
+        self.log_path, self.log_bytes = path, ready.log_bytes
+        if self.log_pid:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self.log_pid, signal.SIGTERM)
+                os.waitpid(self.log_pid, 0)
+        self._start_log()
+
+    # -- generations -----------------------------------------------------------------------------------------------
+
+    def _begin(self, policy: str, answer: Callable[[Reply], None]) -> None:
+        self.number = self.number % self.layout.max_generation + 1
+        if self.current is not None and self.number == self.current.settings.number:
+            self.number = self.number % self.layout.max_generation + 1
+        settings = GenerationSettings(
+            number=self.number,
+            policy=policy,
+            queue_first=self.options.queue_base + self.spare * QUEUE_SPAN,
+            mark_mask=self.options.mark_mask,
+        )
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.suppress(OSError):
+            theirs.setsockopt(socket.SOL_SOCKET, 32, 4 << 20)
+            ours.setsockopt(socket.SOL_SOCKET, 32, 4 << 20)
+        leader = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "nfw.generation",
+                str(theirs.fileno()),
+                str(self.log_sender.fileno()),
+                str(os.getpid()),
+            ],
+            pass_fds=(theirs.fileno(), self.log_sender.fileno()),
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        ours.send(pack("settings", settings))
+        ours.setblocking(False)
+        generation = Generation(settings, leader, ours, time.monotonic(), answer=answer)
+        self.coming = generation
+        self.selector.register(ours, selectors.EVENT_READ, lambda: self._hear(generation))
+
+    def _hear(self, generation: Generation) -> None:
+        try:
+            data = generation.sock.recv(MESSAGE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lost(generation)
+            return
+        kind, body = unpack(data)
+        if kind == "ready":
+            body["warnings"] = tuple(body["warnings"])
+            generation.ready = GenerationReady(**body)
+            self._switch(generation)
+        elif kind == "failed":
+            self._failed(generation, [str(line) for line in body])
+        elif kind == "died":
+            say(f"generation {generation.settings.number}: {body}")
+        elif kind == "status":
+            for answer in generation.waiting_status:
+                answer(Reply(True, self._status(generation, body), ()))
+            generation.waiting_status = []
+
+    def _switch(self, generation: Generation) -> None:
+        ready = generation.ready
+        assert ready is not None
+        number = generation.settings.number
+        old = self.current
+        try:
+            self.conntrack.flush_generation(self.layout, number)  # a number used before must not vouch for old flows
+            self.hostnet.switch(
+                GenerationPlan(
+                    generation=number,
+                    queue_first=ready.queue_first,
+                    queue_last=ready.queue_last,
+                    tproxy_port=ready.tproxy_port,
+                    fragments=ready.fragments,
+                    fail_open=ready.fail_open,
+                )
+            )
+        except HostNetError as error:
+            self._failed(generation, [str(error)])
+            return
+        self.current, self.coming = generation, None
+        self.spare = 1 - self.spare
+        if old is not None:
+            self._retire_flows(generation, old, ready)
+            self._end(old, ready.open_action)
+        self._move_log(ready)
+        for warning in ready.warnings:
+            say(f"warning: {warning}")
+        say(
+            f"generation {number} filters: policy {ready.name!r}, queues {ready.queue_first}-{ready.queue_last}"
+            + (f", TLS port {ready.tproxy_port}" if ready.tproxy_port else "")
+        )
+        notify("READY=1")
+        if generation.answer is not None:
+            generation.answer(
+                Reply(True, {"generation": number, "name": ready.name, "warnings": list(ready.warnings)}, ())
+            )
+            generation.answer = None
+
+    def _retire_flows(self, new: Generation, old: Generation, ready: GenerationReady) -> None:
+        """Flows of the old generation: remembered where the policy must still recognise them, then forgotten."""
+        number = old.settings.number
+        dispositions = _forgotten(ready.open_which)
+        self.retiring.append(number)
+        if ready.open_action == "reject" or ready.stream_exception == "continue":
+            tuples: list[bytes] = []
+            for disposition in dispositions:
+                if disposition is Disposition.OWN:
+                    continue
+                mark = self.layout.compose(number, disposition)
+                tuples += [
+                    flow_tuple(6, entry.client, entry.client_port, entry.server, entry.server_port)
+                    for entry in self.conntrack.entries(mark, self.layout.mask)
+                    if entry.protocol == 6
+                ]
+            for start in range(0, len(tuples), OLD_FLOWS_PER_MESSAGE):
+                self._ask(new, "old_flows", tuples[start : start + OLD_FLOWS_PER_MESSAGE], "flows_known")
+        for disposition in dispositions:
+            self.conntrack.flush_marked(self.layout.compose(number, disposition), self.layout.mask)
+
+    def _retire(self) -> None:
+        """Every older generation has ended: its chains go, and what its last verdicts left in conntrack."""
+        ready = self.current.ready if self.current is not None else None
+        try:
+            for number in self.retiring:
+                for disposition in _forgotten(ready.open_which) if ready is not None else ():
+                    self.conntrack.flush_marked(self.layout.compose(number, disposition), self.layout.mask)
+            self.retiring = []
+            self.hostnet.retire()
+        except HostNetError as error:
+            say(f"cannot retire the old generation: {error}")
+
+    def _ask(self, generation: Generation, kind: str, body: Any, answer: str) -> None:
+        """Send and wait briefly; other messages that come meanwhile are handled as usual."""
+        generation.sock.setblocking(True)
+        generation.sock.settimeout(2.0)
+        try:
+            generation.sock.send(pack(kind, body))
+            while True:
+                heard, value = unpack(generation.sock.recv(MESSAGE_BYTES))
+                if heard == answer:
+                    return
+                if heard == "died":
+                    say(f"generation {generation.settings.number}: {value}")
+        except OSError as error:
+            say(f"generation {generation.settings.number} did not answer {kind}: {error}")
+        finally:
+            generation.sock.setblocking(False)
+
+    def _end(self, generation: Generation, action: str) -> None:
+        with contextlib.suppress(OSError):
+            generation.sock.send(pack("end", {"action": action}))
+        self._forget(generation)
+        self.ending.append((generation, time.monotonic() + END_SECONDS))
+
+    def _forget(self, generation: Generation) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self.selector.unregister(generation.sock)
+        for answer in generation.waiting_status:
+            answer(Reply(False, None, ("the generation ended while it was asked",)))
+        generation.waiting_status = []
+        if generation is self.coming:
+            self.coming = None
+        if generation is self.current:
+            self.current = None
+
+    def _failed(self, generation: Generation, lines: list[str]) -> None:
+        """A generation that did not come up: everything stays as it was."""
+        answer = generation.answer
+        self._end(generation, "drop")
+        if answer is not None:
+            answer(Reply(False, None, tuple(lines)))
+
+    def _lost(self, generation: Generation) -> None:
+        """The leader is gone without being told to go."""
+        current = generation is self.current
+        coming = generation is self.coming
+        self._forget(generation)
+        generation.sock.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            generation.leader.wait(1.0)
+        generation.leader.kill()
+        code = generation.leader.wait()
+        text = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+        if coming and generation.answer is not None:
+            generation.answer(Reply(False, None, (f"the generation ended while it started: {text}",)))
+        if current:
+            say(f"generation {generation.settings.number} ended: {text}; traffic is closed; starting it again")
+            self.restart_at = time.monotonic()
+
+    def _first(self, reply: Reply) -> None:
+        """The policy given on the command line did not load: there is nothing to run."""
+        if not reply.ok:
+            for line in reply.errors:
+                print(line, file=sys.stderr, flush=True)
+            self.exit_status = 1
+            self.stopping = True
+
+    def _again(self, reply: Reply) -> None:
+        if not reply.ok:
+            for line in reply.errors:
+                say(line)
+            self.restart_at = time.monotonic() + RESTART_SECONDS
+
+    def _reap(self) -> None:
+        still = []
+        for generation, until in self.ending:
+            if generation.leader.poll() is None:
+                if time.monotonic() < until:
+                    still.append((generation, until))
+                    continue
+                generation.leader.kill()
+                generation.leader.wait()
+            generation.sock.close()
+        if self.ending and not still:
+            self._retire()
+        self.ending = still
+        if self.log_pid:
+            pid, status = os.waitpid(self.log_pid, os.WNOHANG)
+            if pid:
+                say(f"the log writer ended: {describe(status)}; starting it again")
+                self._start_log()
+
+    def _deadlines(self) -> None:
+        now = time.monotonic()
+        if self.coming is not None and now - self.coming.started > START_SECONDS:
+            self._failed(self.coming, [f"the policy did not load within {START_SECONDS:.0f} s"])
+        if self.restart_at is not None and now >= self.restart_at and self.coming is None:
+            self.restart_at = None
+            self._begin(self.options.policy, self._again)
+        notify("WATCHDOG=1")
+
+    # -- control ---------------------------------------------------------------------------------------------------
+
+    def handle(self, request: Request) -> Reply | Deferred:
+        """One request of the CLI."""
+        if request.command == "apply":
+            return self._apply(request)
+        if request.command == "status":
+            return self._ask_status()
+        if request.command == "ping":
+            return Reply(True, {"version": __version__, "pid": os.getpid()}, ())
+        return Reply(False, None, (f"unknown command {request.command!r}",))
+
+    def _apply(self, request: Request) -> Reply | Deferred:
+        policy = request.args.get("policy")
+        if not isinstance(policy, str) or not policy.startswith("/"):
+            return Reply(False, None, ("apply needs the absolute path of a policy file",))
+        if self.coming is not None:
+            return Reply(False, None, ("another policy is being applied; try again when it is done",))
+        deferred = Deferred()
+
+        def done(reply: Reply) -> None:
+            if reply.ok:
+                self.options = Options(**{**_fields(self.options), "policy": policy})
+            deferred.resolve(reply)
+
+        self.restart_at = None
+        self._begin(policy, done)
+        return deferred
+
+    def _ask_status(self) -> Reply | Deferred:
+        generation = self.current
+        if generation is None:
+            return Reply(True, {"version": __version__, "pid": os.getpid(), "state": "closed"}, ())
+        deferred = Deferred()
+        generation.waiting_status.append(deferred.resolve)
+        with contextlib.suppress(OSError):
+            generation.sock.send(pack("status", None))
+        return deferred
+
+    def _status(self, generation: Generation, body: dict[str, Any]) -> dict[str, Any]:
+        ready = generation.ready
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "state": "filtering",
+            "name": ready.name if ready else "",
+            "log": self.log_path,
+            **body,
+        }
+
+
+def _forgotten(which: str) -> tuple[Disposition, ...]:
+    """Whose conntrack entries go at a switch, by ``open_flows.which``."""
+    tls = (Disposition.TLS, Disposition.OWN)
+    if which == "all":
+        return (Disposition.INSPECT, Disposition.PASS, Disposition.DROP, *tls)
+    return tls if which == "tls_scope" else ()
+
+
+def _fields(options: Options) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in Options.__slots__}
+
+
+def _drain(fd: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.read(fd, 512)
+
+
+def say(text: str) -> None:
+    """One line for the operator; systemd's journal keeps it."""
+    print(f"nfw: {text}", file=sys.stderr, flush=True)
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing happens where nobody listens."""
+    target = os.environ.get("NOTIFY_SOCKET")
+    if not target:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + target[1:] if target.startswith("@") else target)
+        sock.sendall(state.encode())
+
+
+def run(options: Options) -> int:
+    """``nfw run``. Raises PermissionError, HostNetError or control errors before anything was changed."""
+    process.name("nfw")
+    return Supervisor(options).run()
