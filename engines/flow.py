@@ -167,7 +167,7 @@ class FlowTimeouts:
 class TcpHalf:
     """What one side of a TCP conversation has sent. All numbers as on the wire, modulo 2**32."""
 
-    __slots__ = ("acked", "fin_end", "isn", "next_seq", "scale", "stray_syn", "window")
+    __slots__ = ("acked", "fin_end", "isn", "next_seq", "offered_scale", "scale", "stray_syn", "window")
 
     def __init__(self) -> None:
         self.isn: int | None = None
@@ -178,7 +178,10 @@ class TcpHalf:
         """Highest acknowledgment number sent: what it has received of the other side."""
         self.window = 0
         """Last advertised, scaled, bytes."""
+        self.offered_scale: int | None = None
+        """Window scale option of its SYN."""
         self.scale = 0
+        """In use behind the handshake, if both sides offered one (RFC 7323 section 2.2)."""
         self.fin_end: int | None = None
         """Acknowledgment number that covers its FIN; None before the FIN."""
         self.stray_syn: int | None = None
@@ -319,7 +322,7 @@ class FlowTable:
 
     def __init__(
         self,
-        max_flows: int = 262_144,  # Linux conntrack's own default with 1 GB of RAM and up; about 0.5 GB here
+        max_flows: int = 262_144,  # Linux conntrack's own default on most machines; 0.3 GB here when full
         timeouts: FlowTimeouts | None = None,
         when_full: Literal["evict_oldest", "refuse"] = "evict_oldest",
     ) -> None:
@@ -379,9 +382,10 @@ class FlowTable:
             if reason == _REUSE:
                 return self._first_segment(packet, now, self._drop(flow, CloseReason.REUSED))
             flow._timeout = self._tcp_timeouts[flow.tcp_state]
-            if flow._bucket > now + flow._timeout:  # a shorter one: the wheel would look too late
+            deadline = (flow.last_seen if reason else now) + flow._timeout
+            if flow._bucket > deadline:  # the timeout became shorter: the wheel would look too late
                 self._wheel.discard(flow)
-                self._wheel.add(flow, now + flow._timeout)
+                self._wheel.add(flow, deadline)
             if reason:
                 self.counters.invalid += 1
                 return Tracked(flow, direction, Kind.INVALID, established, reason)
@@ -697,8 +701,8 @@ def _syn(flow: Flow, direction: Direction, half: TcpHalf, peer: TcpHalf, packet:
         _take_syn(half, peer, packet)
         if answers:
             half.acked = packet.ack
-        if half.scale < 0 or peer.scale < 0:  # RFC 7323 section 2.2: in use only when both SYNs carry it
-            half.scale = peer.scale = 0
+        if half.offered_scale is not None and peer.offered_scale is not None:
+            half.scale, peer.scale = half.offered_scale, peer.offered_scale
         _move(flow, TcpEvent.ANSWER)
         return ""
     if packet.seq == half.isn and peer.isn is not None:
@@ -748,8 +752,7 @@ def _take_syn(half: TcpHalf, peer: TcpHalf, packet: Packet) -> None:
     half.isn = packet.seq
     half.next_seq = packet.seq + 1 + packet.end - packet.payload_offset & SEQUENCE_MASK  # data: RFC 7413
     half.window = packet.window  # never scaled in a SYN
-    scale = tcp_window_scale(packet)
-    half.scale = -1 if scale is None else scale
+    half.offered_scale = tcp_window_scale(packet)
     peer.acked = packet.seq  # that is: nothing yet
 
 

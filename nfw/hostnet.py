@@ -41,7 +41,8 @@ from nfw.conntrack import Conntrack
 from nfw.marks import Disposition, MarkLayout
 
 TABLE = "nfw"
-ROUTE_TABLE = 5101  # and the rule's priority: before main, before what VPN software usually adds
+ROUTE_TABLE = 5101
+ROUTE_PRIORITY = 5100  # and the two after: before main, before what VPN software usually adds
 ROUTE_PROTOCOL = 78  # marks our rules and routes as ours, so cleanup finds them whatever their numbers are
 COUNTERS = {
     "dropped": "packets of flows whose verdict is drop",
@@ -113,7 +114,7 @@ class Plan:
     layout: MarkLayout = field(default_factory=MarkLayout)
     table: str = TABLE
     route_table: int = ROUTE_TABLE
-    route_priority: int = ROUTE_TABLE
+    route_priority: int = ROUTE_PRIORITY
 
     # -- the table -------------------------------------------------------------------------------------------------
 
@@ -165,6 +166,7 @@ table inet {self.table} {{
         chains = {
             f"fragments_{number}": self._fragments(generation),
             f"queue_{number}": [self.queue_statement(generation)] if queue is QueueRule.STATEMENT else [],
+            f"whole_{number}": self._whole(generation),
             f"generation_{number}": self._classify(generation),
             f"verdict_{number}": self._verdict(generation),
             f"own_{number}": self._own(number),
@@ -198,7 +200,7 @@ table inet {self.table} {{
         lines = []
         for number in generations:
             lines += [f"delete element inet {self.table} {element}" for element in self._elements(number)]
-            chains = [f"{kind}_{number}" for kind in ("fragments", "generation", "queue", "verdict", "own")]
+            chains = [f"{kind}_{number}" for kind in ("fragments", "generation", "whole", "queue", "verdict", "own")]
             lines += [f"flush chain inet {self.table} {chain}" for chain in chains]
             lines += [f"delete chain inet {self.table} {chain}" for chain in chains]
         return _text(lines)
@@ -228,11 +230,23 @@ table inet {self.table} {{
 
     # -- policy routing --------------------------------------------------------------------------------------------
 
-    def rule(self, family: int) -> str:
-        """Arguments of ``ip rule add``: packets marked TLS are looked up in our table."""
-        layout = self.layout
-        tls = f"{self._hex(layout.compose(0, Disposition.TLS))}/{self._hex(layout.disposition_mask)}"
-        return f"-{family} rule add fwmark {tls} lookup {self.route_table} priority {self.route_priority} protocol {ROUTE_PROTOCOL}"
+    def rules(self, family: int) -> tuple[str, ...]:
+        """Arguments of ``ip``, in this order: packets marked TLS are looked up in our table.
+
+        IPv4 asks for the way back to a sender too, with the packet's mark where ``src_valid_mark`` is set (VPN software
+        does that), and would find every client to be this machine. Such a question comes with ``iif lo`` and skips our rule.
+        """
+        layout, first = self.layout, self.route_priority
+        tls = f"fwmark {self._hex(layout.compose(0, Disposition.TLS))}/{self._hex(layout.disposition_mask)}"
+        add = f"-{family} rule add priority"
+        lookup = f"{add} {first + 1} protocol {ROUTE_PROTOCOL} {tls} lookup {self.route_table}"
+        if family == 6:
+            return (lookup,)
+        return (
+            f"{add} {first + 2} protocol {ROUTE_PROTOCOL} nop",
+            f"{add} {first} protocol {ROUTE_PROTOCOL} iif lo {tls} goto {first + 2}",
+            lookup,
+        )
 
     def route(self, family: int) -> str:
         """Arguments of ``ip route replace``: in our table every address is this machine's."""
@@ -275,11 +289,9 @@ table inet {self.table} {{
         )
         any_tls = self._hex(layout.compose(0, Disposition.TLS))
         any_own = self._hex(layout.compose(0, Disposition.OWN))
-        fragment = self._hex(layout.compose(0, Disposition.FRAGMENT))
-        rules = []
-        if generation.fragments is Fragments.PASS:
-            rules.append(f"meta mark & {f} == {self._hex(once)} accept")
-        rules += [
+        rules = [
+            # Only what the fragments chain has stamped bears a mark of ours here; see _whole.
+            f"meta mark & {f} != 0 jump whole_{number}",
             f"ct mark & {f} == {self._hex(inspect)} {self._stamp(inspect)} {queue}",
             f"ct mark & {f} == {self._hex(passed)} {self._stamp(passed)} accept",
             f"ct mark & {f} == {self._hex(drop)} counter name dropped drop",
@@ -294,12 +306,6 @@ table inet {self.table} {{
             "fib daddr type { local, broadcast, anycast, multicast } accept",
             f"ct mark & {d} == {any_own} counter name stale drop",
         ]
-        whole = f"meta mark & {f} == {fragment}"
-        rules.append(f"{whole} meta l4proto != udp counter name fragments_other drop")
-        if generation.fragments is Fragments.DROP:
-            rules.append(f"{whole} counter name fragments_udp drop")
-        elif generation.fragments is Fragments.PASS:
-            rules.append(f"{whole} {self._stamp(once)} accept")
         rules += [self._stamp(0), f"ct mark & {f} == 0 {queue}"]
         # A flow of an older generation: the worker shall see which. One rule a bit, see the module's docstring.
         bits = (1 << bit for bit in range(32) if layout.mask >> bit & 1)
@@ -308,6 +314,21 @@ table inet {self.table} {{
         ]
         rules.append(queue)
         return rules
+
+    def _whole(self, generation: GenerationPlan) -> list[str]:
+        """What was reassembled: passed by the fragment default, or addressed to the router when it came."""
+        once = self.layout.compose(generation.generation, Disposition.ONCE)
+        udp = {
+            Fragments.DROP: ["counter name fragments_udp drop"],
+            Fragments.FORWARD: [],
+            Fragments.PASS: [f"{self._stamp(once)} accept"],
+        }[Fragments(generation.fragments)]
+        return [
+            f"meta mark & {self._hex(self.layout.mask)} == {self._hex(once)} accept",
+            "fib daddr type != unicast accept",
+            "meta l4proto != udp counter name fragments_other drop",
+            *udp,
+        ]
 
     def _verdict(self, generation: GenerationPlan) -> list[str]:
         layout, number = self.layout, generation.generation
@@ -403,7 +424,7 @@ class HostNet:
         runner: Runner | None = None,
         conntrack: Conntrack | None = None,
         route_table: int = ROUTE_TABLE,
-        route_priority: int = ROUTE_TABLE,
+        route_priority: int = ROUTE_PRIORITY,
     ) -> None:
         self.layout = layout or MarkLayout()
         self.plan = Plan(self.layout, route_table=route_table, route_priority=route_priority)
@@ -488,10 +509,7 @@ class HostNet:
         self._run.nft(self.plan.cleanup())
         for family in (4, 6):
             for rule in self._rules(family):
-                mark = f"fwmark {rule['fwmark']}/{rule['fwmask']} " if "fwmask" in rule else ""
-                self._run.ip(
-                    f"-{family} rule del {mark}lookup {rule['table']} priority {rule['priority']} protocol {ROUTE_PROTOCOL}"
-                )
+                self._run.ip(f"-{family} rule del priority {rule['priority']} protocol {ROUTE_PROTOCOL}")
             for route in self._routes(family):
                 self._run.ip(
                     f"-{family} route del local {route['dst']} dev lo table {route['table']} protocol {ROUTE_PROTOCOL}"
@@ -508,7 +526,7 @@ class HostNet:
                 self._queue_rule = QueueRule.TARGET
         return self._queue_rule
 
-    def preflight(self, tls: bool = True) -> list[str]:
+    def preflight(self) -> list[str]:
         """What would keep nfw from working here, each with its mend. Empty: nothing found."""
         problems = [
             f"the program {name} is missing: apt-get install {package}"
@@ -533,10 +551,6 @@ class HostNet:
                     f"an `ip rule` of other software (priority {rule['priority']}) uses bits of mark mask {self.layout.mask:#x}:"
                     " choose another --mark-mask"
                 )
-        if tls and self._run.sysctl("net.ipv4.conf.all.src_valid_mark") == "1":
-            problems.append(
-                "with src_valid_mark the kernel takes intercepted IPv4 packets for spoofed: sysctl -w net.ipv4.conf.all.src_valid_mark=0"
-            )
         return problems
 
     def _install_routes(self) -> None:
@@ -544,8 +558,10 @@ class HostNet:
             if family == 6 and self._run.sysctl("net.ipv6.conf.lo.disable_ipv6") in (None, "1"):
                 continue
             self._run.ip(self.plan.route(family))
-            if not any(str(rule["table"]) == str(self.plan.route_table) for rule in self._rules(family)):
-                self._run.ip(self.plan.rule(family))
+            installed = {str(rule["priority"]) for rule in self._rules(family)}
+            for rule in self.plan.rules(family):
+                if rule.split()[4] not in installed:
+                    self._run.ip(rule)
 
     def _rules(self, family: int | None) -> list[dict[str, Any]]:
         """Our rules of one family; with None everybody else's of both."""

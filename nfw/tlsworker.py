@@ -61,7 +61,7 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, no time: close sends RST
 class Side:
     """One socket of a session with what waits to be sent on it."""
 
-    __slots__ = ("closing", "discarding", "ended", "events", "out", "paused", "sock", "waiting")
+    __slots__ = ("closing", "discarding", "ended", "events", "hung_up", "out", "paused", "sock", "waiting")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -71,6 +71,7 @@ class Side:
         self.paused = False
         self.ended = False  # its peer will send nothing more
         self.closing = False  # our sending side is shut down once `out` is empty
+        self.hung_up = False  # both directions are over; epoll says so for ever, so it is not asked until we read
         self.discarding = False  # what still arrives is read and thrown away
 
 
@@ -324,7 +325,8 @@ class TlsWorker:
             mask |= select.EPOLLIN
         if side.out or (side is flow.upstream and flow.connecting):
             mask |= select.EPOLLOUT
-        self._watch(flow, side, mask)
+        if mask or not side.hung_up:
+            self._watch(flow, side, mask)
 
     def _wanted(self, flow: Flow, side: Side) -> bool:
         direction = Direction.TO_SERVER if side is flow.client else Direction.TO_CLIENT
@@ -355,8 +357,10 @@ class TlsWorker:
 
     def _read(self, flow: Flow, session: Session, side: Side, mask: int, now: float) -> None:
         is_client = side is flow.client
-        broken = mask & (select.EPOLLHUP | select.EPOLLERR)
-        if not broken and not side.discarding and (side.paused or not self._wanted(flow, side)):
+        if not side.discarding and not mask & select.EPOLLERR and (side.paused or not self._wanted(flow, side)):
+            if mask & select.EPOLLHUP:
+                side.hung_up = True
+                self._unwatch(side)
             return
         try:
             data = side.sock.recv(READ_BYTES)
@@ -455,6 +459,7 @@ class TlsWorker:
 
     def _unwatch(self, side: Side) -> None:
         fd = side.sock.fileno()
+        side.events = -1
         if self.sides.pop(fd, None) is not None:
             with contextlib.suppress(OSError):
                 self.epoll.unregister(fd)

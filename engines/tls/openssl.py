@@ -15,7 +15,7 @@ _ffi: Any = ffi
 _lib: Any = lib
 
 MODE_RELEASE_BUFFERS: int = _lib.SSL_MODE_RELEASE_BUFFERS
-"""SSL_CTX_set_mode(3): give record buffers back while idle; 34 KB less per leg."""
+"""SSL_CTX_set_mode(3): give the record buffers (17 KB each) back while idle."""
 
 
 def expect_server(connection: SSL.Connection, host: str, unix_time: float) -> None:
@@ -47,6 +47,16 @@ def verify_error_text(code: int) -> str:
 def cipher_suites(connection: SSL.Connection) -> list[str]:
     """Names of the suites the connection offers or accepts."""
     return connection.get_cipher_list()
+
+
+def renew_buffers(connection: SSL.Connection) -> None:
+    """Swap both memory buffers, which must be empty, for new ones: they grow to what they once held and never shrink.
+
+    They are empty whenever OpenSSL has said WantRead (it takes all it is given) and the output was collected.
+    """
+    incoming, outgoing = _lib.BIO_new(_lib.BIO_s_mem()), _lib.BIO_new(_lib.BIO_s_mem())
+    _lib.SSL_set_bio(connection._ssl, incoming, outgoing)  # frees the old pair
+    connection._into_ssl, connection._from_ssl = incoming, outgoing
 
 
 def watch_certificate_requests(context: SSL.Context) -> Any:

@@ -57,6 +57,12 @@ PARKED_MAX = 1 << 20
 """Bytes of one way kept while nobody may read them. A reader that obeys ``wants()`` never has more than one read
 (256 KB) here; more means the owner ignores it, and the session ends as INTERNAL."""
 
+BULK = 8192
+"""A read of this size or more may have grown OpenSSL's buffers."""
+
+TRIM_AFTER = 5.0
+"""Seconds after which grown buffers are given back; idle flows then keep about 90 KB, all of it OpenSSL's state."""
+
 CONTROL_MAX = 65536
 """Bytes OpenSSL may answer by itself (key updates, tickets) with no application byte sent in between: some 2,500 key
 updates. A peer that asks for more is flooding (and may not be reading)."""
@@ -146,7 +152,7 @@ class Session:
         self._events: list[Event] = []
         self._ways = (_Way(), _Way())
         self._half: list[TlsHalf | None] = [None, None]  # by the direction of what the half receives: client, upstream
-        self._reader = ClientHelloReader(settings.hello_cap)
+        self._reader: ClientHelloReader | None = ClientHelloReader(settings.hello_cap)
         self._connection_open = False  # the owner has, or is making, an upstream connection
         self.info = SessionInfo()
         self._state = State.HELLO
@@ -162,7 +168,7 @@ class Session:
 
     @property
     def deadline(self) -> float | None:
-        """When to call :meth:`tick` at the latest; None while relaying (idle limits are the owner's)."""
+        """When to call :meth:`tick`, or None. While relaying it is housekeeping: idle limits are the owner's."""
         return self._deadline
 
     def wants(self, direction: Direction) -> bool:
@@ -261,8 +267,18 @@ class Session:
             self._unpark(direction)
 
     def tick(self, now: float) -> None:
-        """Ends the session when its deadline has passed."""
-        if self._deadline is not None and now >= self._deadline:
+        """The deadline may have passed: ends a handshake that takes too long, gives memory back in the relay."""
+        if self._deadline is None or now < self._deadline:
+            return
+        if self._state is State.RELAY:
+            self._deadline = None
+            for way, half in zip(self._ways, self._half, strict=True):
+                assert half is not None
+                if (
+                    not way.paused
+                ):  # paused since before the relay, OpenSSL may still hold bytes of the handshake's reads
+                    half.trim()
+        else:
             status, reason, detail = _TIMEOUTS[self._state]
             self._fail(status, reason, detail)
 
@@ -336,9 +352,11 @@ class Session:
     # States, in order.
 
     def _read_hello(self, data: bytes, now: float) -> None:
+        assert self._reader is not None
         result = self._reader.feed(data)
         if result is None:
             return
+        self._reader = None  # its copy of the bytes is in the result
         if isinstance(result, NotTls):
             self._fail(
                 Status.NOT_TLS, result.reason, f"the client's first bytes are no TLS ClientHello: {result.reason}"
@@ -426,12 +444,14 @@ class Session:
         self._unpark(_TO_CLIENT)
 
     def _relay_client(self, data: bytes, now: float) -> None:
-        self._relay(_TO_SERVER, data)
+        self._relay(_TO_SERVER, data, now)
 
     def _relay_upstream(self, data: bytes, now: float) -> None:
-        self._relay(_TO_CLIENT, data)
+        self._relay(_TO_CLIENT, data, now)
 
-    def _relay(self, direction: Direction, data: bytes) -> None:
+    def _relay(self, direction: Direction, data: bytes, now: float) -> None:
+        if self._deadline is None and len(data) >= BULK:
+            self._deadline = now + TRIM_AFTER
         if self._ways[direction].paused:
             self._park(direction, data)
         else:

@@ -84,6 +84,14 @@ def test_close_notify_both_ways(root: Authority) -> None:
     assert peer.closed
 
 
+@pytest.mark.parametrize("size", [1, 16384, 65535, 65536, 65537, 131072, 300_000])
+def test_encrypt_leaves_nothing_behind(root: Authority, size: int) -> None:
+    half, peer = joined(root)
+    peer.feed(half.encrypt(b"x" * size))
+    assert peer.received == b"x" * size
+    assert half.output() == b""
+
+
 def test_leg(root: Authority) -> None:
     half, _ = joined(root)
     leg = half.leg()

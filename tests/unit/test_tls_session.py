@@ -785,3 +785,90 @@ def test_ec_p384_server(world: World) -> None:
     certificate, key = world.root.issue(NAME, key=ec.generate_private_key(ec.SECP384R1()))
     wire = Wire(world, client_peer(NAME, [world.ca]), server_peer(certificate, key)).run()
     assert wire.session.state is State.RELAY
+
+
+def test_grown_buffers_are_given_back(world: World) -> None:
+    """Bulk data sets a housekeeping deadline; trimming in the middle of a record loses nothing."""
+    wire = established(world)
+    assert wire.session.deadline is None
+    for round_ in range(3):
+        wire.server.send(bytes([round_]) * 100_000)
+        data = wire.server.take()
+        wire.session.upstream_data(data[:70_001], float(round_))
+        wire.answer()
+        assert wire.session.deadline == round_ + 5.0
+        wire.session.tick(round_ + 5.0)
+        assert wire.session.deadline is None
+        wire.session.upstream_data(data[70_001:], float(round_))
+        wire.answer()
+        wire.session.tick(1e9)
+        wire.client.send(b"request")
+        wire.run()
+    assert wire.client.received == b"".join(bytes([n]) * 100_000 for n in range(3))
+    assert wire.server.received == b"request" * 3
+    assert wire.finished is None
+
+
+def test_trimming_spares_what_a_paused_way_still_holds(world: World) -> None:
+    """Paused before the handshakes were done, with data of the server in the same read as its last flight."""
+    wire = pair(world)
+    wire.session.pause(TO_CLIENT)
+    wire.server.send(b"greeting")
+    wire.run()
+    assert wire.session.state is State.RELAY
+    assert wire.client.received == b""
+    wire.client.send(b"x" * 20_000)
+    wire.run()
+    assert wire.session.deadline is not None
+    wire.session.tick(1e9)
+    wire.session.resume(TO_CLIENT, 0.0)
+    wire.answer()
+    assert wire.client.received == b"greeting"
+
+
+def test_any_order_of_inputs(world: World) -> None:
+    """Whatever happens whenever: no exception, one Finished, and it is the last word."""
+    rng = random.Random(6)
+    certificate, key = world.root.issue(NAME)
+    holds: list[tuple] = [
+        (),
+        (Hello,),
+        (ConnectUpstream,),
+        (NeedLeaf,),
+        (Plaintext,),
+        (Eof,),
+        (SendClient,),
+        (SendUpstream,),
+    ]
+    inputs = (
+        lambda wire, way: wire.session.client_data(wire.client.take() or rng.randbytes(40), 0.0),
+        lambda wire, way: wire.session.upstream_data(wire.server.take() or rng.randbytes(40), 0.0),
+        lambda wire, way: wire.client.failed or wire.client.send(b"x" * 100),
+        lambda wire, way: wire.server.failed or wire.server.send(b"x" * 100),
+        lambda wire, way: wire.session.client_eof(0.0),
+        lambda wire, way: wire.session.upstream_eof(0.0),
+        lambda wire, way: wire.session.client_reset(0.0),
+        lambda wire, way: wire.session.upstream_reset(0.0),
+        lambda wire, way: wire.session.proceed(0.0),
+        lambda wire, way: wire.session.upstream_connected(0.0),
+        lambda wire, way: wire.session.upstream_failed("no", 0.0),
+        lambda wire, way: wire.session.leaf_failed("no", 0.0),
+        lambda wire, way: wire.session.forward(way, b"y"),
+        lambda wire, way: wire.session.forward_eof(way),
+        lambda wire, way: wire.session.pause(way),
+        lambda wire, way: wire.session.resume(way, 0.0),
+        lambda wire, way: wire.session.tick(rng.choice((0.0, 5.0, 20.0))),
+    )
+    for _ in range(300):
+        wire = Wire(world, client_peer(NAME, verify=False), server_peer(certificate, key), hold=rng.choice(holds))
+        if rng.random() < 0.8:
+            wire.run()
+        for _ in range(12):
+            rng.choice(inputs)(wire, rng.choice((TO_SERVER, TO_CLIENT)))
+            if rng.random() < 0.7:
+                wire.answer()
+        wire.session.end(FailAction.DROP, "test")
+        wire.answer()
+        assert wire.finished is not None
+        assert isinstance(wire.log[-1], Finished)
+        assert wire.session.state is State.DONE

@@ -1,0 +1,335 @@
+"""Hot swap and crashes: open flows end, new ones succeed, nothing leaks, and the path is never open by accident."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.firewall import Firewall, children, pids_named, wait_for
+from tests.lab import Lab
+
+pytestmark = pytest.mark.netns
+
+ADDRESS = "203.0.113.10"
+
+OPEN = """\
+name: {name}
+stateless: {{default: forward}}
+stateful:
+  order: action
+  stream_exception: {exception}
+  rules: 'alert tcp any any -> any 7 (msg:"x"; content:"zzz"; sid:1;)'
+open_flows: {{which: {which}, action: {action}}}
+"""
+
+TLS = """\
+name: {name}
+stateless: {{default: forward}}
+tls:
+  ca: {{certificate: ca.pem, private_key: ca.key}}
+  trust: [lab-root.pem]
+  scopes: [{{destination_ports: [443]}}]
+open_flows: {{which: all, action: {action}}}
+stateful:
+  order: action
+  stream_exception: drop
+"""
+
+
+# A rule that keeps flows in the queue; a flow nothing can match any more is the kernel's, reader or not.
+INSPECTED = """  rules: 'alert tcp any any -> any 7 (msg:"x"; content:"zzz"; sid:1;)'
+"""
+
+
+def simple(name: str, which: str = "all", action: str = "drop", exception: str = "drop") -> str:
+    return OPEN.format(name=name, which=which, action=action, exception=exception)
+
+
+@pytest.fixture
+def firewall() -> Iterator[Firewall]:
+    with Lab() as lab, Firewall(lab) as firewall:
+        (firewall.dir / "lab-root.pem").write_bytes(lab.root_ca_pem)
+        yield firewall
+
+
+def connect(lab: Lab, port: int = 7, seconds: float = 1.0) -> socket.socket:
+    with lab.in_namespace("client"):
+        sock = socket.create_connection((ADDRESS, port), timeout=seconds)
+    opened.append(sock)
+    return sock
+
+
+opened: list[socket.socket] = []
+
+
+@pytest.fixture(autouse=True)
+def _close_all() -> Iterator[None]:
+    yield
+    while opened:
+        opened.pop().close()
+
+
+def echoes(sock: socket.socket) -> bool:
+    try:
+        sock.sendall(b"ping")
+        return sock.recv(100) == b"ping"
+    except (TimeoutError, ConnectionError):
+        return False
+
+
+def answers(lab: Lab) -> bool:
+    """A new connection works."""
+    with connect(lab) as sock:
+        return echoes(sock)
+
+
+@pytest.mark.parametrize(
+    ("which", "action", "exception", "goes_on", "reset"),
+    [
+        ("all", "drop", "drop", False, False),
+        ("all", "reject", "drop", False, True),
+        ("all", "drop", "continue", False, False),
+        ("tls_scope", "drop", "continue", True, False),
+        ("none", "drop", "drop", True, False),
+    ],
+)
+def test_open_tcp_flows(
+    firewall: Firewall, which: str, action: str, exception: str, goes_on: bool, reset: bool
+) -> None:
+    firewall.start(firewall.policy("one", simple("one")))
+    sock = connect(firewall.lab)
+    assert echoes(sock)
+    firewall.apply(firewall.policy("two", simple("two", which, action, exception)))
+    sock.settimeout(0.7)
+    started = time.monotonic()
+    assert echoes(sock) is goes_on
+    if reset:
+        assert time.monotonic() - started < 0.5, "a rejected flow is reset at once"
+    assert answers(firewall.lab)
+
+
+def test_open_udp_flow_is_judged_anew(firewall: Firewall) -> None:
+    firewall.start(firewall.policy("one", simple("one")))
+    with firewall.lab.in_namespace("client"):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    opened.append(sock)
+    sock.settimeout(0.5)
+    sock.connect((ADDRESS, 7))
+    assert echoes(sock)
+    deny = "name: deny\nstateless: {default: forward, rules: [{priority: 1, action: drop, protocols: [udp]}]}\n"
+    firewall.apply(firewall.policy("deny", deny))
+    assert not echoes(sock)
+    firewall.apply(firewall.policy("one", simple("one")))
+    assert echoes(sock)
+
+
+def test_kernel_passed_flows_are_dropped_too(firewall: Firewall) -> None:
+    """A flow the kernel passes without asking is opened under the old generation as well."""
+    firewall.start(firewall.policy("pass", "name: pass\nstateless: {default: pass}\n"))
+    sock = connect(firewall.lab)
+    assert echoes(sock)
+    firewall.apply(firewall.policy("one", simple("one")))
+    sock.settimeout(0.5)
+    assert not echoes(sock)
+
+
+@pytest.mark.parametrize("action", ["drop", "reject"])
+def test_open_tls_sessions_end_on_both_sides(firewall: Firewall, action: str) -> None:
+    lab = firewall.lab
+    firewall.start(firewall.policy("tls", TLS.format(name="tls", action=action)))
+    slow = ["curl", "-sS", "--noproxy", "*", "--cacert", str(firewall.ca), "-o", "/dev/null", "--max-time", "20"]
+    download = lab.client.popen(
+        [*slow, "--speed-time", "2", "--speed-limit", "1", "https://allowed.test/slow/big"], stderr=subprocess.PIPE
+    )
+    wait_for(lambda: established(lab) > 0, 5)
+    time.sleep(0.5)
+    assert download.poll() is None
+    firewall.apply(firewall.policy("again", TLS.format(name="again", action=action)))
+    assert download.wait(10) != 0
+    assert lab.curl("https://allowed.test/", cacert=firewall.ca).returncode == 0
+
+
+def established(lab: Lab) -> int:
+    listed = lab.server.run(["ss", "-Htn", "state", "established", "sport", "=", ":443"]).stdout
+    return len(listed.splitlines())
+
+
+def test_new_connections_during_swaps_succeed(firewall: Firewall) -> None:
+    one, two = (firewall.policy(name, simple(name, which="none")) for name in ("one", "two"))
+    firewall.start(one)
+    failed: list[str] = []
+    count = [0]
+    stop = threading.Event()
+
+    def hammer() -> None:
+        while not stop.is_set():
+            try:
+                with connect(firewall.lab, seconds=4.0) as sock:
+                    if not echoes(sock):
+                        failed.append("no echo")
+            except OSError as error:
+                failed.append(str(error))
+            count[0] += 1
+
+    thread = threading.Thread(target=hammer)
+    thread.start()
+    try:
+        for policy in (two, one, two, one, two):
+            firewall.apply(policy)
+    finally:
+        stop.set()
+        thread.join()
+    assert failed == []
+    assert count[0] > 20
+
+
+def test_a_policy_that_does_not_load_changes_nothing(firewall: Firewall) -> None:
+    firewall.start(firewall.policy("one", simple("one")))
+    sock = connect(firewall.lab)
+    before = firewall.status()["generation"]
+    rules = ruleset(firewall)
+    bad = firewall.policy("bad", "name: bad\nstateless: {defalt: pass}\nstateful: {rules: 'drop tcp any'}\n")
+    answer = firewall.cli("policy", "apply", str(bad), check=False)
+    assert answer.returncode == 1
+    assert "bad.yaml:2" in answer.stderr
+    assert "bad.yaml:3" in answer.stderr
+    assert echoes(sock)
+    assert firewall.status()["generation"] == before
+    assert ruleset(firewall) == rules
+
+
+def ruleset(firewall: Firewall) -> str:
+    return firewall.lab.router.run(["nft", "-s", "list", "ruleset"]).stdout
+
+
+def kernel_state(lab: Lab) -> tuple[str, ...]:
+    commands = (
+        ["nft", "-s", "list", "ruleset"],
+        ["ip", "rule"],
+        ["ip", "-6", "rule"],
+        ["ip", "route", "show", "table", "all"],
+        ["ip", "-6", "route", "show", "table", "all"],
+    )
+    return tuple(lab.router.run(command).stdout for command in commands)
+
+
+def test_fifty_swaps_leak_nothing(firewall: Firewall) -> None:
+    policies = [firewall.policy(name, TLS.format(name=name, action="drop")) for name in ("one", "two")]
+    firewall.start(policies[0])
+
+    def swap(times: int) -> None:
+        for turn in range(times):
+            firewall.apply(policies[turn % 2])
+            assert firewall.lab.curl("https://allowed.test/", cacert=firewall.ca).returncode == 0
+
+    def measure() -> dict[str, int]:
+        pid = firewall.pid()
+        wait_for(lambda: sum("leader" in name for name in children(pid).values()) == 1, 10)
+        fds = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        memory = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4
+        return {
+            "processes": len(children(pid)),
+            "descriptors": fds,
+            "rules": len(ruleset(firewall).splitlines()),
+            "routes": len("".join(kernel_state(firewall.lab)[1:]).splitlines()),
+            "memory": memory,
+        }
+
+    swap(6)
+    time.sleep(2)
+    before = measure()
+    swap(50)
+    memory = before.pop("memory")
+
+    def unchanged() -> bool:
+        return {**measure(), "memory": 0} == {**before, "memory": 0}
+
+    wait_for(unchanged, 10, lambda: f"before {before}, now {measure()}")
+    assert measure()["memory"] - memory < 2048, (memory, measure())
+    current = firewall.status()["generation"]
+    marks = conntrack_generations(firewall.lab)
+    assert marks <= {current}, (marks, current)
+
+
+def conntrack_generations(lab: Lab) -> set[int]:
+    """Generations that any conntrack entry of the router carries."""
+    listed = lab.router.run(["conntrack", "-L"], check=False).stdout
+    found = set()
+    for line in listed.splitlines():
+        for word in line.split():
+            if word.startswith("mark="):
+                generation = int(word[5:]) >> 23
+                if generation:
+                    found.add(generation)
+    return found
+
+
+@pytest.mark.parametrize("victim", ["nfw packet", "nfw tls", "nfw keyholder", "nfw leader"])
+def test_a_killed_process_comes_back(firewall: Firewall, victim: str) -> None:
+    lab = firewall.lab
+    firewall.start(firewall.policy("tls", TLS.format(name="tls", action="drop")))
+    assert lab.curl("https://allowed.test/", cacert=firewall.ca).returncode == 0
+    before = set(children(firewall.pid()))
+    victims = list(pids_named(firewall.pid(), victim[:15]))
+    assert victims
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: bool(set(children(firewall.pid())) - before), 10)
+    wait_for(lambda: lab.curl("https://allowed.test/", cacert=firewall.ca).returncode == 0, 15)
+
+
+def test_killed_supervisor_closes_and_restart_recovers(firewall: Firewall) -> None:
+    lab = firewall.lab
+    before = kernel_state(lab)
+    policy = firewall.policy("tls", TLS.format(name="tls", action="drop") + INSPECTED)
+    firewall.start(policy)
+    open_flow = connect(lab)
+    assert echoes(open_flow)
+    daemon = firewall.pid()
+    family = set(children(daemon))
+    os.kill(daemon, signal.SIGKILL)
+    assert firewall.process is not None
+    firewall.process.wait(5)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 5)
+    open_flow.settimeout(0.5)
+    assert not echoes(open_flow)
+    with pytest.raises(TimeoutError):
+        connect(lab, seconds=0.7)
+    assert lab.curl("https://allowed.test/", "-m", "1", cacert=firewall.ca).returncode != 0
+    firewall.start(policy)
+    assert answers(lab)
+    os.kill(firewall.pid(), signal.SIGKILL)
+    firewall.process.wait(5)
+    firewall.cli("cleanup")
+    assert kernel_state(lab) == before
+    assert conntrack_generations(lab) == set()
+    assert answers(lab)
+    assert lab.curl("https://allowed.test/").returncode == 0
+
+
+def test_stop_leaves_it_closed_and_cleanup_opens(firewall: Firewall) -> None:
+    firewall.start(firewall.policy("one", simple("one")))
+    assert firewall.process is not None
+    firewall.process.send_signal(signal.SIGINT)
+    assert firewall.process.wait(10) == 0
+    with pytest.raises(TimeoutError):
+        connect(firewall.lab, seconds=0.5)
+    firewall.cli("cleanup")
+    assert answers(firewall.lab)
+
+
+def test_a_second_daemon_is_refused(firewall: Firewall) -> None:
+    policy = firewall.policy("one", simple("one"))
+    firewall.start(policy)
+    answer = firewall.cli("run", "--policy", str(policy), "--control", str(firewall.control), check=False)
+    assert answer.returncode == 1
+    assert "running" in answer.stderr
+    assert answers(firewall.lab)

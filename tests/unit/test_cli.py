@@ -1,0 +1,319 @@
+"""The command line: exit codes, what goes where, and that trouble is told in a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from nfw.cli.app import COMMANDS, call
+from nfw.cli.daemon import format_status
+from nfw.control import ControlServer, Reply, Request
+
+GOOD = """\
+name: good
+stateless:
+  rules:
+    - {priority: 1, action: drop, protocols: [tcp], destination_ports: [23]}
+stateful:
+  rules: |
+    pass tcp any any -> any 443 (msg:"web"; sid:1;)
+"""
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Nfw = Callable[..., Outcome]
+
+
+@pytest.fixture
+def nfw(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Nfw:
+    """Runs a command line in ``tmp_path``, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NFW_CONTROL", raising=False)
+
+    def run(*args: str) -> Outcome:
+        code = call(args)
+        out, err = capsys.readouterr()
+        return Outcome(code, out, err)
+
+    return run
+
+
+def serve(path: Path, handler: Callable[[Request], Reply]) -> Callable[[], None]:
+    """A daemon's control socket in a thread; returns what stops it."""
+    server = ControlServer(path, handler)
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(0.005):
+            server.ready()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+
+    def end() -> None:
+        stop.set()
+        thread.join()
+        server.close()
+
+    return end
+
+
+# -- manners -------------------------------------------------------------------------------------------------------
+
+
+def test_version(nfw: Nfw) -> None:
+    code, out, err = nfw("--version")
+    assert (code, err) == (0, "")
+    assert out.startswith("nfw ")
+
+
+def test_help_lists_every_command(nfw: Nfw) -> None:
+    code, out, _ = nfw("--help")
+    assert code == 0
+    for name in COMMANDS:
+        assert f"  {name} " in out
+        assert nfw(name, "--help").code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["polcy"], 'no such command "polcy"; did you mean "policy"?'),
+        (["policy", "chekc"], 'no such command "chekc"; did you mean "check"?'),
+        (["policy", "zzz"], 'no such command "zzz"; known: apply, check, show'),
+        (["policy", "check"], "Missing argument"),
+        (["policy"], "Usage: nfw policy"),
+        ([], "Usage: nfw"),
+        (["status", "--jsn"], "--jsn"),
+        (["run"], "--policy"),
+        (["run", "--policy", "x", "--mark-mask", "zz"], "not a hexadecimal number"),
+        (["run", "--policy", "x", "--mark-mask", "0xf0f0"], "has gaps"),
+        (["run", "--policy", "x", "--mark-mask", "0x7"], "too narrow"),
+        (["run", "--policy", "x", "--mark-mask", "0x1ffffffff"], "32 bits"),
+        (["run", "--policy", "x", "--queue-base", "65530"], "queue-base"),
+        (["run", "--policy", "x", "--on-exit", "open"], "on-exit"),
+        (["completion", "tcsh"], "tcsh"),
+        (["ca", "create", "--name", "x"], "--out"),
+        (["rules", "check", "--var", "X", "f"], "is not NAME=ITEM"),
+    ],
+)
+def test_usage_errors(nfw: Nfw, args: list[str], hint: str) -> None:
+    """Exit code 2, nothing on standard output, the way out on standard error."""
+    code, out, err = nfw(*args)
+    assert (code, out) == (2, "")
+    assert hint in err
+    assert "Traceback" not in err
+
+
+def test_heavy_libraries_wait_until_they_are_needed() -> None:
+    """`nfw --help` loads neither OpenSSL nor Hyperscan, and no engine."""
+    program = (
+        "import sys, nfw.cli.app as app; app.call(['--help']); app.call(['status', '--control', '/nowhere/x']);"
+        "heavy = {'hyperscan', 'cryptography', 'OpenSSL', 'pyroute2', 'ruamel', 'engines'} & set(sys.modules);"
+        "sys.exit(','.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr == "nfw: not running: there is no control socket /nowhere/x\n"
+    assert done.returncode == 0
+
+
+def test_reader_that_leaves(tmp_path: Path) -> None:
+    """`nfw ... | head -1` says nothing about the pipe."""
+    (tmp_path / "big.yaml").write_text(
+        "stateless:\n  rules:\n" + "".join(f"    - {{priority: {n}, action: drop}}\n" for n in range(1, 4000))
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "nfw", "policy", "show", str(tmp_path / "big.yaml")],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+def test_interrupt_is_quiet(nfw: Nfw, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Reply:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nfw.control.ControlClient.request", interrupted)
+    code, out, err = nfw("status")
+    assert (code, out.strip(), err.strip()) == (130, "", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(nfw: Nfw, shell: str) -> None:
+    code, out, err = nfw("completion", shell)
+    assert (code, err) == (0, "")
+    assert "_NFW_COMPLETE" in out
+
+
+def test_completion_knows_the_commands() -> None:
+    environment = {**os.environ, "_NFW_COMPLETE": "bash_complete", "COMP_WORDS": "nfw policy ", "COMP_CWORD": "2"}
+    done = subprocess.run([sys.executable, "-m", "nfw"], env=environment, capture_output=True, text=True, check=False)
+    assert [line.split(",")[1] for line in done.stdout.split()] == ["apply", "check", "show"]
+
+
+# -- policy --------------------------------------------------------------------------------------------------------
+
+
+def test_policy_check(nfw: Nfw, tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text(GOOD)
+    code, out, err = nfw("policy", "check", "good.yaml")
+    assert (code, err) == (0, "")
+    assert out == "good.yaml: ok, policy good: 1 stateless rule, 1 stateful rule, no TLS inspection\n"
+    code, out, _ = nfw("policy", "check", "--json", "good.yaml")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["ok"], found["problems"], found["policy"]["stateful_rules"]) == (True, [], 1)
+
+
+def test_policy_check_of_a_wrong_one(nfw: Nfw, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("stateles: {}\nworkers: 0\n")
+    code, out, err = nfw("policy", "check", "bad.yaml")
+    assert (code, out) == (1, "")
+    assert err.splitlines() == [
+        'bad.yaml:1:1: unknown key "stateles" in policy; did you mean "stateless"?',
+        "bad.yaml:2:10: workers: expected auto or a number from 1 to 64, got 0",
+        "bad.yaml: 2 errors; this policy cannot be applied",
+    ]
+    code, out, err = nfw("policy", "check", "bad.yaml", "--json")
+    assert (code, err) == (1, "")
+    problems = json.loads(out)["problems"]
+    assert [(problem["line"], problem["column"], problem["level"]) for problem in problems] == [
+        (1, 1, "error"),
+        (2, 10, "error"),
+    ]
+    assert nfw("policy", "check", "nope.yaml").err.startswith("nope.yaml: policy file does not exist\n")
+
+
+def test_policy_show(nfw: Nfw, tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text(GOOD)
+    code, out, err = nfw("policy", "show", "good.yaml")
+    assert (code, err) == (0, "")
+    (tmp_path / "again.yaml").write_text(out)
+    assert nfw("policy", "show", "again.yaml").out == out
+    assert nfw("policy", "show", "nope.yaml").code == 1
+
+
+def test_policy_apply(nfw: Nfw, tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text(GOOD)
+    asked: list[Request] = []
+
+    def handler(request: Request) -> Reply:
+        asked.append(request)
+        if len(asked) < 3:
+            return Reply(True, {"generation": 7, "name": "good", "warnings": ["good.yaml:1:1: beware"]})
+        return Reply(False, None, ("good.yaml:1:1: wrong", "good.yaml:2:1: wrong too"))
+
+    end = serve(tmp_path / "control", handler)
+    try:
+        code, out, err = nfw("policy", "apply", "good.yaml", "--control", "control")
+        assert (code, out) == (0, "good.yaml: applied as generation 7\n")
+        assert err == "good.yaml:1:1: beware [warning]\n"
+        code, out, err = nfw("policy", "apply", "good.yaml", "--control", "control", "--json")
+        assert (code, json.loads(out)["generation"], err) == (0, 7, "")
+        code, out, err = nfw("policy", "apply", "good.yaml", "--control", "control")
+        assert (code, out) == (1, "")
+        assert err.splitlines() == [
+            "good.yaml:1:1: wrong",
+            "good.yaml:2:1: wrong too",
+            "good.yaml: not applied; the running policy is unchanged",
+        ]
+    finally:
+        end()
+    assert asked[0] == Request("apply", {"policy": str(tmp_path / "good.yaml")})
+    assert nfw("policy", "apply", "nope.yaml").err == "nope.yaml: policy file does not exist\n"
+
+
+# -- daemon --------------------------------------------------------------------------------------------------------
+
+
+def test_status(nfw: Nfw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"version": "0.1.0", "pid": 7, "state": "filtering", "processes": [{"name": "nfw packet 0", "pid": 8}]}
+    end = serve(tmp_path / "control", lambda _: Reply(True, data))
+    monkeypatch.setenv("NFW_CONTROL", str(tmp_path / "control"))
+    try:
+        assert json.loads(nfw("status", "--json").out) == data
+        assert nfw("status").out.splitlines() == ["nfw 0.1.0, pid 7: filtering", "nfw packet 0, pid 8"]
+    finally:
+        end()
+    code, out, err = nfw("status")
+    assert (code, out) == (1, "")
+    assert err == f"nfw: not running: there is no control socket {tmp_path / 'control'}\n"
+
+
+def test_status_shows_what_it_does_not_know() -> None:
+    lines = format_status(
+        {"state": "filtering", "since": 1000.0, "counts": {"drop": 3}, "queues": [1, 2], "new": {}}, 4661.0
+    )
+    assert lines[0] == "nfw ?, pid ?: filtering"
+    assert lines[1].endswith("(1 h 1 min)")
+    assert lines[2:] == ["  counts:", "    drop: 3", "  queues: 1, 2"]
+
+
+@pytest.mark.parametrize("args", [["run", "--policy", "x.yaml"], ["cleanup"]])
+def test_root_is_needed(nfw: Nfw, monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    code, out, err = nfw(*args)
+    assert (code, out) == (1, "")
+    assert "permission denied" in err
+    assert "needs root" in err
+
+
+def test_run_without_its_policy(nfw: Nfw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert nfw("run", "--policy", "nope.yaml") == (1, "", "nope.yaml: policy file does not exist\n")
+
+
+# -- rules and ca --------------------------------------------------------------------------------------------------
+
+
+def test_rules_check(nfw: Nfw, tmp_path: Path) -> None:
+    (tmp_path / "a.rules").write_text("# fine\npass tcp $HOME_NET any -> $EXTERNAL_NET 443 (sid:1;)\n")
+    (tmp_path / "b.rules").write_text("drop tcp any any -> $DMZ $WEB (sid:2;)\n")
+    assert nfw("rules", "check", "a.rules") == (0, "1 good rule (1 pass)\n", "")
+    code, out, err = nfw("rules", "check", "a.rules", "b.rules")
+    assert (code, out) == (1, "")
+    assert err.startswith("b.rules:1:21: ")
+    assert err.endswith("1 good rule (1 pass), 1 wrong\n")
+    code, out, err = nfw(
+        "rules", "check", "a.rules", "b.rules", "--var", "DMZ=192.0.2.0/24", "--var", "WEB=80,443", "--json"
+    )
+    assert (code, err) == (0, "")
+    assert json.loads(out)["actions"] == {"pass": 1, "drop": 1}
+    assert nfw("rules", "check", "nope.rules") == (1, "", "nope.rules: rule file does not exist\n")
+
+
+def test_ca(nfw: Nfw, tmp_path: Path) -> None:
+    code, out, err = nfw("ca", "create", "--name", "Example", "--out", "ca")
+    assert (code, err) == (0, "")
+    assert "ca/ca.pem" in out
+    assert "CN=Example" in out
+    code, out, err = nfw("ca", "create", "--name", "Example", "--out", "ca")
+    assert (code, out) == (1, "")
+    assert "is not overwritten" in err
+    shown = json.loads(nfw("ca", "show", "ca/ca.pem", "--json").out)
+    assert (shown["subject"], shown["is_ca"], shown["problems"]) == ("CN=Example", True, [])
+    assert nfw("ca", "import", "ca/ca.pem", "ca/ca.key", "--out", "copy").code == 0
+    code, out, err = nfw("ca", "import", "ca/ca.key", "ca/ca.pem", "--out", "copy2")
+    assert (code, out, err) == (1, "", "ca/ca.key: this is a private key; expected a certificate\n")
+    assert nfw("ca", "show", "nope.pem") == (1, "", "nope.pem: certificate does not exist\n")
+    assert "usable       yes" in nfw("ca", "show", "ca/ca.pem").out

@@ -1,0 +1,274 @@
+"""The packet path without a kernel: packets in, answers and effects out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Packet as Scapy
+from scapy.packet import Raw
+
+from nfw.marks import Disposition
+from nfw.pipeline import Answer, Pipeline
+from nfw.policy.compile import compile_policy
+from nfw.policy.loader import load_policy
+from nfw.tuples import flow_tuple
+
+CLIENT, SERVER = "10.1.0.2", "203.0.113.10"
+RULES = """\
+drop http any any -> any any (msg:"secret"; http.uri; content:"/secret"; sid:1;)
+reject tcp any any -> any 7 (msg:"evil"; flow:established; content:"EVIL"; sid:2;)
+drop udp any any -> any 53 (msg:"udp"; content:"BAD"; sid:3;)
+alert tcp any any -> any any (msg:"seen"; flow:established; content:"LOOK"; sid:4;)
+"""
+
+
+class Recorder:
+    """Effects as lists."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[tuple[int, bool]] = []
+        self.injected: list[bytes] = []
+        self.events: list[dict[str, Any]] = []
+
+    def verdict(self, packet_id: int, accept: bool) -> None:
+        self.verdicts.append((packet_id, accept))
+
+    def inject(self, packet: bytes) -> None:
+        self.injected.append(packet)
+
+    def event(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+
+class Bench:
+    """A pipeline of generation 5 fed with scapy packets."""
+
+    def __init__(self, tmp_path: Path, policy: str) -> None:
+        (tmp_path / "r.rules").write_text(RULES)
+        (tmp_path / "p.yaml").write_text("name: t\n" + policy)
+        self.effects = Recorder()
+        compiled = compile_policy(load_policy(tmp_path / "p.yaml", check_key=False))
+        self.pipeline = Pipeline(compiled, 5, self.effects, 0.0)
+        self.number = 0
+        self.now = 1000.0
+
+    def send(self, packet: Scapy, generation: int = 0, disposition: int = 0) -> Answer:
+        self.number += 1
+        return self.pipeline.packet(self.number, generation, disposition, bytes(packet), self.now)
+
+    def known(self, packet: Scapy) -> Answer:
+        return self.send(packet, 5, Disposition.INSPECT)
+
+
+class Talk:
+    """One TCP conversation."""
+
+    def __init__(self, bench: Bench, dport: int = 80, sport: int = 40000) -> None:
+        self.bench, self.sport, self.dport = bench, sport, dport
+        self.seq, self.ack = 1000, 5000
+
+    def client(self, flags: str = "PA", data: bytes = b"", seq: int | None = None) -> Scapy:
+        packet = IP(src=CLIENT, dst=SERVER) / TCP(
+            sport=self.sport, dport=self.dport, flags=flags, seq=self.seq if seq is None else seq, ack=self.ack
+        )
+        if seq is None:
+            self.seq += len(data) + ("S" in flags) + ("F" in flags)
+        return packet / Raw(data) if data else packet
+
+    def server(self, flags: str = "PA", data: bytes = b"") -> Scapy:
+        packet = IP(src=SERVER, dst=CLIENT) / TCP(
+            sport=self.dport, dport=self.sport, flags=flags, seq=self.ack, ack=self.seq
+        )
+        self.ack += len(data) + ("S" in flags) + ("F" in flags)
+        return packet / Raw(data) if data else packet
+
+    def open(self) -> None:
+        assert self.bench.send(self.client("S")) is Answer.INSPECT
+        assert self.bench.known(self.server("SA")) is Answer.ACCEPT
+        assert self.bench.known(self.client("A")) is Answer.ACCEPT
+
+
+INSPECT = "stateful: {order: action, rule_files: [r.rules]}\n"
+
+
+def test_clean_flow_is_inspected_and_logged_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    assert bench.known(talk.client(data=b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")) is Answer.ACCEPT
+    assert bench.known(talk.server(data=b"HTTP/1.1 204 No\r\n\r\n")) is Answer.ACCEPT
+    for packet in (talk.client("FA"), talk.server("FA"), talk.client("A")):
+        bench.known(packet)
+    flows = [event for event in bench.effects.events if event["event_type"] == "flow"]
+    assert [(flow["app_proto"], flow["flow"]["reason"]) for flow in flows] == [("http", "closed")]
+    bench.now += 1000
+    bench.pipeline.tick(bench.now)
+    assert len([event for event in bench.effects.events if event["event_type"] == "flow"]) == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_request_is_held_until_judged(tmp_path: Path, size: int) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    request = b"GET /secret HTTP/1.1\r\nHost: x\r\n\r\n"
+    pieces = [request[at : at + size] for at in range(0, len(request), size)]
+    answers = [bench.known(talk.client(data=piece)) for piece in pieces]
+    assert set(answers[:-1]) <= {Answer.HOLD}
+    assert answers[-1] is Answer.DROP_FLOW
+    assert [accept for _, accept in bench.effects.verdicts] == [False] * (len(pieces) - 1)
+
+
+def test_held_packets_leave_in_order_when_the_request_is_good(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    assert bench.known(talk.client(data=b"GET / HTTP/1.1\r\n")) is Answer.HOLD
+    assert bench.known(talk.client(data=b"Host: x\r\n")) is Answer.HOLD
+    assert bench.known(talk.client(data=b"\r\n")) is Answer.ACCEPT
+    assert bench.effects.verdicts == [(4, True), (5, True)]
+    assert bench.pipeline.held_packets == 0
+
+
+def test_a_hold_ends_by_itself(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    assert bench.known(talk.client(data=b"GET / HTTP/1.1\r\n")) is Answer.HOLD
+    assert bench.known(talk.client(data=b"GET / HTTP/1.1\r\n", seq=talk.seq - 16)) is Answer.DROP  # a retransmission
+    bench.now += 1
+    bench.pipeline.tick(bench.now)
+    assert bench.effects.verdicts == [(4, True)]
+    assert not bench.pipeline.holding
+
+
+def test_reject_resets_both_sides(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench, 7)
+    talk.open()
+    assert bench.known(talk.client(data=b"an EVIL word")) is Answer.DROP_FLOW
+    resets = [IP(packet) for packet in bench.effects.injected]
+    assert {(packet.src, packet.dst) for packet in resets} == {(CLIENT, SERVER), (SERVER, CLIENT)}
+    assert all("R" in str(packet[TCP].flags) for packet in resets)
+
+
+def test_alert_names_its_rule(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench, 7)
+    talk.open()
+    assert bench.known(talk.client(data=b"\xff" * 16 + b"LO")) is Answer.ACCEPT
+    assert bench.known(talk.client(data=b"OK")) is Answer.ACCEPT
+    (alert,) = [event for event in bench.effects.events if event["event_type"] == "alert"]
+    assert alert["alert"]["signature_id"] == 4
+    assert alert["nfw"]["rule_at"].endswith("r.rules:4")
+
+
+def test_retransmission_with_other_bytes_is_dropped(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench, 7)
+    talk.open()
+    assert bench.known(talk.client(data=b"\xff" * 16 + b"good")) is Answer.ACCEPT
+    assert bench.known(talk.client(data=b"\xff" * 16 + b"EVIL", seq=talk.seq - 20)) is Answer.DROP
+    assert bench.pipeline.counts["stream_conflict"] == 1
+
+
+def test_udp(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    good = IP(src=CLIENT, dst=SERVER) / UDP(sport=5, dport=53) / Raw(b"fine")
+    assert bench.send(good) is Answer.INSPECT
+    assert bench.known(good) is Answer.ACCEPT
+    assert bench.known(good / Raw(b"BAD")) is Answer.DROP  # content on UDP acts on the packet
+
+
+def test_ipv6(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    packet = IPv6(src="fd00:1::2", dst="2001:db8::1") / TCP(sport=1, dport=2, flags="S")
+    assert bench.send(packet) is Answer.INSPECT
+
+
+@pytest.mark.parametrize(
+    ("policy", "answer"),
+    [
+        ("stateless: {default: pass}\n", Answer.PASS),
+        ("stateless: {default: drop}\n", Answer.DROP),
+        (  # replies are not passed, so the kernel may not take over
+            "stateless: {default: drop, rules: [{priority: 1, action: pass, destinations: [203.0.113.0/24]}]}\n",
+            Answer.ONCE,
+        ),
+        (
+            "stateless: {default: pass, rules: [{priority: 1, action: pass, tcp_flags: [{flags: [SYN]}]}]}",
+            Answer.ONCE,
+        ),
+    ],
+)
+def test_stateless(tmp_path: Path, policy: str, answer: Answer) -> None:
+    bench = Bench(tmp_path, policy)
+    assert bench.send(Talk(bench).client("S")) is answer
+
+
+def test_a_flow_without_stateful_rules_goes_to_the_kernel(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "stateless: {default: forward}\n")
+    talk = Talk(bench)
+    assert bench.send(talk.client("S")) is Answer.INSPECT
+    bench.known(talk.server("SA"))
+    assert bench.known(talk.client("A")) is Answer.PASS
+
+
+@pytest.mark.parametrize(
+    ("exception", "answer", "resets"),
+    [("drop", Answer.DROP, 0), ("reject", Answer.DROP, 2), ("continue", Answer.INSPECT, 0)],
+)
+def test_midstream(tmp_path: Path, exception: str, answer: Answer, resets: int) -> None:
+    bench = Bench(tmp_path, f"stateful: {{order: action, stream_exception: {exception}, rule_files: [r.rules]}}\n")
+    assert bench.send(Talk(bench, 9).client(data=b"\xff" * 16)) is answer
+    assert len(bench.effects.injected) == resets
+
+
+@pytest.mark.parametrize(
+    ("which", "action", "answer", "resets"),
+    [
+        ("all", "drop", Answer.DROP, 0),
+        ("all", "reject", Answer.DROP, 2),
+        ("tls_scope", "drop", Answer.INSPECT, 0),
+        ("none", "drop", Answer.INSPECT, 0),
+    ],
+)
+@pytest.mark.parametrize("known_by", ["mark", "tuple"])
+def test_open_flows(tmp_path: Path, which: str, action: str, answer: Answer, resets: int, known_by: str) -> None:
+    policy = "stateful: {order: action, stream_exception: continue, rule_files: [r.rules]}\n"
+    bench = Bench(tmp_path, policy + f"open_flows: {{which: {which}, action: {action}}}\n")
+    talk = Talk(bench, 9)
+    if known_by == "tuple":
+        packet = IP(bytes(talk.client()))
+        bench.pipeline.remember_old_flows([flow_tuple(6, b"\x0a\x01\0\2", 40000, b"\xcb\0\x71\x0a", 9)])
+        assert bench.send(packet) is answer
+    else:
+        assert bench.send(talk.client(data=b"\xff" * 16), 4, Disposition.INSPECT) is answer
+    assert len(bench.effects.injected) == resets
+
+
+def test_icmp_error_of_a_known_flow(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    syn = talk.client("S")
+    bench.send(syn)
+    error = IP(src="203.0.113.1", dst=CLIENT) / ICMP(type=3, code=4) / IP(bytes(syn))
+    assert bench.send(error) is Answer.ONCE
+
+
+@pytest.mark.parametrize("data", [b"", b"\x45", b"\x60" + bytes(10), bytes(40), b"\x4f" + bytes(30)])
+def test_garbage_is_dropped(tmp_path: Path, data: bytes) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    assert bench.pipeline.packet(1, 0, 0, data, 1.0) is Answer.DROP
+
+
+def test_drop_records_are_bounded(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "stateless: {default: drop}\n")
+    for port in range(1000):
+        bench.send(Talk(bench, 80, 1024 + port).client("S"))
+    assert len(bench.effects.events) <= 101
+    assert bench.pipeline.counts["stateless_default"] == 1000
