@@ -26,10 +26,11 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from netfilterqueue import COPY_PACKET, NetfilterQueue
+from netfilterqueue import COPY_PACKET, NetfilterQueue, Packet
 
 # What a handler answers.
 ACCEPT_BATCH: Final = 0  # accept with the mark unchanged; the verdict may leave a little later
@@ -47,22 +48,19 @@ _LOGGED_ERRORS = 20
 
 _SOL_NETLINK, _NETLINK_NO_ENOBUFS, _SO_RCVBUFFORCE = 270, 5, 33
 _NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK = 2, 1, 4
-_PACKET, _VERDICT, _CONFIG, _VERDICT_BATCH = 0x300, 0x301, 0x302, 0x303  # NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_*
+_VERDICT, _CONFIG, _VERDICT_BATCH = 0x301, 0x302, 0x303  # NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_*
 _CFG_PARAMS, _CFG_QUEUE_MAXLEN, _CFG_MASK, _CFG_FLAGS = 2, 3, 4, 5
 _F_FAIL_OPEN, _F_GSO = 1, 4
-_COPY_RANGE = 0xFFFF
-_A_VERDICT, _A_MARK, _A_PAYLOAD, _A_CAP_LEN = 2, 3, 10, 13
+_COPY_RANGE = 0xFFFF - 4  # NFQNL_MAX_COPY_RANGE; a longer packet is cut there
+_A_VERDICT, _A_MARK, _A_PAYLOAD = 2, 3, 10
 _NF_DROP, _NF_ACCEPT = 0, 1
-_ATTRIBUTE_TYPE = 0x3FFF  # without the flags "nested" and "network byte order"
 
 _HEAD = struct.Struct("=IHHIIBBH")  # struct nlmsghdr, struct nfgenmsg
 _ATTRIBUTE = struct.Struct("=HH")
 _ID = struct.Struct("!I")
 _ID_OFFSET = _HEAD.size + _ATTRIBUTE.size  # the kernel puts NFQA_PACKET_HDR first
-_ATTRIBUTES = _ID_OFFSET + 8
 _PLAIN = struct.Struct("=IHHIIBBHHHII")  # head and NFQA_VERDICT_HDR; the two last words in network order
 _PLAIN_MARK = struct.Struct("=IHHIIBBHHHIIHHI")
-_TYPE_PACKET = struct.pack("=H", _PACKET)
 _CAP_NET_ADMIN = 12
 
 _log = logging.getLogger(__name__)
@@ -94,11 +92,10 @@ class Queue:
         self.errors = 0  # packets dropped because the handler raised
         self.truncated = 0  # packets dropped because the kernel did not hand over all of them
         self._handler = handler
-        self._library = _bind(number)
+        self._library = _bind(number, self._on_packet)
         self._socket = socket.socket(fileno=os.dup(self._library.get_fd()))
-        self._buffer = bytearray(_MESSAGE)
-        self._view = memoryview(self._buffer)
-        self._early: list[bytes] = []  # packets that came while the queue was being configured
+        self._source = _Source(self._receive)
+        self._left = 0  # packets that drain may still read
         self._out: list[bytes] = []
         self._accept_upto = -1  # id of the last packet of the batch being collected, -1: none
         self._collected = 0
@@ -122,69 +119,14 @@ class Queue:
 
     def drain(self, budget: int) -> int:
         """Read up to ``budget`` packets without waiting and send the verdicts collected. Returns how many were read."""
-        receive, buffer, view, handler, unpack = (
-            self._socket.recv_into,
-            self._buffer,
-            self._view,
-            self._handler,
-            _ATTRIBUTE.unpack_from,
-        )
-        unpack_word, held = _ID.unpack_from, self._held
-        read = 0
+        self._left = budget
         self._draining = True
         try:
-            while self._early:
-                early = self._early.pop(0)
-                buffer[: len(early)] = early
-                self._one(len(early))
-            while read < budget:
-                try:
-                    size = receive(buffer)
-                except BlockingIOError:
-                    break
-                except OSError as error:
-                    if error.errno in (errno.ENOBUFS, errno.EINTR):
-                        continue
-                    raise
-                # The body of _one, in line: this loop is what a packet costs.
-                if buffer[4:6] != _TYPE_PACKET:
-                    continue  # an error for a verdict whose packet is gone (the queue was full or its device went down)
-                read += 1
-                packet_id = unpack_word(buffer, _ID_OFFSET)[0]
-                offset, mark, whole = _ATTRIBUTES, 0, True
-                length, kind = unpack(buffer, offset)
-                while kind != _A_PAYLOAD:
-                    if kind == _A_MARK:
-                        mark = unpack_word(buffer, offset + 4)[0]
-                    elif kind == _A_CAP_LEN:
-                        whole = False
-                    offset += length + 3 & ~3 or 4  # never in place, whatever the length says
-                    if offset >= size:
-                        break
-                    length, kind = unpack(buffer, offset)
-                if not whole or offset >= size:
-                    self._drop_truncated(packet_id)
-                    continue
-                try:
-                    answer = handler(packet_id, mark, bytes(view[offset + 4 : offset + length]))
-                except Exception:
-                    self._drop_error(packet_id)
-                    continue
-                if answer == ACCEPT_BATCH:
-                    if held:
-                        self._out.append(_plain(self.number, _NF_ACCEPT, packet_id))
-                    else:
-                        self._accept_upto = packet_id
-                    self._collected += 1
-                elif answer == HELD:
-                    self._close_batch()
-                    held.add(packet_id)
-                if self._collected >= BATCH:
-                    self._flush()
+            self._library.run_socket(self._source)
         finally:
             self._draining = False
             self._flush()
-        return read
+        return budget - self._left
 
     def verdict(self, packet_id: int, accept: bool, mark: int | None = None, payload: bytes | None = None) -> None:
         """Verdict of one packet: the one being handled, or one held earlier.
@@ -246,12 +188,38 @@ class Queue:
                 if code:
                     raise OSError(code, f"netfilter queue {self.number}: {os.strerror(code)}")
                 return
-            self._early.append(data)
+            # A packet that came too early may have been cut at the library's 4 KB.
+            self._drop_truncated(_ID.unpack_from(data, _ID_OFFSET)[0])
 
-    def _one(self, size: int) -> None:
-        """A packet that came before the queue was configured: possibly cut short, so never judged."""
-        if self._buffer[4:6] == _TYPE_PACKET and size >= _ATTRIBUTES:
-            self._drop_truncated(_ID.unpack_from(self._buffer, _ID_OFFSET)[0])
+    def _receive(self, _: int) -> bytes:
+        """What the library reads from, instead of the socket. BlockingIOError makes it return."""
+        if self._collected >= BATCH:
+            self._flush()
+        if self._left <= 0:
+            raise BlockingIOError(errno.EAGAIN, "budget used up")
+        return self._socket.recv(_MESSAGE)
+
+    def _on_packet(self, packet: Packet) -> None:
+        """The library's callback."""
+        self._left -= 1
+        packet_id, payload = packet.id, packet.get_payload()
+        if len(payload) >= _COPY_RANGE:
+            self._drop_truncated(packet_id)
+            return
+        try:
+            answer = self._handler(packet_id, packet.mark, payload)
+        except Exception:  # noqa: BLE001 - a bug must cost one packet, not the queue
+            self._drop_error(packet_id)
+            return
+        if answer == ACCEPT_BATCH:
+            if self._held:
+                self._out.append(_plain(self.number, _NF_ACCEPT, packet_id))
+            else:
+                self._accept_upto = packet_id
+            self._collected += 1
+        elif answer == HELD:
+            self._close_batch()
+            self._held.add(packet_id)
 
     def _drop_truncated(self, packet_id: int) -> None:
         self.truncated += 1
@@ -275,6 +243,13 @@ class Queue:
             self._socket.send(out)
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What ``run_socket`` takes for a socket."""
+
+    recv: Callable[[int], bytes]
+
+
 def read_stats() -> dict[int, dict[str, int]]:
     """Every bound queue of this network namespace: packets ``queued`` now, ``dropped`` and ``user_dropped`` since it was bound."""
     try:
@@ -289,7 +264,7 @@ def read_stats() -> dict[int, dict[str, int]]:
     }
 
 
-def _bind(number: int) -> NetfilterQueue:
+def _bind(number: int, callback: Callable[[Packet], None]) -> NetfilterQueue:
     try:
         library = NetfilterQueue()
     except OSError as error:
@@ -301,16 +276,12 @@ def _bind(number: int) -> NetfilterQueue:
             errno.ENOSYS, f"netfilter queue {number}: this kernel has no nfnetlink_queue ({error})"
         ) from error
     try:
-        library.bind(number, _never, mode=COPY_PACKET, sock_len=_LIBRARY_BUFFER)
+        library.bind(number, callback, mode=COPY_PACKET, sock_len=_LIBRARY_BUFFER)
     except OSError as error:
         if number in read_stats():
             raise QueueBusyError(errno.EBUSY, f"netfilter queue {number} is read by another process already") from error
         raise OSError(errno.EIO, f"netfilter queue {number}: {error}") from error
     return library
-
-
-def _never(_: object) -> None:
-    """The library's callback; packets are read here instead."""
 
 
 def _may_administrate() -> bool:

@@ -57,8 +57,9 @@ class Worker:
 
     def inject(self, packet: bytes) -> None:
         """A reset or unreachable of our own; what cannot be sent is only counted, the drop stands anyway."""
-        with contextlib.suppress(OSError):
-            self.raw.send(packet)
+        if packet:  # empty: an answer that must not be sent, to a broadcast address for example
+            with contextlib.suppress(OSError, ValueError):
+                self.raw.send(packet)
 
     def event(self, event: dict[str, Any]) -> None:
         """One record to the log writer."""

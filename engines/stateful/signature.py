@@ -61,6 +61,9 @@ class BufferMatch:
     matchers: tuple[Matcher, ...]
     transforms: tuple[Callable[[bytes], bytes], ...] = ()
     transform_names: tuple[str, ...] = ()
+    absent: bool = False  # matches when the buffer does not exist (`absent`); when it does, matchers decide
+    # The matchers compiled into one chain by engines.stateful.match.compile_program; None: compiled on first use.
+    program: Callable[[bytes, dict[str, int]], bool] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,48 @@ class FlowbitOp:
 
     op: str
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowintOp:
+    """``flowint:name,op,value``. ``op``: isset, notset (no value), =, +, - (change), ==, !=, <, <=, >, >= (test).
+
+    ``value`` is a number or the name of another flowint. A test of a variable never set does not match.
+    """
+
+    op: str
+    name: str
+    value: int | str = 0
+
+    @property
+    def changes(self) -> bool:
+        return self.op in {"=", "+", "-"}
+
+
+@dataclass(frozen=True, slots=True)
+class XbitOp:
+    """``xbits`` and ``hostbits``. ``op`` as in :class:`FlowbitOp`; ``track``: ip_src, ip_dst, ip_pair, tx, both.
+
+    ``table`` is ``xbits`` or ``hostbits`` (two name spaces); ``expire`` in seconds, 0: never.
+    """
+
+    op: str
+    name: str
+    track: str
+    expire: int = 30
+    table: str = "xbits"
+
+    @property
+    def changes(self) -> bool:
+        return self.op in {"set", "unset", "toggle"}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSize:
+    """``stream_size:side,op,bytes``: payload bytes of the TCP flow so far. ``side``: client, server, both, either."""
+
+    side: str
+    test: Callable[[int], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +196,16 @@ class Signature:
     metadata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     references: tuple[str, ...] = ()
     target: str = ""
+    # What the rule can match on, from flow: or from buffers that exist in one direction only; None: both.
+    direction: Direction | None = None
+    transactional: bool = False  # `=>`: request-side and response-side buffers in one rule
+    app_events: tuple[tuple[str, str], ...] = ()  # app-layer-event: (protocol, event), all of them must be there
+    app_layer_protocols: tuple[tuple[str, bool], ...] = ()  # all of them; app_layer_protocol is the first
+    flowints: tuple[FlowintOp, ...] = ()  # in the order written: tests before the match, changes after it
+    xbit_checks: tuple[XbitOp, ...] = ()  # isset, isnotset of xbits and hostbits
+    xbit_sets: tuple[XbitOp, ...] = ()
+    stream_sizes: tuple[StreamSize, ...] = ()
+    reject_to: str = ""  # reject's target: "" and "src" the sender, "dst", "both"
 
     @property
     def sid(self) -> int:
@@ -159,7 +214,8 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class RuleError:
-    """Why a rule was refused. ``column`` counts from 1 in the rule's first physical line; 0 when unknown."""
+    """Why a rule was refused. ``line`` and ``column`` (from 1; 0: the whole rule) say where, in a
+    continuation line too."""
 
     file: str
     line: int

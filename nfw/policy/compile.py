@@ -45,7 +45,13 @@ def compile_policy(policy: Policy) -> Compiled:
         raise PolicyErrors([PolicyError(str(policy.file), 0, 0, f"stateful rules do not compile: {error}")]) from error
     stateless = policy.stateless
     return Compiled(
-        filter=StatelessFilter(stateless.rules, stateless.default, stateless.default_counters),
+        filter=StatelessFilter(
+            stateless.rules,
+            stateless.default,
+            stateless.default_counters,
+            fragments=stateless.fragments,
+            fragments_counters=stateless.fragments_counters,
+        ),
         scopes=ScopeSet(policy.tls.scopes) if policy.tls is not None else None,
         ruleset=ruleset,
         timeouts=flow_timeouts(policy.flows),

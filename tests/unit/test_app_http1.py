@@ -175,10 +175,10 @@ def test_head_has_no_body() -> None:
 
 def test_pipelined_responses_find_their_requests() -> None:
     requests = b"".join(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % number for number in range(5))
-    responses = b"".join(b"HTTP/1.1 20%d OK\r\nContent-Length: 1\r\n\r\n%d" % (n, n) for n in range(5))
+    responses = b"".join(b"HTTP/1.1 21%d OK\r\nContent-Length: 1\r\n\r\n%d" % (n, n) for n in range(5))
     for _, txs in every_way(Http1Parser, [(C, requests), (S, responses)]):
         seen = [(*tx.buffer("http.uri"), *tx.buffer("http.stat_code"), *tx.buffer("http.response_body")) for tx in txs]
-        assert seen == [(b"/%d" % n, b"20%d" % n, b"%d" % n) for n in range(5)]
+        assert seen == [(b"/%d" % n, b"21%d" % n, b"%d" % n) for n in range(5)]
         assert [tx.id for tx in txs] == [0, 1, 2, 3, 4]
 
 
@@ -324,9 +324,7 @@ def test_a_held_body_is_let_go_at_the_limit() -> None:
     assert parser.held(C) == 0
     parser.feed(C, b"e" * 990)
     assert parser.held(C) == 0
-    assert parser.transactions[0].buffer("http.request_body") == [b"abcd"] or list(
-        parser.transactions[0].buffer("http.request_body")
-    ) == [b"abcd"]
+    assert list(parser.transactions[0].buffer("http.request_body")) == [b"abcd"]
 
 
 def test_expect_continue_is_not_held() -> None:
@@ -408,9 +406,10 @@ def test_upgrade() -> None:
 
 def test_trailing_bytes_belong_to_the_last_body() -> None:
     """A Content-Length that is too small does not hide the rest."""
-    (tx,) = play(Http1Parser(), [(C, GET), (S, OK + b" world")])
-    assert tx.buffer("http.response_body") == (b"hello world",)
-    assert "response_body_unexpected" in tx.events
+    for parser, (tx,) in every_way(Http1Parser, [(C, GET), (S, OK + b" world")]):
+        parser.close(S)
+        assert tx.buffer("http.response_body") == (b"hello world",)
+        assert "response_body_unexpected" in tx.events
 
 
 def test_closed_in_the_middle() -> None:

@@ -1,4 +1,4 @@
-"""Default actions: names, combinations, and which packets each is about. Source: AWS Network Firewall developer guide."""
+"""Default actions: names, combinations, which packets each is about. Source: AWS Network Firewall developer guide."""
 
 from __future__ import annotations
 

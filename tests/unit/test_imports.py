@@ -31,7 +31,7 @@ CLOCK_CALLS: Final = frozenset({"now", "today", "utcnow"})
 PURE_LIBRARIES: Final = frozenset({"brotli", "dnslib", "hpack", "hyperframe", "hyperscan", "pcre2"})
 ONLY_IN: Final = {
     "OpenSSL": ("engines/tls/", "nfw/"),
-    "cryptography": ("engines/tls/", "nfw/"),
+    "cryptography": ("engines/tls/", "engines/stateful/app/certificate.py", "nfw/"),
     "netfilterqueue": ("nfw/nfqueue.py",),
     "pyroute2": ("nfw/hostnet.py", "nfw/conntrack.py"),
 }

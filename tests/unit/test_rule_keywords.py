@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engines.packet import decode
+from engines.stateful.keywords import PENDING
 from engines.stateful.keywords.classification import PRIORITIES, read_classifications
 from engines.stateful.match import match_buffer, transform
 from engines.stateful.signature import Action, Signature, Threshold
@@ -220,7 +221,9 @@ def test_a_modifier_applies_to_the_content_it_moved() -> None:
     assert not match_buffer(signature.buffers[0], b"xaBC", {})
 
 
-def test_absent() -> None:
+def test_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "waits for the inspector" in refusal('file.data; absent; http.stat_code; content:"500";')
+    monkeypatch.delitem(PENDING, "absent")
     signature = rule('file.data; absent; http.stat_code; content:"500";')
     assert [b.absent for b in signature.buffers] == [True, False]
     assert not match_buffer(signature.buffers[0], b"x", {})

@@ -147,10 +147,10 @@ def test_fast_pattern_knows_its_transforms() -> None:
 
 
 def test_certificate_patterns_take_the_case_of_the_buffer() -> None:
-    print_text = ":".join(["AB"] * 20)
-    found = rule(f'tls.cert_fingerprint; content:"{print_text}";').fast_pattern
+    text = ":".join(["AB"] * 20)
+    found = rule(f'tls.cert_fingerprint; content:"{text}";').fast_pattern
     assert found is not None
-    assert found.pattern == print_text.lower().encode()
+    assert found.pattern == text.lower().encode()
 
 
 def test_the_family_of_ipv6_rules_is_checked() -> None:

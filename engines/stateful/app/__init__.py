@@ -2,11 +2,15 @@
 
 A parser is fed the bytes of both directions in order and never raises; what it cannot understand becomes an event on
 the transaction and, at worst, ``gave_up``. The inspector reads ``transactions`` and asks each for sticky buffers.
+
+::
+
+    in-order bytes ──detect──► name ──registry──► AppParser ──► Transaction.buffer("http.uri"), ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from typing import Protocol
 
 from engines.verdict import Direction
@@ -15,12 +19,15 @@ from engines.verdict import Direction
 class Transaction(Protocol):
     """One request/response pair (HTTP), one message (DNS) or one connection (TLS, SSH)."""
 
-    id: int
+    id: int  # counts from 0 within its flow
     events: list[str]  # app-layer-event names without the protocol prefix
 
-    def buffer(self, name: str) -> Sequence[bytes]:
+    def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
         """Every instance of a sticky buffer that is there so far (empty: not there yet, or never). A buffer appears
-        only when it is complete, except bodies, which grow while ``is_complete`` of their direction is False."""
+        only when it is complete, except bodies, which grow while ``is_complete`` of their direction is False.
+
+        ``direction`` chooses for buffers that both sides have (``http.header``, ``http.cookie``, ``tls.version`` ...);
+        None gives the request's instances followed by the response's. An unknown name is empty, not an error."""
 
     def progress(self, direction: Direction) -> int:
         """Grows whenever buffers of that direction may have appeared or grown; equal means: nothing new to inspect."""
@@ -28,13 +35,21 @@ class Transaction(Protocol):
     def is_complete(self, direction: Direction) -> bool:
         """Nothing more of this direction will come."""
 
+    def log_fields(self) -> dict[str, object]:
+        """The protocol's object of an EVE record (``http``, ``dns``, ``tls`` ...), JSON types only."""
+
 
 class AppParser(Protocol):
     """Fed by :class:`engines.stateful.inspector.Inspector` once the protocol is known."""
 
     name: str  # http, http2, dns, tls, ssh ...
-    transactions: list[Transaction]  # the inspector removes the ones it is done with
+    transactions: MutableSequence[Transaction]  # the inspector removes the ones it is done with
     gave_up: bool  # no more parsing is possible; stream rules still see the bytes
+    reason: str  # why it gave up: the name of the last event; "" when it did not
+    finished: (
+        bool  # nothing more to parse, as meant by the protocol: an SSH banner was read, TLS is encrypted from here
+    )
+    tunnel: bool  # this protocol ended inside the connection (CONNECT, Upgrade); the next one starts at ``unparsed``
 
     def feed(self, direction: Direction, data: bytes) -> None: ...
 
@@ -42,5 +57,9 @@ class AppParser(Protocol):
         """The direction ended (FIN, close_notify, or truncation)."""
 
     def held(self, direction: Direction) -> int:
-        """How many of the bytes fed last belong to a unit whose rules cannot be judged yet (an incomplete request
-        head, ClientHello, DNS-over-TCP message). The inspector does not let them out before their verdict."""
+        """How many of the bytes fed last, counted back from the end over as many feeds as it takes, belong to a unit
+        whose rules cannot be judged yet (an incomplete request head, ClientHello, DNS-over-TCP message). The inspector
+        does not let them out before their verdict. Zero after ``gave_up``: what was held then is the owner's policy."""
+
+    def unparsed(self, direction: Direction) -> bytes:
+        """The bytes already fed that belong to what the tunnel carries. Only after ``tunnel``."""

@@ -1,0 +1,577 @@
+"""HTTP/1: two half-connections of pipelined messages, read as leniently as libhtp reads them.
+
+Promise: every byte is looked at once; nothing raises; a head is never judged before it is complete. Where messages
+disagree with RFC 9112 the reading is the one browsers and libhtp share, and an event says so; where a request would
+have to be guessed at the parser gives up, because the server behind might guess otherwise.
+
+Theory of operation. Each side is in one state, and a state is a method that takes (side, data, position) and returns
+the position it has read up to::
+
+    line ──► fields ─┬──► body_length ──────────────────────────────────────┬──► line
+      ▲              ├──► chunk_size ──► chunk_data ──► chunk_end ──┐        │
+      │              │        ▲  └──────► trailer ──────────────────┼───────►│
+      │              │        └─────────────────────────────────────┘        │
+      │              ├──► until_close ───────────────────────────────────────┘
+      └── refused ───┴──► connect_wait ──► tunnel
+
+Left out: multipart bodies (seen as one file), partial content put together from ranges.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable
+
+from engines.stateful.app.bodies import Body
+from engines.stateful.app.http_transaction import Head, HttpTransaction, parse_fields
+from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
+from engines.stateful.app.transaction import BaseParser
+from engines.verdict import Direction
+
+_REQUEST_HEAD_END = re.compile(rb"\n\r?\n")
+# Browsers also stop at a line of stray CRs, and at a single space or tab between bare LFs (libhtp next_no_lf).
+_RESPONSE_HEAD_END = re.compile(rb"\n(?:\r{0,4}\n|[ \t]\n(?=[^\n]))")
+_HEAD_END = (_REQUEST_HEAD_END, _RESPONSE_HEAD_END)
+_HEAD_END_SIZE = 6  # the longest of these, to find one that began in an earlier feed
+_BARE_CR = re.compile(rb"\r(?!\n)")
+_BLANK = (b"\r\n \t\0", b"\r\n")  # what may stand before a message, by direction
+_SPACE = b" \t\x0b\x0c\r\0"
+_LINE_END = _SPACE + b"\n"
+_PROTOCOL = re.compile(rb"(?i)[ \t]HTTP/\S{0,32}$")
+_PROTOCOL_TAIL = 40  # how far from the end of the line the protocol can begin
+_RESPONSE_LINE = re.compile(rb"(?is)[\s\0]*(HTTP[^\s]*)[ \t]*([^\s]*)[ \t]*(.*)")
+_FIELD_NAME = re.compile(rb"[^\s:]{1,256}[ \t]*:")
+_CHUNK_SIZE = re.compile(rb"[\r\n \t\x0b\x0c]*([0-9A-Fa-f]*)(.*)", re.DOTALL)
+# From here on a first line without an end is a body rather than junk before a status line.
+_LONG_JUNK = 256
+_DIGITS = re.compile(rb"[0-9]+")
+_MAX_CHUNK = (1 << 31) - 1  # libhtp: INT32_MAX
+# Bytes that look like neither a chunk size nor space before it: not chunked after all, without waiting for a line end.
+_NOT_CHUNK = re.compile(rb"[\r\n \t\x0b\x0c]*[^0-9A-Fa-f\r\n \t\x0b\x0c]")
+
+_State = Callable[["_Side", bytes, int], int]
+
+
+class _Side:
+    """One direction of the connection."""
+
+    __slots__ = ("body", "buffer", "direction", "fed", "hold", "last", "left", "line", "state", "tx")
+
+    def __init__(self, direction: Direction, state: _State) -> None:
+        self.direction = direction
+        self.state = state
+        self.buffer = bytearray()  # an incomplete line or head, at most AppLimits.head
+        self.line = b""  # the start line whose fields are being collected
+        self.fed = 0  # bytes seen before the data being parsed
+        self.hold = -1  # offset in the stream from which nothing may leave; -1: nothing held
+        self.left = 0  # bytes of the current body or chunk still to come
+        self.tx: HttpTransaction | None = None
+        self.last: HttpTransaction | None = None  # whose response was complete last
+        self.body: Body | None = None
+
+
+class Http1Parser(BaseParser):
+    """See :class:`engines.stateful.app.AppParser`.
+
+    ``hold_body``: hold a message until its inspected body is complete too (or as much of it as rules can see), except
+    after ``Expect: 100-continue``, when the client waits for an answer to its head.
+    """
+
+    name = "http"
+
+    def __init__(self, limits: AppLimits = DEFAULT_LIMITS, hold_body: bool = False) -> None:
+        super().__init__()
+        self._limits = limits
+        self._hold_body = hold_body
+        self._sides = (_Side(Direction.TO_SERVER, self._line), _Side(Direction.TO_CLIENT, self._line))
+        self._waiting: deque[HttpTransaction] = deque()  # requests whose response is not complete
+        self._unparsed = [b"", b""]
+
+    def feed(self, direction: Direction, data: bytes) -> None:
+        side = self._sides[direction]
+        if not self.gave_up and not self.tunnel:
+            self._run(side, data)
+        side.fed += len(data)
+
+    def close(self, direction: Direction) -> None:
+        if self.gave_up or self.tunnel:
+            return
+        side = self._sides[direction]
+        if side.state == self._line and direction is Direction.TO_CLIENT:
+            self._headless_buffer(side)
+        elif side.state == self._junk_line:
+            line, side.line = side.line, b""
+            self._headless(side, line)
+        elif side.state == self._fields:
+            self._fields(side, b"\n\n", 0)  # what there is of the head counts
+        elif side.state == self._chunk_size and direction is Direction.TO_CLIENT:
+            rest = bytes(side.buffer)
+            if rest.strip(_SPACE + b"0123456789abcdefABCDEF"):
+                self._inspect(side, rest)
+        if side.tx is not None:
+            if side.state != self._until_close:
+                side.tx.add_event("incomplete_body")
+            self._message_end(side)
+        side.hold = -1
+        if direction is Direction.TO_CLIENT:
+            for tx in self._waiting:
+                tx.finish(direction)
+            self._waiting.clear()
+
+    def held(self, direction: Direction) -> int:
+        side = self._sides[direction]
+        return 0 if side.hold < 0 or self.gave_up or self.tunnel else side.fed - side.hold
+
+    def unparsed(self, direction: Direction) -> bytes:
+        return self._unparsed[direction]
+
+    def _run(self, side: _Side, data: bytes) -> None:
+        position, size = 0, len(data)
+        while position < size:
+            position = side.state(side, data, position)
+            if self.gave_up:
+                return
+            if self.tunnel:
+                self._unparsed[side.direction] += data[position:]
+                return
+
+    # --- heads -------------------------------------------------------------------------------------------------------
+
+    def _line(self, side: _Side, data: bytes, position: int) -> int:
+        """The start line, or what came instead of one."""
+        if not side.buffer:
+            blank = _BLANK[side.direction]
+            # Empty lines between messages: RFC 9112, section 2.2, and what is left of odd chunk ends.
+            while data[position] in blank:
+                position += 1
+                if position == len(data):
+                    return position
+            side.hold = side.fed + position
+        line, position = self._take_line(side, data, position, self._limits.head)
+        if line is None:
+            if side.direction is Direction.TO_CLIENT and len(side.buffer) >= _LONG_JUNK:
+                self._headless_buffer(side)
+            return position
+        if side.direction is Direction.TO_SERVER:
+            line = line.rstrip(_LINE_END)
+            if _find_protocol(line) is None and not _looks_like_field(data, position):
+                self._short_request(side, line)
+                return position
+        elif not _is_response_line(line):
+            side.line = line
+            side.state = self._junk_line
+            return position
+        side.line = line
+        side.state = self._fields
+        if position == len(data):
+            side.buffer += b"\n"
+        return position
+
+    def _junk_line(self, side: _Side, data: bytes, position: int) -> int:
+        """Not a status line. It is skipped when one seems to follow, and is the body otherwise (libhtp RES_LINE)."""
+        line, side.line = side.line, b""
+        side.state = self._line
+        if data[position] in b"Hh":
+            self._expect_response(side).add_event("response_junk_before_line")
+        else:
+            self._headless(side, line)
+        return position
+
+    def _fields(self, side: _Side, data: bytes, position: int) -> int:
+        """Everything to the empty line. What is searched begins with the line end of the start line, since the empty
+        line may follow at once: it is the byte before ``position`` or, after a feed that ended there, in ``buffer``."""
+        buffer = side.buffer
+        if buffer:
+            known = len(buffer)
+            buffer += data[position:]
+            end = _HEAD_END[side.direction].search(buffer, max(known - _HEAD_END_SIZE, 0))
+            block = b"" if end is None else bytes(buffer[1 : end.end()])
+            position -= known
+        else:
+            end = _HEAD_END[side.direction].search(data, position - 1)
+            if end is None:
+                buffer += data[position - 1 :]
+                block = b""
+            else:
+                block = data[position : end.end()]
+                position = 0
+        if len(block or buffer) + len(side.line) > self._limits.head:
+            self.give_up(f"{_side_name(side)}_header_too_long")
+            return len(data)
+        if end is None:
+            return len(data)
+        position += end.end()
+        buffer.clear()
+        line, side.line = side.line, b""
+        side.state = self._line
+        if side.direction is Direction.TO_SERVER:
+            self._request(side, line, block)
+        else:
+            self._response(side, line, block)
+        return position
+
+    def _short_request(self, side: _Side, line: bytes) -> None:
+        """HTTP/0.9: the line is all there is."""
+        line = line.lstrip(_SPACE)
+        method, _, target = line.partition(b" ")
+        tx = self._new_request(side, Head(line, (method, target.strip(_SPACE), b""), {}, b""))
+        tx.add_event("missing_protocol")
+        self._message_end(side)
+
+    def _headless_buffer(self, side: _Side) -> None:
+        """An incomplete line, unless it still may become a status line."""
+        data = bytes(side.buffer)
+        if data and not _is_response_line(data):
+            side.buffer.clear()
+            self._headless(side, data)
+
+    def _headless(self, side: _Side, data: bytes) -> None:
+        """A response without a head: browsers show it as it is, until the connection closes, and so does libhtp."""
+        last = side.last
+        if not self._waiting and last is not None and last.response is not None and last in self.transactions:
+            # Nobody asked for more: the length before it was wrong, and this is the rest of the last body.
+            last.add_event("response_body_unexpected")
+            side.tx = last
+            self._start_body(side, last, self._until_close)
+            self._until_close(side, data, 0)
+            return
+        tx = self._expect_response(side)
+        tx.add_event("response_without_head")
+        tx.set_head(side.direction, Head(b"", (b"", b"", b""), {}, b""))
+        self._start_body(side, tx, self._until_close)
+        self._until_close(side, data, 0)
+
+    def _request(self, side: _Side, line: bytes, block: bytes) -> None:
+        events: list[str] = []
+        line = line.lstrip(_SPACE)
+        method, _, rest = line.partition(b" ")
+        if b"\t" in method:
+            method, _, rest = line.partition(b"\t")
+        # libhtp with allow_space_uri: the protocol is what follows the last space.
+        at = _find_protocol(b" " + rest)
+        if at is None:
+            target, protocol = rest.strip(_SPACE), b""
+            events.append("missing_protocol")
+        else:
+            target, protocol = rest[: max(at - 1, 0)].strip(_SPACE), rest[at:]
+        head = Head(line, (method, target, protocol), parse_fields(block, events), block)
+        tx = self._new_request(side, head)
+        for event in events:
+            tx.add_event(event)
+        if self.gave_up:
+            return
+        self._check_host(tx, head)
+        if method == b"CONNECT":
+            self._message_end(side)
+            side.state = self._connect_wait
+            return
+
+        coding = head.value(b"transfer-encoding")
+        length = head.value(b"content-length")
+        if coding is not None:
+            if b"chunked" in coding.lower():
+                if length is not None:
+                    tx.add_event("request_smuggling")
+                self._start_body(side, tx, self._chunk_size)
+                return
+            tx.add_event("invalid_transfer_encoding_value_in_request")
+        if length is None:
+            self._message_end(side)
+            return
+        size = _content_length(length, tx, "request")
+        if size is None:
+            self.give_up("invalid_content_length_field_in_request")
+        elif size:
+            side.left = size
+            self._start_body(side, tx, self._body_length)
+        else:
+            self._message_end(side)
+
+    def _new_request(self, side: _Side, head: Head) -> HttpTransaction:
+        tx = HttpTransaction(self.take_id())
+        if len(self._waiting) >= self._limits.pipelined:
+            self.give_up("too_many_pipelined_requests")
+        self._waiting.append(tx)
+        self.transactions.append(tx)
+        tx.set_head(side.direction, head)
+        side.tx = tx
+        return tx
+
+    def _check_host(self, tx: HttpTransaction, head: Head) -> None:
+        if tx.target.double_encoded:
+            tx.add_event("double_encoded_uri")
+        field = head.fields.get(b"host")
+        if field is None:
+            if tx.target.host is None and not head.third.endswith((b"/1.0", b"/0.9")):
+                tx.add_event("missing_host_header")
+        elif tx.target.host is not None and tx.target.host.lower() != field[1].lower():
+            tx.add_event("host_header_ambiguous")
+
+    def _response(self, side: _Side, line: bytes, block: bytes) -> None:
+        events: list[str] = []
+        line = line.strip(_LINE_END)
+        if b"\r" in line or _BARE_CR.search(block):
+            # Browsers end lines at a bare CR as well.
+            line, _, more = line.partition(b"\r")
+            block = _BARE_CR.sub(b"\r\n", (more + b"\r\n" if more else b"") + block)
+            events.append("response_bare_cr")
+        parts = _RESPONSE_LINE.fullmatch(line)
+        assert parts is not None  # the caller looked for HTTP at the start
+        status = parts[2]
+        head = Head(line, (parts[1], status, parts[3].strip(_SPACE)), parse_fields(block, events), block)
+        tx = self._expect_response(side)
+        for event in events:
+            tx.add_event(event.replace("request_", "response_"))
+        request = tx.request
+        if status.startswith(b"1") and len(status) == 3 and not (status == b"101" and _asked_for_upgrade(request)):
+            # An interim answer: the one that counts is still to come (RFC 9110, section 15.2).
+            if status == b"101":
+                tx.add_event("unexpected_switching_protocols")
+            side.tx, side.hold = None, -1
+            return
+        tx.set_head(side.direction, head)
+        method = b"" if request is None else request.first
+        if status == b"101" or (method == b"CONNECT" and status.startswith(b"2") and len(status) == 3):
+            self._message_end(side)
+            self._open_tunnel()
+            return
+        if method == b"CONNECT":
+            self._connect_refused()
+
+        coding = head.value(b"transfer-encoding")
+        length = head.value(b"content-length")
+        if method == b"HEAD" or (status in {b"204", b"304"} and coding is None and length is None):
+            self._message_end(side)
+        elif status in {b"204", b"304"}:
+            # No body by the rules. What follows that is no response is taken as one, see _head.
+            tx.add_event("response_body_unexpected")
+            self._message_end(side)
+        elif coding is not None and b"chunked" in coding.lower():
+            if length is not None:
+                tx.add_event("response_smuggling")
+            self._start_body(side, tx, self._chunk_size)
+        elif length is not None:
+            size = _content_length(length, tx, "response")
+            if size is None:
+                self._start_body(side, tx, self._until_close)
+            elif size:
+                side.left = size
+                self._start_body(side, tx, self._body_length)
+            else:
+                self._message_end(side)
+        else:
+            self._start_body(side, tx, self._until_close)
+
+    def _expect_response(self, side: _Side) -> HttpTransaction:
+        """The transaction the next response belongs to; made up when nobody asked."""
+        if side.tx is None:
+            if not self._waiting:
+                tx = HttpTransaction(self.take_id())
+                tx.add_event("unable_to_match_response_to_request")
+                tx.finish(Direction.TO_SERVER)
+                self._waiting.append(tx)
+                self.transactions.append(tx)
+            side.tx = self._waiting[0]
+        return side.tx
+
+    # --- bodies ------------------------------------------------------------------------------------------------------
+
+    def _start_body(self, side: _Side, tx: HttpTransaction, state: _State) -> None:
+        side.body = tx.open_body(side.direction, self._limits)
+        side.state = state
+        head = tx.request
+        waits = side.direction is Direction.TO_SERVER and head is not None and head.value(b"expect") is not None
+        if not self._hold_body or waits or side.body.full:
+            side.hold = -1
+
+    def _inspect(self, side: _Side, data: bytes) -> None:
+        body, tx = side.body, side.tx
+        assert body is not None
+        assert tx is not None
+        if body.full:
+            body.skip(len(data))
+            return
+        full = body.feed(data)
+        tx.body_changed(side.direction, body)
+        if full:
+            side.hold = -1
+
+    def _body_length(self, side: _Side, data: bytes, position: int) -> int:
+        end = min(position + side.left, len(data))
+        side.left -= end - position
+        self._take_body(side, data, position, end)
+        if not side.left:
+            self._message_end(side)
+        return end
+
+    def _until_close(self, side: _Side, data: bytes, position: int) -> int:
+        self._take_body(side, data, position, len(data))
+        return len(data)
+
+    def _take_body(self, side: _Side, data: bytes, position: int, end: int) -> None:
+        # Most bytes of a large transfer pass here: nothing is copied that nobody looks at.
+        body = side.body
+        assert body is not None
+        if body.full:
+            body.length += end - position
+        elif position or end != len(data):
+            self._inspect(side, data[position:end])
+        else:
+            self._inspect(side, data)
+
+    def _chunk_size(self, side: _Side, data: bytes, position: int) -> int:
+        tx = side.tx
+        assert tx is not None
+        if side.direction is Direction.TO_CLIENT and _NOT_CHUNK.match(
+            bytes(side.buffer[:64]) + data[position : position + 64]
+        ):
+            return self._not_chunked(side, tx, data, position)
+        line, position = self._take_line(side, data, position, self._limits.chunk_line)
+        if line is None:
+            return position
+        parts = _CHUNK_SIZE.match(line)
+        assert parts is not None
+        digits, rest = parts[1], parts[2].strip()
+        if not digits and not rest:
+            return position  # an empty line where a size should be: go on with the next, as libhtp does
+        if rest and not rest.startswith(b";"):
+            tx.add_event(f"{_side_name(side)}_chunk_extension")
+        size = int(digits, 16) if 0 < len(digits.lstrip(b"0") or b"0") <= 8 and digits else -1
+        if 0 <= size <= _MAX_CHUNK:
+            side.left = size
+            side.state = self._chunk_data if size else self._trailer
+        elif side.direction is Direction.TO_SERVER:
+            self.give_up("invalid_request_chunk_len")
+        else:
+            tx.add_event("invalid_response_chunk_len")
+            side.state = self._until_close
+            self._inspect(side, line)
+        return position
+
+    def _not_chunked(self, side: _Side, tx: HttpTransaction, data: bytes, position: int) -> int:
+        """Transfer-Encoding lied: the rest is the body as it is, until the connection closes (libhtp)."""
+        tx.add_event("invalid_response_chunk_len")
+        side.state = self._until_close
+        if side.buffer:
+            buffered = bytes(side.buffer)
+            side.buffer.clear()
+            self._inspect(side, buffered)
+        return position
+
+    def _chunk_data(self, side: _Side, data: bytes, position: int) -> int:
+        end = min(position + side.left, len(data))
+        side.left -= end - position
+        self._take_body(side, data, position, end)
+        if not side.left:
+            side.state = self._chunk_end
+        return end
+
+    def _chunk_end(self, side: _Side, data: bytes, position: int) -> int:
+        """Whatever stands before the line end that should follow a chunk at once is ignored."""
+        end = data.find(b"\n", position)
+        if end < 0:
+            return len(data)
+        side.state = self._chunk_size
+        return end + 1
+
+    def _trailer(self, side: _Side, data: bytes, position: int) -> int:
+        line, position = self._take_line(side, data, position, self._limits.chunk_line)
+        if line is not None and not line.strip(b"\r\n"):
+            self._message_end(side)
+        return position
+
+    def _take_line(self, side: _Side, data: bytes, position: int, limit: int) -> tuple[bytes | None, int]:
+        """The next line with its end, or None when it is not complete."""
+        end = data.find(b"\n", position) + 1
+        if not end:
+            side.buffer += data[position:]
+            if len(side.buffer) > limit:
+                self.give_up(f"{_side_name(side)}_line_too_long")
+            return None, len(data)
+        line = data[position:end]
+        if side.buffer:
+            line = bytes(side.buffer) + line
+            side.buffer.clear()
+        return line, end
+
+    def _message_end(self, side: _Side) -> None:
+        tx, body = side.tx, side.body
+        assert tx is not None
+        if body is not None:
+            body.finish()
+            tx.body_changed(side.direction, body)
+        tx.finish(side.direction)
+        side.tx, side.body, side.hold, side.last = None, None, -1, tx
+        side.buffer.clear()
+        side.state = self._line
+        if side.direction is Direction.TO_CLIENT and self._waiting and self._waiting[0] is tx:
+            self._waiting.popleft()
+
+    # --- tunnels -----------------------------------------------------------------------------------------------------
+
+    def _connect_wait(self, side: _Side, data: bytes, position: int) -> int:
+        """After CONNECT nobody knows what the bytes are until the proxy has answered; they wait with the verdict."""
+        if side.hold < 0:
+            side.hold = side.fed + position
+        side.buffer += data[position:]
+        if len(side.buffer) > self._limits.head:
+            self.give_up("connect_without_answer")
+        return len(data)
+
+    def _open_tunnel(self) -> None:
+        self.tunnel = True
+        for side in self._sides:
+            side.hold = -1
+        client = self._sides[Direction.TO_SERVER]
+        self._unparsed[Direction.TO_SERVER] = client.line + bytes(client.buffer[1 if client.line else 0 :])
+
+    def _connect_refused(self) -> None:
+        """The bytes after a refused CONNECT are requests after all."""
+        side = self._sides[Direction.TO_SERVER]
+        if side.state != self._connect_wait:
+            return
+        waiting = bytes(side.buffer)
+        side.buffer.clear()
+        side.state, side.hold = self._line, -1
+        if waiting:
+            side.fed -= len(waiting)
+            self._run(side, waiting)
+            side.fed += len(waiting)
+
+
+def _find_protocol(line: bytes) -> int | None:
+    """Where the space before the protocol is, in a line without its end."""
+    found = _PROTOCOL.search(line, max(len(line) - _PROTOCOL_TAIL, 0))
+    return None if found is None else found.start()
+
+
+def _side_name(side: _Side) -> str:
+    return "response" if side.direction else "request"
+
+
+def _is_response_line(line: bytes | bytearray) -> bool:
+    """Whether browsers would take this for a status line (libhtp htp_treat_response_line_as_body)."""
+    start = bytes(line[:64]).lstrip(_LINE_END)[:4].upper()
+    return b"HTTP".startswith(start)
+
+
+def _looks_like_field(data: bytes, position: int) -> bool:
+    """Whether fields follow a request line without a protocol, as far as can be told now (libhtp REQ_PROTOCOL)."""
+    return _FIELD_NAME.match(data, position) is not None
+
+
+def _asked_for_upgrade(request: Head | None) -> bool:
+    return request is not None and b"upgrade" in request.fields
+
+
+def _content_length(value: bytes, tx: HttpTransaction, side: str) -> int | None:
+    """A number of bytes, or None. Responses as libhtp reads them: the first digits, whatever is around them. Requests
+    only when there is nothing to guess: the server behind may read "12, 13", "+12" or "0x12" in its own way."""
+    if value.isdigit() and len(value) <= 18:
+        return int(value)
+    tx.add_event(f"invalid_content_length_field_in_{side}")
+    digits = _DIGITS.search(value)
+    if side == "request" or digits is None or len(digits[0]) > 18:
+        return None
+    return int(digits[0])

@@ -1,0 +1,380 @@
+"""HTTP/2: frames into streams, streams into the same transactions and ``http.*`` buffers that HTTP/1 has.
+
+Promise: frames are read in place and DATA is never collected beyond what rules can see; header blocks, streams and the
+HPACK tables are bounded; nothing raises. A block that cannot be decoded ends the parsing, because the compression state
+of everything after it is lost.
+
+Names are lower-case as on the wire, and the pseudo fields are part of ``http.header`` and its kin (as in Suricata).
+
+Left out: flow control and the order of frames, which the end points enforce; extended CONNECT (RFC 8441), whose data is
+seen as a body.
+
+Source: RFC 9113, sections 4, 6 and 8; RFC 7541 by hpack.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+from hpack import Decoder
+from hpack.exceptions import HPACKError
+
+from engines.stateful.app.bodies import Body
+from engines.stateful.app.http_transaction import Fields, Head, HttpTransaction
+from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
+from engines.stateful.app.transaction import BaseParser
+from engines.verdict import Direction
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _CONTINUATION = 0, 1, 3, 4, 5, 9
+_END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
+_HEADER_TABLE_SIZE = 1
+_DEFAULT_TABLE = 4096  # RFC 9113, section 6.5.2
+_MAX_CONTINUATIONS = 64  # a block of AppLimits.head fits in five frames of the default size; more is the 2024 flood
+_MAX_CONTROL = 16384 * 2  # SETTINGS and the like are a few dozen bytes
+_SETTING = struct.Struct("!HI")
+
+
+class _Stream:
+    """``hold``: by direction, the offset from which its bytes may not leave, or -1."""
+
+    __slots__ = ("bodies", "ended", "hold", "tx")
+
+    def __init__(self, tx: HttpTransaction) -> None:
+        self.tx = tx
+        self.bodies: list[Body | None] = [None, None]
+        self.ended = [False, False]
+        self.hold = [-1, -1]
+
+
+class _Side:
+    """One direction of the connection: where its frame reader is."""
+
+    __slots__ = (
+        "block",
+        "block_flags",
+        "block_frames",
+        "block_start",
+        "block_stream",
+        "buffer",
+        "data_end",
+        "data_left",
+        "data_padding",
+        "data_stream",
+        "decoder",
+        "fed",
+        "preface",
+    )
+
+    def __init__(self, preface: bytes, head: int) -> None:
+        self.preface = preface  # what of the client's preface is still to come
+        self.buffer = bytearray()  # an incomplete frame other than DATA
+        self.fed = 0  # offset of the buffer's end in the stream
+        # The DATA frame being read: its stream, bytes left, padding at their end, and whether it ends the stream.
+        self.data_stream = 0
+        self.data_left = 0
+        self.data_padding = 0
+        self.data_end = False
+        # The header block being collected.
+        self.block = bytearray()
+        self.block_stream = 0
+        self.block_flags = 0
+        self.block_frames = 0
+        self.block_start = -1  # offset in the stream at which it began; -1: none is being collected
+        self.decoder = Decoder(max_header_list_size=head)
+
+
+class Http2Parser(BaseParser):
+    """See :class:`engines.stateful.app.AppParser`. ``hold_body`` as in HTTP/1, up to ``AppLimits.http2_held`` bytes."""
+
+    name = "http2"
+
+    def __init__(self, limits: AppLimits = DEFAULT_LIMITS, hold_body: bool = False) -> None:
+        super().__init__()
+        self._limits = limits
+        self._hold_body = hold_body
+        self._sides = (_Side(PREFACE, limits.head), _Side(b"", limits.head))
+        self._streams: dict[int, _Stream] = {}
+
+    def feed(self, direction: Direction, data: bytes) -> None:
+        side = self._sides[direction]
+        position = 0
+        if side.preface and not self.gave_up:
+            position = min(len(side.preface), len(data))
+            if data[:position] != side.preface[:position]:
+                self.give_up("no_preface")
+            side.preface = side.preface[position:]
+        size = len(data)
+        start = side.fed
+        side.fed += size
+        while position < size and not self.gave_up:
+            if side.data_stream:
+                position = self._data(direction, side, data, position)
+            elif side.buffer:
+                position = self._buffered(direction, side, data, position, start)
+            else:
+                position = self._frame(direction, side, data, position, start)
+
+    def close(self, direction: Direction) -> None:
+        for stream in self._streams.values():
+            self._end(stream, direction)
+        self._streams = {number: stream for number, stream in self._streams.items() if not all(stream.ended)}
+
+    def held(self, direction: Direction) -> int:
+        side = self._sides[direction]
+        if self.gave_up:
+            return 0
+        starts = [side.block_start] if side.block_start >= 0 else []
+        if side.buffer:
+            starts.append(side.fed - len(side.buffer))
+        if self._hold_body:
+            starts += [stream.hold[direction] for stream in self._streams.values() if stream.hold[direction] >= 0]
+            held = side.fed - min(starts, default=side.fed)
+            if held > self._limits.http2_held:
+                for stream in self._streams.values():
+                    stream.hold[direction] = -1
+                return self.held(direction) if side.block_start < 0 else side.fed - side.block_start
+            return held
+        return side.fed - min(starts, default=side.fed)
+
+    # --- frames ------------------------------------------------------------------------------------------------------
+
+    def _buffered(self, direction: Direction, side: _Side, data: bytes, position: int, start: int) -> int:
+        """Complete the frame that began in an earlier feed, byte for byte no further."""
+        buffer = side.buffer
+        need = 9 if len(buffer) < 9 or buffer[3] == _DATA else 9 + int.from_bytes(buffer[:3], "big")
+        taken = min(need - len(buffer), len(data) - position)
+        buffer += data[position : position + taken]
+        position += taken
+        if len(buffer) >= 9:
+            frame = bytes(buffer)
+            buffer.clear()
+            rest = self._frame(direction, side, frame, 0, start + position - len(frame))
+            assert rest == len(frame)
+        return position
+
+    def _frame(self, direction: Direction, side: _Side, data: bytes, position: int, start: int) -> int:
+        """The frame at ``position``. ``start`` is the offset of ``data`` in the stream."""
+        if len(data) - position < 9:
+            side.buffer += data[position:]
+            return len(data)
+        size, kind, flags = int.from_bytes(data[position : position + 3], "big"), data[position + 3], data[position + 4]
+        number = int.from_bytes(data[position + 5 : position + 9], "big") & 0x7FFFFFFF
+        if side.block_start >= 0 and (kind != _CONTINUATION or number != side.block_stream):
+            self.give_up("header_block_interrupted")
+            return len(data)
+        if kind == _DATA:
+            if not number:
+                self.give_up("data_on_stream_0")
+            side.data_stream, side.data_left = number, size
+            side.data_padding = -1 if flags & _PADDED else 0  # -1: its length is the first byte
+            side.data_end = bool(flags & _END_STREAM)
+            if not size:
+                self._data_done(direction, side)
+            return position + 9
+        if size > (self._limits.head if kind in {_HEADERS, _PUSH_PROMISE, _CONTINUATION} else _MAX_CONTROL):
+            self.give_up("frame_too_long")
+            return len(data)
+        end = position + 9 + size
+        if end > len(data):
+            side.buffer += data[position:]
+            return len(data)
+        payload = data[position + 9 : end]
+        if kind in {_HEADERS, _PUSH_PROMISE}:
+            self._block_begins(direction, side, kind, flags, number, payload, start + position)
+        elif kind == _CONTINUATION:
+            self._block_goes_on(direction, side, flags, payload)
+        elif kind == _RST_STREAM:
+            self._reset(number)
+        elif kind == _SETTINGS and not flags & _ACK:
+            self._settings(direction, payload)
+        return end
+
+    def _settings(self, direction: Direction, payload: bytes) -> None:
+        """The sender of SETTINGS limits the table of what is sent to it."""
+        for identifier, value in _SETTING.iter_unpack(payload[: len(payload) // 6 * 6]):
+            if identifier == _HEADER_TABLE_SIZE:
+                decoder = self._sides[direction.reply].decoder
+                # A smaller one takes effect with its acknowledgement; until then the default may still be in use.
+                decoder.max_allowed_table_size = min(max(value, _DEFAULT_TABLE), self._limits.http2_table)
+
+    def _reset(self, number: int) -> None:
+        stream = self._streams.pop(number, None)
+        if stream is not None:
+            for direction in Direction:
+                self._end(stream, direction)
+
+    # --- header blocks -----------------------------------------------------------------------------------------------
+
+    def _block_begins(
+        self, direction: Direction, side: _Side, kind: int, flags: int, number: int, payload: bytes, start: int
+    ) -> None:
+        at, padding = 0, 0
+        if flags & _PADDED:
+            padding = payload[0] if payload else 0
+            at = 1
+        if kind == _PUSH_PROMISE:
+            # The promised request travels with the answer's direction, but is a request all the same.
+            number = int.from_bytes(payload[at : at + 4], "big") & 0x7FFFFFFF
+            at += 4
+            flags &= ~_END_STREAM
+        elif flags & _PRIORITY:
+            at += 5
+        if at + padding > len(payload) or not number:
+            self.give_up("malformed_headers")
+            return
+        side.block += payload[at : len(payload) - padding]
+        side.block_stream = number
+        side.block_flags = flags & _END_STREAM | (_PUSH_PROMISE << 8 if kind == _PUSH_PROMISE else 0)
+        side.block_frames = 0
+        side.block_start = start
+        if flags & _END_HEADERS:
+            self._block_ends(direction, side)
+
+    def _block_goes_on(self, direction: Direction, side: _Side, flags: int, payload: bytes) -> None:
+        if side.block_start < 0:
+            self.give_up("continuation_without_headers")
+            return
+        side.block += payload
+        side.block_frames += 1
+        if len(side.block) > self._limits.head or side.block_frames > _MAX_CONTINUATIONS:
+            self.give_up("header_block_too_long")
+        elif flags & _END_HEADERS:
+            self._block_ends(direction, side)
+
+    def _block_ends(self, direction: Direction, side: _Side) -> None:
+        block = bytes(side.block)
+        side.block.clear()
+        started, side.block_start = side.block_start, -1
+        try:
+            fields = [(bytes(name), bytes(value)) for name, value in side.decoder.decode(block, raw=True)]
+        except (HPACKError, ValueError, IndexError, UnicodeError):
+            self.give_up("header_block_not_decodable")
+            return
+        promised = bool(side.block_flags >> 8)
+        ends = bool(side.block_flags & _END_STREAM)
+        # A promise is the client's request as the server imagines it.
+        role = Direction.TO_SERVER if promised else direction
+        stream = self._stream(side.block_stream, role)
+        if stream is None:
+            return
+        if (stream.tx.response if role else stream.tx.request) is None:
+            self._head(stream, role, fields, ends, started)
+        else:
+            stream.tx.touch(role)  # trailers: nothing rules ask for
+        if ends:
+            self._end(stream, role)
+        elif promised:
+            self._end(stream, Direction.TO_SERVER)
+        self._drop_if_done(side.block_stream, stream)
+
+    def _stream(self, number: int, direction: Direction) -> _Stream | None:
+        stream = self._streams.get(number)
+        if stream is not None:
+            return stream
+        if len(self._streams) >= self._limits.http2_streams:
+            self.give_up("too_many_streams")
+            return None
+        tx = HttpTransaction(self.take_id(), version=b"HTTP/2")
+        if direction is Direction.TO_CLIENT:
+            tx.add_event("unable_to_match_response_to_request")
+            tx.finish(Direction.TO_SERVER)
+        stream = self._streams[number] = _Stream(tx)
+        stream.ended[0] = direction is Direction.TO_CLIENT
+        self.transactions.append(tx)
+        return stream
+
+    def _head(
+        self, stream: _Stream, direction: Direction, fields: list[tuple[bytes, bytes]], ends: bool, started: int
+    ) -> None:
+        tx = stream.tx
+        merged, pseudo = _merge(fields)
+        if direction is Direction.TO_CLIENT:
+            status = pseudo.get(b":status", b"")
+            if status.startswith(b"1") and len(status) == 3:
+                return  # interim; the answer that counts follows (RFC 9113, section 8.1)
+            parts, line = (b"HTTP/2", status, b""), b"HTTP/2 " + status
+        else:
+            method, path = pseudo.get(b":method", b""), pseudo.get(b":path", b"")
+            authority = pseudo.get(b":authority")
+            if authority is not None:
+                # http.host is whom the request is for, however it was said (RFC 9113, section 8.3.1).
+                host = merged.get(b"host")
+                if host is not None and host[1].lower() != authority.lower():
+                    tx.add_event("host_header_ambiguous")
+                tx.authority = authority
+            if method == b"CONNECT" and not path:
+                path = authority or b""
+            parts, line = (method, path, b"HTTP/2"), b"%b %b HTTP/2" % (method, path)
+        raw = b"".join([b"%b: %b\r\n" % field for field in fields]) + b"\r\n"
+        tx.set_head(direction, Head(line, parts, merged, raw))
+        if not ends:
+            body = stream.bodies[direction] = tx.open_body(direction, self._limits)
+            if self._hold_body and not body.full and b"expect" not in merged:
+                stream.hold[direction] = started
+
+    # --- bodies ------------------------------------------------------------------------------------------------------
+
+    def _data(self, direction: Direction, side: _Side, data: bytes, position: int) -> int:
+        if side.data_padding < 0:
+            side.data_padding = data[position]
+            side.data_left -= 1
+            position += 1
+            if side.data_padding > side.data_left:
+                self.give_up("padding_too_long")
+                return len(data)
+        end = min(position + side.data_left, len(data))
+        side.data_left -= end - position
+        stream = self._streams.get(side.data_stream)
+        body = None if stream is None else stream.bodies[direction]
+        if stream is not None and body is not None:
+            # What of the bytes at hand is no padding.
+            size = max(end - position - max(side.data_padding - side.data_left, 0), 0)
+            if body.full:
+                body.skip(size)
+            elif size:
+                full = body.feed(data[position : position + size])
+                stream.tx.body_changed(direction, body)
+                if full:
+                    stream.hold[direction] = -1
+        if not side.data_left:
+            self._data_done(direction, side)
+        return end
+
+    def _data_done(self, direction: Direction, side: _Side) -> None:
+        number, side.data_stream = side.data_stream, 0
+        stream = self._streams.get(number)
+        if stream is not None and side.data_end:
+            self._end(stream, direction)
+            self._drop_if_done(number, stream)
+
+    def _end(self, stream: _Stream, direction: Direction) -> None:
+        if stream.ended[direction]:
+            return
+        stream.ended[direction] = True
+        stream.hold[direction] = -1
+        body = stream.bodies[direction]
+        if body is not None:
+            body.finish()
+            stream.tx.body_changed(direction, body)
+        stream.tx.finish(direction)
+
+    def _drop_if_done(self, number: int, stream: _Stream) -> None:
+        if all(stream.ended):
+            self._streams.pop(number, None)
+
+
+def _merge(fields: Iterable[tuple[bytes, bytes]]) -> tuple[Fields, dict[bytes, bytes]]:
+    """Repeated fields joined as in HTTP/1 (cookies by "; ", RFC 9113, section 8.2.3), and the pseudo fields."""
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in fields:
+        values.setdefault(name.lower(), []).append(value)
+    merged: Fields = {}
+    pseudo: dict[bytes, bytes] = {}
+    for name, found in values.items():
+        merged[name] = (name, (b"; " if name == b"cookie" else b", ").join(found))
+        if name.startswith(b":"):
+            pseudo[name] = found[0]
+    return merged, pseudo

@@ -1,0 +1,338 @@
+"""An HTTP request and its response, and every ``http.*`` sticky buffer they have.
+
+Shared by HTTP/1 and HTTP/2: parsers fill two :class:`Head` values and their bodies, this module knows what rules call
+the pieces. Buffers of a head are computed when a rule asks and kept.
+
+Source: Suricata user guide, "HTTP Keywords"; normalisation as libhtp does it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from engines.stateful.app.bodies import Body, decoders_for
+from engines.stateful.app.limits import AppLimits
+from engines.stateful.app.transaction import BaseTransaction
+from engines.stateful.app.uri import Target, normalise_host, parse_target
+from engines.verdict import Direction
+
+_CRLF = b"\r\n"
+_COOKIES = frozenset((b"cookie", b"set-cookie"))
+# A head cannot repeat one field more often than this and have every copy joined; libhtp stops at 64 as well.
+_MAX_REPEATS = 64
+
+Fields = dict[bytes, tuple[bytes, bytes]]
+
+
+class Head:
+    """Start line and fields of one message.
+
+    ``fields`` maps the lower-case name to (name as first written, value); repeated fields are joined with ", " at the
+    place of the first, as libhtp does. ``raw`` is the field block as sent, its empty line included.
+    """
+
+    __slots__ = ("body", "fields", "first", "line", "protocol", "raw", "second", "third")
+
+    def __init__(
+        self, line: bytes, parts: tuple[bytes, bytes, bytes], fields: Fields, raw: bytes, body: Body | None = None
+    ) -> None:
+        self.line = line  # without line end
+        # Request: method, target, protocol. Response: protocol, status, reason.
+        self.first, self.second, self.third = parts
+        self.fields = fields
+        self.raw = raw
+        self.body = body
+
+    def value(self, name: bytes) -> bytes | None:
+        """Value of a field by its lower-case name."""
+        field = self.fields.get(name)
+        return None if field is None else field[1]
+
+
+class HttpTransaction(BaseTransaction):
+    """See :class:`engines.stateful.app.Transaction`. ``request`` or ``response`` is None until its head is complete."""
+
+    __slots__ = ("_cache", "_target", "authority", "request", "response", "version")
+
+    def __init__(self, tx_id: int, version: bytes = b"") -> None:
+        super().__init__(tx_id)
+        self.request: Head | None = None
+        self.response: Head | None = None
+        self.version = version  # HTTP/2 has none on the wire
+        self.authority: bytes | None = None  # HTTP/2 :authority
+        self._target: Target | None = None
+        self._cache: dict[tuple[str, Direction], Sequence[bytes]] = {}
+
+    def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
+        entry = BUFFERS.get(name)
+        if entry is None:
+            return ()
+        sides, getter, cacheable = entry
+        if direction is None:
+            if len(sides) == 1:
+                direction = sides[0]
+            else:
+                return (*self.buffer(name, sides[0]), *self.buffer(name, sides[1]))
+        elif direction not in sides:
+            return ()
+        head = self.response if direction else self.request
+        if head is None:
+            return ()
+        if not cacheable:
+            return getter(self, head, direction)
+        key = (name, direction)
+        found = self._cache.get(key)
+        if found is None:
+            found = self._cache[key] = getter(self, head, direction)
+        return found
+
+    def set_head(self, direction: Direction, head: Head) -> None:
+        """The head of one side is complete."""
+        if direction is Direction.TO_SERVER:
+            self.request = head
+        else:
+            self.response = head
+        self.touch(direction)
+
+    def open_body(self, direction: Direction, limits: AppLimits) -> Body:
+        """Where the body of that side goes, with its content codings undone."""
+        head = self.response if direction else self.request
+        assert head is not None
+        if head.body is None:
+            codings = head.value(b"content-encoding")
+            decoders, events = decoders_for(codings, limits) if codings else ([], [])
+            for event in events:
+                self.add_event(event)
+            limit = limits.response_body if direction else limits.request_body
+            head.body = Body(limit, decoders, limits)
+        return head.body
+
+    def body_changed(self, direction: Direction, body: Body) -> None:
+        """The body grew or stopped growing: pass its events on."""
+        for event in body.events:
+            self.add_event(event)
+        self.touch(direction)
+
+    @property
+    def target(self) -> Target:
+        """The request target; only with a request."""
+        if self._target is None:
+            assert self.request is not None
+            self._target = parse_target(self.request.second, self.request.first == b"CONNECT")
+        return self._target
+
+    def raw_host(self) -> bytes | None:
+        """Whom the request is for: the target's host comes first (RFC 9112, section 3.2.2), then the Host field."""
+        if self.request is None:
+            return None
+        host = self.target.host if self.authority is None else self.authority
+        return self.request.value(b"host") if host is None else host
+
+    def log_fields(self) -> dict[str, object]:
+        """EVE ``http`` object. Source: Suricata user guide, "EVE JSON format"."""
+        fields: dict[str, object] = {}
+        request, response = self.request, self.response
+        if request is not None:
+            host = self.raw_host()
+            if host is not None:
+                fields["hostname"] = _text(normalise_host(host))
+            fields["url"] = _text(request.second)
+            agent = request.value(b"user-agent")
+            if agent is not None:
+                fields["http_user_agent"] = _text(agent)
+            referer = request.value(b"referer")
+            if referer is not None:
+                fields["http_refer"] = _text(referer)
+            fields["http_method"] = _text(request.first)
+            fields["protocol"] = _text(request.third)
+        if response is not None:
+            content_type = response.value(b"content-type")
+            if content_type is not None:
+                fields["http_content_type"] = _text(content_type.partition(b";")[0].strip())
+            fields.setdefault("protocol", _text(response.first))
+            if response.second.isdigit() and len(response.second) <= 3:
+                fields["status"] = int(response.second)
+            fields["length"] = response.body.length if response.body else 0
+        return fields
+
+
+def _text(value: bytes) -> str:
+    return value[:4096].decode("utf-8", "backslashreplace")
+
+
+_FIELD_NAME_END = re.compile(rb"[ \t]*:[ \t]*")
+
+
+def parse_fields(block: bytes, events: list[str]) -> Fields:
+    """Read the field lines of ``block`` (line ends included, the empty line at the end may be there).
+
+    As lenient as libhtp: bare LF, folded lines (joined by one space), space before the colon, lines without a colon
+    (kept under an empty name), NUL and odd bytes in names. ``events`` gets what was odd.
+    """
+    fields: Fields = {}
+    repeats: dict[bytes, list[bytes]] = {}
+    if b"\0" in block:
+        block = block.replace(b"\0", b"")  # a name or value with NULs in it is read without them (libhtp norzero)
+        events.append("request_header_nul")
+    lines = block.split(b"\n")
+    if b"\n " in block or b"\n\t" in block:
+        lines = _unfold(lines, events)
+    for line in lines:
+        line = line.rstrip(b"\r")
+        name, colon, value = line.partition(b":")
+        if not colon:
+            if not line.strip():
+                continue
+            name, value = b"", line
+            if "request_field_missing_colon" not in events:
+                events.append("request_field_missing_colon")
+        else:
+            name = name.strip()
+        value = value.strip(b" \t\r\x0b\x0c")
+        key = name.lower()
+        if key not in fields:
+            fields[key] = (name, value)
+        elif key == b"content-length":
+            # Joined it would be no number. The first one counts; the event lets rules refuse the rest.
+            if value != fields[key][1] and "duplicate_content_length_field" not in events:
+                events.append("duplicate_content_length_field")
+        else:
+            values = repeats.setdefault(key, [fields[key][1]])
+            if len(values) < _MAX_REPEATS:
+                values.append(value)
+    for key, values in repeats.items():
+        fields[key] = (fields[key][0], b", ".join(values))
+    return fields
+
+
+def _unfold(lines: list[bytes], events: list[str]) -> list[bytes]:
+    """Obsolete line folding (RFC 9112, section 5.2)."""
+    out: list[list[bytes]] = []
+    for line in lines:
+        if line[:1] in {b" ", b"\t"} and out:
+            if "header_folding" not in events:
+                events.append("header_folding")
+            stripped = line.strip()
+            if stripped:
+                out[-1].append(stripped)
+        else:
+            out.append([line.rstrip(b"\r")])
+    return [b" ".join(parts) for parts in out]
+
+
+# --- buffers ---------------------------------------------------------------------------------------------------------
+
+Getter = Callable[[HttpTransaction, Head, Direction], Sequence[bytes]]
+
+_REQUEST = (Direction.TO_SERVER,)
+_RESPONSE = (Direction.TO_CLIENT,)
+_BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
+
+
+def _field(name: bytes) -> Getter:
+    def get(_tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
+        field = head.fields.get(name)
+        return () if field is None else (field[1],)
+
+    return get
+
+
+def _part(attribute: str) -> Getter:
+    def get(_tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
+        value: bytes = getattr(head, attribute)
+        return (value,) if value else ()
+
+    return get
+
+
+def _uri(tx: HttpTransaction, _head: Head, _direction: Direction) -> Sequence[bytes]:
+    return (tx.target.normalised,)
+
+
+def _host(tx: HttpTransaction, _head: Head, _direction: Direction) -> Sequence[bytes]:
+    host = tx.raw_host()
+    return () if host is None else (normalise_host(host),)
+
+
+def _host_raw(tx: HttpTransaction, _head: Head, _direction: Direction) -> Sequence[bytes]:
+    host = tx.raw_host()
+    return () if host is None else (host,)
+
+
+def _protocol(tx: HttpTransaction, head: Head, direction: Direction) -> Sequence[bytes]:
+    value = tx.version or (head.first if direction else head.third)
+    return (value,) if value else ()
+
+
+def _lines(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
+
+
+def _header(_tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
+    lines = _lines(field for key, field in head.fields.items() if key not in _COOKIES)
+    return (lines,) if lines else ()
+
+
+def _header_raw(_tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
+    return (head.raw,) if head.raw else ()
+
+
+def _header_names(_tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
+    if not head.fields:
+        return ()
+    return (b"\r\n%b\r\n\r\n" % _CRLF.join([name for name, _ in head.fields.values()]),)
+
+
+def _each_header(_tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
+    return [b"%b: %b" % field for field in head.fields.values()]
+
+
+def _start(_tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
+    return (head.line + _CRLF + _lines(head.fields.values()) + _CRLF,)
+
+
+def _cookie(_tx: HttpTransaction, head: Head, direction: Direction) -> Sequence[bytes]:
+    value = head.value(b"set-cookie" if direction else b"cookie")
+    return () if value is None else (value,)
+
+
+def _body(_tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
+    body = head.body
+    return (body.view(),) if body is not None and body.size else ()
+
+
+# Name -> (sides that have it, getter, whether it stays as it is once the head is there).
+BUFFERS: dict[str, tuple[tuple[Direction, ...], Getter, bool]] = {
+    "http.method": (_REQUEST, _part("first"), False),
+    "http.uri": (_REQUEST, _uri, True),
+    "http.uri.raw": (_REQUEST, _part("second"), False),
+    "http.protocol": (_BOTH, _protocol, False),
+    "http.request_line": (_REQUEST, _part("line"), False),
+    "http.response_line": (_RESPONSE, _part("line"), False),
+    "http.stat_code": (_RESPONSE, _part("second"), False),
+    "http.stat_msg": (_RESPONSE, _part("third"), False),
+    "http.host": (_REQUEST, _host, True),
+    "http.host.raw": (_REQUEST, _host_raw, False),
+    "http.header": (_BOTH, _header, True),
+    "http.header.raw": (_BOTH, _header_raw, False),
+    "http.header_names": (_BOTH, _header_names, True),
+    "http.request_header": (_REQUEST, _each_header, True),
+    "http.response_header": (_RESPONSE, _each_header, True),
+    "http.start": (_BOTH, _start, True),
+    "http.cookie": (_BOTH, _cookie, False),
+    "http.user_agent": (_REQUEST, _field(b"user-agent"), False),
+    "http.accept": (_REQUEST, _field(b"accept"), False),
+    "http.accept_enc": (_REQUEST, _field(b"accept-encoding"), False),
+    "http.accept_lang": (_REQUEST, _field(b"accept-language"), False),
+    "http.referer": (_REQUEST, _field(b"referer"), False),
+    "http.connection": (_BOTH, _field(b"connection"), False),
+    "http.content_type": (_BOTH, _field(b"content-type"), False),
+    "http.content_len": (_BOTH, _field(b"content-length"), False),
+    "http.server": (_RESPONSE, _field(b"server"), False),
+    "http.location": (_RESPONSE, _field(b"location"), False),
+    "http.request_body": (_REQUEST, _body, False),
+    "http.response_body": (_RESPONSE, _body, False),
+    "file.data": (_BOTH, _body, False),
+    "file_data": (_BOTH, _body, False),
+}

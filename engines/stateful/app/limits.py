@@ -1,0 +1,45 @@
+"""Every bound of the application parsers, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class AppLimits:
+    """Sizes in bytes. What happens at a bound is named with it; ``gave_up`` leaves the flow to its stream exception
+    policy."""
+
+    # One HTTP head or HTTP/2 header block, decoded or not. Servers refuse from 8 KiB (nginx) to 64 KiB. -> gave_up
+    head: int = 64 << 10
+    # How much of a decoded body rules can see (Suricata: request-body-limit, response-body-limit). -> rest skipped
+    request_body: int = 100 << 10
+    response_body: int = 100 << 10
+    # Content codings undone one after the other (libhtp: response-decompression-layer-limit). -> the rest stays coded
+    decode_layers: int = 2
+    # What an inner layer may produce for one body (libhtp: compression-bomb-limit). -> event compression_bomb, body cut
+    decoded_inner: int = 1 << 20
+    # LZMA is off as in Suricata: it costs most and browsers do not speak it. Memory of its dictionary when on.
+    lzma: bool = False
+    lzma_memory: int = 1 << 20
+    # A chunk-size line with its extensions; Apache and nginx stop at 8 KiB or below. -> gave_up
+    chunk_line: int = 8 << 10
+    # Requests without a response yet; browsers do not pipeline, nginx reads one at a time. -> gave_up
+    pipelined: int = 256
+    # Streams open at once on one HTTP/2 connection; servers announce 100 to 256. -> gave_up
+    http2_streams: int = 1024
+    # Table for HPACK in each direction, whatever SETTINGS allow; Chrome asks for 64 KiB. -> gave_up when used
+    http2_table: int = 64 << 10
+    # Bytes of HTTP/2 held back when bodies are held: below the initial flow-control window (RFC 9113, section 6.9.2),
+    # or the sender would wait for credit that the receiver has no reason to give. -> let go without the rest
+    http2_held: int = 48 << 10
+    # Questions and records read from one DNS message; 64 KiB could carry 5,000. -> event too_many_records, rest unread
+    dns_records: int = 256
+    # Handshake bytes of one side before encryption: a ClientHello with post-quantum shares is 2 KiB, a long certificate
+    # chain 20 KiB. -> gave_up
+    tls_handshake: int = 128 << 10
+    # RFC 4253, section 4.2 allows 255 bytes for the version and any number of lines before it. -> gave_up
+    ssh_banner: int = 4 << 10
+
+
+DEFAULT_LIMITS = AppLimits()

@@ -1,0 +1,32 @@
+"""Which parser reads which protocol. Protocols that are only recognised by name have none and stay raw streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engines.stateful.app import AppParser
+from engines.stateful.app.dns import DnsParser
+from engines.stateful.app.http1 import Http1Parser
+from engines.stateful.app.http2 import Http2Parser
+from engines.stateful.app.limits import AppLimits
+from engines.stateful.app.ssh import SshParser
+from engines.stateful.app.tls import TlsParser
+
+Factory = Callable[[AppLimits, bool], AppParser]
+
+
+def _dns_datagrams(limits: AppLimits, hold_body: bool) -> AppParser:
+    return DnsParser(limits, hold_body, udp=True)
+
+
+# Over TCP, and over the plaintext of a decrypted TLS session.
+PARSERS: dict[str, Factory] = {
+    "http": Http1Parser,
+    "http2": Http2Parser,
+    "dns": DnsParser,
+    "tls": TlsParser,
+    "ssh": SshParser,
+}
+
+# Over UDP: one feed is one datagram.
+UDP_PARSERS: dict[str, Factory] = {"dns": _dns_datagrams}

@@ -1,0 +1,739 @@
+"""Judges one flow: packets and in-order bytes in, a decision and alerts out. Never knows where the bytes come from.
+
+What happens with one :class:`Segment`, in Suricata's order:
+
+1. its in-order bytes go to protocol detection, then to the protocol's parser
+2. every rule it could match is tried: address rules once per direction, packet rules on the packet, stream rules on
+   the new bytes and a window before them, protocol rules when detection is final, transaction rules on what is new in
+   each transaction. What a match leaves behind (flowbits ...) counts at once
+3. all matches are sorted by the rules' order and carried out: the first that decides (pass, drop, reject) wins, a pass
+   also silences everything after it; then, if nothing decided, the default actions
+
+A decision precedes the bytes: while an unfinished unit (a request head, a ClientHello) could still be decided against,
+its bytes are counted in ``held`` and must not leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from engines.stateful.app import Transaction
+from engines.stateful.app.detect import FAILED, Detector
+from engines.stateful.app.registry import PARSERS, UDP_PARSERS
+from engines.stateful.defaults import Condition, DefaultAction
+from engines.stateful.flowbits import FlowBits, FlowInts
+from engines.stateful.layer import Layer
+from engines.stateful.match import match_buffer
+from engines.stateful.ruleset import Rule, RuleSet, Search, covered_protocols
+from engines.stateful.signature import Action, RuleType, Signature, Threshold
+from engines.stateful.threshold import Effect, track_key
+from engines.stateful.tlsfacts import TlsFacts, TlsTransaction
+from engines.verdict import ACCEPT, Decision, Direction, Scope, Verdict
+
+__all__ = ["Alert", "FlowFacts", "Inspector", "Outcome", "Segment", "TlsFacts"]
+
+_TCP = 6
+_UDP = 17
+_TO_SERVER = Direction.TO_SERVER
+_TO_CLIENT = Direction.TO_CLIENT
+_BOTH = (_TO_SERVER, _TO_CLIENT)
+_VERDICTS = {Action.PASS: Verdict.ACCEPT, Action.DROP: Verdict.DROP, Action.REJECT: Verdict.REJECT}
+# The key of the EVE object for a protocol whose name differs from it.
+_LOG_KEYS = {"http2": "http", "http1": "http"}
+
+
+@dataclass(frozen=True, slots=True)
+class FlowFacts:
+    """What is constant about a flow. Addresses are packed, ``protocol`` is the IP protocol number."""
+
+    id: int
+    protocol: int
+    client: bytes
+    server: bytes
+    client_port: int
+    server_port: int
+
+
+@dataclass(slots=True)
+class Segment:
+    """One packet, or one piece of plaintext (``packet`` None).
+
+    ``payload``: of the packet. ``stream``: bytes of this direction that are in order for the first time (for UDP the
+    payload). ``established``: the handshake was finished before this packet. ``now``: seconds. Not frozen, because one
+    is made for every packet and freezing doubles that cost; nobody changes it.
+    """
+
+    direction: Direction
+    established: bool
+    payload: bytes
+    stream: bytes
+    packet: Any
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A match to log. ``action`` is ``allowed`` or ``blocked``, as the rule says; ``tx`` holds the EVE object of the
+    transaction that matched, under its protocol's name."""
+
+    rule: Signature
+    action: str
+    direction: Direction
+    app_proto: str
+    tx: dict[str, object]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``decision`` is for this packet, and for the flow if its scope says so."""
+
+    decision: Decision = ACCEPT
+    alerts: Sequence[Alert] = field(default=())
+
+
+class _Match(NamedTuple):
+    """Sorts by rank, then transaction."""
+
+    rank: int
+    tx_id: int
+    order: int
+    rule: Rule
+    acts_on_flow: bool
+    direction: Direction
+    proto: str
+    tx: Transaction | None
+
+
+_NOTHING = Outcome()
+
+
+class Inspector:
+    """One per flow. See the module's text; ``held[direction]`` counts from the end of that direction's stream.
+
+    ``decrypted``: the bytes are plaintext of an intercepted TLS session, told about by :meth:`tls_hello`.
+    """
+
+    __slots__ = (
+        "_allowed",
+        "_always",
+        "_app_covered",
+        "_asked",
+        "_closed",
+        "_covered",
+        "_decided",
+        "_decrypted",
+        "_detector",
+        "_early",
+        "_established",
+        "_expired",
+        "_facts",
+        "_found",
+        "_group",
+        "_idle",
+        "_ip_only_done",
+        "_last",
+        "_layers",
+        "_limits",
+        "_logged",
+        "_offset",
+        "_outcome",
+        "_payload_bytes",
+        "_pd_done",
+        "_protocols",
+        "_reachable",
+        "_ruleset",
+        "_segment",
+        "_tail",
+        "_tls",
+        "_tuples",
+        "_window",
+        "app_proto",
+        "flowbits",
+        "flowints",
+        "held",
+    )
+
+    def __init__(self, ruleset: RuleSet, facts: FlowFacts, now: float, decrypted: bool = False) -> None:
+        self._ruleset = ruleset
+        self._limits = ruleset.limits
+        self._facts = facts
+        self._group = ruleset.packet_group(facts.protocol)
+        client, server = (facts.client, facts.client_port), (facts.server, facts.server_port)
+        self._tuples = ((*client, *server), (*server, *client))
+        self.flowbits = FlowBits(ruleset.limits.max_flowbits)
+        self.flowints = FlowInts(ruleset.limits.max_flowbits)
+        self.app_proto = ""  # of the bytes: on a decrypted flow what TLS carries
+        self.held = [0, 0]
+        self._protocols: frozenset[str] = frozenset()
+        self._decrypted = decrypted
+        self._tls: Layer | None = None  # a hello that waits to be judged with the first plaintext
+        self._layers: list[Layer] = []
+        self._detector: Detector | None = _detector(facts.protocol)
+        self._early = (bytearray(), bytearray())  # bytes before detection had an answer
+        self._payload_bytes = [0, 0]
+        self._offset = [0, 0]  # stream bytes searched
+        self._tail = [b"", b""]  # the last of them
+        self._window = b""  # what payload conditions see now
+        self._segment = Segment(_TO_SERVER, False, b"", b"", None, now)
+        self._found: list[_Match] = []
+        # Bit n: header n was asked whether it covers the flow, and did.
+        self._asked = [0, 0]
+        self._allowed = [0, 0]
+        # Packet rules without a pattern that cover the flow, the same of stream rules and of protocol rules.
+        self._covered: list[tuple[Rule, ...] | None] = [None, None]
+        self._always: list[tuple[Rule, ...] | None] = [None, None]
+        self._reachable: dict[tuple[int, bool], bool] = {}
+        self._app_covered: dict[tuple[str, Direction], tuple[Rule, ...]] = {}
+        self._ip_only_done = [False, False]
+        self._pd_done = [False, False]
+        self._closed = [False, False]
+        self._expired = [False, False]  # waited long enough: bytes of an unfinished unit go on
+        self._established = False
+        self._logged: set[tuple[int, Direction]] = set()  # default alerts that were logged once
+        self._outcome: Outcome | None = None  # the flow is decided: the answer to everything that follows
+        self._decided: Decision | None = None
+        self._idle = False
+        self._last = now
+
+    @property
+    def decision(self) -> Decision | None:
+        """What was decided about the whole flow."""
+        return self._decided
+
+    @property
+    def finished(self) -> bool:
+        """Nothing in the rule set can match this flow any more: its fate is settled."""
+        return self._outcome is not None or self._idle
+
+    # -- feeds -----------------------------------------------------------------------------------------------------
+
+    def inspect(self, segment: Segment) -> Outcome:
+        """Judge one packet or piece of plaintext."""
+        if self._outcome is not None:
+            return self._outcome
+        direction, data = segment.direction, segment.stream
+        self._segment = segment
+        self._established = self._established or segment.established
+        if data:
+            self._payload_bytes[direction] += len(data)
+            self._feed(direction, data)
+        return self._run(segment, True)
+
+    def tls_hello(self, facts: TlsFacts, now: float, session_holding: bool = False) -> Outcome:
+        """The client's hello of a decrypted flow. Its rules are judged now if the session is held until then,
+        otherwise together with the first plaintext (AWS: ``EnableTLSSessionHolding``)."""
+        if self._outcome is not None:
+            return self._outcome
+        group = self._ruleset.app_group("tls")
+        layer = Layer("tls", group, self._ruleset.rules, None, [TlsTransaction(facts)])
+        self._protocols |= {"tls"}
+        if not session_holding:
+            self._tls = layer
+            return _NOTHING
+        self._layers.insert(0, layer)
+        self._segment = Segment(_TO_SERVER, False, b"", b"", None, now)
+        return self._run(self._segment, False, defaults=False)
+
+    def close(self, direction: Direction, now: float) -> Outcome:
+        """That direction ended. What was held is judged as it is and may go unless the decision is against it."""
+        if self._outcome is not None:
+            return self._outcome
+        self._closed[direction] = self._expired[direction] = True
+        for layer in self._layers:
+            if layer.parser is not None:
+                layer.parser.close(direction)
+        if self._detector is not None and self._detector.close(direction) == FAILED:
+            self._detection_failed()
+        return self._judge_now(direction, now)
+
+    def hold_expired(self, now: float) -> Outcome:
+        """The owner cannot wait any longer: judge what is there; ``held`` is 0 until the next unit."""
+        if self._outcome is not None:
+            return self._outcome
+        direction = _TO_CLIENT if self.held[_TO_CLIENT] and not self.held[_TO_SERVER] else _TO_SERVER
+        for side in _BOTH:
+            self._expired[side] = self._expired[side] or self.held[side] > 0
+        if self._detector is not None and self._early[direction]:
+            self._detection_failed()
+        return self._judge_now(direction, now)
+
+    def _judge_now(self, direction: Direction, now: float) -> Outcome:
+        segment = Segment(direction, self._established, b"", b"", None, now)
+        self._segment = segment
+        return self._run(segment, False)
+
+    # -- application protocol --------------------------------------------------------------------------------------
+
+    def _feed(self, direction: Direction, data: bytes) -> None:
+        if self._detector is not None:
+            self._detect(direction, data)
+            return
+        if self._layers and self._layers[-1].parser is not None:
+            self._parse(self._layers[-1], direction, data)
+
+    def _detect(self, direction: Direction, data: bytes) -> None:
+        assert self._detector is not None
+        early = self._early[direction]
+        if self._facts.protocol == _UDP:
+            early.clear()  # every datagram is a message of its own
+        early += data
+        name = self._detector.feed(direction, data)
+        if name == FAILED:
+            self._detection_failed()
+        elif name is not None:
+            self._protocol_known(name)
+        elif len(early) >= self._limits.detect_bytes:
+            self._detection_failed()
+
+    def _detection_failed(self) -> None:
+        self._detector = None
+        for early in self._early:
+            early.clear()
+
+    def _protocol_known(self, name: str) -> None:
+        self._detector = None
+        self.app_proto = name
+        self._protocols |= {name}
+        group = self._ruleset.app_group(name)
+        make = (UDP_PARSERS if self._facts.protocol == _UDP else PARSERS).get(name)
+        parser = make(self._limits.app, group.body_denies) if make is not None and group.has_transactions else None
+        layer = Layer(name, group, self._ruleset.rules, parser)
+        self._layers.append(layer)
+        for side in _BOTH:
+            early = bytes(self._early[side])
+            self._early[side].clear()
+            if early and parser is not None:
+                self._parse(layer, side, early)
+
+    def _parse(self, layer: Layer, direction: Direction, data: bytes) -> None:
+        parser = layer.parser
+        assert parser is not None
+        parser.feed(direction, data)
+        if parser.tunnel and self._detector is None and layer is self._layers[-1]:
+            # CONNECT or Upgrade: another protocol starts inside the connection.
+            self._detector = Detector()
+            self._pd_done = [False, False]
+            for side in _BOTH:
+                rest = parser.unparsed(side)
+                if rest and self._detector is not None:
+                    self._detect(side, rest)
+
+    # -- matching --------------------------------------------------------------------------------------------------
+
+    def _run(self, segment: Segment, with_packet: bool, *, defaults: bool = True) -> Outcome:
+        """Collect matches, sort, carry out."""
+        direction = segment.direction
+        problem = self._update_held()
+        found = self._found = []
+        if with_packet:
+            self._packet_rules(segment, direction)
+        else:
+            self._window = self._tail[direction]
+        if self._tls is not None and self._tls_ready(segment, with_packet):
+            self._layers.insert(0, self._tls)
+            self._tls = None
+        if self._layers:
+            self._app_rules(segment, direction, with_packet)
+            for layer in self._layers:
+                if layer.give_up_oldest(self._limits.max_transactions) and self._enforces(layer):
+                    problem = problem or "transaction_overflow"
+        if not self._pd_done[direction] and self._protocol_final(direction):
+            self._pd_rules(direction)
+        if not found and not self._ruleset.defaults and problem is None:
+            self._update_idle()
+            return _NOTHING
+        if len(found) > 1:
+            found.sort()
+        decision, alerts = self._carry_out(found, segment)
+        if decision is None and problem is not None:
+            decision = Decision(Verdict.DROP, Scope.FLOW, problem)
+        if decision is None and defaults and self._ruleset.defaults:
+            decision = self._default(segment, alerts)
+        if decision is not None and decision.scope is Scope.FLOW and self._decided is None:
+            self._decide(decision)
+        if self._decided is not None:
+            self.held = [0, 0]
+        else:
+            self._update_idle()
+        if decision is None and not alerts:
+            return _NOTHING
+        return Outcome(decision or ACCEPT, alerts)
+
+    def _protocol_final(self, direction: Direction) -> bool:
+        """Nothing that direction may say changes the protocol any more."""
+        return self._detector is None or self._detector.final_for(direction)
+
+    def _packet_rules(self, segment: Segment, direction: Direction) -> None:
+        group = self._group
+        rules = self._ruleset.rules
+        if not self._ip_only_done[direction]:
+            self._ip_only_done[direction] = True
+            for rule in group.ip_only:
+                if self._applies(rule, direction):
+                    self._hit(rule, direction, True)
+        payload, data = segment.payload, segment.stream
+        on_packet, on_stream = group.packet[direction], group.stream[direction]
+        candidates: dict[int, int] = {}  # rule index -> 1 packet, 2 stream, 3 both
+        covered = self._covered[direction]
+        if covered is None:
+            covered = self._covered[direction] = self._cover(on_packet.always, direction)
+        for rule in covered:
+            candidates[rule.index] = 1
+        if payload and on_packet.patterns is not None:
+            for index in on_packet.patterns.scan(payload):
+                candidates[index] = 1
+        window, start = self._stream_window(direction, data)
+        if window:
+            always = self._always[direction]
+            if always is None:
+                always = self._always[direction] = self._cover(on_stream.always, direction)
+            for rule in always:
+                candidates[rule.index] = candidates.get(rule.index, 0) | 2
+            if on_stream.patterns is not None:
+                for index in on_stream.patterns.scan(window):
+                    candidates[index] = candidates.get(index, 0) | 2
+        self._window = window or payload
+        for index in sorted(candidates) if len(candidates) > 1 else candidates:
+            rule = rules[index]
+            where = candidates[index]
+            if not self._applies(rule, direction):
+                continue
+            # Where a pattern must be is counted from the start of the stream (offset, depth): only seen from there.
+            in_stream = where & 2 and (start == 0 or rule.signature.rule_type is RuleType.STREAM)
+            if in_stream and _payload_matches(rule, window):
+                self._hit(rule, direction, True)
+            elif where & 1 and _payload_matches(rule, payload):
+                self._hit(rule, direction, rule.signature.rule_type is RuleType.LIKE_IP_ONLY)
+
+    def _cover(self, rules: Sequence[Rule], direction: Direction) -> tuple[Rule, ...]:
+        return tuple(rule for rule in rules if self._covers(rule, direction))
+
+    def _covers(self, rule: Rule, direction: Direction) -> bool:
+        """The rule's addresses and ports allow packets of this direction; each distinct header is asked once."""
+        if not rule.header:
+            return True
+        bit = rule.header_bit
+        if not self._asked[direction] & bit:
+            self._asked[direction] |= bit
+            if self._ruleset.headers[rule.header].covers(*self._tuples[direction]):
+                self._allowed[direction] |= bit
+        return bool(self._allowed[direction] & bit)
+
+    def _stream_window(self, direction: Direction, data: bytes) -> tuple[bytes, int]:
+        """The new bytes with some before them, and where in the stream that starts. Empty when nothing is to search."""
+        if not data:
+            return b"", 0
+        offset = self._offset[direction]
+        if offset >= self._limits.stream_depth:
+            return b"", 0
+        if not self._group.stream[direction] and not self._ruleset.tx_payload:
+            return b"", 0
+        if offset + len(data) > self._limits.stream_depth:
+            data = data[: self._limits.stream_depth - offset]
+        tail = self._tail[direction]
+        window = tail + data if tail else data
+        self._offset[direction] = offset + len(data)
+        self._tail[direction] = window[-self._limits.stream_window :]
+        return window, offset - len(tail)
+
+    def _tls_ready(self, segment: Segment, with_packet: bool) -> bool:
+        """Plaintext is about to leave: whatever TLS rules say has to be said now, together with the rules on it."""
+        if not with_packet:
+            return True
+        return bool(segment.stream) and self.held[segment.direction] < len(segment.stream)
+
+    def _app_rules(self, segment: Segment, direction: Direction, with_packet: bool) -> None:
+        for layer in self._layers:
+            if with_packet and layer.group.per_packet:
+                key = (layer.name, direction)
+                covered = self._app_covered.get(key)
+                if covered is None:
+                    covered = self._app_covered[key] = self._cover(layer.group.per_packet, direction)
+                for rule in covered:
+                    if direction in rule.directions and self._applies(rule, direction):
+                        self._hit(rule, direction, True, layer.name)
+
+            def found(rule: Rule, tx: Transaction, side: Direction, name: str = layer.name) -> None:
+                self._hit(rule, side, True, name, tx)
+
+            layer.inspect(self._applies, found, self._window)
+
+    def _pd_rules(self, direction: Direction) -> None:
+        self._pd_done[direction] = True
+        for rule in self._group.pd_only:
+            if direction in rule.directions and self._applies(rule, direction):
+                self._hit(rule, direction, True)
+
+    def _applies(self, rule: Rule, direction: Direction) -> bool:
+        """Everything about a rule but its buffers."""
+        if rule.established is not None and rule.established is not self._segment.established:
+            return False
+        if rule.header and not self._covers(rule, direction):
+            return False
+        return not rule.checks or self._check(rule, direction)
+
+    def _check(self, rule: Rule, direction: Direction) -> bool:
+        signature, segment = rule.signature, self._segment
+        if rule.app_protos and rule.app_protos.isdisjoint(self._protocols):
+            return False
+        for name, negated in signature.app_layer_protocols:
+            if not self._protocol_is(name, negated, direction):
+                return False
+        for test in signature.packet_tests:
+            if not test(segment):
+                return False
+        for size in signature.stream_sizes:
+            if not self._stream_size(size.side, size.test):
+                return False
+        if signature.flowbit_checks and not self.flowbits.check(signature.flowbit_checks):
+            return False
+        if signature.flowints and not self.flowints.check(signature.flowints):
+            return False
+        if signature.xbit_checks:
+            source, _, destination, _ = self._tuples[direction]
+            return self._ruleset.address_bits.check(signature.xbit_checks, source, destination, segment.now)
+        return True
+
+    def _protocol_is(self, name: str, negated: bool, direction: Direction) -> bool:
+        """``app-layer-protocol``. What a flow is not is known when detection has come to an end."""
+        if name in {"failed", "unknown"}:
+            return (not self._protocols) != negated and self._protocol_final(direction)
+        if covered_protocols(name).isdisjoint(self._protocols):
+            return negated and self._protocol_final(direction)
+        return not negated
+
+    def _stream_size(self, side: str, test: Any) -> bool:
+        client, server = self._payload_bytes
+        match side:
+            case "client":
+                return bool(test(client))
+            case "server":
+                return bool(test(server))
+            case "both":
+                return bool(test(client) and test(server))
+        return bool(test(client) or test(server))
+
+    def _hit(
+        self, rule: Rule, direction: Direction, acts_on_flow: bool, proto: str = "", tx: Transaction | None = None
+    ) -> None:
+        """Note a match and do at once what it leaves behind."""
+        tx_id = -1 if tx is None else tx.id
+        found = self._found
+        found.append(_Match(rule.index, tx_id, len(found), rule, acts_on_flow, direction, proto or self.app_proto, tx))
+        ruleset = self._ruleset
+        ruleset.hits[rule.index] += 1
+        ruleset.last_hit[rule.index] = self._segment.now
+        if rule.changes:
+            signature = rule.signature
+            self.flowbits.apply(signature.flowbit_sets)
+            self.flowints.apply(signature.flowints)
+            if signature.xbit_sets:
+                source, _, destination, _ = self._tuples[direction]
+                ruleset.address_bits.apply(signature.xbit_sets, source, destination, self._segment.now)
+
+    # -- carrying out ----------------------------------------------------------------------------------------------
+
+    def _carry_out(self, found: list[_Match], segment: Segment) -> tuple[Decision | None, list[Alert]]:
+        decision: Decision | None = None
+        alerts: list[Alert] = []
+        for match in found:
+            signature = match.rule.signature
+            effect = self._effect(match, segment.now)
+            if effect is Effect.NONE:
+                continue
+            action = signature.action
+            if action is not Action.ALERT:
+                scope = Scope.FLOW if match.acts_on_flow else Scope.PACKET
+                made = Decision(_VERDICTS[action], scope, "rule", signature.ref)
+                if decision is None:
+                    decision = made
+                elif scope is Scope.FLOW and decision.scope is Scope.PACKET:
+                    # The packet is decided; the first action on the flow still is this one.
+                    if action is Action.PASS:
+                        self._decide(made)
+                    elif decision.verdict is not Verdict.ACCEPT:
+                        decision = made
+            wanted = signature.pass_alert if action is Action.PASS else not signature.noalert
+            if wanted and effect is Effect.FULL and len(alerts) < self._limits.max_alerts:
+                alerts.append(self._alert(match, segment.now))
+            if action is Action.PASS:
+                break
+        return decision, alerts
+
+    def _effect(self, match: _Match, now: float) -> Effect:
+        signature = match.rule.signature
+        if signature.detection_filter is not None:
+            effect = self._count(match, signature.detection_filter, now)
+            if effect is Effect.NONE:
+                return effect
+        if signature.threshold is not None:
+            return self._count(match, signature.threshold, now)
+        return Effect.FULL
+
+    def _count(self, match: _Match, threshold: Threshold, now: float) -> Effect:
+        facts = self._facts
+        to_server = match.direction is _TO_SERVER
+        key = track_key(threshold.track, facts.id, facts.client, facts.server, to_server)
+        return self._ruleset.thresholds.count(match.rank, threshold, key, now)
+
+    def _alert(self, match: _Match, now: float) -> Alert:
+        signature = match.rule.signature
+        blocked = signature.action in (Action.DROP, Action.REJECT)
+        tx: dict[str, object] = {}
+        if match.tx is not None:
+            tx = {_LOG_KEYS.get(match.proto, match.proto): match.tx.log_fields()}
+        return Alert(signature, "blocked" if blocked else "allowed", match.direction, match.proto, tx, now)
+
+    def _decide(self, decision: Decision) -> None:
+        """The flow's fate is settled; what follows is answered without looking, dropped silently if dropped."""
+        self._decided = decision
+        self.held = [0, 0]
+        if decision.verdict is Verdict.ACCEPT:
+            self._outcome = Outcome(decision)
+        else:
+            self._outcome = Outcome(Decision(Verdict.DROP, Scope.FLOW, "flow_drop", decision.rule))
+        # Nothing is looked at again: let go of what was kept for that.
+        self._detector = None
+        self._tls = None
+        self._layers = []
+        self._early = (bytearray(), bytearray())
+        self._tail = [b"", b""]
+
+    # -- default actions -------------------------------------------------------------------------------------------
+
+    def _default(self, segment: Segment, alerts: list[Alert]) -> Decision | None:
+        """What happens to a packet no rule decided about; adds the alerts the policy asks for."""
+        defaults = self._ruleset.defaults
+        drop = defaults.drop if defaults.drop is not None and self._default_applies(defaults.drop, segment) else None
+        for action in defaults.alerts:
+            if not self._default_applies(action, segment):
+                continue
+            key = (action.index, segment.direction)
+            # One record per direction is enough for a flow that goes on; AWS writes one for every packet.
+            if drop is None and key in self._logged:
+                continue
+            self._logged.add(key)
+            self._ruleset.default_hits[action.index] += 1
+            blocked = "allowed" if drop is None else "blocked"
+            alerts.append(Alert(action.signature, blocked, segment.direction, self.app_proto, {}, segment.now))
+        if drop is None:
+            return None
+        self._ruleset.default_hits[drop.index] += 1
+        # Bytes that count as seen must never get out later, when another packet of the flow is let through.
+        held = self.held[0] or self.held[1]
+        whole_flow = self._decrypted or (self._facts.protocol == _TCP and bool(segment.stream or held))
+        return Decision(Verdict.DROP, Scope.FLOW if whole_flow else Scope.PACKET, f"default_{drop.name}", drop.ref)
+
+    def _default_applies(self, action: DefaultAction, segment: Segment) -> bool:
+        condition = action.condition
+        if not condition.applies(self._facts.protocol, segment.direction, segment.established):
+            return False
+        # Plaintext comes in records, not packets, and how it is cut says nothing: every condition but strict waits.
+        waits = condition.waits or (self._decrypted and condition is not Condition.STRICT)
+        return not waits or self._judgeable(segment.direction)
+
+    def _judgeable(self, direction: Direction) -> bool:
+        """Nothing is missing to say what the application is up to."""
+        if self._facts.protocol != _TCP or self._expired[direction]:
+            return True
+        if self._detector is not None:
+            return self._detector.final_for(direction)
+        if self.held[0] or self.held[1]:
+            return False
+        layer = self._layers[-1] if self._layers else None
+        if layer is None or layer.parser is None or layer.parser.gave_up or layer.parser.finished:
+            return True
+        return layer.known
+
+    # -- holding ---------------------------------------------------------------------------------------------------
+
+    def _update_held(self) -> str | None:
+        """Recount what must not leave yet. Answers why the flow cannot go on, if it cannot."""
+        held = self.held
+        held[0] = held[1] = 0
+        if self._detector is not None:
+            if self._facts.protocol == _TCP and (self._ruleset.app_denies or self._ruleset.defaults.drop is not None):
+                for side in _BOTH:
+                    held[side] = 0 if self._detector.final_for(side) else len(self._early[side])
+        elif self._layers and self._layers[-1].parser is not None:
+            layer, parser = self._layers[-1], self._layers[-1].parser
+            if not self._enforces(layer):
+                return None
+            assert parser is not None
+            if parser.gave_up:
+                return "app_layer_error"
+            held[0], held[1] = parser.held(_TO_SERVER), parser.held(_TO_CLIENT)
+        else:
+            return None
+        for side in _BOTH:
+            if held[side] == 0:
+                self._expired[side] = self._closed[side]
+            elif self._expired[side]:
+                held[side] = 0
+            elif held[side] > self._limits.hold_bytes:
+                held[side] = 0
+                return "hold_overflow"
+        return None
+
+    def _enforces(self, layer: Layer) -> bool:
+        """Something could be decided against what this layer carries."""
+        return layer.group.denies or self._ruleset.defaults.drop is not None
+
+    # -- the end of interest ---------------------------------------------------------------------------------------
+
+    def _update_idle(self) -> None:
+        """Find out whether anything can still match. Cheap tests first: this runs for every segment."""
+        if self._tls is not None or (self._detector is not None and self._ruleset.needs_protocol):
+            return
+        group, depth = self._group, self._limits.stream_depth
+        for layer in self._layers:
+            if layer.parser is not None and not layer.parser.finished and not layer.parser.gave_up:
+                return
+        for side in _BOTH:
+            if group.stream[side] and self._offset[side] < depth and self._can_match(group.stream[side], side):
+                return
+            if group.pd_only and not self._pd_done[side]:
+                return
+            if group.ip_only and not self._ip_only_done[side]:
+                return
+        if self._ruleset.defaults and not self._defaults_done():
+            return
+        self._idle = not any(
+            self._can_match(group.packet[side], side)
+            or any(self._cover(layer.group.per_packet, side) for layer in self._layers)
+            for side in _BOTH
+        )
+
+    def _can_match(self, search: Search, side: Direction) -> bool:
+        """Any rule left that covers the flow, asked once per flow; one that wants the handshake has had it."""
+        key = (id(search), self._established)
+        known = self._reachable.get(key)
+        if known is None:
+            known = self._reachable[key] = any(
+                self._covers(rule, side)
+                for rule in search.rules
+                if rule.established is not False or not self._established
+            )
+        return known
+
+    def _defaults_done(self) -> bool:
+        """No default action has anything left to do, should nothing else match."""
+        defaults, protocol = self._ruleset.defaults, self._facts.protocol
+        return defaults.drop is None and all(
+            (action.index, side) in self._logged or not action.condition.applies(protocol, side, True)
+            for action in defaults.alerts
+            for side in _BOTH
+        )
+
+
+def _detector(protocol: int) -> Detector | None:
+    if protocol == _TCP:
+        return Detector()
+    return Detector("udp") if protocol == _UDP else None
+
+
+def _payload_matches(rule: Rule, data: bytes) -> bool:
+    return all(match_buffer(match, data, {}) for match in rule.payload)

@@ -1,0 +1,30 @@
+"""The keywords of the rule language: one small module per family, one table of them all.
+
+Adding a keyword touches the module of its family and its test; the list of keywords is printed from ``KEYWORDS``.
+"""
+
+from __future__ import annotations
+
+from engines.stateful.keywords import (
+    action,
+    app,
+    buffers,
+    byteops,
+    content,
+    flow,
+    headers,
+    meta,
+    packetbuffers,
+    regex,
+    sizes,
+    transforms,
+)
+from engines.stateful.keywords.base import Keyword
+from engines.stateful.keywords.unsupported import PENDING, UNSUPPORTED
+
+__all__ = ["KEYWORDS", "PENDING", "UNSUPPORTED", "Keyword"]
+
+_FAMILIES = (meta, flow, content, regex, sizes, byteops, buffers, transforms, app, headers, packetbuffers, action)
+
+KEYWORDS: dict[str, Keyword] = {row.name: row for family in _FAMILIES for row in family.KEYWORDS}
+assert len(KEYWORDS) == sum(len(family.KEYWORDS) for family in _FAMILIES), "a keyword is in the table twice"

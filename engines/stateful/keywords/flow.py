@@ -1,0 +1,164 @@
+"""flow, flowbits, flowint, xbits, hostbits, stream_size. Source: Suricata user guide, "Flow keywords", "Xbits"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engines.stateful.keywords.base import Keyword, KeywordError, Kind, compare, int_test, integer, required, split_list
+from engines.stateful.keywords.draft import RuleDraft
+from engines.stateful.signature import FlowbitOp, FlowintOp, PacketView, StreamSize, XbitOp
+from engines.verdict import Direction
+
+_DIRECTIONS = {
+    "to_server": Direction.TO_SERVER,
+    "from_client": Direction.TO_SERVER,
+    "to_client": Direction.TO_CLIENT,
+    "from_server": Direction.TO_CLIENT,
+}
+
+
+def _flow(draft: RuleDraft, value: str | None) -> None:
+    if draft.flow_seen:
+        raise KeywordError("flow is given twice", in_value=False)
+    draft.flow_seen = True
+    for word in split_list(required(value, "to_server, to_client, established ...")):
+        name = word.lower()
+        if name in _DIRECTIONS:
+            if draft.direction is not None:
+                raise KeywordError(f"flow: a second direction, {word}")
+            draft.direction = _DIRECTIONS[name]
+        elif name in {"established", "not_established", "stateless"}:
+            if draft.established is not None or draft.stateless:
+                raise KeywordError("flow: established, not_established and stateless exclude each other")
+            if name == "stateless":
+                draft.stateless = True
+            else:
+                draft.established = name == "established"
+        elif name in {"only_stream", "no_stream"}:
+            if draft.only_stream or draft.no_stream:
+                raise KeywordError("flow: only_stream and no_stream exclude each other")
+            draft.only_stream, draft.no_stream = name == "only_stream", name == "no_stream"
+        elif name in {"only_frag", "no_frag"}:
+            draft.packet_tests.append(_fragment(name == "only_frag"))
+        else:
+            raise KeywordError(f"flow: unknown option {word!r}")
+
+
+def _fragment(wanted: bool) -> Callable[[PacketView], bool]:
+    def fragment(view: PacketView) -> bool:
+        return (view.packet is not None and bool(view.packet.fragment)) == wanted
+
+    return fragment
+
+
+def _flowbits(draft: RuleDraft, value: str | None) -> None:
+    op, _, names_text = required(value, "set, unset, toggle, isset, isnotset with a name, or noalert").partition(",")
+    op, names_text = op.strip(), names_text.strip()
+    if op == "noalert":
+        if names_text:
+            raise KeywordError("flowbits: noalert has no name")
+        draft.noalert = True
+        return
+    if op not in {"set", "unset", "toggle", "isset", "isnotset"}:
+        raise KeywordError(f"flowbits: expected set, unset, toggle, isset, isnotset or noalert, found {op!r}")
+    names = tuple(n.strip() for n in names_text.split("|"))
+    if not all(names):
+        raise KeywordError(f"flowbits: {op} needs a name")
+    if any(" " in n or "," in n for n in names):
+        raise KeywordError(f"flowbits: a name cannot contain spaces or commas: {names_text!r}")
+    check = op in {"isset", "isnotset"}
+    if len(names) > 1 and not check:
+        raise KeywordError(f"flowbits: {op} takes one name")
+    for other in (*draft.flowbit_checks, *draft.flowbit_sets):
+        pair = {op, other.op}
+        if names != other.names:
+            continue
+        if pair == {"isset", "isnotset"}:
+            raise KeywordError(f"flowbits: isset and isnotset of {names_text} in one rule can never both hold")
+        if pair in ({"set", "unset"}, {"set", "isset"}, {"unset", "isnotset"}):
+            draft.warnings.append(f"flowbits: {op} after {other.op} of {names_text} in one rule has no effect")
+    (draft.flowbit_checks if check else draft.flowbit_sets).append(FlowbitOp(op, names))
+
+
+def _flowint(draft: RuleDraft, value: str | None) -> None:
+    shape = "name, operator, value; or name, isset"
+    words = split_list(required(value, shape))
+    if len(words) == 2 and words[1] in {"isset", "notset", "isnotset"}:
+        draft.flowints.append(FlowintOp("isset" if words[1] == "isset" else "notset", words[0]))
+        return
+    if len(words) != 3 or not all(words):
+        raise KeywordError(f"flowint: expected {shape}")
+    name, op, operand = words
+    if op not in {"=", "+", "-"}:
+        compare(op)
+    number: int | str = integer(operand, "flowint value") if operand[:1].isdigit() else operand
+    draft.flowints.append(FlowintOp(op, name, number))
+
+
+def _xbits(draft: RuleDraft, value: str | None) -> None:
+    shape = "set|unset|toggle|isset|isnotset, name, track ip_src|ip_dst|ip_pair[, expire seconds]"
+    words = split_list(required(value, shape))
+    if words == ["noalert"]:
+        draft.noalert = True
+        return
+    if len(words) < 3 or words[0] not in {"set", "unset", "toggle", "isset", "isnotset"} or not words[1]:
+        raise KeywordError(f"xbits: expected {shape}")
+    op, name = words[:2]
+    track, expire = "", 30  # Suricata's default lifetime
+    for word in words[2:]:
+        option, _, argument = word.partition(" ")
+        argument = argument.strip()
+        if option == "track" and argument in {"ip_src", "ip_dst", "ip_pair", "tx"}:
+            track = argument
+        elif option == "expire":  # accepted, and without meaning, for the other operations too
+            expire = integer(argument, "xbits expire", 1)
+        else:
+            raise KeywordError(f"xbits: expected {shape}, found {word!r}")
+    if not track:
+        raise KeywordError(f"xbits: track is missing; expected {shape}")
+    _add_xbit(draft, XbitOp(op, name, track, expire))
+
+
+def _hostbits(draft: RuleDraft, value: str | None) -> None:
+    shape = "set|unset|toggle|isset|isnotset, name[, src|dst|both]"
+    words = split_list(required(value, shape))
+    if words == ["noalert"]:
+        draft.noalert = True
+        return
+    if not 2 <= len(words) <= 3 or words[0] not in {"set", "unset", "toggle", "isset", "isnotset"} or not words[1]:
+        raise KeywordError(f"hostbits: expected {shape}")
+    side = words[2] if len(words) == 3 else "src"
+    if side not in {"src", "dst", "both"}:
+        raise KeywordError(f"hostbits: expected src, dst or both, found {side!r}")
+    track = "both" if side == "both" else f"ip_{side}"
+    _add_xbit(draft, XbitOp(words[0], words[1], track, 300, "hostbits"))  # Suricata: five minutes
+
+
+def _add_xbit(draft: RuleDraft, made: XbitOp) -> None:
+    (draft.xbit_sets if made.changes else draft.xbit_checks).append(made)
+
+
+def _stream_size(draft: RuleDraft, value: str | None) -> None:
+    shape = "client|server|both|either, operator, bytes"
+    words = split_list(required(value, shape))
+    if len(words) == 2:  # stream_size:server,>100
+        side, test = words[0], int_test(words[1], "stream_size")
+    elif len(words) == 3:
+        side, operator = words[0], "=" if words[1] == "==" else words[1]
+        compare(operator)
+        test = int_test(operator + words[2], "stream_size")
+    else:
+        raise KeywordError(f"stream_size: expected {shape}")
+    if side not in {"client", "server", "both", "either"}:
+        raise KeywordError(f"stream_size: expected client, server, both or either, found {side!r}")
+    draft.stream_sizes.append(StreamSize(side, test.test))
+
+
+KEYWORDS = [
+    Keyword("flow", "direction and state of the flow", "flow-keywords.html#flow", Kind.FLOW, _flow),
+    Keyword("flowbits", "flags kept with the flow", "flow-keywords.html#flowbits", Kind.FLOW, _flowbits),
+    Keyword("flowint", "numbers kept with the flow", "flow-keywords.html#flowint", Kind.FLOW, _flowint),
+    Keyword("xbits", "flags kept with addresses", "xbits.html", Kind.FLOW, _xbits),
+    Keyword("hostbits", "flags kept with a host", "xbits.html", Kind.FLOW, _hostbits),
+    Keyword("stream_size", "bytes the stream has carried", "flow-keywords.html#stream-size", Kind.FLOW, _stream_size),
+]

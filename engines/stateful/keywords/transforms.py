@@ -1,0 +1,221 @@
+"""Transforms: each changes a buffer's bytes before its conditions look at them.
+
+Source: Suricata user guide, "Transformations". A transform may also know that a content can never be found in what
+it makes; such a rule is refused instead of silently never matching.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from urllib.parse import unquote_to_bytes
+
+import pcre2
+
+from engines.stateful.keywords.base import Keyword, KeywordError, Kind, integer, required, split_list, unquote
+from engines.stateful.keywords.draft import ContentDraft, RuleDraft, Transform
+from engines.stateful.keywords.regex import compile_regex
+from engines.stateful.match import decode_base64
+
+_PAGE = "transforms.html"
+_SPACE = b" \t\n\v\f\r"
+_SPACES = re.compile(rb"[ \t\n\v\f\r]+")
+
+
+def dotprefix(data: bytes) -> bytes:
+    """``.`` in front, so that ``.example.com`` with endswith means the domain and all below it."""
+    return b"." + data
+
+
+def strip_whitespace(data: bytes) -> bytes:
+    return data.translate(None, _SPACE)
+
+
+def compress_whitespace(data: bytes) -> bytes:
+    """Every run of white space becomes its first character."""
+    return _SPACES.sub(lambda found: found.group(0)[:1], data)
+
+
+def url_decode(data: bytes) -> bytes:
+    """``+`` is a space and %XX a byte; anything else stays."""
+    return unquote_to_bytes(data.replace(b"+", b" "))
+
+
+def header_lowercase(data: bytes) -> bytes:
+    """Lower case from each line start to its colon (header names; HTTP/2 has them so already)."""
+    return _HEADER_NAME.sub(lambda found: found.group(0).lower(), data)
+
+
+_HEADER_NAME = re.compile(rb"^[^:\r\n]*:", re.MULTILINE)
+_PSEUDO_HEADER = re.compile(rb"^:[^\r\n]*\r?\n?", re.MULTILINE)
+
+
+def strip_pseudo_headers(data: bytes) -> bytes:
+    """Without the lines that start with a colon (HTTP/2)."""
+    return _PSEUDO_HEADER.sub(b"", data)
+
+
+def to_md5(data: bytes) -> bytes:
+    return hashlib.md5(data, usedforsecurity=False).digest()
+
+
+def to_sha1(data: bytes) -> bytes:
+    return hashlib.sha1(data, usedforsecurity=False).digest()
+
+
+def to_sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _no_upper(content: ContentDraft) -> str:
+    if not content.nocase and content.pattern.lower() != content.pattern:
+        return "to_lowercase leaves no upper case letters for this pattern to match"
+    return ""
+
+
+def _no_lower(content: ContentDraft) -> str:
+    if not content.nocase and content.pattern.upper() != content.pattern:
+        return "to_uppercase leaves no lower case letters for this pattern to match"
+    return ""
+
+
+def _no_space(content: ContentDraft) -> str:
+    if any(byte in _SPACE for byte in content.pattern):
+        return "strip_whitespace leaves no white space for this pattern to match"
+    return ""
+
+
+def _no_double_space(content: ContentDraft) -> str:
+    if any(len(found.group(0)) > 1 for found in _SPACES.finditer(content.pattern)):
+        return "compress_whitespace leaves no two spaces in a row for this pattern to match"
+    return ""
+
+
+def _plain(
+    name: str, function: Callable[[bytes], bytes], refuses: Callable[[ContentDraft], str] | None = None
+) -> Callable[[RuleDraft, str | None], None]:
+    made = Transform(name, function, refuses)
+
+    def parse(draft: RuleDraft, value: str | None) -> None:
+        draft.add_transform(made)
+
+    return parse
+
+
+def _xor(draft: RuleDraft, value: str | None) -> None:
+    text = unquote(required(value, 'the key in hexadecimal, like xor:"0d0ac8ff"'))
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if not key or re.search(r"\s", text):
+        raise KeywordError(f"xor: expected the key as pairs of hexadecimal digits, found {text!r}")
+    draft.add_transform(Transform(f"xor:{text.lower()}", _xor_function(key)))
+
+
+@lru_cache(maxsize=1024)  # equal transforms must be the identical function, see RuleDraft.add_transform
+def _xor_function(key: bytes) -> Callable[[bytes], bytes]:
+    def function(data: bytes) -> bytes:
+        size = len(data)
+        stream = (key * (size // len(key) + 1))[:size]
+        return (int.from_bytes(data, "big") ^ int.from_bytes(stream, "big")).to_bytes(size, "big")
+
+    return function
+
+
+def _pcrexform(draft: RuleDraft, value: str | None) -> None:
+    text = required(value, "a regular expression in double quotes")
+    if len(text) < 3 or text[0] != '"' or text[-1] != '"':
+        raise KeywordError('pcrexform: expected a regular expression in double quotes, like pcrexform:"^GET (.*)$"')
+    draft.add_transform(Transform(f"pcrexform:{text}", _pcrexform_function(text[1:-1])))
+
+
+@lru_cache(maxsize=1024)
+def _pcrexform_function(text: str) -> Callable[[bytes], bytes]:
+    pattern = compile_regex(text.encode("utf-8", "surrogateescape"))
+    if pattern.groups != 1:
+        raise KeywordError(f"pcrexform: expected exactly one group ( ) in {text!r}, found {pattern.groups}")
+
+    def function(data: bytes) -> bytes:
+        """The first group's text; without a match the buffer stays as it is."""
+        try:
+            found = pattern.search(data)
+        except pcre2.LibraryError:
+            return data
+        return bytes(found.group(1) or b"") if found else data
+
+    return function
+
+
+def _from_base64(draft: RuleDraft, value: str | None) -> None:
+    size, offset, mode = 0, 0, "rfc4648"
+    for part in split_list(value) if value else []:
+        name, _, argument = part.partition(" ")
+        argument = argument.strip()
+        if name == "bytes":
+            size = integer(argument, "from_base64 bytes", 1, 65535)
+        elif name == "offset":
+            offset = integer(argument, "from_base64 offset", 0, 65535)
+        elif name == "mode" and argument in {"rfc4648", "rfc2045", "strict"}:
+            mode = argument
+        else:
+            raise KeywordError(
+                f"from_base64: expected bytes N, offset N or mode rfc4648|rfc2045|strict, found {part!r}"
+            )
+    name = f"from_base64:{size},{offset},{mode}"
+    draft.add_transform(Transform(name, _from_base64_function(size, offset, mode)))
+
+
+@lru_cache(maxsize=1024)
+def _from_base64_function(size: int, offset: int, mode: str) -> Callable[[bytes], bytes]:
+    def function(data: bytes) -> bytes:
+        """What is not base64 leaves the buffer as it is."""
+        piece = data[offset : offset + size] if size else data[offset:]
+        if mode == "rfc2045":
+            piece = _NOT_BASE64.sub(b"", piece)
+        elif mode == "strict" and not _STRICT.fullmatch(piece):
+            return data
+        return decode_base64(piece, skip=False) or data
+
+    return function
+
+
+_NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=]")
+_STRICT = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+
+
+def _row(
+    name: str,
+    summary: str,
+    parse: Callable[[RuleDraft, str | None], None],
+    value: bool | None = False,
+) -> Keyword:
+    return Keyword(name, summary, f"{_PAGE}#{name.replace('_', '-')}", Kind.TRANSFORM, parse, value)
+
+
+KEYWORDS = [
+    _row("dotprefix", "puts a dot in front", _plain("dotprefix", dotprefix)),
+    _row("to_lowercase", "lower case", _plain("to_lowercase", bytes.lower, _no_upper)),
+    _row("to_uppercase", "upper case", _plain("to_uppercase", bytes.upper, _no_lower)),
+    _row("url_decode", "decodes %XX and +", _plain("url_decode", url_decode)),
+    _row("strip_whitespace", "removes all white space", _plain("strip_whitespace", strip_whitespace, _no_space)),
+    _row(
+        "compress_whitespace",
+        "makes runs of white space one",
+        _plain("compress_whitespace", compress_whitespace, _no_double_space),
+    ),
+    _row("header_lowercase", "header names in lower case", _plain("header_lowercase", header_lowercase)),
+    _row(
+        "strip_pseudo_headers",
+        "removes HTTP/2 pseudo headers",
+        _plain("strip_pseudo_headers", strip_pseudo_headers),
+    ),
+    _row("to_md5", "the MD5 digest", _plain("to_md5", to_md5)),
+    _row("to_sha1", "the SHA-1 digest", _plain("to_sha1", to_sha1)),
+    _row("to_sha256", "the SHA-256 digest", _plain("to_sha256", to_sha256)),
+    _row("xor", "XOR with a key", _xor, True),
+    _row("pcrexform", "what a regular expression captures", _pcrexform, True),
+    _row("from_base64", "decodes base64", _from_base64, None),
+]

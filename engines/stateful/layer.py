@@ -1,0 +1,214 @@
+"""One application protocol on a flow: its transactions, and which rules were judged on each so far.
+
+A decrypted flow has two layers (TLS and what it carries), a connection that changes its protocol gets another one.
+
+For each transaction and direction a rule is in one of four states: not considered (its pattern has not been found),
+*pending* (some of its buffers matched, others are not there yet), *done* (it matched and never will again here), or
+ruled out, which needs no memory because a buffer, once there, is considered once. Bodies are the exception: they grow,
+and are considered again with what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableSequence, Sequence
+
+from engines.stateful.app import AppParser, Transaction
+from engines.stateful.match import match_buffer
+from engines.stateful.ruleset import AppGroup, BufferGroup, Rule
+from engines.verdict import Direction
+
+_BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
+
+
+class _State:
+    """What was judged on one transaction; lists have one entry per direction."""
+
+    __slots__ = ("done", "pending", "progress", "seen")
+
+    def __init__(self) -> None:
+        self.progress = [-1, -1]
+        self.pending: tuple[dict[int, int], dict[int, int]] = ({}, {})  # rule index -> bits of the buffers that matched
+        self.done: tuple[set[int], set[int]] = (set(), set())
+        self.seen: tuple[dict[int, int], dict[int, int]] = ({}, {})  # buffer group -> instances, or bytes if it grows
+
+
+class Layer:
+    """``parser`` is None when no rule needs the protocol parsed, or its transactions are given instead."""
+
+    __slots__ = ("_mine", "_rules", "_states", "group", "known", "name", "parser")
+
+    def __init__(
+        self,
+        name: str,
+        group: AppGroup,
+        rules: Sequence[Rule],
+        parser: AppParser | None,
+        transactions: Sequence[Transaction] = (),
+    ) -> None:
+        self.name = name
+        self.group = group
+        self.parser = parser
+        self._mine: list[Transaction] = list(transactions)
+        self.known = False  # the protocol has said something a rule can look at
+        self._rules = rules
+        self._states: dict[int, _State] = {}
+
+    def inspect(
+        self,
+        applies: Callable[[Rule, Direction], bool],
+        found: Callable[[Rule, Transaction, Direction], None],
+        payload: bytes,
+    ) -> None:
+        """Judge what is new in all transactions. ``applies`` answers for header and state of the flow, ``found`` is
+        told of each match, ``payload`` is what rules see that also have conditions on the payload."""
+        transactions = self._mine if self.parser is None else self.parser.transactions
+        if not transactions:
+            return
+        finished = 0
+        for tx in transactions:
+            state = self._states.get(tx.id)
+            if state is None:
+                state = self._states[tx.id] = _State()
+            for direction in _BOTH:
+                progress = tx.progress(direction)
+                if progress > 0 and progress != state.progress[direction]:
+                    self.known = True
+                    state.progress[direction] = progress
+                    self._inspect(tx, state, direction, applies, found, payload)
+            if tx.is_complete(Direction.TO_SERVER) and tx.is_complete(Direction.TO_CLIENT):
+                finished += 1
+        if finished:
+            self._prune(transactions)
+
+    def give_up_oldest(self, limit: int) -> bool:
+        """Forget transactions beyond ``limit``; True when there were any."""
+        if self.parser is None or len(self.parser.transactions) <= limit:
+            return False
+        for tx in self.parser.transactions[:-limit]:
+            self._states.pop(tx.id, None)
+        del self.parser.transactions[:-limit]
+        return True
+
+    def _prune(self, transactions: MutableSequence[Transaction]) -> None:
+        keep = []
+        for tx in transactions:
+            if tx.is_complete(Direction.TO_SERVER) and tx.is_complete(Direction.TO_CLIENT):
+                self._states.pop(tx.id, None)
+            else:
+                keep.append(tx)
+        transactions[:] = keep
+
+    def _inspect(
+        self,
+        tx: Transaction,
+        state: _State,
+        direction: Direction,
+        applies: Callable[[Rule, Direction], bool],
+        found: Callable[[Rule, Transaction, Direction], None],
+        payload: bytes,
+    ) -> None:
+        pending = state.pending[direction]
+        candidates = set(pending)
+        seen = state.seen[direction]
+        fetched: dict[tuple[str, Direction], Sequence[bytes]] = {}
+        for buffer in self.group.buffers[direction]:
+            key = buffer.key
+            instances = fetched.get(key)
+            if instances is None:
+                instances = fetched[key] = tx.buffer(buffer.name, buffer.side)
+            if instances:
+                self._search(buffer, instances, seen, candidates)
+        candidates.update(self.group.unbuffered[direction])
+        patterns = self.group.payload[direction]
+        if patterns is not None and payload:
+            candidates.update(patterns.scan(payload))
+        if not candidates:
+            return
+        done = state.done[direction]
+        for index in sorted(candidates - done):
+            rule = self._rules[index]
+            if not applies(rule, direction):
+                pending.pop(index, None)
+                continue
+            bits = _judge(rule, tx, direction, pending.get(index, 0), payload, fetched)
+            if bits is None:
+                pending.pop(index, None)
+            elif bits >= 0:
+                pending[index] = bits
+            else:
+                pending.pop(index, None)
+                done.add(index)
+                found(rule, tx, direction)
+
+    @staticmethod
+    def _search(buffer: BufferGroup, instances: Sequence[bytes], seen: dict[int, int], candidates: set[int]) -> None:
+        """Add the rules worth judging because of what is new in a buffer."""
+        before = seen.get(buffer.index, 0)
+        size = sum(map(len, instances)) + 1 if buffer.grows else len(instances)
+        if size == before:
+            return
+        seen[buffer.index] = size
+        candidates.update(buffer.always)
+        patterns = buffer.patterns
+        if patterns is None:
+            return
+        if buffer.grows and len(instances) == 1 and before and not buffer.transforms:
+            # Only the new end, and as much before it as a pattern across the border can need.
+            start = max(before - 1 - patterns.longest, 0)
+            candidates.update(patterns.scan(instances[0][start:]))
+            return
+        for data in instances if buffer.grows else instances[before:]:
+            for function in buffer.transforms:
+                data = function(data)
+            if data:
+                candidates.update(patterns.scan(data))
+
+
+_MATCHED = -1
+
+
+def _judge(
+    rule: Rule,
+    tx: Transaction,
+    direction: Direction,
+    bits: int,
+    payload: bytes,
+    fetched: dict[tuple[str, Direction], Sequence[bytes]],
+) -> int | None:
+    """-1: it matches. None: it cannot any more. Otherwise the bits of the buffers that matched; others may follow.
+
+    ``fetched`` remembers the buffers asked for during this inspection.
+    """
+    waiting = False
+    for number, condition in enumerate(rule.tx):
+        bit = 1 << number
+        if bits & bit:
+            continue
+        match = condition.match
+        side = direction if condition.side is None else condition.side
+        key = (match.buffer, side)
+        instances = fetched.get(key)
+        if instances is None:
+            instances = fetched[key] = tx.buffer(match.buffer, side)
+        open_ended = (not instances or condition.grows) and not tx.is_complete(side)
+        if open_ended and condition.waits:
+            waiting = True
+            continue
+        for data in instances:
+            for function in match.transforms:
+                data = function(data)
+            if match_buffer(match, data, {}):
+                bits |= bit
+                break
+        else:
+            if not open_ended:
+                return None
+            waiting = True
+    if not waiting:
+        # These depend on more than the transaction's buffers, so another try with more of it may succeed.
+        waiting = any(event not in tx.events for _, event in rule.signature.app_events) or not all(
+            match_buffer(match, payload, {}) for match in rule.payload
+        )
+        if waiting and tx.is_complete(direction):
+            return None
+    return bits if waiting else _MATCHED

@@ -1,0 +1,464 @@
+"""Signatures compiled for matching: put in order, grouped by what can carry a match, with a pattern search per group.
+
+::
+
+    Signature ──order──► Rule (rank = index) ──┬─ PacketGroup per IP protocol: ip_only, per packet, per stream chunk
+                                               └─ AppGroup per application protocol: per packet, per transaction buffer
+
+Immutable once compiled and made to be shared by forked workers; only the counters (``hits``, ``last_hit``,
+``default_hits``) and what rules remember across flows (``thresholds``, ``address_bits``) change, in each process for
+itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engines.stateful.defaults import Defaults, make_defaults
+from engines.stateful.flowbits import AddressBits
+from engines.stateful.keywords.buffers import BUFFERS
+from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
+from engines.stateful.prefilter import PatternSet
+from engines.stateful.signature import Action, BufferMatch, RuleType, Signature
+from engines.stateful.threshold import ThresholdTable
+from engines.verdict import Direction
+
+PAYLOAD = "payload"
+# Buffers that may grow while their side of the transaction goes on; any other is final once it is there.
+GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body"})
+
+# Header protocol -> the detected protocols it covers (Suricata: AppProtoEquals).
+_COVERS: dict[str, frozenset[str]] = {
+    "http": frozenset({"http", "http1", "http2"}),
+    "http1": frozenset({"http", "http1"}),
+    "dcerpc": frozenset({"dcerpc", "smb"}),
+}
+# Protocols with a parser get a group even if no rule names them: rules on tcp with sticky buffers go there.
+_PROTOCOLS = ("http", "http2", "dns", "tls", "ssh")
+_ACTION_RANK = {action: rank for rank, action in enumerate(Action)}
+_DENIES = frozenset({Action.DROP, Action.REJECT})
+_TCP = 6
+_BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
+
+
+@dataclass(frozen=True, slots=True)
+class TxMatch:
+    """The conditions of a rule on one transaction buffer. ``side`` None: the side being inspected. ``waits``: that
+    something is not in a body is known only when the body is complete."""
+
+    match: BufferMatch
+    side: Direction | None
+    grows: bool
+    waits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A signature with everything derived from it that matching needs. ``index`` is its rank: lower goes first."""
+
+    index: int
+    signature: Signature
+    header: int  # index into RuleSet.headers; 0 allows everything
+    header_bit: int  # 1 << header
+    directions: frozenset[Direction]
+    established: bool | None
+    app_protos: frozenset[str]  # empty: any
+    payload: tuple[BufferMatch, ...]
+    tx: tuple[TxMatch, ...]
+    checks: bool  # more than header and buffers is to be checked: packet tests, flowbits, application protocol ...
+    changes: bool  # a match leaves something behind: flowbits, flowints, xbits
+
+
+class Header(NamedTuple):
+    """Addresses and ports of a rule. Many rules share one, so a flow asks each only once."""
+
+    source: Callable[[bytes], bool] | None
+    source_port: Callable[[int], bool] | None
+    destination: Callable[[bytes], bool] | None
+    destination_port: Callable[[int], bool] | None
+    bidirectional: bool
+
+    def covers(self, source: bytes, source_port: int, destination: bytes, destination_port: int) -> bool:
+        """The header allows a packet with these (packed) addresses and ports."""
+        return self._one_way(source, source_port, destination, destination_port) or (
+            self.bidirectional and self._one_way(destination, destination_port, source, source_port)
+        )
+
+    def _one_way(self, source: bytes, source_port: int, destination: bytes, destination_port: int) -> bool:
+        return (
+            (self.destination_port is None or self.destination_port(destination_port))
+            and (self.source_port is None or self.source_port(source_port))
+            and (self.source is None or self.source(source))
+            and (self.destination is None or self.destination(destination))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Rules that look at the same bytes: those whose pattern must be found first, and those that have none."""
+
+    rules: tuple[Rule, ...]  # all of them
+    patterns: PatternSet | None
+    always: tuple[Rule, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.rules)
+
+
+@dataclass(frozen=True, slots=True)
+class PacketGroup:
+    """The rules for one IP protocol that look at packets and streams; ``[direction]`` where there are two."""
+
+    ip_only: tuple[Rule, ...]
+    pd_only: tuple[Rule, ...]
+    packet: tuple[Search, Search]
+    stream: tuple[Search, Search]
+
+
+@dataclass(frozen=True, slots=True)
+class BufferGroup:
+    """The rules to consider when a transaction buffer appears."""
+
+    index: int  # within its AppGroup
+    name: str
+    transforms: tuple[Callable[[bytes], bytes], ...]
+    side: Direction
+    grows: bool
+    key: tuple[str, Direction]  # name and side
+    patterns: PatternSet | None
+    always: tuple[int, ...]  # rule indexes
+
+
+@dataclass(frozen=True, slots=True)
+class AppGroup:
+    """The rules for flows of one application protocol; ``[direction]`` where there are two."""
+
+    name: str
+    per_packet: tuple[Rule, ...]
+    buffers: tuple[tuple[BufferGroup, ...], tuple[BufferGroup, ...]]
+    payload: tuple[
+        PatternSet | None, PatternSet | None
+    ]  # of rules whose pattern is in the payload around a transaction
+    unbuffered: tuple[tuple[int, ...], tuple[int, ...]]  # considered whenever a transaction has something new
+    denies: bool  # a drop or reject rule among them: units are held until judged
+    body_denies: bool  # one of those looks into bodies: bodies are held, too
+
+    @property
+    def has_transactions(self) -> bool:
+        """Anything here that needs the protocol parsed."""
+        return any(self.buffers) or any(self.unbuffered) or any(self.payload)
+
+
+class RuleSet:
+    """See the module's text. ``rules[i]`` was hit ``hits[i]`` times, last at ``last_hit[i]`` (seconds; 0.0 never)."""
+
+    __slots__ = (
+        "_app_groups",
+        "_other_app",
+        "_other_packets",
+        "_packet_groups",
+        "address_bits",
+        "app_denies",
+        "default_hits",
+        "defaults",
+        "headers",
+        "hits",
+        "last_hit",
+        "limits",
+        "needs_protocol",
+        "order",
+        "rules",
+        "thresholds",
+        "tx_payload",
+    )
+
+    def __init__(
+        self,
+        rules: tuple[Rule, ...],
+        headers: tuple[Header, ...],
+        order: str,
+        defaults: Defaults,
+        limits: StatefulLimits,
+    ) -> None:
+        self.rules = rules
+        self.headers = headers
+        self.order = order
+        self.defaults = defaults
+        self.limits = limits
+        self.hits = [0] * len(rules)
+        self.last_hit = [0.0] * len(rules)
+        self.default_hits = [0] * len(defaults.all)
+        self.thresholds = ThresholdTable(limits.max_thresholds)
+        self.address_bits = AddressBits(limits.max_address_bits)
+        # A rule that has conditions on a transaction's buffers and on the payload around it.
+        self.tx_payload = any(rule.tx and rule.payload for rule in rules)
+        aware = [rule for rule in rules if rule.app_protos or rule.tx or rule.signature.app_layer_protocols]
+        self.needs_protocol = bool(aware)
+        self.app_denies = any(rule.signature.action in _DENIES for rule in aware)
+        shared = _SharedPatterns()
+        numbers = {1, 6, 17, 58}.union(*(rule.signature.ip_protocols for rule in rules))
+        self._packet_groups = {number: _packet_group(rules, number, shared) for number in numbers}
+        self._other_packets = _packet_group(rules, -1, shared)
+        names = set(_PROTOCOLS).union(*(rule.app_protos for rule in rules))
+        self._app_groups = {name: _app_group(rules, name, shared) for name in sorted(names)}
+        self._other_app = _app_group(rules, "", shared)
+
+    def packet_group(self, protocol: int) -> PacketGroup:
+        """The rules for an IP protocol number."""
+        return self._packet_groups.get(protocol, self._other_packets)
+
+    def app_group(self, name: str) -> AppGroup:
+        """The rules for flows on which protocol ``name`` was detected."""
+        return self._app_groups.get(name, self._other_app)
+
+    def hit_counts(self) -> dict[str, int]:
+        """``gid:sid`` -> hits of every rule that was hit, and the name of every default action -> its hits."""
+        counts: dict[str, int] = {}
+        for rule, hits in zip(self.rules, self.hits, strict=True):
+            if hits:
+                name = f"{rule.signature.ref.gid}:{rule.signature.ref.id}"
+                counts[name] = counts.get(name, 0) + hits
+        for action in self.defaults.all:
+            counts[action.name] = self.default_hits[action.index]
+        return counts
+
+    def memory(self) -> int:
+        """Bytes of all pattern databases."""
+        sets = [search.patterns for group in self._packet_groups.values() for search in (*group.packet, *group.stream)]
+        sets += [buffer.patterns for group in self._app_groups.values() for side in group.buffers for buffer in side]
+        return sum(patterns.memory() for patterns in {id(item): item for item in sets if item is not None}.values())
+
+
+def compile_ruleset(
+    signatures: Iterable[Signature],
+    order: str = "action",
+    default_actions: Sequence[str] = (),
+    limits: StatefulLimits = DEFAULT_LIMITS,
+) -> RuleSet:
+    """Compile rules in the order they were written.
+
+    ``order``: ``strict`` keeps that order; ``action`` sorts by action (pass, drop, reject, alert), flowbit setters
+    before readers, priority, then as written. ``default_actions``: names of :data:`engines.stateful.defaults.NAMES`,
+    in strict order only. Raises ValueError for an unknown order and for default actions that do not fit.
+    """
+    if order not in {"strict", "action"}:
+        raise ValueError(f"rule order {order!r} is neither 'strict' nor 'action'")
+    if default_actions and order != "strict":
+        raise ValueError("default actions need strict order")
+    defaults = make_defaults(default_actions)
+    ordered = list(signatures)
+    if order == "action":
+        ordered.sort(key=lambda s: (_ACTION_RANK[s.action], _flowbit_rank(s), s.priority))
+    headers = _Headers()
+    rules = tuple(_rule(index, signature, headers.number(signature)) for index, signature in enumerate(ordered))
+    return RuleSet(rules, tuple(headers.all), order, defaults, limits)
+
+
+def covered_protocols(name: str) -> frozenset[str]:
+    """The detected protocols that an application protocol written in a rule stands for."""
+    return _COVERS.get(name, frozenset({name}))
+
+
+def _flowbit_rank(signature: Signature) -> int:
+    """Suricata: setters first, then rules that set and read, then readers, then all others."""
+    if signature.flowbit_sets:
+        return 1 if signature.flowbit_checks else 0
+    return 2 if signature.flowbit_checks else 3
+
+
+class _Headers:
+    """Numbers the distinct headers. The parser makes one predicate per distinct text, so identity tells them apart."""
+
+    def __init__(self) -> None:
+        self.all = [Header(None, None, None, None, False)]
+        self._numbers: dict[tuple[object, ...], int] = {}
+
+    def number(self, s: Signature) -> int:
+        header = Header(s.source, s.source_port, s.destination, s.destination_port, s.bidirectional)
+        if not any(header[:4]):
+            return 0
+        key = (*map(id, header[:4]), header.bidirectional)
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self.all)
+            self.all.append(header)
+        return number
+
+
+def _rule(index: int, signature: Signature, header: int) -> Rule:
+    tx: list[TxMatch] = []
+    payload: list[BufferMatch] = []
+    for match in signature.buffers:
+        if match.buffer == PAYLOAD:
+            payload.append(match)
+        else:
+            grows = match.buffer in GROWING_BUFFERS
+            info = BUFFERS.get(match.buffer)
+            waits = grows and any(matcher.negated for matcher in match.matchers)
+            tx.append(TxMatch(match, info.direction if info else None, grows, waits))
+    asked = signature.flow.direction if signature.direction is None else signature.direction
+    sides = {condition.side for condition in tx} - {None}
+    if asked is not None:
+        directions = frozenset({asked})
+    elif Direction.TO_CLIENT in sides:  # the response comes last: with it everything the rule asks for is there
+        directions = frozenset({Direction.TO_CLIENT})
+    elif sides:
+        directions = frozenset({Direction.TO_SERVER})
+    else:
+        directions = frozenset(_BOTH)
+    app_protos = covered_protocols(signature.app_proto) if signature.app_proto else frozenset()
+    return Rule(
+        index=index,
+        signature=signature,
+        header=header,
+        header_bit=1 << header,
+        directions=directions,
+        established=signature.flow.established,
+        app_protos=app_protos,
+        payload=tuple(payload),
+        tx=tuple(tx),
+        checks=bool(
+            app_protos
+            or signature.packet_tests
+            or signature.flowbit_checks
+            or signature.flowints
+            or signature.xbit_checks
+            or signature.stream_sizes
+            or signature.app_layer_protocols
+        ),
+        changes=bool(signature.flowbit_sets or signature.flowints or signature.xbit_sets),
+    )
+
+
+class _SharedPatterns:
+    """Makes one pattern set for groups that ask for the same patterns (http and http2 mostly do)."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[tuple[bytes, bool, int], ...], PatternSet] = {}
+
+    def make(self, patterns: list[tuple[bytes, bool, int]]) -> PatternSet | None:
+        if not patterns:
+            return None
+        key = tuple(patterns)
+        if key not in self._made:
+            self._made[key] = PatternSet(key)
+        return self._made[key]
+
+
+def _packet_group(rules: Iterable[Rule], protocol: int, shared: _SharedPatterns) -> PacketGroup:
+    ours = [r for r in rules if not r.signature.ip_protocols or protocol in r.signature.ip_protocols]
+    packet_types = {RuleType.LIKE_IP_ONLY, RuleType.PKT, RuleType.PKT_STREAM}
+    stream_types = {RuleType.STREAM, RuleType.PKT_STREAM}
+    if protocol != _TCP:  # `alert ip` with a content: there are no streams here
+        packet_types, stream_types = packet_types | stream_types, set()
+    packet = [r for r in ours if r.signature.rule_type in packet_types and not r.signature.flow.only_stream]
+    stream = [r for r in ours if r.signature.rule_type in stream_types and not r.signature.flow.no_stream]
+    return PacketGroup(
+        ip_only=tuple(r for r in ours if r.signature.rule_type is RuleType.IP_ONLY),
+        pd_only=tuple(r for r in ours if r.signature.rule_type is RuleType.PD_ONLY),
+        packet=(_search(packet, Direction.TO_SERVER, shared), _search(packet, Direction.TO_CLIENT, shared)),
+        stream=(_search(stream, Direction.TO_SERVER, shared), _search(stream, Direction.TO_CLIENT, shared)),
+    )
+
+
+def _search(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns) -> Search:
+    patterns: list[tuple[bytes, bool, int]] = []
+    always: list[Rule] = []
+    ours = [rule for rule in rules if direction in rule.directions]
+    for rule in ours:
+        fast = rule.signature.fast_pattern
+        if fast is not None and _in_payload(rule):
+            patterns.append((fast.pattern, fast.nocase, rule.index))
+        else:
+            always.append(rule)
+    return Search(tuple(ours), shared.make(patterns), tuple(always))
+
+
+def _app_group(rules: Iterable[Rule], name: str, shared: _SharedPatterns) -> AppGroup:
+    ours = [r for r in rules if _has_place(r, name)]
+    tx = [r for r in ours if r.signature.rule_type is RuleType.APP_TX]
+    denying = [r for r in ours if r.signature.action in _DENIES]
+    return AppGroup(
+        name=name,
+        per_packet=tuple(r for r in ours if r.signature.rule_type is RuleType.APP_LAYER),
+        buffers=(_buffer_groups(tx, Direction.TO_SERVER, shared), _buffer_groups(tx, Direction.TO_CLIENT, shared)),
+        payload=(_payload(tx, Direction.TO_SERVER, shared), _payload(tx, Direction.TO_CLIENT, shared)),
+        unbuffered=(_unbuffered(tx, Direction.TO_SERVER), _unbuffered(tx, Direction.TO_CLIENT)),
+        denies=bool(denying),
+        body_denies=any(condition.grows for rule in denying for condition in rule.tx),
+    )
+
+
+def _has_place(rule: Rule, name: str) -> bool:
+    """Whether a flow of protocol ``name`` can have what the rule asks for."""
+    if rule.signature.rule_type not in {RuleType.APP_LAYER, RuleType.APP_TX}:
+        return False
+    if rule.app_protos and name not in rule.app_protos:
+        return False
+    for condition in rule.tx:
+        info = BUFFERS.get(condition.match.buffer)
+        if info is not None and name not in info.protos:
+            return False
+    return all(name in covered_protocols(protocol) for protocol, _ in rule.signature.app_events)
+
+
+def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns) -> tuple[BufferGroup, ...]:
+    @dataclass(slots=True)
+    class Draft:
+        match: BufferMatch
+        patterns: list[tuple[bytes, bool, int]]
+        always: list[int]
+
+    drafts: dict[tuple[str, tuple[str, ...], Direction], Draft] = {}
+    for rule in rules:
+        if direction not in rule.directions or not rule.tx or _in_payload(rule):
+            continue
+        fast = rule.signature.fast_pattern
+        anchor = rule.tx[0]
+        found = False
+        if fast is not None and fast.pattern:
+            for condition in rule.tx:
+                if (condition.match.buffer, condition.match.transform_names) == (fast.buffer, fast.transform_names):
+                    anchor, found = condition, True
+                    break
+        side = direction if anchor.side is None else anchor.side
+        key = (anchor.match.buffer, anchor.match.transform_names, side)
+        draft = drafts.setdefault(key, Draft(anchor.match, [], []))
+        if fast is not None and found:
+            draft.patterns.append((fast.pattern, fast.nocase, rule.index))
+        else:
+            draft.always.append(rule.index)
+    return tuple(
+        BufferGroup(
+            index=index,
+            name=name,
+            transforms=draft.match.transforms,
+            side=side,
+            grows=name in GROWING_BUFFERS,
+            key=(name, side),
+            patterns=shared.make(draft.patterns),
+            always=tuple(draft.always),
+        )
+        for index, ((name, _, side), draft) in enumerate(drafts.items())
+    )
+
+
+def _in_payload(rule: Rule) -> bool:
+    """The rule's fast pattern is to be found in the payload."""
+    fast = rule.signature.fast_pattern
+    return fast is not None and fast.buffer == PAYLOAD and not fast.transform_names and bool(fast.pattern)
+
+
+def _payload(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns) -> PatternSet | None:
+    patterns: list[tuple[bytes, bool, int]] = []
+    for rule in rules:
+        fast = rule.signature.fast_pattern
+        if fast is not None and direction in rule.directions and _in_payload(rule):
+            patterns.append((fast.pattern, fast.nocase, rule.index))
+    return shared.make(patterns)
+
+
+def _unbuffered(rules: Iterable[Rule], direction: Direction) -> tuple[int, ...]:
+    return tuple(rule.index for rule in rules if not rule.tx and direction in rule.directions and not _in_payload(rule))

@@ -1,0 +1,192 @@
+"""DNS messages over UDP and TCP, with dnslib as the second opinion."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+from dnslib import AAAA, CNAME, MX, QTYPE, RR, TXT, A, DNSHeader, DNSQuestion, DNSRecord
+
+from engines.stateful.app.dns import DnsParser, DnsTransaction, parse_message, read_name
+from engines.stateful.app.limits import AppLimits
+from tests.unit.app_feeding import C, S, every_way, survives
+
+NAMES = ["dns.query", "dns.answers.rrname", "dns.response.rrname", "dns.opcode", "dns.rcode", "dns.rrtype", "x"]
+
+
+def query(*names: str, kind: str = "A") -> bytes:
+    return DNSRecord(DNSHeader(id=7), questions=[DNSQuestion(n, getattr(QTYPE, kind)) for n in names]).pack()
+
+
+def answer() -> bytes:
+    record = DNSRecord(DNSHeader(id=7, qr=1, aa=1, ra=1, rcode=0), q=DNSQuestion("Www.Example.com"))
+    record.add_answer(RR("www.example.com", QTYPE.CNAME, rdata=CNAME("cdn.example.net")))
+    record.add_answer(RR("cdn.example.net", QTYPE.A, rdata=A("192.0.2.1")))
+    record.add_auth(RR("example.net", QTYPE.MX, rdata=MX("mail.example.net")))
+    record.add_ar(RR("mail.example.net", QTYPE.AAAA, rdata=AAAA("2001:db8::1")))
+    return bytes(record.pack())
+
+
+def one(direction: object, message: bytes) -> DnsTransaction:
+    tx = DnsTransaction(0, direction)  # type: ignore[arg-type]
+    parse_message(tx, message, AppLimits())
+    return tx
+
+
+def framed(*messages: bytes) -> bytes:
+    return b"".join(struct.pack("!H", len(message)) + message for message in messages)
+
+
+def test_query() -> None:
+    tx = one(C, query("Www.Example.COM", "second.example", kind="AAAA"))
+    assert list(tx.buffer("dns.query")) == [b"Www.Example.COM", b"second.example"]
+    assert list(tx.buffer("dns.query", S)) == []
+    assert list(tx.buffer("dns.rrtype")) == [b"\0\x1c", b"\0\x1c"]
+    assert list(tx.buffer("dns.opcode")) == [b"\0"]
+    assert list(tx.buffer("dns.rcode")) == []
+    assert tx.events == []
+    assert tx.log_fields() == {
+        "type": "request",
+        "id": 7,
+        "opcode": 0,
+        "queries": [
+            {"rrname": "Www.Example.COM", "rrtype": "AAAA"},
+            {"rrname": "second.example", "rrtype": "AAAA"},
+        ],
+    }
+
+
+def test_answer() -> None:
+    tx = one(S, answer())
+    assert list(tx.buffer("dns.queries.rrname", S)) == [b"Www.Example.com"]
+    assert list(tx.buffer("dns.answers.rrname")) == [b"www.example.com", b"cdn.example.net"]
+    assert list(tx.buffer("dns.authorities.rrname")) == [b"example.net"]
+    assert list(tx.buffer("dns.additionals.rrname")) == [b"mail.example.net"]
+    assert len(tx.buffer("dns.response.rrname")) == 5
+    assert list(tx.buffer("dns.rcode")) == [b"\0\0"]
+    assert tx.events == []
+
+
+@pytest.mark.parametrize(
+    ("direction", "message", "event"),
+    [
+        (C, b"", "malformed_data"),
+        (C, bytes(11), "malformed_data"),
+        (C, query("a.example")[:-1], "malformed_data"),
+        (S, query("a.example"), "not_a_response"),
+        (C, answer(), "not_a_request"),
+        (C, query("a")[:3] + b"\x40" + query("a")[4:], "z_flag_set"),
+        (C, query("a")[:2] + b"\x78" + query("a")[3:], "invalid_opcode"),
+        (C, struct.pack("!6H", 1, 0, 500, 0, 0, 0) + b"\1a\0\0\1\0\1" * 500, "too_many_records"),
+        (C, struct.pack("!6H", 1, 0, 1, 0, 0, 0) + b"\xc0\x0c\0\1\0\1", "malformed_data"),  # points to itself
+        (C, struct.pack("!6H", 1, 0, 1, 0, 0, 0) + b"\x80a\0\1\0\1", "malformed_data"),
+        (C, struct.pack("!6H", 1, 0, 1, 0, 0, 0) + b"\x3f" + b"a" * 63 + b"\x3f" + b"a" * 63, "malformed_data"),
+    ],
+)
+def test_odd_messages(direction: object, message: bytes, event: str) -> None:
+    assert event in one(direction, message).events
+
+
+def test_records_read_before_the_damage_count() -> None:
+    """A message that is cut off hides nothing of what came before."""
+    tx = one(S, answer()[:-3])
+    assert tx.events == ["malformed_data"]
+    assert list(tx.buffer("dns.answers.rrname")) == [b"www.example.com", b"cdn.example.net"]
+
+
+def test_labels_may_hold_any_byte() -> None:
+    name, at = read_name(b"\x04a\xff\0.\1b\0rest", 0)
+    assert (name, at) == (b"a\xff\0..b", 8)
+
+
+def test_pointer_chains_are_bounded() -> None:
+    chain = bytearray(b"\1a\0")
+    for number in range(200):
+        chain += struct.pack("!H", 0xC000 | (0 if not number else len(chain) - 2))
+    with pytest.raises(ValueError, match="pointer"):
+        read_name(bytes(chain), len(chain) - 2)
+    assert read_name(bytes(chain), 3 + 2 * 20) == (b"a", 3 + 2 * 20 + 2)
+
+
+def test_names_are_bounded() -> None:
+    label = b"\x3f" + b"a" * 63
+    assert len(read_name(label * 3 + b"\x3d" + b"a" * 61 + b"\0", 0)[0]) == 253
+    with pytest.raises(ValueError, match="too long"):
+        read_name(label * 4 + b"\0", 0)
+
+
+def test_against_dnslib() -> None:
+    """The same names where both can read a message. dnslib also reads names that are too long or point to themselves
+    and label types that do not exist, so a few messages are ours alone to refuse."""
+    rng = random.Random(11)
+    seeds = [query("www.example.com"), answer(), answer(), query("a", "b.c")]
+    agreed = refused = 0
+    for _ in range(2000):
+        data = bytearray(rng.choice(seeds))
+        if rng.random() < 0.8:
+            data[rng.randrange(12, len(data))] = rng.randrange(256)
+        try:
+            other = DNSRecord.parse(bytes(data))
+        except Exception:
+            continue
+        tx = one(S if data[2] >> 7 else C, bytes(data))
+        if "malformed_data" in tx.events:
+            refused += 1
+            continue
+        theirs = [b".".join(map(bytes, question.qname.label)) for question in other.questions]
+        assert tx.names["queries"] == theirs
+        assert tx.rcode == other.header.rcode
+        agreed += 1
+    assert agreed > 500
+    assert refused < agreed // 10
+
+
+def test_tcp_framing() -> None:
+    script = [(C, framed(query("a.example"), query("b.example"))), (S, framed(answer()))]
+    for parser, txs in every_way(DnsParser, script):
+        assert [list(tx.buffer("dns.queries.rrname")) for tx in txs] == [
+            [b"a.example"],
+            [b"b.example"],
+            [b"Www.Example.com"],
+        ]
+        assert [tx.id for tx in txs] == [0, 1, 2]
+        assert all(tx.is_complete(C) and tx.is_complete(S) for tx in txs)
+        assert parser.held(C) == 0
+
+
+def test_tcp_messages_are_held_until_complete() -> None:
+    parser = DnsParser()
+    data = framed(query("a.example"))
+    for size in range(1, len(data)):
+        parser.feed(C, data[size - 1 : size])
+        assert parser.held(C) == size
+    parser.feed(C, data[-1:] + b"\0")
+    assert parser.held(C) == 1
+    assert len(parser.transactions) == 1
+
+
+def test_tcp_length_too_small() -> None:
+    parser = DnsParser()
+    parser.feed(C, b"\0\x05hello")
+    assert parser.gave_up
+    assert parser.held(C) == 0
+
+
+def test_udp_datagrams() -> None:
+    parser = DnsParser(udp=True)
+    parser.feed(C, query("a.example"))
+    parser.feed(C, b"junk")
+    parser.feed(S, answer())
+    assert [tx.events for tx in parser.transactions] == [[], ["malformed_data"], []]
+    assert parser.held(C) == 0
+
+
+@pytest.mark.parametrize("udp", [False, True])
+def test_mutations(udp: bool) -> None:
+    """Parse or refuse, never raise."""
+    texts = DNSRecord(DNSHeader(qr=1), rr=[RR("t.example", QTYPE.TXT, rdata=TXT("x" * 200))]).pack()
+    script = [(C, query("www.example.com")), (S, answer()), (S, bytes(texts))]
+    if not udp:
+        script = [(direction, framed(data)) for direction, data in script]
+    survives(lambda: DnsParser(udp=udp), script, NAMES, rounds=1500, seed=3)
