@@ -34,7 +34,7 @@ check: lint
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy engines nfw tests
+	$(BIN)/mypy engines nfw tests/lab tests/firewall.py tests/demo.py
 
 bench: setup
 	@$(BIN)/python -m tests.bench
