@@ -1,8 +1,8 @@
 """Reads and deletes entries of the kernel's connection tracking table by mark.
 
 Filtering happens in the kernel (CTA_MARK and CTA_MARK_MASK, linux/netfilter/nfnetlink_conntrack.h), so forgetting the
-flows of one generation is a single message however many flows there are. IPv4 and IPv6 go together. A mask of zero would mean
-"everything", which is never wanted here and refused.
+flows of one generation is a single message however many flows there are. IPv4 and IPv6 go together. A mask of zero
+would mean "everything", which is never wanted here and refused.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Conntrack:
                 self.flush_marked(1 << bit, 1 << bit)
 
     def entries(self, mark: int = 0, mask: int = 0) -> list[Entry]:
-        """Entries with ``entry.mark & mask == mark``; mask 0 means all. Raises ValueError for mark bits outside mask."""
+        """Entries with ``entry.mark & mask == mark``; mask 0: all. Raises ValueError for mark bits outside mask."""
         if mark & ~mask:
             raise ValueError(f"mark {mark:#x} has bits outside mask {mask:#x}")
         found = []
@@ -156,10 +156,11 @@ def _tuple(family: int, attributes: Any) -> tuple[bytes, bytes, int, int, int, t
     addresses, proto = attributes.get_attr("CTA_TUPLE_IP"), attributes.get_attr("CTA_TUPLE_PROTO")
     prefix = "CTA_IP_V4" if family == socket.AF_INET else "CTA_IP_V6"
     protocol = proto.get_attr("CTA_PROTO_NUM") or 0
-    icmp = None
+    icmp: tuple[int, int, int] | None = None
     if protocol in (_ICMP, _ICMPV6):
         name = "CTA_PROTO_ICMP" if protocol == _ICMP else "CTA_PROTO_ICMPV6"
-        icmp = tuple(proto.get_attr(f"{name}_{part}") or 0 for part in ("ID", "TYPE", "CODE"))
+        number, kind, code = (proto.get_attr(f"{name}_{part}") or 0 for part in ("ID", "TYPE", "CODE"))
+        icmp = (number, kind, code)
     return (
         socket.inet_pton(family, addresses.get_attr(f"{prefix}_SRC")),
         socket.inet_pton(family, addresses.get_attr(f"{prefix}_DST")),

@@ -1,28 +1,28 @@
-"""What nfw sets in the kernel: one nftables table and two policy routes. Computed as text, applied by a runner.
+"""What nfw sets in the kernel: one nftables table and a few policy routes. Computed as text, applied by a runner.
 
-The way of a packet through ``table inet nfw`` (chain priorities on the left)::
+The way of a packet through ``table inet nfw`` (hook and priority on the left)::
 
-    prerouting -450 fragments   UDP fragments by policy, other fragments dropped; conntrack reassembles at -400
-               -100             destination NAT, and masquerading undone: from here both directions show the same addresses
-                -95 classify ─► generation_N:  flow known?  pass, drop: done here    TLS, has a socket: deliver here
+    prerouting -450 fragments   UDP fragments by policy, others dropped; conntrack reassembles at -400
+               -100             destination NAT; masquerading undone: from here both directions show the same addresses
+                -95 classify ─► generation_N:  flow known?  pass, drop: done here   TLS, has a socket: deliver here
                                                otherwise ─► queue_N ─► a worker's verdict and mark
                 -90 divert   ─► verdict_N:     mark ─► conntrack mark; TLS ─► tproxy
     forward    -150 forward     whatever bears no mark of a judged packet is counted and dropped
     input      -150 arrived     our bits of the mark are taken off
-    output     -150 own         connections of nfw itself are remembered as such, so that their replies are not queued
+    output     -150 own         connections of nfw itself are remembered as such, so their replies are not queued
 
-The sets are the state: with empty sets and an empty classify chain nothing is forwarded, and that is the closed table. A
-switch is three transactions of which only the middle one is felt: *prepare* adds chains and makes the new generation's marks
-valid, *flip* replaces the single rule of the classify chain, *retire* takes away what older generations had. Between flip
-and retire packets that wait in the old generation's queues are still let through by the old workers' verdicts.
+The sets are the state: with empty sets and an empty classify chain nothing is forwarded, and that is the closed table.
+A switch is three transactions of which only the middle one is felt: *prepare* adds chains and makes the new
+generation's marks valid, *flip* replaces the single rule of the classify chain, *retire* takes away what older
+generations had. Between flip and retire packets that wait in the old queues still leave by the old workers' verdicts.
 
-Base chains stay as long as the table: the kernel drops every queued packet of the namespace when a hook is unregistered.
+Base chains stay as long as the table: the kernel drops every queued packet of the namespace when a hook goes.
 
-nft 1.0.6 cannot combine two registers (``ct mark set ct mark & x | meta mark & y``), so each rule that copies a mark has
-its constants written out. The queue rule is nft's own statement where the kernel has it, else the compat NFQUEUE target.
+nft 1.0.6 cannot combine two registers (``ct mark set ct mark & x | meta mark & y``), so each rule that copies a mark
+has its constants written out. The queue rule is nft's own statement where the kernel has it, else the compat target.
 
-What it leaves out: NAT, forwarding itself (``net.ipv4.ip_forward``) and the input chain are the operator's; an input chain
-that drops by default must accept ``ct mark & <disposition bits> == TLS or OWN``.
+What it leaves out: NAT, forwarding itself (``net.ipv4.ip_forward``) and the input chain are the operator's; an input
+chain that drops by default must accept ``ct mark & <disposition bits> == { TLS, OWN }``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Fragments(Enum):
 
     DROP = "drop"
     FORWARD = "forward"  # reassembled, then judged like any packet
-    PASS = "pass"  # reassembled, then forwarded without a look
+    PASS = "pass"  # noqa: S105 - reassembled, then forwarded without a look
 
 
 class QueueRule(Enum):
@@ -80,7 +80,8 @@ class QueueRule(Enum):
 class GenerationPlan:
     """What a generation needs of the kernel. Raises ValueError for numbers that cannot be.
 
-    ``queue_first`` to ``queue_last`` (inclusive) share the packets by a hash of both addresses, the same for both directions.
+    ``queue_first`` to ``queue_last`` (inclusive) share the packets by a hash of protocol (IPv4) and both addresses that
+    is the same for both directions; an ICMP error may thus come to another queue than the flow it quotes.
     ``tproxy_port`` is the transparent listener's, on any address, both families; None: nothing is intercepted.
     """
 
@@ -161,7 +162,7 @@ table inet {self.table} {{
 """
 
     def prepare(self, generation: GenerationPlan, queue: QueueRule) -> str:
-        """Chains of a generation, and its marks made valid. With ``QueueRule.TARGET`` the queue rule itself is added after."""
+        """Chains of a generation, and its marks made valid. ``QueueRule.TARGET``: the queue rule itself comes after."""
         number = generation.generation
         chains = {
             f"fragments_{number}": self._fragments(generation),
@@ -234,7 +235,7 @@ table inet {self.table} {{
         """Arguments of ``ip``, in this order: packets marked TLS are looked up in our table.
 
         IPv4 asks for the way back to a sender too, with the packet's mark where ``src_valid_mark`` is set (VPN software
-        does that), and would find every client to be this machine. Such a question comes with ``iif lo`` and skips our rule.
+        does that), and would find every client to be this machine. Such a question has ``iif lo`` and skips our rule.
         """
         layout, first = self.layout, self.route_priority
         tls = f"fwmark {self._hex(layout.compose(0, Disposition.TLS))}/{self._hex(layout.disposition_mask)}"
@@ -277,16 +278,11 @@ table inet {self.table} {{
         layout, number = self.layout, generation.generation
         f, d = self._hex(layout.mask), self._hex(layout.disposition_mask)
         queue = f"goto queue_{number}"
-        once, inspect, passed, drop, tls = (
+        inspect, passed, drop, tls = (
             layout.compose(number, disposition)
-            for disposition in (
-                Disposition.ONCE,
-                Disposition.INSPECT,
-                Disposition.PASS,
-                Disposition.DROP,
-                Disposition.TLS,
-            )
+            for disposition in (Disposition.INSPECT, Disposition.PASS, Disposition.DROP, Disposition.TLS)
         )
+        deliver = self._stamp(layout.compose(0, Disposition.TLS))
         any_tls = self._hex(layout.compose(0, Disposition.TLS))
         any_own = self._hex(layout.compose(0, Disposition.OWN))
         rules = [
@@ -296,8 +292,7 @@ table inet {self.table} {{
             f"ct mark & {f} == {self._hex(passed)} {self._stamp(passed)} accept",
             f"ct mark & {f} == {self._hex(drop)} counter name dropped drop",
             # Also of older generations, and ICMP errors for them: the socket is the proof that the connection goes on.
-            f"ct mark & {d} == {{ {any_tls}, {any_own} }} socket transparent 1 socket wildcard 0 "
-            f"{self._stamp(layout.compose(0, Disposition.TLS))} accept",
+            f"ct mark & {d} == {{ {any_tls}, {any_own} }} socket transparent 1 socket wildcard 0 {deliver} accept",
             'iif "lo" accept',
         ]
         if generation.tproxy_port is not None:
@@ -548,8 +543,8 @@ class HostNet:
                 & self.layout.mask
             ):
                 problems.append(
-                    f"an `ip rule` of other software (priority {rule['priority']}) uses bits of mark mask {self.layout.mask:#x}:"
-                    " choose another --mark-mask"
+                    f"an `ip rule` of other software (priority {rule['priority']}) uses bits of mark mask"
+                    f" {self.layout.mask:#x}: choose another --mark-mask"
                 )
         return problems
 

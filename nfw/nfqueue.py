@@ -3,10 +3,11 @@
 What costs time in a queue is system calls, so packets are read without waiting until the socket is dry, segmentation
 offload is left on (one packet of up to 64 KB instead of 45 small ones), and verdicts leave together.
 
-Theory of operation. The library binds the queue; from then on this module speaks netlink on its socket
-(linux/netfilter/nfnetlink_queue.h), because the library knows neither batch verdicts nor offload. A *batch verdict*
-accepts every packet still queued whose id is at most the one it names, with its mark unchanged. Three rules keep that from
-accepting anything that was not meant:
+Theory of operation. The library binds the queue and parses packets: parsing them here instead was measured and is no
+faster (2.0 against 1.6 µs of Python for a small packet, 4.5 against 4.7 for one of 40 KB). Configuration and verdicts
+are netlink messages of our own on its socket (linux/netfilter/nfnetlink_queue.h), because the library knows neither
+batch verdicts nor offload. A *batch verdict* accepts every packet still queued whose id is at most the one it names,
+with its mark unchanged. Three rules keep that from accepting anything that was not meant:
 
 1. before a packet is held, and before one is accepted on its own, the accepts collected so far are put into the
    outgoing messages, so the order of packets is kept and the next batch begins after it;
@@ -15,7 +16,8 @@ accepting anything that was not meant:
 
 All of these messages share a datagram, so a drop or a mark costs no system call of its own either.
 
-Without a reader, with a full queue or a full socket buffer the kernel drops (fail closed), unless ``fail_open`` was asked for.
+Without a reader, with a full queue or a full socket buffer the kernel drops (fail closed), unless ``fail_open`` was
+asked for. The kernel hands over at most 65,531 bytes; the four longest sizes an IPv4 packet can have are dropped.
 """
 
 from __future__ import annotations
@@ -73,9 +75,9 @@ class QueueBusyError(OSError):
 class Queue:
     """Queue ``number`` bound to this process.
 
-    ``handler(packet_id, mark, payload)`` is called for every packet from within :meth:`drain`; ``payload`` starts at the IP
-    header, ``mark`` is the packet mark. A handler that raises costs its packet: dropped, counted in ``errors``, and logged
-    the first few times.
+    ``handler(packet_id, mark, payload)`` is called for every packet from within :meth:`drain`; ``payload`` starts at
+    the IP header, ``mark`` is the packet mark. A handler that raises costs its packet: dropped, counted in ``errors``,
+    and logged the first few times.
 
     Raises QueueBusyError, PermissionError (CAP_NET_ADMIN) or OSError, with readable text.
     """
@@ -149,12 +151,17 @@ class Queue:
             self._flush()
 
     def stats(self) -> dict[str, int]:
-        """``queued`` now, ``dropped`` (queue full), ``user_dropped`` (socket full) by the kernel; ``errors``, ``truncated``, ``held`` here."""
+        """Packets: in the kernel ``queued`` now, ``dropped`` (queue full), ``user_dropped`` (socket full); here
+        ``errors``, ``truncated`` and ``held``.
+        """
         kernel = read_stats().get(self.number, {"queued": 0, "dropped": 0, "user_dropped": 0})
         return {**kernel, "errors": self.errors, "truncated": self.truncated, "held": len(self._held)}
 
     def close(self) -> None:
-        """Give the queue up; the kernel drops what waits in it. The library is kept from reading what is left: it cannot end."""
+        """Give the queue up; the kernel drops what waits in it.
+
+        The socket is closed under the library, which would otherwise read all that is left before it lets go.
+        """
         if self._library is None:
             return
         self._socket.close()
@@ -251,7 +258,7 @@ class _Source:
 
 
 def read_stats() -> dict[int, dict[str, int]]:
-    """Every bound queue of this network namespace: packets ``queued`` now, ``dropped`` and ``user_dropped`` since it was bound."""
+    """Every bound queue of this network namespace: packets ``queued`` now, ``dropped`` and ``user_dropped`` so far."""
     try:
         text = Path("/proc/thread-self/net/netfilter/nfnetlink_queue").read_text()
     except OSError:

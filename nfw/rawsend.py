@@ -2,8 +2,8 @@
 
 The packets leave through the output hook with nfw's OWN mark, so they are neither queued nor mistaken for a connection.
 NAT is applied by conntrack as for any packet of the flow, so send before the flow's conntrack entry is deleted. The
-kernel fills the IPv4 header checksum; every checksum above that is the caller's. What it leaves out: fragmentation, a packet
-larger than the route's MTU fails with EMSGSIZE.
+kernel fills the IPv4 header checksum; every checksum above that is the caller's. What it leaves out: fragmentation, a
+packet larger than the route's MTU fails with EMSGSIZE.
 """
 
 from __future__ import annotations

@@ -40,6 +40,8 @@ _TO_SERVER = Direction.TO_SERVER
 _TO_CLIENT = Direction.TO_CLIENT
 _BOTH = (_TO_SERVER, _TO_CLIENT)
 _VERDICTS = {Action.PASS: Verdict.ACCEPT, Action.DROP: Verdict.DROP, Action.REJECT: Verdict.REJECT}
+# Protocols another one may start inside of (CONNECT, Upgrade): parsed even if only rules on that one are there.
+_TUNNELS = frozenset({"http"})
 # The key of the EVE object for a protocol whose name differs from it.
 _LOG_KEYS = {"http2": "http", "http1": "http"}
 
@@ -271,7 +273,7 @@ class Inspector:
         if self._detector is not None:
             self._detect(direction, data)
             return
-        if self._layers and self._layers[-1].parser is not None:
+        if self._layers and self._layers[-1].parser is not None and not self._layers[-1].parser.tunnel:
             self._parse(self._layers[-1], direction, data)
 
     def _detect(self, direction: Direction, data: bytes) -> None:
@@ -299,7 +301,8 @@ class Inspector:
         self._protocols |= {name}
         group = self._ruleset.app_group(name)
         make = (UDP_PARSERS if self._facts.protocol == _UDP else PARSERS).get(name)
-        parser = make(self._limits.app, group.body_denies) if make is not None and group.has_transactions else None
+        wanted = group.has_transactions or (name in _TUNNELS and self._ruleset.needs_protocol)
+        parser = make(self._limits.app, group.body_denies) if make is not None and wanted else None
         layer = Layer(name, group, self._ruleset.rules, parser)
         self._layers.append(layer)
         for side in _BOTH:
@@ -312,14 +315,14 @@ class Inspector:
         parser = layer.parser
         assert parser is not None
         parser.feed(direction, data)
-        if parser.tunnel and self._detector is None and layer is self._layers[-1]:
+        if parser.tunnel:
             # CONNECT or Upgrade: another protocol starts inside the connection.
             self._detector = Detector()
             self._pd_done = [False, False]
             for side in _BOTH:
                 rest = parser.unparsed(side)
-                if rest and self._detector is not None:
-                    self._detect(side, rest)
+                if rest:
+                    self._feed(side, rest)
 
     # -- matching --------------------------------------------------------------------------------------------------
 
@@ -415,6 +418,8 @@ class Inspector:
         """The rule's addresses and ports allow packets of this direction; each distinct header is asked once."""
         if not rule.header:
             return True
+        if rule.signature.transactional:  # `=>` is about both sides; its header is the request's
+            direction = _TO_SERVER
         bit = rule.header_bit
         if not self._asked[direction] & bit:
             self._asked[direction] |= bit
@@ -690,7 +695,8 @@ class Inspector:
             return
         group, depth = self._group, self._limits.stream_depth
         for layer in self._layers:
-            if layer.parser is not None and not layer.parser.finished and not layer.parser.gave_up:
+            parser = layer.parser
+            if parser is not None and not (parser.finished or parser.gave_up or parser.tunnel):
                 return
         for side in _BOTH:
             if group.stream[side] and self._offset[side] < depth and self._can_match(group.stream[side], side):

@@ -46,12 +46,14 @@ _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
 @dataclass(frozen=True, slots=True)
 class TxMatch:
     """The conditions of a rule on one transaction buffer. ``side`` None: the side being inspected. ``waits``: that
-    something is not in a body is known only when the body is complete."""
+    something is not in a body is known only when the body is complete. ``early``: the buffer comes with the first
+    thing its side says (a head, a hello) or never."""
 
     match: BufferMatch
     side: Direction | None
     grows: bool
     waits: bool
+    early: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +299,9 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
             grows = match.buffer in GROWING_BUFFERS
             info = BUFFERS.get(match.buffer)
             waits = grows and any(matcher.negated for matcher in match.matchers)
-            tx.append(TxMatch(match, info.direction if info else None, grows, waits))
+            # A server's certificate follows its hello; every other buffer but bodies is in the first message.
+            early = not grows and not match.buffer.startswith("tls.cert") and match.buffer != "tls.subjectaltname"
+            tx.append(TxMatch(match, info.direction if info else None, grows, waits, early))
     asked = signature.flow.direction if signature.direction is None else signature.direction
     sides = {condition.side for condition in tx} - {None}
     if asked is not None:
@@ -404,6 +408,17 @@ def _has_place(rule: Rule, name: str) -> bool:
     return all(name in covered_protocols(protocol) for protocol, _ in rule.signature.app_events)
 
 
+def _anchor(rule: Rule) -> tuple[TxMatch | None, bool]:
+    """The buffer whose appearance makes the rule worth considering, and whether its fast pattern must be in it. None: a
+    rule that may match without any buffer."""
+    fast = rule.signature.fast_pattern
+    if fast is not None and fast.pattern:
+        for condition in rule.tx:
+            if (condition.match.buffer, condition.match.transform_names) == (fast.buffer, fast.transform_names):
+                return condition, True
+    return next((condition for condition in rule.tx if not condition.match.absent), None), False
+
+
 def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns) -> tuple[BufferGroup, ...]:
     @dataclass(slots=True)
     class Draft:
@@ -413,20 +428,16 @@ def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedP
 
     drafts: dict[tuple[str, tuple[str, ...], Direction], Draft] = {}
     for rule in rules:
-        if direction not in rule.directions or not rule.tx or _in_payload(rule):
+        if direction not in rule.directions or _in_payload(rule):
             continue
-        fast = rule.signature.fast_pattern
-        anchor = rule.tx[0]
-        found = False
-        if fast is not None and fast.pattern:
-            for condition in rule.tx:
-                if (condition.match.buffer, condition.match.transform_names) == (fast.buffer, fast.transform_names):
-                    anchor, found = condition, True
-                    break
+        anchor, searched = _anchor(rule)
+        if anchor is None:
+            continue
         side = direction if anchor.side is None else anchor.side
         key = (anchor.match.buffer, anchor.match.transform_names, side)
         draft = drafts.setdefault(key, Draft(anchor.match, [], []))
-        if fast is not None and found:
+        fast = rule.signature.fast_pattern
+        if searched and fast is not None:
             draft.patterns.append((fast.pattern, fast.nocase, rule.index))
         else:
             draft.always.append(rule.index)
@@ -461,4 +472,8 @@ def _payload(rules: Iterable[Rule], direction: Direction, shared: _SharedPattern
 
 
 def _unbuffered(rules: Iterable[Rule], direction: Direction) -> tuple[int, ...]:
-    return tuple(rule.index for rule in rules if not rule.tx and direction in rule.directions and not _in_payload(rule))
+    return tuple(
+        rule.index
+        for rule in rules
+        if direction in rule.directions and not _in_payload(rule) and _anchor(rule)[0] is None
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.app.http_transaction import BUFFERS
 from engines.stateful.app.limits import AppLimits
-from tests.unit.app_feeding import C, S, every_way, play, survives
+from tests.unit.app_feeding import C, S, every_way, mutate, play, survives
 
 LIMITS = AppLimits()
 GET = (
@@ -427,6 +428,23 @@ SCRIPTS: Sequence[list[tuple[object, bytes]]] = [
     *([(C, GET), (S, wire)] for wire, _ in RESPONSE_BODIES),
     [(C, CONNECT), (S, b"HTTP/1.1 200 OK\r\n\r\n"), (C, HELLO)],
 ]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_segments_change_nothing(script: list[tuple[object, bytes]]) -> None:
+    """Whatever the bytes are, how they are cut decides nothing: no evasion by segmentation."""
+    rng = random.Random(len(script[0][1]))
+    for _ in range(20):
+        odd = mutate(script, rng)  # type: ignore[arg-type]
+        seen = []
+        for cut in (0, 1, 5):
+            parser = Http1Parser()
+            txs = play(parser, odd, cut)
+            parser.close(C)
+            parser.close(S)
+            buffers = [[list(tx.buffer(name, side)) for name in BUFFERS for side in (C, S)] for tx in txs]
+            seen.append((buffers, [sorted(tx.events) for tx in txs], parser.reason, parser.tunnel))
+        assert seen[0] == seen[1] == seen[2], odd
 
 
 @pytest.mark.parametrize("hold", [False, True])

@@ -15,8 +15,7 @@ import brotli
 
 from engines.stateful.app.limits import AppLimits
 
-# Input kept until the first output, to start again in another format; also the cost of finding where a broken stream
-# breaks, one byte at a time.
+# Input kept until the first output, to start again in another format.
 _PROBE = 4096
 _TRAILER = 8  # RFC 1952, section 2.3.1: CRC32 and ISIZE
 
@@ -158,10 +157,16 @@ class Inflate:
         if self._after is not None:
             self._after += data
             return self._next_members(room)
+        # The state before, because a call that meets broken bytes loses what came out before them.
+        before = self._raw.copy()
         try:
             out = self._raw.decompress(data, room)
         except zlib.error:
-            return self._try_candidates(room) if self._probe is not None else self._break()
+            out = _up_to_the_break(before, data, room)
+            if self._probe is not None and not out:
+                return self._try_candidates(room)
+            self._break()
+            return out
         return self._collect(out, room)
 
     def finish(self) -> bytes:
@@ -174,18 +179,18 @@ class Inflate:
         assert self._probe is not None
         assert self._candidates is not None
         probe = bytes(self._probe)
-        best = b""
         while self._candidates:
             header = self._candidates.pop(0)
             self._raw = zlib.decompressobj(-15)
             try:
                 return self._collect(self._raw.decompress(probe[header:], room), room)
             except zlib.error:
-                best = max(best, _up_to_the_break(probe[header : header + _PROBE], room), key=len)
+                # The first format that gives anything is the one, however the bytes were cut.
+                out = _up_to_the_break(zlib.decompressobj(-15), probe[header:], room)
+                if out:
+                    self._break()
+                    return out
         self.failed = True
-        if best:
-            self._break()
-            return best
         self._plain, self._probe = True, None
         return probe[:room]
 
@@ -214,14 +219,13 @@ class Inflate:
                 out += self._raw.decompress(rest[at + header :], room - len(out))
             except zlib.error:
                 self._break()
-                break
+                return out + _up_to_the_break(zlib.decompressobj(-15), rest[at + header :], room - len(out))
             self._after = bytearray(self._raw.unused_data) if self._raw.eof else None
         return out
 
-    def _break(self) -> bytes:
+    def _break(self) -> None:
         self.failed = self._done = True
-        self._probe = None
-        return b""
+        self._probe = self._after = None
 
 
 def gzip_header_size(data: bytes) -> int | None:
@@ -258,18 +262,20 @@ def _header_candidates(probe: bytes) -> list[int] | None:
     return [2, 0] if zlib_header else [0]
 
 
-def _up_to_the_break(data: bytes, room: int) -> bytes:
-    """What comes out before a stream breaks; a single call would lose it all."""
-    raw = zlib.decompressobj(-15)
-    out = bytearray()
-    try:
-        for index in range(len(data)):
-            out += raw.decompress(data[index : index + 1], room)
-            if len(out) >= room or raw.eof:
-                break
-    except zlib.error:
-        pass
-    return bytes(out[:room])
+def _up_to_the_break(raw: zlib._Decompress, data: bytes, room: int) -> bytes:
+    """What comes out before the first byte that cannot be decoded, found by halving."""
+    out = b""
+    step = len(data)
+    while step and len(out) < room:
+        trial = raw.copy()
+        try:
+            more = trial.decompress(data[:step], room - len(out))
+        except zlib.error:
+            step //= 2
+            continue
+        raw, data, out = trial, data[step:], out + more
+        step = min(step, len(data))
+    return out
 
 
 class Brotli:

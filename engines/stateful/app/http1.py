@@ -41,13 +41,16 @@ _LINE_END = _SPACE + b"\n"
 _PROTOCOL = re.compile(rb"(?i)[ \t]HTTP/\S{0,32}$")
 _PROTOCOL_TAIL = 40  # how far from the end of the line the protocol can begin
 _RESPONSE_LINE = re.compile(rb"(?is)[\s\0]*(HTTP[^\s]*)[ \t]*([^\s]*)[ \t]*(.*)")
-_FIELD_NAME = re.compile(rb"[^\s:]{1,256}[ \t]*:")
+_FIELD_NAME = re.compile(rb"[^\s:]{1,256}[ \t]{0,16}:")
+_FIELD_NAME_SO_FAR = re.compile(rb"[^\s:]{1,256}[ \t]{0,16}")
+_FIELD_NAME_SIZE = 256 + 16 + 1
 _CHUNK_SIZE = re.compile(rb"[\r\n \t\x0b\x0c]*([0-9A-Fa-f]*)(.*)", re.DOTALL)
 # From here on a first line without an end is a body rather than junk before a status line.
 _LONG_JUNK = 256
 _DIGITS = re.compile(rb"[0-9]+")
 _MAX_CHUNK = (1 << 31) - 1  # libhtp: INT32_MAX
 # Bytes that look like neither a chunk size nor space before it: not chunked after all, without waiting for a line end.
+_EMPTY_LINES = re.compile(rb"[\r\n \t\x0b\x0c]*\n")
 _NOT_CHUNK = re.compile(rb"[\r\n \t\x0b\x0c]*[^0-9A-Fa-f\r\n \t\x0b\x0c]")
 
 _State = Callable[["_Side", bytes, int], int]
@@ -91,6 +94,8 @@ class Http1Parser(BaseParser):
     def feed(self, direction: Direction, data: bytes) -> None:
         side = self._sides[direction]
         if not self.gave_up and not self.tunnel:
+            if direction is Direction.TO_CLIENT and self._sides[0].state == self._short_line:
+                self._short_request(self._sides[0])  # it was answered, so it was complete
             self._run(side, data)
         side.fed += len(data)
 
@@ -100,6 +105,8 @@ class Http1Parser(BaseParser):
         side = self._sides[direction]
         if side.state == self._line and direction is Direction.TO_CLIENT:
             self._headless_buffer(side)
+        elif side.state == self._short_line:
+            self._short_request(side)
         elif side.state == self._junk_line:
             line, side.line = side.line, b""
             self._headless(side, line)
@@ -155,17 +162,40 @@ class Http1Parser(BaseParser):
             return position
         if side.direction is Direction.TO_SERVER:
             line = line.rstrip(_LINE_END)
-            if _find_protocol(line) is None and not _looks_like_field(data, position):
-                self._short_request(side, line)
+            if _find_protocol(line) is None:
+                side.line = line
+                side.state = self._short_line
                 return position
         elif not _is_response_line(line):
-            side.line = line
-            side.state = self._junk_line
+            if line.strip(_LINE_END):
+                side.line = line
+                side.state = self._junk_line
+            else:
+                side.hold = -1  # a line of spaces is passed over (libhtp htp_connp_is_line_ignorable)
             return position
         side.line = line
         side.state = self._fields
         if position == len(data):
             side.buffer += b"\n"
+        return position
+
+    def _short_line(self, side: _Side, data: bytes, position: int) -> int:
+        """A request line without protocol: HTTP/0.9, or a protocol forgotten when fields follow (libhtp REQ_PROTOCOL).
+        Servers differ about the second, so the line waits for the bytes that tell."""
+        buffer = side.buffer
+        following = bytes(buffer) + data[position : position + _FIELD_NAME_SIZE]
+        if _FIELD_NAME.match(following):
+            side.state = self._fields
+            buffer[:0] = b"\n"
+            return position
+        if len(following) < _FIELD_NAME_SIZE and _FIELD_NAME_SO_FAR.fullmatch(following):
+            buffer += data[position:]
+            return len(data)
+        waiting = bytes(buffer).lstrip(_BLANK[0])
+        self._short_request(side)
+        side.buffer += waiting
+        if side.buffer:
+            side.hold = side.fed + position - len(side.buffer)
         return position
 
     def _junk_line(self, side: _Side, data: bytes, position: int) -> int:
@@ -211,9 +241,9 @@ class Http1Parser(BaseParser):
             self._response(side, line, block)
         return position
 
-    def _short_request(self, side: _Side, line: bytes) -> None:
+    def _short_request(self, side: _Side) -> None:
         """HTTP/0.9: the line is all there is."""
-        line = line.lstrip(_SPACE)
+        line, side.line = side.line.lstrip(_SPACE), b""
         method, _, target = line.partition(b" ")
         tx = self._new_request(side, Head(line, (method, target.strip(_SPACE), b""), {}, b""))
         tx.add_event("missing_protocol")
@@ -222,7 +252,7 @@ class Http1Parser(BaseParser):
     def _headless_buffer(self, side: _Side) -> None:
         """An incomplete line, unless it still may become a status line."""
         data = bytes(side.buffer)
-        if data and not _is_response_line(data):
+        if data and not b"HTTP".startswith(_first_letters(data)):
             side.buffer.clear()
             self._headless(side, data)
 
@@ -453,6 +483,10 @@ class Http1Parser(BaseParser):
         """Transfer-Encoding lied: the rest is the body as it is, until the connection closes (libhtp)."""
         tx.add_event("invalid_response_chunk_len")
         side.state = self._until_close
+        empty = _EMPTY_LINES.match(data, position)
+        if empty:
+            side.buffer.clear()
+            return empty.end()
         if side.buffer:
             buffered = bytes(side.buffer)
             side.buffer.clear()
@@ -550,15 +584,13 @@ def _side_name(side: _Side) -> str:
     return "response" if side.direction else "request"
 
 
-def _is_response_line(line: bytes | bytearray) -> bool:
+def _is_response_line(line: bytes) -> bool:
     """Whether browsers would take this for a status line (libhtp htp_treat_response_line_as_body)."""
-    start = bytes(line[:64]).lstrip(_LINE_END)[:4].upper()
-    return b"HTTP".startswith(start)
+    return _first_letters(line) == b"HTTP"
 
 
-def _looks_like_field(data: bytes, position: int) -> bool:
-    """Whether fields follow a request line without a protocol, as far as can be told now (libhtp REQ_PROTOCOL)."""
-    return _FIELD_NAME.match(data, position) is not None
+def _first_letters(line: bytes) -> bytes:
+    return line[:64].lstrip(_LINE_END)[:4].upper()
 
 
 def _asked_for_upgrade(request: Head | None) -> bool:

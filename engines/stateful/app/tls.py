@@ -60,7 +60,7 @@ class TlsFacts:
 
 
 class TlsTransaction(BaseTransaction):
-    """One connection. ``states``: what of the handshake was seen, in the words of ``ssl_state``."""
+    """One connection. ``states``: what of the handshake was seen by direction, in ``ssl_state``'s words."""
 
     __slots__ = (
         "_certificates",
@@ -85,7 +85,7 @@ class TlsTransaction(BaseTransaction):
         self.alpn = b""
         self.ja3_string = self.ja4 = self.ja3s_string = ""
         self.chains: list[tuple[bytes, ...]] = [(), ()]  # by the direction they travel
-        self.states: list[str] = []
+        self.states: list[list[str]] = [[], []]
         self._certificates: list[CertificateFacts | None] = [None, None]
 
     def certificate(self, direction: Direction) -> CertificateFacts | None:
@@ -93,8 +93,9 @@ class TlsTransaction(BaseTransaction):
         return self._certificates[direction]
 
     def saw(self, state: str, direction: Direction) -> None:
-        if state not in self.states:
-            self.states.append(state)
+        """A step of the handshake, taken by the sender of that direction."""
+        if state not in self.states[direction]:
+            self.states[direction].append(state)
         self.touch(direction)
 
     def set_client(self, facts: TlsFacts) -> None:
@@ -432,5 +433,5 @@ _BUFFERS: dict[str, tuple[tuple[Direction, ...], _Getter]] = {
     "ja3s.hash": (_SERVER, lambda tx, _: _hash(tx.ja3s_string)),
     "ja3s.string": (_SERVER, lambda tx, _: _text(tx.ja3s_string)),
     "ja4.hash": (_CLIENT, lambda tx, _: _text(tx.ja4)),
-    "ssl_state": (_BOTH, lambda tx, _: [state.encode() for state in tx.states]),
+    "ssl_state": (_BOTH, lambda tx, direction: [state.encode() for state in tx.states[direction]]),
 }

@@ -41,7 +41,6 @@ UNSUPPORTED: dict[str, str] = {
 # Parsed and compiled, but nothing evaluates or fills them yet: refused until the part named here is there. Taking a
 # line away is all it then needs.
 PENDING: dict[str, str] = {
-    "absent": "waits for the inspector to judge buffers that do not exist",
     "file.name": "waits for a parser that gives file names",
     "ssh.hassh": "waits for HASSH in the SSH parser",
     "ssh.hassh.string": "waits for HASSH in the SSH parser",
