@@ -128,7 +128,7 @@ class Demo:
 
         def untrusted() -> tuple[bool, str]:
             answer = self.curl("https://allowed.test/")
-            return answer.returncode == 60, f"curl exit {answer.returncode}: {answer.stderr.strip()[:80]}"
+            return answer.returncode == 60, f"curl exit {answer.returncode}: {answer.stderr.splitlines()[0]}"
 
         self.step("a client that does not trust the CA refuses", untrusted)
 
