@@ -217,6 +217,7 @@ class Flow:
         "server_port",
         "streams",
         "tcp_state",
+        "unseen",
         "verdict",
     )
 
@@ -244,6 +245,8 @@ class Flow:
         self.tcp_state = TcpState.NEW
         self.established = False
         """Handshake finished; UDP and others: both sides seen. Holds from the next packet on, see :class:`Tracked`."""
+        self.unseen: Direction | None = None
+        """A direction most of whose segments no longer come by: what the other side acknowledges is believed."""
         self.midstream = False
         """Adopted without a handshake."""
         self.created = now
@@ -370,12 +373,11 @@ class FlowTable:
             if end != half.next_seq and end - half.next_seq & SEQUENCE_MASK < 0x80000000:
                 half.next_seq = end
             ack = packet.ack
-            if (
-                ack != half.acked
-                and ack - half.acked & SEQUENCE_MASK < 0x80000000
-                and peer.next_seq - ack & SEQUENCE_MASK < 0x80000000
-            ):
-                half.acked = ack
+            if ack != half.acked and ack - half.acked & SEQUENCE_MASK < 0x80000000:
+                if peer.next_seq - ack & SEQUENCE_MASK < 0x80000000:
+                    half.acked = ack
+                elif flow.unseen is not None and flow.unseen is not direction:
+                    half.acked = peer.next_seq = ack  # of segments that did not come by here
             half.window = packet.window << half.scale
         else:
             reason = _segment(flow, direction, packet)

@@ -32,12 +32,17 @@ if TYPE_CHECKING:
 MESSAGE_BYTES = 1 << 20
 READY_SECONDS = 30.0  # a worker that has not bound its queue by then never will
 STATUS_SECONDS = 1.0
+ERRORS_TOLD = 1000  # of a policy; a message has to hold them all
 RESTART_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # waits before the n-th restart within a minute
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """A sequenced-packet socket pair for whole messages."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    """A sequenced-packet socket pair for whole messages of up to :data:`MESSAGE_BYTES`."""
+    sides = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for side in sides:
+        with contextlib.suppress(OSError):  # the usual limit, 208 KiB, is less than the counters of a large rule set
+            side.setsockopt(socket.SOL_SOCKET, 32, 4 * MESSAGE_BYTES)  # SO_SNDBUFFORCE
+    return sides
 
 
 class StartError(Exception):
@@ -115,7 +120,10 @@ class Leader:
             ready = self._start()
         except StartError as failed:
             self._stop_children()
-            self._say("failed", list(failed.args))
+            lines = [str(line) for line in failed.args]
+            if len(lines) > ERRORS_TOLD:
+                lines = [*lines[:ERRORS_TOLD], f"... and {len(lines) - ERRORS_TOLD} errors more"]
+            self._say("failed", lines)
             return
         self._say("ready", ready)
         self._watch()
@@ -154,6 +162,7 @@ class Leader:
             stream_exception=policy.stateful.stream_exception.value,
             log_path=str(policy.log.path) if policy.log.path is not None else "",
             log_bytes=policy.log.max_size,
+            log_keep=policy.log.keep,
             warnings=tuple(str(warning) for warning in policy.warnings),
         )
 

@@ -57,6 +57,16 @@ _RUN_SECONDS = 20.0
 _QUEUE_MAX = 65535
 
 
+# Dispositions of packets that may leave.
+_FORWARDED = (
+    Disposition.INSPECT,
+    Disposition.INSPECT_TO_CLIENT,
+    Disposition.INSPECT_TO_SERVER,
+    Disposition.PASS,
+    Disposition.ONCE,
+)
+
+
 class HostNetError(Exception):
     """The kernel or a tool refused; the text says what and why."""
 
@@ -289,6 +299,7 @@ table inet {self.table} {{
             # Only what the fragments chain has stamped bears a mark of ours here; see _whole.
             f"meta mark & {f} != 0 jump whole_{number}",
             f"ct mark & {f} == {self._hex(inspect)} {self._stamp(inspect)} {queue}",
+            *self._half_inspected(number, queue),
             f"ct mark & {f} == {self._hex(passed)} {self._stamp(passed)} accept",
             f"ct mark & {f} == {self._hex(drop)} counter name dropped drop",
             # Also of older generations, and ICMP errors for them: the socket is the proof that the connection goes on.
@@ -325,6 +336,22 @@ table inet {self.table} {{
             *udp,
         ]
 
+    def _half_inspected(self, number: int, queue: str) -> list[str]:
+        """Flows of which only one direction can still match a rule. The other one is forwarded here, except for the
+        segments that open or end a connection, by which the flow table knows where it stands."""
+        layout, f = self.layout, self._hex(self.layout.mask)
+        once = self._stamp(layout.compose(number, Disposition.ONCE))
+        rules = []
+        for disposition, passing in (
+            (Disposition.INSPECT_TO_CLIENT, "original"),
+            (Disposition.INSPECT_TO_SERVER, "reply"),
+        ):
+            mark = layout.compose(number, disposition)
+            ours = f"ct mark & {f} == {self._hex(mark)}"
+            rules.append(f"{ours} ct direction {passing} tcp flags & (fin | syn | rst) == 0 {once} accept")
+            rules.append(f"{ours} {self._stamp(mark)} {queue}")
+        return rules
+
     def _verdict(self, generation: GenerationPlan) -> list[str]:
         layout, number = self.layout, generation.generation
         f = self._hex(layout.mask)
@@ -336,6 +363,8 @@ table inet {self.table} {{
         tls = f"meta mark & {f} == {self._hex(layout.compose(number, Disposition.TLS))}"
         rules = [
             f"{saved(Disposition.INSPECT)} accept",
+            f"{saved(Disposition.INSPECT_TO_CLIENT)} accept",
+            f"{saved(Disposition.INSPECT_TO_SERVER)} accept",
             f"{saved(Disposition.PASS)} accept",
             f"{saved(Disposition.DROP)} counter name dropped drop",
             # The mark of an untracked packet has nowhere to go, so the rules above do not match it; what it says holds.
@@ -356,10 +385,7 @@ table inet {self.table} {{
 
     def _elements(self, number: int) -> list[str]:
         layout = self.layout
-        judged = ", ".join(
-            self._hex(layout.compose(number, disposition))
-            for disposition in (Disposition.INSPECT, Disposition.PASS, Disposition.ONCE)
-        )
+        judged = ", ".join(self._hex(layout.compose(number, disposition)) for disposition in _FORWARDED)
         return [
             f"judged {{ {judged} }}",
             f"verdicts {{ {self._hex(layout.compose(number, Disposition.NONE))} : goto verdict_{number} }}",

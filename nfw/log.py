@@ -2,7 +2,8 @@
 
 Senders hold one end of a sequenced-packet socket and never block: what does not fit is dropped and counted, and the
 count is itself logged as soon as there is room (``event_type: log_dropped``). The writer bounds the file by size:
-at ``max_bytes`` it is renamed to ``NAME.1`` (the one before goes), so at most twice that is on disk. SIGHUP reopens.
+at ``max_bytes`` it is renamed to ``NAME.1``, ``NAME.1`` to ``NAME.2`` and so on, and the one after ``keep`` goes, so at
+most ``keep + 1`` times that is on disk. SIGHUP reopens.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from nfw import events, process
@@ -22,6 +23,7 @@ from nfw import events, process
 MESSAGE_BYTES = 60_000  # one socket message; well under the socket buffer so that several fit
 SOCKET_BYTES = 8 << 20  # about a second of heavy logging while the writer is busy rotating
 FLUSH_SECONDS = 0.1
+STOP_SECONDS = 1.0  # for what is queued when the writer is told to stop; under a flood there is no end to it
 
 
 def channel() -> tuple[socket.socket, socket.socket]:
@@ -37,8 +39,15 @@ def channel() -> tuple[socket.socket, socket.socket]:
 class LogSender:
     """What a worker writes its events to. Buffers for :data:`FLUSH_SECONDS`, then sends whole messages."""
 
-    def __init__(self, sock: socket.socket | None, extra: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket | None,
+        extra: Mapping[str, Any] | None = None,
+        kinds: Collection[str] | None = None,
+    ) -> None:
+        """``extra`` goes into every event's ``nfw``. ``kinds``: values of ``event_type`` that are wanted, None: all."""
         self._sock = sock
+        self._kinds = None if kinds is None else frozenset(kinds)
         self._extra = dict(extra or {})
         self._buffer: list[bytes] = []
         self._size = 0
@@ -46,7 +55,9 @@ class LogSender:
         self._told = 0
 
     def write(self, event: dict[str, Any]) -> None:
-        """Queue one event; never blocks, never raises."""
+        """Queue one event, if its kind is wanted; never blocks, never raises."""
+        if self._kinds is not None and event.get("event_type") not in self._kinds:
+            return
         if self._extra:
             event.setdefault("nfw", {}).update(self._extra)
         data = events.line(event)
@@ -83,11 +94,17 @@ class LogSender:
 
 
 class LogFile:
-    """A size-bounded append-only file, or standard output for ``-``."""
+    """A size-bounded append-only file with ``keep`` older ones beside it, or standard output for ``-``.
 
-    def __init__(self, path: str, max_bytes: int) -> None:
+    Raises OSError when the path cannot be opened.
+    """
+
+    def __init__(self, path: str, max_bytes: int, keep: int = 1) -> None:
         self.path = path
         self.max_bytes = max_bytes
+        self.keep = keep
+        self._torn = False  # the file may end in the middle of a line
+        self._failing = False
         self._fd = -1
         self._size = 0
         self._regular = False
@@ -108,23 +125,58 @@ class LogFile:
         self._size = info.st_size
 
     def write(self, data: bytes) -> None:
-        """Append whole lines; a full disk loses them and says so once on standard error."""
+        """Append whole lines; a full disk loses them and says so on standard error, once until it works again."""
         try:
             if self._regular and self._size and self._size + len(data) > self.max_bytes:
-                os.replace(self.path, self.path + ".1")
-                self.reopen()
-            os.write(self._fd, data)
-            self._size += len(data)
+                self._rotate()
+            if self._torn:
+                data = b"\n" + data
+            while data:
+                written = os.write(self._fd, data)
+                self._size += written
+                data = data[written:]
+                self._torn = bool(data)
+            self._failing = False
         except OSError as error:
-            if self.errors == 0:
+            if not self._failing:
                 print(f"nfw: cannot write the event log {self.path}: {error.strerror}", file=sys.stderr, flush=True)
+            self._failing = True
             self.errors += 1
 
+    def close(self) -> None:
+        """Close the file; standard output stays open."""
+        if self._fd >= 0 and self.path != "-":
+            os.close(self._fd)
+        self._fd = -1
 
-def run_writer(receiver: socket.socket, path: str, max_bytes: int) -> None:
+    def _rotate(self) -> None:
+        for number in range(self.keep, 0, -1):
+            newer = self.path if number == 1 else f"{self.path}.{number - 1}"
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(newer, f"{self.path}.{number}")
+        if self.keep == 0:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
+        self.reopen()
+        self._torn = False
+
+
+def check(path: str) -> str | None:
+    """Why no event log can be kept at ``path``; None when it can. Makes the folder and the file where missing."""
+    try:
+        if path != "-":
+            os.makedirs(os.path.dirname(path) or ".", mode=0o750, exist_ok=True)
+            LogFile(path, 0).close()
+    except OSError as error:
+        return f"cannot write the event log {path}: {error.strerror}"
+    return None
+
+
+def run_writer(receiver: socket.socket, path: str, max_bytes: int, keep: int = 1) -> None:
     """The writer process: until every sender is gone or SIGTERM, after which what is queued is still written."""
     process.name("nfw log")
-    log = LogFile(path, max_bytes)
+    log = LogFile(path, max_bytes, keep)
+    stop_at = 0.0
     state = {"reopen": False, "stop": False}
     signal.signal(signal.SIGHUP, lambda *_: state.update(reopen=True))
     signal.signal(signal.SIGTERM, lambda *_: state.update(stop=True))
@@ -137,6 +189,10 @@ def run_writer(receiver: socket.socket, path: str, max_bytes: int) -> None:
                 log.reopen()
             except OSError as error:
                 print(f"nfw: cannot reopen the event log {path}: {error.strerror}", file=sys.stderr, flush=True)
+        if state["stop"]:
+            stop_at = stop_at or time.monotonic() + STOP_SECONDS
+            if time.monotonic() >= stop_at:
+                return
         try:
             data = receiver.recv(MESSAGE_BYTES * 2)
         except TimeoutError:

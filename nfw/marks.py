@@ -3,7 +3,7 @@
 Marks are shared with everything else on the router (policy routing, containers, VPNs), so nfw owns a contiguous run of
 bits, the *field*, and leaves every other bit alone::
 
-    mask 0xfff00000:   ggggggggg ddd xxxxxxxxxxxxxxxxxxxx
+    mask 0xfff00000:   gggggggg dddd xxxxxxxxxxxxxxxxxxxx
                        generation │   not ours
                             disposition
 
@@ -17,7 +17,8 @@ import enum
 from dataclasses import dataclass
 
 DEFAULT_MASK = 0xFFF00000
-DISPOSITION_BITS = 3
+DISPOSITION_BITS = 4
+_DISPOSITION = (1 << DISPOSITION_BITS) - 1
 _WORD = 0xFFFFFFFF
 _LEAST_GENERATION_BITS = 2  # three generations: current, the one being drained, the one being prepared
 
@@ -32,12 +33,21 @@ class Disposition(enum.IntEnum):
     TLS = 4  # delivered to the TLS worker: the client's side of an intercepted connection
     OWN = 5  # nfw's own packets and the connections it opens
     ONCE = 6  # this packet is forwarded; nothing is remembered about its flow
+    INSPECT_TO_CLIENT = 8  # as INSPECT, but packets of the original direction are forwarded by the kernel alone
+    INSPECT_TO_SERVER = 9  # as INSPECT, but packets of the reply direction are forwarded by the kernel alone
     FRAGMENT = 7  # kernel rules only, generation 0: was reassembled from fragments addressed to the router itself
+
+
+# Values nothing uses read as NONE: such a mark is not ours to trust.
+_DISPOSITIONS = tuple(
+    Disposition(value) if value in Disposition._value2member_map_ else Disposition.NONE
+    for value in range(1 << DISPOSITION_BITS)
+)
 
 
 @dataclass(frozen=True, slots=True)
 class MarkLayout:
-    """Where the field is in a 32-bit mark. Raises ValueError when ``mask`` is not one run of at least 5 bits."""
+    """Where the field is in a 32-bit mark. Raises ValueError when ``mask`` is not one run of at least 6 bits."""
 
     mask: int = DEFAULT_MASK
 
@@ -47,7 +57,7 @@ class MarkLayout:
         if not run or run & (run + 1):
             raise ValueError(f"mark mask {self.mask:#x} is not one contiguous run of bits of a 32-bit mark")
         if run.bit_length() < DISPOSITION_BITS + _LEAST_GENERATION_BITS:
-            raise ValueError(f"mark mask {self.mask:#x} has {run.bit_length()} bits; at least 5 are needed")
+            raise ValueError(f"mark mask {self.mask:#x} has {run.bit_length()} bits; at least 6 are needed")
 
     @property
     def shift(self) -> int:
@@ -57,7 +67,7 @@ class MarkLayout:
     @property
     def disposition_mask(self) -> int:
         """The bits of the disposition, in place."""
-        return 0b111 << self.shift
+        return _DISPOSITION << self.shift
 
     @property
     def generation_mask(self) -> int:
@@ -91,4 +101,4 @@ class MarkLayout:
     def split(self, mark: int) -> tuple[int, Disposition]:
         """Generation and disposition of a mark; foreign bits are ignored."""
         field = (mark & self.mask) >> self.shift
-        return field >> DISPOSITION_BITS, Disposition(field & 0b111)
+        return field >> DISPOSITION_BITS, _DISPOSITIONS[field & _DISPOSITION]

@@ -39,6 +39,8 @@ HELD_PACKETS_PER_FLOW = 64
 HELD_PACKETS = 4096  # of a worker; the kernel's queue is longer than this, so the queue itself never fills by holding
 HOLD_SECONDS = 0.25  # below the smallest retransmission time-outs people notice, above any segment's spacing
 OLD_FLOWS = 200_000  # remembered 5-tuples of the generation before
+SETTLED_KEYS = 65_536  # of flows the kernel has taken over, while packets queued before that may still come
+SETTLED_SECONDS = 10.0  # far more than any packet waits in the queue
 DROP_EVENTS_PER_SECOND = 100  # drop records of packets that belong to no flow; the rest is only counted
 
 
@@ -53,6 +55,11 @@ class Answer(enum.IntEnum):
     PASS = Disposition.PASS
     DROP_FLOW = Disposition.DROP
     TLS = Disposition.TLS
+    INSPECT_TO_CLIENT = Disposition.INSPECT_TO_CLIENT
+    INSPECT_TO_SERVER = Disposition.INSPECT_TO_SERVER
+
+
+_INSPECTED = frozenset((Answer.INSPECT, Answer.INSPECT_TO_CLIENT, Answer.INSPECT_TO_SERVER))
 
 
 class Effects(Protocol):
@@ -91,6 +98,7 @@ class Context:
     alerted: bool = False
     decision: Decision | None = None
     logged: bool = False  # the flow's record is written
+    passing: Direction | None = None  # the direction the kernel forwards by itself
 
 
 class Pipeline:
@@ -110,6 +118,9 @@ class Pipeline:
         self.holding: OrderedDict[int, Flow] = OrderedDict()  # flows with held packets, oldest first
         self.held_packets = 0
         self.old_flows: set[bytes] = set()
+        # Flows marked PASS or DROP that have left the table, by protocol and key, oldest first: packets of theirs that
+        # were queued before the mark was set must not be taken for mid-stream, nor their answer undo the mark.
+        self.settled: OrderedDict[tuple[int, bytes], tuple[Answer, float]] = OrderedDict()
         self.counts: dict[str, int] = {}
         self._drop_budget = float(DROP_EVENTS_PER_SECOND)
         self._drop_at = 0.0
@@ -127,8 +138,10 @@ class Pipeline:
         if match.action is not StatelessAction.FORWARD:
             return self._stateless(packet, match, now)
         old = disposition != Disposition.NONE and generation != self.generation
-        answer = self._track(packet_id, packet, old, now)
-        if answer is Answer.INSPECT and generation == self.generation and disposition == Disposition.INSPECT:
+        ours = generation == self.generation and disposition in _INSPECTED
+        answer = self._track(packet_id, packet, old, ours, now)
+        # The mark is in place already; a mark that says something else would undo what the flow's has come to be.
+        if ours and answer in _INSPECTED and answer.value == disposition:
             return Answer.ACCEPT
         return answer
 
@@ -145,7 +158,7 @@ class Pipeline:
             return Answer.PASS
         return Answer.ONCE
 
-    def _track(self, packet_id: int, packet: Packet, old: bool, now: float) -> Answer:
+    def _track(self, packet_id: int, packet: Packet, old: bool, ours: bool, now: float) -> Answer:
         tracked = self.table.track(packet, now)
         if tracked.ended is not None:
             self._ended(tracked.ended, now)
@@ -153,6 +166,10 @@ class Pipeline:
         if kind is Kind.RELATED:
             self._count("icmp_error")
             return Answer.ONCE
+        if self.settled and (kind is Kind.MIDSTREAM or (kind is Kind.NEW and packet.protocol != TCP)):
+            settled = self._settled(packet, tracked.flow, now)
+            if settled is not None:
+                return settled
         if kind is Kind.MIDSTREAM and (tracked.flow is None or tracked.flow.context is None):
             refused = self._midstream(packet, old, now)
             if refused is not None:
@@ -160,6 +177,13 @@ class Pipeline:
             tracked = self.table.adopt(packet, now)
             if tracked.ended is not None:
                 self._ended(tracked.ended, now)
+            if tracked.kind is Kind.MIDSTREAM and tracked.flow is None:
+                return self._drop("invalid_midstream", packet, now)  # a RST with payload
+        if kind is Kind.INVALID and ours and tracked.reason == "unrelated_icmp":
+            # Queues are chosen by address, so an error of a router on the way may come to another worker than the flow
+            # it quotes. The kernel's tracking has read the quote too: the mark is that flow's.
+            self._count("icmp_error")
+            return Answer.ONCE
         flow = tracked.flow
         if kind is Kind.REFUSED or (flow is None and kind is Kind.MIDSTREAM):
             return self._drop("flow_table_full", packet, now)
@@ -175,6 +199,27 @@ class Pipeline:
             context = flow.context = Context(inspector)
         return self._inspect(packet_id, packet, flow, context, tracked.direction, tracked.established, now)
 
+    def _settled(self, packet: Packet, made: Flow | None, now: float) -> Answer | None:
+        """The answer to a packet of a flow that the kernel has taken over meanwhile; ``made``: what it made of it."""
+        known = self.settled.get((packet.protocol, packet.key))
+        if known is None or known[1] < now:
+            return None
+        if made is not None:
+            self.table.remove(made)
+        self._count("settled")
+        return known[0]
+
+    def _settle(self, flow: Flow, answer: Answer, now: float) -> Answer:
+        """``flow`` leaves the table: from here on it is the kernel's."""
+        self.table.remove(flow)
+        settled, until = self.settled, now + SETTLED_SECONDS
+        for key in flow.keys:
+            settled[flow.protocol, key] = (answer, until)
+            settled.move_to_end((flow.protocol, key))
+        while len(settled) > SETTLED_KEYS:
+            settled.popitem(last=False)
+        return answer
+
     def _in_scope(self, packet: Packet) -> bool:
         return self.scopes is not None and self.scopes.covers(packet)
 
@@ -186,14 +231,14 @@ class Pipeline:
                 open_flows.which is OpenFlowsOf.TLS_SCOPE and (self._in_scope(packet) or self._reply_in_scope(packet))
             )
             if not covered:
-                return None
+                return _bare_reset(packet)
             if open_flows.action is Refusal.REJECT:
                 self._reset(packet)
             return self._drop("open_flow", packet, now)
         exception = self.policy.stateful.stream_exception
         if exception is StreamException.CONTINUE:
             self._count("stream_exception_continue")
-            return None
+            return _bare_reset(packet)
         if packet.tcp_flags & RST:  # nothing to reject, and dropping it is the same for both ends
             return self._drop("stream_exception", packet, now)
         if exception is StreamException.REJECT:
@@ -216,6 +261,12 @@ class Pipeline:
         established: bool,
         now: float,
     ) -> Answer:
+        refusal = context.decision
+        if refusal is not None and refusal.verdict is not Verdict.ACCEPT:
+            # Decided when a hold expired, with no packet at hand that could carry the answer to the kernel.
+            if refusal.verdict is Verdict.REJECT:
+                self._refuse(packet)
+            return self._settle(flow, Answer.DROP_FLOW, now)
         payload = packet.payload
         stream, ended, end = payload, False, 0
         if packet.protocol == TCP:
@@ -241,6 +292,23 @@ class Pipeline:
         if inspector.finished and packet.protocol in (TCP, UDP) and self._kernel_may_take(context, packet):
             return self._offload(flow, now)
         self._closed(flow, now)
+        return self._half(flow, context, packet)
+
+    def _half(self, flow: Flow, context: Context, packet: Packet) -> Answer:
+        """Leave one direction to the kernel when only the other one can still match, as in a long transfer."""
+        if context.passing is None and packet.protocol == TCP and not flow.midstream and not context.held:
+            inspector = context.inspector
+            assert inspector is not None
+            for direction in Direction:
+                if inspector.done(direction) and self._kernel_may_take(context, packet):
+                    context.passing = flow.unseen = direction
+                    context.streams[direction] = None
+                    self._count("half_offloaded")
+                    to_server = direction is Direction.TO_SERVER
+                    return Answer.INSPECT_TO_CLIENT if to_server else Answer.INSPECT_TO_SERVER
+        if context.passing is not None:
+            to_server = context.passing is Direction.TO_SERVER
+            return Answer.INSPECT_TO_CLIENT if to_server else Answer.INSPECT_TO_SERVER
         return Answer.INSPECT
 
     def _uninspected(self, packet: Packet, flow: Flow, now: float) -> Answer:
@@ -255,8 +323,7 @@ class Pipeline:
     def _offload(self, flow: Flow, now: float) -> Answer:
         self._count("offloaded")
         self._ended(flow, now, "offloaded")
-        self.table.remove(flow)
-        return Answer.PASS
+        return self._settle(flow, Answer.PASS, now)
 
     def _reassemble(
         self, packet: Packet, flow: Flow, context: Context, direction: Direction, payload: bytes, now: float
@@ -267,6 +334,10 @@ class Pipeline:
         flags = packet.tcp_flags
         if flags & ACK and other is not None:
             other.acked(packet.ack)
+        if context.passing is direction:
+            return None, b"", bool(flags & FIN), 0  # the kernel forwards these bytes: nothing can match them any more
+        if flags & RST:  # no receiver takes what a RST carries for data
+            return None, b"", False, 0
         half = streams[direction]
         sequence = packet.seq
         if flags & SYN:
@@ -284,7 +355,9 @@ class Pipeline:
         if status is Status.OK or status is Status.OUT_OF_ORDER:
             return None, added.data, added.ended, end
         if status is Status.DUPLICATE:
-            if any(item[1] == direction and item[2] >= end for item in context.held):
+            inspector = context.inspector
+            judged = context.fed[direction] - (inspector.held[direction] if inspector is not None else 0)
+            if end > judged and any(item[1] == direction and item[2] >= end for item in context.held):
                 return self._quiet("held_duplicate"), b"", False, end  # the held copy gets the verdict
             return None, b"", False, end
         return self._drop(f"stream_{status.value}", packet, now, flow=flow), b"", False, end
@@ -313,7 +386,8 @@ class Pipeline:
         context.decision = decision
         self._drop_held(flow, context)
         self._ended(flow, now, "dropped")
-        self.table.remove(flow)
+        if packet is not None:
+            self._settle(flow, Answer.DROP_FLOW, now)
         return Answer.DROP_FLOW
 
     def _kernel_may_take(self, context: Context, packet: Packet) -> bool:
@@ -351,9 +425,13 @@ class Pipeline:
                 self.held_packets -= 1
             else:
                 keep.append(item)
+        released = len(keep) < len(context.held)
         context.held = keep
         if not keep:
             self.holding.pop(flow.id, None)
+        elif released:  # what waits now belongs to another unit, with a patience of its own
+            context.held_since = now
+            self.holding.move_to_end(flow.id)
 
     def _drop_held(self, flow: Flow, context: Context) -> None:
         for packet_id, _, _ in context.held:
@@ -387,7 +465,13 @@ class Pipeline:
                 break
             self._count("hold_expired")
             self.holding.pop(flow.id, None)
-            self._judge_now(flow, context, None, now)
+            try:
+                self._judge_now(flow, context, None, now)
+            except Exception:
+                self._drop_held(flow, context)  # a bug must not keep packets for ever
+                raise
+        while self.settled and next(iter(self.settled.values()))[1] < now:
+            self.settled.popitem(last=False)
         for gone in self.table.expire(now):
             self._ended(gone, now)
         if self.holding:
@@ -418,10 +502,12 @@ class Pipeline:
 
     def _ended(self, flow: Flow, now: float, reason: str = "") -> None:
         context: Context | None = flow.context
-        if context is None or context.logged:
+        if context is None:
+            return
+        self._drop_held(flow, context)
+        if context.logged:
             return
         context.logged = True
-        self._drop_held(flow, context)
         event = flow_event(flow, "flow", now + self.wall, None)
         decision = context.decision
         event["flow"] = {
@@ -433,7 +519,7 @@ class Pipeline:
             "end": events.timestamp(flow.last_seen + self.wall),
             "age": int(flow.last_seen - flow.created),
             "state": "established" if flow.established else "new",
-            "reason": reason or (flow.close_reason or CloseReason.TIMEOUT).value,
+            "reason": reason or _close_reason(flow),
             "alerted": context.alerted,
         }
         if context.inspector is not None and context.inspector.app_proto:
@@ -508,6 +594,18 @@ class Pipeline:
 
 
 _OVER = frozenset((TcpState.TIME_WAIT, TcpState.CLOSED))
+
+
+def _close_reason(flow: Flow) -> str:
+    """Both FINs mean closed, also when the last acknowledgement did not come by here."""
+    reason = flow.close_reason or CloseReason.TIMEOUT
+    both = flow.flags[0] & flow.flags[1] & FIN
+    return (CloseReason.CLOSED if both and reason is CloseReason.TIMEOUT else reason).value
+
+
+def _bare_reset(packet: Packet) -> Answer | None:
+    """A RST ends a conversation and begins none, so there is nothing to take up: it may go, if it is nothing else."""
+    return Answer.ONCE if packet.tcp_flags & RST and not packet.payload else None
 
 
 def _tuple(packet: Packet) -> bytes:

@@ -40,6 +40,7 @@ class GenerationReady:
     stream_exception: str
     log_path: str = ""
     log_bytes: int = DEFAULT_LOG_BYTES
+    log_keep: int = 1
     warnings: tuple[str, ...] = ()
 
 

@@ -471,7 +471,14 @@ def _forgotten(which: str) -> tuple[Disposition, ...]:
     """Whose conntrack entries go at a switch, by ``open_flows.which``."""
     tls = (Disposition.TLS, Disposition.OWN)
     if which == "all":
-        return (Disposition.INSPECT, Disposition.PASS, Disposition.DROP, *tls)
+        return (
+            Disposition.INSPECT,
+            Disposition.INSPECT_TO_CLIENT,
+            Disposition.INSPECT_TO_SERVER,
+            Disposition.PASS,
+            Disposition.DROP,
+            *tls,
+        )
     return tls if which == "tls_scope" else ()
 
 

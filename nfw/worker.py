@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
 
 MESSAGE_BYTES = 1 << 20
+BUGS_SHOWN = 20  # tracebacks; the rest is only counted
 DRAIN_PACKETS = 256  # between two looks at the clock and the leader
 
 
@@ -39,13 +40,14 @@ class Worker:
         self.layout = MarkLayout(settings.mark_mask)
         self.generation = settings.number
         self.leader = leader
-        self.log = LogSender(log, {"generation": settings.number})
+        self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.events)
         self.raw = RawSender(self.layout.compose(settings.number, Disposition.OWN))
         self.pipeline = Pipeline(compiled, settings.number, self, time.time() - time.monotonic())
         self.marks = {
             answer: self.layout.compose(settings.number, Disposition(answer)) for answer in Answer if answer > 0
         }
         self.bugs = 0
+        self.held: dict[int, int] = {}  # packet id -> its mark; as many as the pipeline holds
         self.queue = Queue(queue, self.on_packet, fail_open=compiled.policy.fail_open)
         self.stopping = False
 
@@ -53,7 +55,8 @@ class Worker:
 
     def verdict(self, packet_id: int, accept: bool) -> None:
         """Verdict of a packet held earlier. The mark says INSPECT, as for every packet of an inspected flow."""
-        self.queue.verdict(packet_id, accept, self.marks[Answer.INSPECT] if accept else None)
+        mark = self.layout.merge(self.held.pop(packet_id, 0), self.marks[Answer.INSPECT])
+        self.queue.verdict(packet_id, accept, mark if accept else None)
 
     def inject(self, packet: bytes) -> None:
         """A reset or unreachable of our own; what cannot be sent is only counted, the drop stands anyway."""
@@ -73,19 +76,31 @@ class Worker:
             generation, disposition = self.layout.split(mark)
             answer = self.pipeline.packet(packet_id, generation, disposition, payload, time.monotonic())
         except Exception:  # noqa: BLE001 - our bug must cost one packet, not the worker
-            self.bugs += 1
-            if self.bugs <= 20:
-                traceback.print_exc()
+            self._bug()
             answer = Answer.DROP
         if answer is Answer.ACCEPT:
             return ACCEPT_BATCH
         if answer is Answer.HOLD:
+            self.held[packet_id] = mark
             return HELD
         if answer is Answer.DROP:
             self.queue.verdict(packet_id, False)
         else:
             self.queue.verdict(packet_id, True, self.layout.merge(mark, self.marks[answer]))
         return DONE
+
+    def _bug(self) -> None:
+        self.bugs += 1
+        if self.bugs <= BUGS_SHOWN:
+            traceback.print_exc()
+
+    def _tick(self, now: float) -> float:
+        """What is judged because its time is up comes from the network too."""
+        try:
+            return self.pipeline.tick(now)
+        except Exception:  # noqa: BLE001 - as in on_packet
+            self._bug()
+            return 0.1
 
     def run(self) -> None:
         """Until SIGTERM or the leader's end."""
@@ -103,7 +118,7 @@ class Worker:
                     self.queue.drain(DRAIN_PACKETS)
             now = time.monotonic()
             if now >= next_tick or not ready or self.pipeline.holding:
-                wait = self.pipeline.tick(now)
+                wait = self._tick(now)
                 next_tick = now + min(wait, 0.1)
                 self.log.flush()
                 wait = min(wait, 0.1) if ready else wait

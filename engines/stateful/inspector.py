@@ -713,6 +713,22 @@ class Inspector:
             for side in _BOTH
         )
 
+    def done(self, side: Direction) -> bool:
+        """Nothing that travels this way can match any more, nor be needed to understand the other way. For a flow of no
+        known protocol beyond the stream depth, whose other direction may still match."""
+        if self._idle:
+            return True
+        if self._tls is not None or self._decided is not None or (self._detector and self._ruleset.needs_protocol):
+            return False
+        group, depth = self._group, self._limits.stream_depth
+        if self._layers or self._offset[side] < depth:
+            return False
+        if (group.pd_only and not self._pd_done[side]) or (group.ip_only and not self._ip_only_done[side]):
+            return False
+        if self._ruleset.defaults and not self._defaults_done():
+            return False
+        return not self._can_match(group.packet[side], side)
+
     def _can_match(self, search: Search, side: Direction) -> bool:
         """Any rule left that covers the flow, asked once per flow; one that wants the handshake has had it."""
         key = (id(search), self._established)

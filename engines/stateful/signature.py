@@ -16,7 +16,7 @@ from engines.verdict import Direction, RuleRef
 class Action(enum.Enum):
     """What a rule does when it matches; the order of the members is Suricata's default action order."""
 
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105
     DROP = "drop"
     REJECT = "reject"
     ALERT = "alert"

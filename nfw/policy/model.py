@@ -167,7 +167,8 @@ class Flows:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Event log. ``path`` None is the daemon's own choice; at ``max_size`` bytes it is rotated, ``keep`` old files stay."""
+    """Event log. ``path`` None is the daemon's own choice; at ``max_size`` bytes it is rotated;
+    ``keep`` old files stay."""
 
     path: Path | None = None
     max_size: int = 100 << 20

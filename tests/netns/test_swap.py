@@ -266,7 +266,7 @@ def conntrack_generations(lab: Lab) -> set[int]:
     for line in listed.splitlines():
         for word in line.split():
             if word.startswith("mark="):
-                generation = int(word[5:]) >> 23
+                generation = int(word[5:]) >> 24
                 if generation:
                     found.add(generation)
     return found

@@ -38,11 +38,11 @@ table inet nfw {
   }
   chain own {
     type filter hook output priority -150; policy accept;
-    meta mark & 0x00700000 == 0x00500000 meta mark & 0xfff00000 vmap @own_marks
+    meta mark & 0x00f00000 == 0x00500000 meta mark & 0xfff00000 vmap @own_marks
   }
   chain divert {
     type filter hook prerouting priority -90; policy accept;
-    meta mark & 0xff800000 vmap @verdicts
+    meta mark & 0xff000000 vmap @verdicts
   }
   chain classify {
     type filter hook prerouting priority -95; policy accept;
@@ -67,25 +67,29 @@ flush chain inet nfw generation_3
 flush chain inet nfw verdict_3
 flush chain inet nfw own_3
 add rule inet nfw fragments_3 ip frag-off & 0x3fff != 0 fib daddr type != unicast meta mark set meta mark & 0x000fffff | 0x00700000 accept
-add rule inet nfw fragments_3 ip frag-off & 0x3fff != 0 ip protocol udp meta mark set meta mark & 0x000fffff | 0x01e00000 accept
+add rule inet nfw fragments_3 ip frag-off & 0x3fff != 0 ip protocol udp meta mark set meta mark & 0x000fffff | 0x03600000 accept
 add rule inet nfw fragments_3 ip frag-off & 0x3fff != 0 counter name fragments_other drop
 add rule inet nfw fragments_3 exthdr frag exists fib daddr type != unicast meta mark set meta mark & 0x000fffff | 0x00700000 accept
-add rule inet nfw fragments_3 exthdr frag exists frag nexthdr udp meta mark set meta mark & 0x000fffff | 0x01e00000 accept
+add rule inet nfw fragments_3 exthdr frag exists frag nexthdr udp meta mark set meta mark & 0x000fffff | 0x03600000 accept
 add rule inet nfw fragments_3 exthdr frag exists counter name fragments_other drop
 add rule inet nfw queue_3 queue num 10-13
-add rule inet nfw whole_3 meta mark & 0xfff00000 == 0x01e00000 accept
+add rule inet nfw whole_3 meta mark & 0xfff00000 == 0x03600000 accept
 add rule inet nfw whole_3 fib daddr type != unicast accept
 add rule inet nfw whole_3 meta l4proto != udp counter name fragments_other drop
-add rule inet nfw whole_3 meta mark set meta mark & 0x000fffff | 0x01e00000 accept
+add rule inet nfw whole_3 meta mark set meta mark & 0x000fffff | 0x03600000 accept
 add rule inet nfw generation_3 meta mark & 0xfff00000 != 0 jump whole_3
-add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x01900000 meta mark set meta mark & 0x000fffff | 0x01900000 goto queue_3
-add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x01a00000 meta mark set meta mark & 0x000fffff | 0x01a00000 accept
-add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x01b00000 counter name dropped drop
-add rule inet nfw generation_3 ct mark & 0x00700000 == { 0x00400000, 0x00500000 } socket transparent 1 socket wildcard 0 meta mark set meta mark & 0x000fffff | 0x00400000 accept
+add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03100000 meta mark set meta mark & 0x000fffff | 0x03100000 goto queue_3
+add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03800000 ct direction original tcp flags & (fin | syn | rst) == 0 meta mark set meta mark & 0x000fffff | 0x03600000 accept
+add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03800000 meta mark set meta mark & 0x000fffff | 0x03800000 goto queue_3
+add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03900000 ct direction reply tcp flags & (fin | syn | rst) == 0 meta mark set meta mark & 0x000fffff | 0x03600000 accept
+add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03900000 meta mark set meta mark & 0x000fffff | 0x03900000 goto queue_3
+add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03200000 meta mark set meta mark & 0x000fffff | 0x03200000 accept
+add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03300000 counter name dropped drop
+add rule inet nfw generation_3 ct mark & 0x00f00000 == { 0x00400000, 0x00500000 } socket transparent 1 socket wildcard 0 meta mark set meta mark & 0x000fffff | 0x00400000 accept
 add rule inet nfw generation_3 iif "lo" accept
-add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x01c00000 meta l4proto tcp meta mark set meta mark & 0x000fffff | 0x01c00000 accept
+add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03400000 meta l4proto tcp meta mark set meta mark & 0x000fffff | 0x03400000 accept
 add rule inet nfw generation_3 fib daddr type { local, broadcast, anycast, multicast } accept
-add rule inet nfw generation_3 ct mark & 0x00700000 == 0x00500000 counter name stale drop
+add rule inet nfw generation_3 ct mark & 0x00f00000 == 0x00500000 counter name stale drop
 add rule inet nfw generation_3 meta mark set meta mark & 0x000fffff
 add rule inet nfw generation_3 ct mark & 0xfff00000 == 0 goto queue_3
 add rule inet nfw generation_3 ct mark & 0x00100000 == 0x00100000 meta mark set meta mark | 0x00100000
@@ -101,17 +105,19 @@ add rule inet nfw generation_3 ct mark & 0x20000000 == 0x20000000 meta mark set 
 add rule inet nfw generation_3 ct mark & 0x40000000 == 0x40000000 meta mark set meta mark | 0x40000000
 add rule inet nfw generation_3 ct mark & 0x80000000 == 0x80000000 meta mark set meta mark | 0x80000000
 add rule inet nfw generation_3 goto queue_3
-add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x01900000 ct mark set ct mark & 0x000fffff | 0x01900000 accept
-add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x01a00000 ct mark set ct mark & 0x000fffff | 0x01a00000 accept
-add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x01b00000 ct mark set ct mark & 0x000fffff | 0x01b00000 counter name dropped drop
-add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x01b00000 counter name dropped drop
-add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x01c00000 ct mark set ct mark & 0x000fffff | 0x01c00000 meta l4proto tcp tproxy to :1234 accept
-add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x01c00000 counter name tls_refused drop
-add rule inet nfw own_3 ct state new ct direction original ct mark set ct mark & 0x000fffff | 0x01d00000
+add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03100000 ct mark set ct mark & 0x000fffff | 0x03100000 accept
+add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03800000 ct mark set ct mark & 0x000fffff | 0x03800000 accept
+add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03900000 ct mark set ct mark & 0x000fffff | 0x03900000 accept
+add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03200000 ct mark set ct mark & 0x000fffff | 0x03200000 accept
+add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03300000 ct mark set ct mark & 0x000fffff | 0x03300000 counter name dropped drop
+add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03300000 counter name dropped drop
+add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03400000 ct mark set ct mark & 0x000fffff | 0x03400000 meta l4proto tcp tproxy to :1234 accept
+add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03400000 counter name tls_refused drop
+add rule inet nfw own_3 ct state new ct direction original ct mark set ct mark & 0x000fffff | 0x03500000
 add rule inet nfw own_3 meta mark set meta mark & 0x000fffff
-add element inet nfw judged { 0x01900000, 0x01a00000, 0x01e00000 }
-add element inet nfw verdicts { 0x01800000 : goto verdict_3 }
-add element inet nfw own_marks { 0x01d00000 : goto own_3 }
+add element inet nfw judged { 0x03100000, 0x03800000, 0x03900000, 0x03200000, 0x03600000 }
+add element inet nfw verdicts { 0x03000000 : goto verdict_3 }
+add element inet nfw own_marks { 0x03500000 : goto own_3 }
 """  # noqa: E501 - the lines are nft's
 
 FLIPPED = """\
@@ -124,9 +130,9 @@ add rule inet nfw classify goto generation_3 comment "queues 10-13 port 1234"
 """
 
 RETIRED = """\
-delete element inet nfw judged { 0x01100000, 0x01200000, 0x01600000 }
-delete element inet nfw verdicts { 0x01000000 : goto verdict_2 }
-delete element inet nfw own_marks { 0x01500000 : goto own_2 }
+delete element inet nfw judged { 0x02100000, 0x02800000, 0x02900000, 0x02200000, 0x02600000 }
+delete element inet nfw verdicts { 0x02000000 : goto verdict_2 }
+delete element inet nfw own_marks { 0x02500000 : goto own_2 }
 flush chain inet nfw fragments_2
 flush chain inet nfw generation_2
 flush chain inet nfw whole_2
@@ -176,7 +182,7 @@ def test_queue_statement(generation: GenerationPlan, statement: str) -> None:
 def test_without_interception_nothing_is_diverted() -> None:
     text = Plan().prepare(GenerationPlan(3, 10, 10), QueueRule.STATEMENT)
     assert "tproxy" not in text
-    assert "add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x01c00000 counter name tls_refused drop" in text
+    assert "add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03400000 counter name tls_refused drop" in text
 
 
 @pytest.mark.parametrize(
@@ -205,17 +211,17 @@ def test_another_mask_appears_everywhere() -> None:
     assert "0xfff00000" not in text
     assert "0x000fffff" not in text
     assert "meta mark & 0x0000ff00 == @judged meta mark set meta mark & 0xffff00ff accept" in text
-    assert plan.rules(6) == ("-6 rule add priority 301 protocol 78 fwmark 0x00000400/0x00000700 lookup 200",)
+    assert plan.rules(6) == ("-6 rule add priority 301 protocol 78 fwmark 0x00000400/0x00000f00 lookup 200",)
 
 
 def test_policy_routing() -> None:
     plan = Plan()
     assert plan.rules(4) == (
         "-4 rule add priority 5102 protocol 78 nop",
-        "-4 rule add priority 5100 protocol 78 iif lo fwmark 0x00400000/0x00700000 goto 5102",
-        "-4 rule add priority 5101 protocol 78 fwmark 0x00400000/0x00700000 lookup 5101",
+        "-4 rule add priority 5100 protocol 78 iif lo fwmark 0x00400000/0x00f00000 goto 5102",
+        "-4 rule add priority 5101 protocol 78 fwmark 0x00400000/0x00f00000 lookup 5101",
     )
-    assert plan.rules(6) == ("-6 rule add priority 5101 protocol 78 fwmark 0x00400000/0x00700000 lookup 5101",)
+    assert plan.rules(6) == ("-6 rule add priority 5101 protocol 78 fwmark 0x00400000/0x00f00000 lookup 5101",)
     assert plan.route(4) == "-4 route replace local default dev lo table 5101 protocol 78"
     assert plan.route(6) == "-6 route replace local default dev lo table 5101 protocol 78"
 
@@ -347,10 +353,10 @@ def test_a_switch_step_by_step() -> None:
         "flush generation 1",
         "ip -4 route replace local default dev lo table 5101 protocol 78",
         "ip -4 rule add priority 5102 protocol 78 nop",
-        "ip -4 rule add priority 5100 protocol 78 iif lo fwmark 0x00400000/0x00700000 goto 5102",
-        "ip -4 rule add priority 5101 protocol 78 fwmark 0x00400000/0x00700000 lookup 5101",
+        "ip -4 rule add priority 5100 protocol 78 iif lo fwmark 0x00400000/0x00f00000 goto 5102",
+        "ip -4 rule add priority 5101 protocol 78 fwmark 0x00400000/0x00f00000 lookup 5101",
         "ip -6 route replace local default dev lo table 5101 protocol 78",
-        "ip -6 rule add priority 5101 protocol 78 fwmark 0x00400000/0x00700000 lookup 5101",
+        "ip -6 rule add priority 5101 protocol 78 fwmark 0x00400000/0x00f00000 lookup 5101",
         "nft add chain inet nfw fragments_1",
         "target nfw queue_1 10 4 False",
         "nft flush chain inet nfw fragments",

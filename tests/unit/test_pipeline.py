@@ -272,3 +272,29 @@ def test_drop_records_are_bounded(tmp_path: Path) -> None:
         bench.send(Talk(bench, 80, 1024 + port).client("S"))
     assert len(bench.effects.events) <= 101
     assert bench.pipeline.counts["stateless_default"] == 1000
+
+
+def test_one_direction_beyond_the_stream_depth_is_left_to_the_kernel(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "stateful: {order: action, rule_files: [r.rules], stream_depth: 100000}\n")
+    talk = Talk(bench, 7)
+    talk.open()
+    answers = [bench.known(talk.client("A", b"\xff" * 60000)) for _ in range(2)]
+    assert answers == [Answer.ACCEPT, Answer.INSPECT_TO_CLIENT]
+    assert bench.send(talk.server("A"), 5, Disposition.INSPECT_TO_CLIENT) is Answer.ACCEPT
+    look = talk.server("PA", b"\xff" * 16 + b"LOOK")
+    assert bench.send(look, 5, Disposition.INSPECT_TO_CLIENT) is Answer.ACCEPT
+    assert [event["alert"]["signature_id"] for event in bench.effects.events if event["event_type"] == "alert"] == [4]
+
+
+def test_the_end_of_a_half_inspected_flow_is_seen(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "stateful: {order: action, rule_files: [r.rules], stream_depth: 100000}\n")
+    talk = Talk(bench, 7)
+    talk.open()
+    for _ in range(2):
+        bench.known(talk.client("A", b"\xff" * 60000))
+    talk.seq += 50_000_000  # forwarded by the kernel
+    assert bench.send(talk.server("A"), 5, Disposition.INSPECT_TO_CLIENT) is Answer.ACCEPT
+    for packet in (talk.client("FA"), talk.server("FA"), talk.client("A")):
+        assert bench.send(packet, 5, Disposition.INSPECT_TO_CLIENT) is Answer.ACCEPT
+    flows = [event["flow"]["reason"] for event in bench.effects.events if event["event_type"] == "flow"]
+    assert flows == ["closed"]

@@ -1,0 +1,145 @@
+"""The TCP sockets of a TLS session: one :class:`Side` each, with what waits to be sent and how it is to end.
+
+Nothing here knows TLS or the session; errors of a socket become flags, never exceptions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import socket
+import struct
+import termios
+
+READ_BYTES = 256 * 1024  # measured: larger reads gain nothing, smaller ones cost
+IP_TRANSPARENT, IPV6_TRANSPARENT, IP_BIND_ADDRESS_NO_PORT, TCP_REPAIR, SO_MARK = 19, 75, 24, 19, 36
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, no time: close sends RST
+
+
+class Side:
+    """One socket of a session."""
+
+    __slots__ = (
+        "broken",
+        "closing",
+        "discarding",
+        "ended",
+        "events",
+        "hung_up",
+        "out",
+        "paused",
+        "resetting",
+        "sock",
+        "unacked",
+        "waiting",
+    )
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.out: list[bytes] = []
+        self.waiting = 0  # bytes in `out`
+        self.unacked = 0  # bytes in the kernel when last asked
+        self.events = -1  # what epoll is asked for; -1: not registered
+        self.paused = False
+        self.ended = False  # its peer will send nothing more
+        self.closing = False  # our sending side is shut down once `out` is empty
+        self.resetting = False  # RST once everything before it was delivered
+        self.broken = False  # sending failed: the connection is gone, though the kernel may still have bytes to read
+        self.hung_up = False  # both directions are over; epoll says so for ever, so it is not asked until we read
+        self.discarding = False  # what still arrives is read and thrown away
+
+    @property
+    def open(self) -> bool:
+        return self.sock.fileno() >= 0
+
+    def put(self, data: bytes) -> None:
+        """Queue for :meth:`send`."""
+        self.out.append(data)
+        self.waiting += len(data)
+
+    def forget(self) -> None:
+        """What is queued is not sent."""
+        self.out.clear()
+        self.waiting = 0
+
+    def send(self) -> None:
+        """Send what the kernel takes of the queue; then, if asked for, our FIN."""
+        out = self.out
+        done = 0
+        while done < len(out):
+            piece = out[done]
+            try:
+                sent = self.sock.send(piece)
+            except BlockingIOError:
+                break
+            except OSError:
+                self.broken = True
+                self.forget()
+                break
+            self.waiting -= sent
+            if sent < len(piece):
+                out[done] = piece[sent:]
+                break
+            done += 1
+        del out[:done]
+        if self.closing and not out:
+            self.closing = False
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_WR)
+
+    def receive(self) -> bytes | None:
+        """What arrived, ``b""`` at the peer's FIN, None when there is nothing yet. Raises OSError after a reset."""
+        try:
+            data = self.sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return None
+        if not data and self.broken:
+            # The failed send took the socket's error with it; without it the kernel reports an ordinary end.
+            raise ConnectionResetError(errno.ECONNRESET, "reset")
+        return data
+
+    def undelivered(self) -> int:
+        """Bytes that were sent here and that the peer has not acknowledged."""
+        if self.broken or not self.open:
+            return 0
+        try:
+            answer = fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        except OSError:
+            return 0
+        return self.waiting + int(struct.unpack("i", answer)[0])
+
+    def close(self, how: str) -> None:
+        """``close`` as usual, ``reset`` with RST, ``silent`` without sending anything."""
+        self.forget()
+        if not self.open:
+            return
+        with contextlib.suppress(OSError):
+            if how == "reset":
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            elif how == "silent":
+                self.sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)  # closing a socket under repair sends nothing
+        self.sock.close()
+
+
+def dial(family: int, source: str, destination: tuple[str, int], mark: int) -> tuple[Side, int]:
+    """Start connecting to ``destination`` from the foreign address ``source``: the socket, and 0 or EINPROGRESS, or
+    the errno of what went wrong. Raises OSError when there is no descriptor left for a socket."""
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+        else:
+            sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+        sock.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        sock.bind((source, 0))
+        return Side(sock), sock.connect_ex(destination)
+    except OSError as error:
+        return Side(sock), error.errno or errno.EIO
+
+
+def packed(address: str) -> bytes:
+    """Packed bytes of a textual address."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address.split("%")[0])

@@ -1,0 +1,25 @@
+#!/bin/sh
+# The client: curl and openssl, the server's name, and trust in the lab's root and in the router's inspection CA.
+set -eu
+
+anchors=/usr/local/share/ca-certificates
+
+main() {
+    install_packages ca-certificates curl openssl
+    grep -q 'www\.lab\.test' /etc/hosts || printf '%s\n' '203.0.113.10 www.lab.test' '2001:db8:2::10 www.lab.test' >>/etc/hosts
+    fetch http://203.0.113.10/lab-root.pem "$anchors/nfw-lab-root.crt"
+    fetch http://10.1.0.1:8000/ca.pem "$anchors/nfw-inspection.crt"
+    update-ca-certificates
+}
+
+install_packages() {
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q
+    apt-get install -q -y --no-install-recommends "$@"
+}
+
+fetch() {
+    curl -fsS --retry 10 --retry-connrefused --max-time 60 -o "$2" "$1"
+}
+
+main
