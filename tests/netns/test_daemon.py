@@ -1,0 +1,84 @@
+"""`nfw run` as an operator meets it: what it refuses and in which words, and its log."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.firewall import ROOT, Firewall, wait_for
+from tests.lab import Lab
+
+POLICY = """\
+name: daemon
+stateless: {default: forward}
+stateful:
+  order: action
+  rules: 'alert tcp any any -> any 7 (msg:"x"; content:"zzz"; sid:1;)'
+"""
+
+READER = """\
+import time
+from nfw.nfqueue import Queue
+queue = Queue(5100, lambda *packet: 0)
+print("reading", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def firewall() -> Iterator[Firewall]:
+    with Lab() as lab, Firewall(lab) as firewall:
+        yield firewall
+
+
+def refusal(firewall: Firewall, *options: str) -> str:
+    """What `nfw run` says when it does not start."""
+    policy = firewall.policy("daemon", POLICY)
+    answer = firewall.cli("run", "--policy", str(policy), "--control", str(firewall.control), *options, check=False)
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stderr
+    return answer.stderr
+
+
+def test_a_queue_somebody_reads(firewall: Firewall) -> None:
+    reader = firewall.lab.router.popen([sys.executable, "-c", READER], stdout=subprocess.PIPE, cwd=ROOT)
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == b"reading\n"
+    assert "queue 5100 is read by another process" in refusal(firewall, "--log", str(firewall.log))
+
+
+def test_a_log_that_cannot_be_written(firewall: Firewall) -> None:
+    before = firewall.lab.router.run(["nft", "list", "ruleset"]).stdout
+    assert "cannot write the event log /proc/nope/eve.json" in refusal(firewall, "--log", "/proc/nope/eve.json")
+    assert firewall.lab.router.run(["nft", "list", "ruleset"]).stdout == before
+
+
+def test_a_policy_that_is_not_there(firewall: Firewall) -> None:
+    answer = firewall.cli("run", "--policy", "/no/such.yaml", "--control", str(firewall.control), check=False)
+    assert answer.returncode == 1
+    assert "/no/such.yaml: policy file does not exist" in answer.stderr
+
+
+def test_sighup_reopens_the_log(firewall: Firewall) -> None:
+    firewall.start(firewall.policy("daemon", POLICY))
+    assert firewall.lab.curl("http://site-a.test/").returncode == 0
+    wait_for(lambda: bool(firewall.events("flow")), 5)
+    firewall.log.rename(firewall.log.with_suffix(".1"))
+    os.kill(firewall.pid(), signal.SIGHUP)
+    wait_for(firewall.log.exists, 5)
+    assert firewall.lab.curl("http://site-b.test/").returncode == 0
+    wait_for(lambda: bool(firewall.events("flow")), 5)
+
+
+def test_status_counts(firewall: Firewall) -> None:
+    firewall.start(firewall.policy("daemon", POLICY))
+    assert firewall.lab.curl("http://site-a.test/").returncode == 0
+    status = firewall.status()
+    assert (status["state"], status["name"], status["generation"]) == ("filtering", "daemon", 1)
+    assert sum(process.get("stateless_default_hits", 0) for process in status["processes"]) > 0
+    assert all(process["bugs"] == 0 for process in status["processes"])
