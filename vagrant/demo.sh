@@ -1,6 +1,6 @@
 #!/bin/sh
-# Who vouches for www.lab.test, before and after the router looks into TLS. On the host, in this folder, when the machines
-# are up: ./demo.sh. On the client it shows what the client sees now.
+# Who vouches for www.lab.test, before and after the router looks into TLS. For the host, when the machines are up; on
+# the client it shows what the client sees now.
 set -eu
 
 name=www.lab.test
@@ -20,7 +20,7 @@ main() {
     on client /srv/nfw/vagrant/demo.sh
     say "What the router says"
     on router 'sudo /opt/nfw/bin/nfw status | head -8'
-    on router "sudo grep -e '\"event_type\":\"tls\"' -e '\"event_type\":\"alert\"' -e '\"event_type\":\"drop\"' /var/log/nfw/eve.json | tail -n 4"
+    on router "sudo grep -E '\"event_type\":\"(tls|alert|drop)\"' /var/log/nfw/eve.json | tail -n 4"
 }
 
 say() {

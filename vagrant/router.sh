@@ -52,7 +52,7 @@ configure() {
         /opt/nfw/bin/nfw ca create --name "nfw Vagrant lab" --out /etc/nfw
     fi
     # Who may vouch for the server.
-    curl -fsS --retry 10 --retry-connrefused --max-time 60 -o /etc/nfw/lab-root.pem "$server/lab-root.pem"
+    curl -fsS --retry 10 --retry-connrefused --max-time 10 -o /etc/nfw/lab-root.pem "$server/lab-root.pem"
     /opt/nfw/bin/nfw policy check /etc/nfw/policy.yaml
     /opt/nfw/bin/nfw policy check /etc/nfw/plain.yaml
 }
