@@ -42,7 +42,13 @@ START_SECONDS = 120.0  # compiling 30,000 rules cold takes a fraction of it; a l
 END_SECONDS = 5.0  # for the old generation to write its last records
 OLD_FLOWS_PER_MESSAGE = 8000
 STATUS_SECONDS = 3.0
-RESTART_SECONDS = 1.0
+RESTART_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)  # waits before the n-th start within a minute
+QUEUE_SPANS = 4  # current, coming and two that are still ending
+BUSY_SECONDS = 2.0  # for the processes of a killed supervisor to be gone
+
+
+class NotStartedError(HostNetError):
+    """``nfw run`` cannot begin. Nothing in the kernel was changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ class Generation:
     started: float
     ready: GenerationReady | None = None
     answer: Callable[[Reply], None] | None = None
-    waiting_status: list[Callable[[Reply], None]] = field(default_factory=list)
+    waiting_status: list[tuple[Callable[[Reply], None], float]] = field(default_factory=list)  # and until when
 
 
 class Supervisor:
@@ -84,12 +90,14 @@ class Supervisor:
         self.ending: list[tuple[Generation, float]] = []
         self.number = 0
         self.retiring: list[int] = []  # numbers of generations that have been replaced but have not ended
-        self.spare = 0  # which of the two queue spans the next generation takes
         self.stopping = False
         self.exit_status = 0
         self.restart_at: float | None = None
-        self.log_path = options.log or DEFAULT_LOG
-        self.log_bytes = DEFAULT_LOG_BYTES
+        self.losses: list[float] = []  # when a generation was lost or did not come back, within the last minute
+        self.log_path = ""  # not known before the first policy is
+        self.log_bytes, self.log_keep = DEFAULT_LOG_BYTES, 1
+        self.log_started = 0.0
+        self.log_due: float | None = None
         self.log_sender, self.log_receiver = log.channel()
         self.log_pid = 0
         self.control: ControlServer | None = None
@@ -97,19 +105,26 @@ class Supervisor:
     # -- life ------------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT. Returns the exit status."""
+        """Until SIGTERM or SIGINT. Returns the exit status. Raises as :func:`run`."""
+        if self.options.log is not None:
+            problem = log.check(self.options.log)
+            if problem is not None:
+                raise NotStartedError(problem)
         wake_in, wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, self._on_signal)
         self.selector.register(wake_in, selectors.EVENT_READ, lambda: _drain(wake_in))
         self.control = ControlServer(self.options.control, self.handle)
-        self._start_log()
-        problems = self.hostnet.preflight()
-        for problem in problems:
-            say(f"warning: {problem}")
-        self.conntrack.flush_marked_any(self.layout.mask)
-        self.hostnet.install_closed()
+        try:
+            self._refuse_bound_queues()
+            for problem in self.hostnet.preflight():
+                say(f"warning: {problem}")
+            self.conntrack.flush_marked_any(self.layout.mask)
+            self.hostnet.install_closed()
+        except BaseException:
+            self.control.close()
+            raise
         say("closed: nothing is forwarded until the first policy runs")
         self._begin(self.options.policy, self._first)
         try:
@@ -118,6 +133,23 @@ class Supervisor:
         finally:
             self._shutdown()
         return self.exit_status
+
+    def _refuse_bound_queues(self) -> None:
+        """Another nfw, or whoever reads our queues, must not find its rules replaced by a daemon that cannot run."""
+        from nfw.nfqueue import read_stats
+
+        first = self.options.queue_base
+        until = time.monotonic() + BUSY_SECONDS
+        while True:
+            bound = sorted(number for number in read_stats() if first <= number < first + QUEUE_SPANS * QUEUE_SPAN)
+            if not bound:
+                return
+            if time.monotonic() >= until:
+                raise NotStartedError(
+                    f"netfilter queue {bound[0]} is read by another process already; is another nfw running?"
+                    " (otherwise choose another --queue-base)"
+                )
+            time.sleep(0.05)
 
     def _once(self) -> None:
         assert self.control is not None
@@ -130,7 +162,8 @@ class Supervisor:
         self._deadlines()
 
     def _wait(self) -> float:
-        return 0.2 if self.coming or self.ending or self.restart_at else 1.0
+        waits = self.coming or self.ending or self.restart_at is not None or self.log_due is not None
+        return 0.2 if waits or (self.current is not None and self.current.waiting_status) else 1.0
 
     def _on_signal(self, number: int, _: object) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
@@ -140,6 +173,8 @@ class Supervisor:
                 os.kill(self.log_pid, signal.SIGHUP)
 
     def _shutdown(self) -> None:
+        if self.coming is not None:
+            self.coming.leader.kill()  # it filters nothing yet, and while it compiles it does not listen
         for generation in [one for one in (self.coming, self.current) if one is not None]:
             self._end(generation, "drop")
         for generation, _ in self.ending:
@@ -163,26 +198,36 @@ class Supervisor:
             say("stopped; traffic stays closed (`nfw cleanup` opens it)")
 
     def _start_log(self) -> None:
-        path, size, receiver, sender = self.log_path, self.log_bytes, self.log_receiver, self.log_sender
+        path, size, keep = self.log_path, self.log_bytes, self.log_keep
+        receiver, sender = self.log_receiver, self.log_sender
+        self.log_started, self.log_due = time.monotonic(), None
+        problem = log.check(path)
+        if problem is not None:
+            say(problem)
+            self.log_due = self.log_started + RESTART_SECONDS[-1]
+            return
 
         def write() -> None:
             sender.close()
-            log.run_writer(receiver, path, size)
+            log.run_writer(receiver, path, size, keep)
 
-        if path != "-":
-            os.makedirs(os.path.dirname(path) or ".", mode=0o750, exist_ok=True)
         self.log_pid = process.fork(write, title="nfw log")
 
+    def _log_of(self, ready: GenerationReady) -> str:
+        """The policy names the log unless the command line did."""
+        return self.options.log or ready.log_path or DEFAULT_LOG
+
     def _move_log(self, ready: GenerationReady) -> None:
-        """The policy names the log unless the command line did; a new writer takes over the same channel."""
-        path = self.options.log or ready.log_path or DEFAULT_LOG
-        if (path, ready.log_bytes) == (self.log_path, self.log_bytes):
+        """A new writer takes over the same channel."""
+        wanted = (self._log_of(ready), ready.log_bytes, ready.log_keep)
+        if wanted == (self.log_path, self.log_bytes, self.log_keep):
             return
-        self.log_path, self.log_bytes = path, ready.log_bytes
+        self.log_path, self.log_bytes, self.log_keep = wanted
         if self.log_pid:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self.log_pid, signal.SIGTERM)
                 os.waitpid(self.log_pid, 0)
+            self.log_pid = 0
         self._start_log()
 
     # -- generations -----------------------------------------------------------------------------------------------
@@ -194,7 +239,7 @@ class Supervisor:
         settings = GenerationSettings(
             number=self.number,
             policy=policy,
-            queue_first=self.options.queue_base + self.spare * QUEUE_SPAN,
+            queue_first=self._free_span(),
             mark_mask=self.options.mark_mask,
         )
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -220,6 +265,13 @@ class Supervisor:
         self.coming = generation
         self.selector.register(ours, selectors.EVENT_READ, lambda: self._hear(generation))
 
+    def _free_span(self) -> int:
+        """First queue of a span that no living generation may have bound."""
+        living = [one for one in (self.current, self.coming) if one is not None] + [one for one, _ in self.ending]
+        taken = {generation.settings.queue_first for generation in living}
+        spans = [self.options.queue_base + index * QUEUE_SPAN for index in range(QUEUE_SPANS)]
+        return next((first for first in spans if first not in taken), spans[0])
+
     def _hear(self, generation: Generation) -> None:
         try:
             data = generation.sock.recv(MESSAGE_BYTES)
@@ -240,7 +292,7 @@ class Supervisor:
         elif kind == "died":
             say(f"generation {generation.settings.number}: {body}")
         elif kind == "status":
-            for answer in generation.waiting_status:
+            for answer, _ in generation.waiting_status:
                 answer(Reply(True, self._status(generation, body), ()))
             generation.waiting_status = []
 
@@ -249,6 +301,11 @@ class Supervisor:
         assert ready is not None
         number = generation.settings.number
         old = self.current
+        log_path = self._log_of(ready)
+        problem = log.check(log_path) if log_path != self.log_path else None
+        if problem is not None:
+            self._failed(generation, [problem])
+            return
         try:
             self.conntrack.flush_generation(self.layout, number)  # a number used before must not vouch for old flows
             self.hostnet.switch(
@@ -261,11 +318,11 @@ class Supervisor:
                     fail_open=ready.fail_open,
                 )
             )
-        except HostNetError as error:
+        except (HostNetError, OSError) as error:
             self._failed(generation, [str(error)])
             return
         self.current, self.coming = generation, None
-        self.spare = 1 - self.spare
+        self.restart_at = None
         if old is not None:
             self._retire_flows(generation, old, ready)
             self._end(old, ready.open_action)
@@ -323,7 +380,10 @@ class Supervisor:
         try:
             generation.sock.send(pack(kind, body))
             while True:
-                heard, value = unpack(generation.sock.recv(MESSAGE_BYTES))
+                data = generation.sock.recv(MESSAGE_BYTES)
+                if not data:
+                    return  # it is gone, which the selector is told as well
+                heard, value = unpack(data)
                 if heard == answer:
                     return
                 if heard == "died":
@@ -342,7 +402,7 @@ class Supervisor:
     def _forget(self, generation: Generation) -> None:
         with contextlib.suppress(KeyError, ValueError):
             self.selector.unregister(generation.sock)
-        for answer in generation.waiting_status:
+        for answer, _ in generation.waiting_status:
             answer(Reply(False, None, ("the generation ended while it was asked",)))
         generation.waiting_status = []
         if generation is self.coming:
@@ -372,7 +432,13 @@ class Supervisor:
             generation.answer(Reply(False, None, (f"the generation ended while it started: {text}",)))
         if current:
             say(f"generation {generation.settings.number} ended: {text}; traffic is closed; starting it again")
-            self.restart_at = time.monotonic()
+            self._start_again()
+
+    def _start_again(self) -> None:
+        """Soon, but not so fast that a policy which cannot live takes the machine."""
+        now = time.monotonic()
+        self.losses = [at for at in self.losses if now - at < 60.0] + [now]
+        self.restart_at = now + RESTART_SECONDS[min(len(self.losses), len(RESTART_SECONDS)) - 1]
 
     def _first(self, reply: Reply) -> None:
         """The policy given on the command line did not load: there is nothing to run."""
@@ -386,7 +452,7 @@ class Supervisor:
         if not reply.ok:
             for line in reply.errors:
                 say(line)
-            self.restart_at = time.monotonic() + RESTART_SECONDS
+            self._start_again()
 
     def _reap(self) -> None:
         still = []
@@ -405,7 +471,7 @@ class Supervisor:
             pid, status = os.waitpid(self.log_pid, os.WNOHANG)
             if pid:
                 say(f"the log writer ended: {describe(status)}; starting it again")
-                self._start_log()
+                self.log_pid, self.log_due = 0, self.log_started + 1.0
 
     def _deadlines(self) -> None:
         now = time.monotonic()
@@ -414,6 +480,14 @@ class Supervisor:
         if self.restart_at is not None and now >= self.restart_at and self.coming is None:
             self.restart_at = None
             self._begin(self.options.policy, self._again)
+        if self.log_due is not None and now >= self.log_due:
+            self._start_log()
+        if self.current is not None:
+            waiting = self.current.waiting_status
+            self.current.waiting_status = [item for item in waiting if item[1] > now]
+            for answer, until in waiting:
+                if until <= now:
+                    answer(Reply(False, None, (f"the generation did not answer within {STATUS_SECONDS:.0f} s",)))
         notify("WATCHDOG=1")
 
     # -- control ---------------------------------------------------------------------------------------------------
@@ -439,6 +513,8 @@ class Supervisor:
         def done(reply: Reply) -> None:
             if reply.ok:
                 self.options = Options(**{**_fields(self.options), "policy": policy})
+            elif self.current is None and not self.stopping:
+                self._start_again()  # what ran before is gone too, and this was tried instead of it
             deferred.resolve(reply)
 
         self.restart_at = None
@@ -450,7 +526,7 @@ class Supervisor:
         if generation is None:
             return Reply(True, {"version": __version__, "pid": os.getpid(), "state": "closed"}, ())
         deferred = Deferred()
-        generation.waiting_status.append(deferred.resolve)
+        generation.waiting_status.append((deferred.resolve, time.monotonic() + STATUS_SECONDS))
         with contextlib.suppress(OSError):
             generation.sock.send(pack("status", None))
         return deferred

@@ -137,7 +137,7 @@ class TlsWorker:
         holder.setblocking(False)
         layout = MarkLayout(settings.mark_mask)
         self.mark = layout.compose(settings.number, Disposition.OWN)
-        self.log = LogSender(log, {"generation": settings.number})
+        self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.events)
         assert self.policy.tls is not None
         self.settings = tls_settings(self.policy.tls)
         self.session_holding = self.policy.tls.session_holding

@@ -50,11 +50,11 @@ def mark_mask_option(function: Any) -> Any:
 @mark_mask_option
 @click.option(
     "--queue-base",
-    type=click.IntRange(0, 65536 - 2 * QUEUE_SPAN),
+    type=click.IntRange(0, 65536 - 4 * QUEUE_SPAN),
     default=DEFAULT_QUEUE_BASE,
     show_default=True,
     metavar="N",
-    help=f"First netfilter queue; {2 * QUEUE_SPAN} numbers from it are nfw's.",
+    help=f"First netfilter queue; {4 * QUEUE_SPAN} numbers from it are nfw's.",
 )
 @click.option("--log", "log_file", metavar="FILE", help=f"Event log.  [default: {DEFAULT_LOG}]")
 @click.option(

@@ -298,3 +298,216 @@ def test_the_end_of_a_half_inspected_flow_is_seen(tmp_path: Path) -> None:
         assert bench.send(packet, 5, Disposition.INSPECT_TO_CLIENT) is Answer.ACCEPT
     flows = [event["flow"]["reason"] for event in bench.effects.events if event["event_type"] == "flow"]
     assert flows == ["closed"]
+
+
+# -- packets behind a decision, held packets, ends ---------------------------------------------------------------------
+
+CONTINUE = "stateful: {order: action, stream_exception: continue, rule_files: [r.rules]}\n"
+
+
+@pytest.mark.parametrize("exception", ["drop", "reject", "continue"])
+def test_packets_queued_behind_a_drop_are_dropped_silently(tmp_path: Path, exception: str) -> None:
+    bench = Bench(tmp_path, CONTINUE.replace("continue", exception))
+    talk = Talk(bench)
+    talk.open()
+    assert bench.known(talk.client(data=b"GET /secret HTTP/1.1\r\nHost: x\r\n\r\n")) is Answer.DROP_FLOW
+    assert bench.known(talk.client(data=b"more of it")) is Answer.DROP_FLOW
+    assert bench.known(talk.server(data=b"answer")) is Answer.DROP_FLOW
+    assert bench.effects.injected == []
+    assert [event["drop"]["reason"] for event in bench.effects.events if event["event_type"] == "drop"] == ["rule"]
+    again = Talk(bench)  # the same ports, a new connection
+    again.open()
+
+
+@pytest.mark.parametrize("exception", ["drop", "reject", "continue"])
+def test_packets_queued_behind_a_pass_are_passed(tmp_path: Path, exception: str) -> None:
+    bench = Bench(tmp_path, f"stateful: {{order: action, stream_exception: {exception}}}\n")
+    talk = Talk(bench)
+    assert bench.send(talk.client("S")) is Answer.INSPECT
+    bench.known(talk.server("SA"))
+    assert bench.known(talk.client("A")) is Answer.PASS
+    assert bench.known(talk.client(data=b"x")) is Answer.PASS
+    assert bench.known(talk.server("A")) is Answer.PASS
+    assert bench.effects.injected == []
+    bench.now += 60
+    bench.pipeline.tick(bench.now)
+    assert not bench.pipeline.settled
+    datagram = IP(src=CLIENT, dst=SERVER) / UDP(sport=5, dport=6) / Raw(b"fine")
+    assert [bench.send(datagram), bench.send(datagram)] == [Answer.PASS, Answer.PASS]
+    assert len([event for event in bench.effects.events if event["proto"] == "UDP"]) == 1
+
+
+def test_what_a_hold_ends_with_holds_for_the_flow(tmp_path: Path) -> None:
+    """A drop decided by the clock, with no packet at hand, stops the retransmission and what comes behind it."""
+    rule = "'reject tcp any any -> any 80 (msg:\"unknown\"; app-layer-protocol:failed; sid:9;)'"
+    bench = Bench(tmp_path, f"stateful: {{order: action, stream_exception: continue, rules: {rule}}}\n")
+    talk = Talk(bench)
+    talk.open()
+    piece = talk.client(data=b"GE")
+    assert bench.known(piece) is Answer.HOLD
+    bench.now += 1
+    bench.pipeline.tick(bench.now)
+    assert [accept for _, accept in bench.effects.verdicts] == [False]
+    assert (bench.pipeline.held_packets, len(bench.pipeline.holding)) == (0, 0)
+    assert bench.known(piece) is Answer.DROP_FLOW
+    assert len(bench.effects.injected) == 2
+    assert bench.known(talk.client(data=b"T / HTTP/1.1\r\n\r\n")) is Answer.DROP_FLOW
+    assert len([event for event in bench.effects.events if event["event_type"] == "drop"]) == 1
+    assert len([event for event in bench.effects.events if event["event_type"] == "flow"]) == 1
+
+
+def test_hold_retransmit_complete(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    first = talk.client(data=b"GET / HTTP/1.1\r\n")
+    assert bench.known(first) is Answer.HOLD
+    assert bench.known(first) is Answer.DROP
+    whole = talk.client(data=b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", seq=1001)  # coalesced retransmission
+    assert bench.known(whole) is Answer.ACCEPT
+    assert bench.effects.verdicts == [(4, True)]
+    assert bench.known(first) is Answer.ACCEPT  # it may have been lost behind us
+
+
+def test_a_lost_judged_segment_may_be_repeated_while_the_next_is_held(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    first = talk.client(data=b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert bench.known(first) is Answer.ACCEPT
+    assert bench.known(talk.client(data=b"GET /next HT")) is Answer.HOLD
+    assert bench.known(first) is Answer.ACCEPT
+
+
+def test_second_request_of_a_connection_is_blocked_whole(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, CONTINUE)
+    talk = Talk(bench)
+    talk.open()
+    assert bench.known(talk.client(data=b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")) is Answer.ACCEPT
+    assert bench.known(talk.server(data=b"HTTP/1.1 204 No\r\n\r\n")) is Answer.ACCEPT
+    assert bench.known(talk.client(data=b"GET /se")) is Answer.HOLD
+    assert bench.known(talk.server("A")) is Answer.ACCEPT
+    assert bench.known(talk.client(data=b"cret HTTP/1.1\r\nHost: x\r\n\r\n")) is Answer.DROP_FLOW
+    assert [accept for _, accept in bench.effects.verdicts] == [False]
+    assert len([event for event in bench.effects.events if event["event_type"] == "flow"]) == 1
+
+
+def test_pipelined_requests_in_one_segment(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    data = b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET /secret HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert bench.known(talk.client(data=data)) is Answer.DROP_FLOW
+
+
+def test_response_before_the_request_is_complete(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    assert (
+        bench.known(talk.client(data=b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")) is Answer.ACCEPT
+    )
+    assert bench.known(talk.server(data=b"HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n")) is Answer.ACCEPT
+    assert bench.known(talk.client(data=b"defghij")) is Answer.ACCEPT
+
+
+def test_fin_on_the_last_held_segment_lets_all_go(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    assert bench.known(talk.client(data=b"GET / HT")) is Answer.HOLD
+    assert bench.known(talk.client("FPA", b"TP/1")) is Answer.ACCEPT
+    assert bench.effects.verdicts == [(4, True)]
+    assert bench.pipeline.held_packets == 0
+
+
+def test_a_reset_ends_a_hold_and_its_payload_is_nobodys(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    assert bench.known(talk.client(data=b"GET / HT")) is Answer.HOLD
+    assert bench.known(talk.server("R")) is Answer.ACCEPT
+    assert bench.effects.verdicts == [(4, False)]
+    assert (bench.pipeline.held_packets, len(bench.pipeline.holding)) == (0, 0)
+    assert bench.known(talk.client("RA", b"GET /secret HTTP/1.1\r\n\r\n")) is Answer.ACCEPT
+    flows = [event["flow"]["reason"] for event in bench.effects.events if event["event_type"] == "flow"]
+    assert flows == ["reset"]
+
+
+def test_out_of_order_pieces_of_a_bad_request(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    late = talk.client(data=b"GET /sec")
+    early = talk.client(data=b"ret HTTP/1.1\r\nHost: x\r\n\r\n")
+    bench.known(early)  # the receiver can do nothing with it before the rest is there
+    assert bench.known(late) is Answer.DROP_FLOW
+
+
+def test_hold_limit(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    answers = [bench.known(talk.client(data=piece)) for piece in [b"GET /", *[b"a"] * 64]]
+    assert answers == [Answer.HOLD] * 64 + [Answer.ACCEPT]
+    assert [accept for _, accept in bench.effects.verdicts] == [True] * 64
+    assert (bench.pipeline.held_packets, len(bench.pipeline.holding)) == (0, 0)
+
+
+@pytest.mark.parametrize("when_full", ["evict_oldest", "refuse"])
+def test_a_full_table_with_held_packets(tmp_path: Path, when_full: str) -> None:
+    bench = Bench(tmp_path, INSPECT + f"flows: {{max_flows: 1000, when_full: {when_full}}}\n")
+    bench.pipeline.table.max_flows = 1
+    talk = Talk(bench)
+    talk.open()
+    assert bench.known(talk.client(data=b"GET / HT")) is Answer.HOLD
+    other = bench.send(Talk(bench, sport=40001).client("S"))
+    assert other is (Answer.DROP if when_full == "refuse" else Answer.INSPECT)
+    assert bench.effects.verdicts == ([] if when_full == "refuse" else [(4, False)])
+    bench.now += 10_000
+    bench.pipeline.tick(bench.now)
+    assert len(bench.effects.verdicts) == 1
+    assert (bench.pipeline.held_packets, len(bench.pipeline.holding)) == (0, 0)
+
+
+def test_the_end_of_a_generation_drops_what_is_held(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    assert bench.known(talk.client(data=b"GET / HT")) is Answer.HOLD
+    bench.pipeline.finish(bench.now)
+    assert bench.effects.verdicts == [(4, False)]
+
+
+@pytest.mark.parametrize(("flags", "data", "answer"), [("R", b"", Answer.ONCE), ("RA", b"x", Answer.DROP)])
+def test_a_reset_of_an_unknown_connection_may_pass_where_it_may_continue(
+    tmp_path: Path, flags: str, data: bytes, answer: Answer
+) -> None:
+    bench = Bench(tmp_path, CONTINUE)
+    assert bench.send(Talk(bench, 9).client(flags, data)) is answer
+    assert "flow_table_full" not in bench.pipeline.counts
+
+
+def test_icmp_error_for_a_flow_of_another_worker(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    error = IP(src="203.0.113.1", dst=CLIENT) / ICMP(type=3, code=4) / IP(bytes(Talk(bench).client("A")))
+    assert bench.send(error) is Answer.DROP
+    assert bench.send(error, 4, Disposition.INSPECT) is Answer.DROP
+    assert bench.known(error) is Answer.ONCE  # the kernel's conntrack knows the flow
+
+
+def test_a_bug_in_the_judgement_of_a_hold_keeps_no_packet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path, INSPECT)
+    talk = Talk(bench)
+    talk.open()
+    assert bench.known(talk.client(data=b"GET / HT")) is Answer.HOLD
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("bug")
+
+    monkeypatch.setattr(bench.pipeline, "_judge_now", broken)
+    bench.now += 1
+    with pytest.raises(RuntimeError, match="bug"):
+        bench.pipeline.tick(bench.now)
+    assert bench.effects.verdicts == [(4, False)]
+    assert (bench.pipeline.held_packets, len(bench.pipeline.holding)) == (0, 0)
