@@ -258,8 +258,7 @@ class Inspector:
         direction = _TO_CLIENT if self.held[_TO_CLIENT] and not self.held[_TO_SERVER] else _TO_SERVER
         for side in _BOTH:
             self._expired[side] = self._expired[side] or self.held[side] > 0
-        if self._detector is not None and self._early[direction]:
-            self._detection_failed()
+        # Detection goes on: a client that pauses inside its first bytes must not get past the rules of its protocol.
         return self._judge_now(direction, now)
 
     def _judge_now(self, direction: Direction, now: float) -> Outcome:

@@ -124,7 +124,7 @@ def _read_flows(section: Section) -> Flows:
         return default
     return Flows(
         max_flows=part.integer("max_flows", 16, MAX_FLOWS, default.max_flows),
-        tcp_idle=part.integer("tcp_idle", 1, MAX_TIMEOUT, default.tcp_idle),
+        tcp_idle=part.integer("tcp_idle", 60, 6000, default.tcp_idle),
         tcp_opening=part.integer("tcp_opening", 1, MAX_TIMEOUT, default.tcp_opening),
         udp=part.integer("udp", 1, MAX_TIMEOUT, default.udp),
         icmp=part.integer("icmp", 1, MAX_TIMEOUT, default.icmp),

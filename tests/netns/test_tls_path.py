@@ -16,9 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nfw.events import timestamp
 from tests.firewall import Firewall, children, pids_named, wait_for
 from tests.lab import Lab
 
@@ -182,21 +184,23 @@ def no_leak(firewall: Firewall) -> Iterator[None]:
     """Every test leaves the worker with the descriptors it had, and without a bug met."""
     pid = worker(firewall)
     before = descriptors(pid)
+    test_began[0] = timestamp(time.time())
     yield
     if worker(firewall) == pid:
         wait_for(lambda: descriptors(pid) <= before, 8, lambda: f"{descriptors(pid)} descriptors, {before} before")
     assert "Traceback" not in firewall.output.read_text()
 
 
-def last_flow(firewall: Firewall, port: int) -> tuple[dict, dict]:  # type: ignore[type-arg]
-    """The tls and flow records of the connection from that client port."""
-    records = [
-        firewall.wait_event(kind, lambda event: event["src_port"] == port and event["dest_port"] != 53)
-        for kind in ("tls", "flow")
-    ]
-    return records[0], records[1]
+def last_flow(firewall: Firewall, port: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tls and flow records of this test's connection from that client port; ports come round again."""
+
+    def wanted(event: dict[str, Any]) -> bool:
+        return bool(event["src_port"] == port and event["timestamp"] >= test_began[0])
+
+    return firewall.wait_event("tls", wanted), firewall.wait_event("flow", wanted)
 
 
+test_began = [""]
 BLOB = random.Random(1).randbytes(1 << 20)
 
 

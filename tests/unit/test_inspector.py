@@ -424,12 +424,13 @@ def test_hold_expired_lets_the_bytes_go() -> None:
     assert flow.data(UP, EVIL[20:]) == "drop! 1"  # its end is judged all the same
 
 
-def test_hold_expired_ends_detection() -> None:
-    flow = Flow(compiled(f"drop tcp {ANY} (app-layer-protocol:failed; sid:1;)")).handshake()
-    assert flow.data(UP, b"GE") == "accept"
+def test_hold_expired_releases_and_detection_goes_on() -> None:
+    flow = Flow(compiled(DROP_EVIL)).handshake()
+    assert flow.data(UP, EVIL[:2]) == "accept"
     assert flow.held == (2, 0)
-    outcome = flow.inspector.hold_expired(1.0)
-    assert outcome.decision.verdict is Verdict.DROP
+    assert flow.inspector.hold_expired(1.0).decision.verdict is Verdict.ACCEPT
+    assert flow.held == (0, 0)
+    assert flow.data(UP, EVIL[2:]) == "drop! 1"
 
 
 def test_close_judges_and_releases() -> None:
