@@ -1,0 +1,55 @@
+"""`python -m tests.bench`: measure every row and print the table. Needs root.
+
+    --check   exit status 1 also when a required ratio is missed
+    --quick   two turns instead of five, figures to look at and not to keep
+
+Exit status 1 when a row cannot be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+from tests.bench import pure
+from tests.bench.measure import HEAD, Row
+from tests.bench.through_the_lab import LabRows
+from tests.firewall import Firewall
+from tests.lab import Lab
+
+
+def rows(seconds: int, turns: int) -> Iterator[Row | Exception]:
+    """Each row, or why there is none."""
+    with Lab() as lab, Firewall(lab) as firewall:
+        for measure in LabRows(lab, firewall, seconds, turns).all():
+            try:
+                yield measure()
+            except Exception as error:  # the other rows are worth having
+                yield error
+    yield from pure.rows(turns)
+
+
+def main() -> int:
+    """The exit status."""
+    parser = argparse.ArgumentParser(prog="make bench", description="What nfw costs, by turns with a peer.")
+    parser.add_argument("--check", action="store_true", help="exit status 1 also when a required ratio is missed")
+    parser.add_argument("--quick", action="store_true", help="fewer turns: figures to look at, not to keep")
+    options = parser.parse_args()
+    print(HEAD, flush=True)
+    unmeasured, missed = 0, []
+    for row in rows(1, 2 if options.quick else 5):
+        if isinstance(row, Exception):
+            unmeasured += 1
+            print(f"not measured: {row}", file=sys.stderr, flush=True)
+            continue
+        print(row, flush=True)
+        if row.missed:
+            missed.append(row)
+    for row in missed:
+        print(f"below {row.least:.0%}: {row.name}, {row.ratio:.1%}")
+    return 1 if unmeasured or (options.check and missed) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

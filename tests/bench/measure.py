@@ -1,0 +1,55 @@
+"""A row of the table, and measuring by turns."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+WIDTH = 52
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """``peer`` and ``measured`` are medians in ``unit``; ``least`` is the smallest ratio that will do, None where none
+    is required. ``ratio`` is measured / peer, for rates and times alike: what is better stands in ``better``."""
+
+    name: str
+    peer_name: str
+    peer: float
+    measured: float
+    unit: str
+    better: str = "more"
+    least: float | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Measured / peer; infinite where the peer measured nothing."""
+        return self.measured / self.peer if self.peer else float("inf")
+
+    @property
+    def missed(self) -> bool:
+        """A limit is required and not reached."""
+        return self.least is not None and self.ratio < self.least
+
+    def __str__(self) -> str:
+        needed = f", at least {self.least:.0%}" if self.least is not None else ""
+        wanted = f"{self.better} is better{needed}"
+        figures = f"{figure(self.peer):>8} {figure(self.measured):>8} {self.unit:7} {self.ratio:7.1%}"
+        return f"{self.name:{WIDTH}} {self.peer_name:18} {figures}  {'; '.join(filter(None, (wanted, self.note)))}"
+
+
+HEAD = f"{'':{WIDTH}} {'compared with':18} {'peer':>8} {'measured':>8} {'':7} {'ratio':>7}"
+
+
+def figure(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:.{digits}f}"
+
+
+def by_turns(peer: Callable[[], float], measured: Callable[[], float], turns: int) -> tuple[float, float]:
+    """Medians of both, measured in turn so that a machine that gets slower or faster favours neither."""
+    pairs = [(peer(), measured()) for _ in range(turns)]
+    return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)

@@ -1,0 +1,69 @@
+"""The policies and rules the rows run under. Seeded: the same in every run."""
+
+from __future__ import annotations
+
+import random
+import string
+from ipaddress import IPv4Network
+
+from engines.stateless.rule import StatelessAction, StatelessRule
+
+RULES = 1000
+
+# The default stream depth of 1 MiB: what is beyond it no stream rule can match, and the kernel forwards it.
+PACKETS = """\
+name: packets
+stateless: {default: forward}
+stateful: {order: action, rule_files: [bench.rules]}
+"""
+
+# Every byte searched: what inspection itself costs.
+WHOLE = """\
+name: whole
+stateless: {default: forward}
+stateful: {order: action, stream_depth: 0, rule_files: [bench.rules]}
+"""
+
+TLS = """\
+name: tls
+stateless: {default: forward}
+tls:
+  ca: {certificate: ca.pem, private_key: ca.key}
+  trust: [lab-root.pem]
+  scopes: [{destination_ports: [443]}]
+stateful: {order: action, rule_files: [bench.rules]}
+"""
+
+
+def stateful_rules(count: int = RULES) -> str:
+    """Stream rules as real sets have them, a word and a binary pattern each, none of which occurs in the traffic."""
+    chance = random.Random(1)
+    lines = []
+    for sid in range(1, count + 1):
+        word = "".join(chance.choices(string.ascii_letters, k=chance.randint(6, 16)))
+        binary = chance.randbytes(chance.randint(4, 8)).hex(" ")
+        nocase = " nocase;" if chance.random() < 0.5 else ""
+        lines.append(
+            f'alert tcp any any -> any any (msg:"bench {sid}"; flow:established; content:"{word}";{nocase} '
+            f'content:"|{binary}|"; distance:0; sid:{sid}; rev:1;)\n'
+        )
+    return "".join(lines)
+
+
+def stateless_rules(count: int) -> list[StatelessRule]:
+    """Rules that differ in addresses and ports. TCP and ports 1 to 20,000, so that many flows meet none of them."""
+    chance = random.Random(2)
+    made = []
+    for priority in range(1, count + 1):
+        low = chance.randint(1, 20_000)
+        made.append(
+            StatelessRule(
+                priority,
+                chance.choice((StatelessAction.PASS, StatelessAction.DROP)),
+                protocols=(6,),
+                sources=(IPv4Network((chance.randint(10 << 24, 11 << 24) & 0xFFFFFF00, 24)),),
+                destinations=(IPv4Network((chance.getrandbits(32) & 0xFFFF0000, 16)),),
+                destination_ports=((low, low + chance.randint(0, 100)),),
+            )
+        )
+    return made

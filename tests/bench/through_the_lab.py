@@ -1,0 +1,218 @@
+"""Rows measured on `nfw run` in the lab's router, against the same router without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.bench.measure import Row, by_turns
+from tests.bench.rulesets import PACKETS, RULES, TLS, WHOLE, stateful_rules
+from tests.firewall import Firewall, pids_named, wait_for
+from tests.lab import Lab
+
+SITE = "site-a.test"
+PORT = 5999  # nothing else in the lab's server listens there
+BULK_LEAST = 0.6
+NO_NFW = "router without nfw"
+_TICKS = os.sysconf("SC_CLK_TCK")
+_GIB = 1 << 30
+
+# One client that opens a connection, asks, closes and does it again; no session is resumed.
+_CONNECT = """\
+import socket, ssl, sys, time
+cafile, address, name, seconds = sys.argv[1:]
+context = ssl.create_default_context(cafile=cafile)
+started, count = time.monotonic(), 0
+while time.monotonic() - started < float(seconds):
+    with context.wrap_socket(socket.create_connection((address, 443), 5), server_hostname=name) as sock:
+        sock.sendall(f"HEAD / HTTP/1.0\\r\\nHost: {name}\\r\\n\\r\\n".encode())
+        assert sock.recv(4096).startswith(b"HTTP/1.1 200"), "no good answer"
+    count += 1
+print(count / (time.monotonic() - started))
+"""
+
+
+class LabRows:
+    """The rows, sharing one lab. ``seconds`` each measurement takes, ``turns`` how often each side is measured."""
+
+    def __init__(self, lab: Lab, firewall: Firewall, seconds: int, turns: int) -> None:
+        self.lab, self.firewall, self.seconds, self.turns = lab, firewall, seconds, turns
+        self.address = lab.sites[SITE].ipv4
+        (firewall.dir / "lab-root.pem").write_bytes(lab.root_ca_pem)
+        (firewall.dir / "bench.rules").write_text(stateful_rules())
+        self.packets = firewall.policy("packets", PACKETS)
+        self.whole = firewall.policy("whole", WHOLE)
+        self.tls = firewall.policy("tls", TLS)
+
+    def all(self) -> list[Callable[[], Row]]:
+        """Every row, to be called in this order."""
+        up, down = (), ("-R",)
+        rules = f"{RULES:,} rules"
+        return [
+            lambda: self.bulk(f"TCP up, 1 stream, {rules}", self.packets, 1, up, BULK_LEAST),
+            lambda: self.bulk(f"TCP up, 4 streams, {rules}", self.packets, 4, up, BULK_LEAST),
+            lambda: self.bulk(f"TCP down, 1 stream, {rules}", self.packets, 1, down),
+            lambda: self.bulk(f"TCP up, 1 stream, {rules}, every byte searched", self.whole, 1, up),
+            lambda: self.bulk(f"TCP up, 4 streams, {rules}, every byte searched", self.whole, 4, up),
+            self.download,
+            self.connections,
+            self.apply,
+        ]
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def bulk(self, name: str, policy: Path, streams: int, way: tuple[str, ...], least: float | None = None) -> Row:
+        """Bytes that arrived in the seconds, TCP with iperf3."""
+        cost: list[float] = []
+
+        def transfer() -> tuple[float, float]:
+            command = ["iperf3", "-c", self.address, "-p", str(PORT), "-t", str(self.seconds), "-P", str(streams)]
+            received = json.loads(self.lab.client.run([*command, "-J", *way], timeout=60).stdout)["end"]["sum_received"]
+            return received["bits_per_second"] / 1e9, received["bytes"]
+
+        def through() -> float:
+            with self.running(policy):
+                before = self.cpu("nfw packet")
+                speed, size = transfer()
+                cost.append((self.cpu("nfw packet") - before) / size * _GIB)
+                return speed
+
+        with self.iperf():
+            peer, measured = by_turns(lambda: transfer()[0], through, self.turns)
+        note = f"{statistics.median(cost):.2f} CPU s/GiB"
+        return Row(name, NO_NFW, peer, measured, "Gbit/s", "more", least, note)
+
+    def download(self) -> Row:
+        """A GiB over HTTPS, one connection."""
+        cost: list[float] = []
+
+        def fetch(ca: Path) -> float:
+            answer = self.lab.curl(
+                f"https://{SITE}/shared/big", "-4", "--http1.1", "-o", "/dev/null", "-w", "%{speed_download}",
+                cacert=ca, timeout=120.0,
+            )  # fmt: skip
+            if answer.returncode:
+                raise RuntimeError(answer.stderr.strip())
+            return float(answer.stdout) / 1e6
+
+        def through() -> float:
+            with self.running(self.tls):
+                before = self.cpu("nfw tls")
+                speed = fetch(self.firewall.ca)
+                cost.append(self.cpu("nfw tls") - before)
+                return speed
+
+        peer, measured = by_turns(lambda: fetch(self.lab.root_ca_path), through, self.turns)
+        note = f"TLS worker {statistics.median(cost):.2f} CPU s/GiB"
+        return Row("HTTPS download, 1 GiB, TLS inspected", NO_NFW, peer, measured, "MB/s", note=note)
+
+    def connections(self) -> Row:
+        """New HTTPS connections, one after the other, full handshakes, one small request each."""
+        cost: list[float] = []
+
+        def connect(ca: Path, ports: str) -> float:
+            # Ports of its own for each side: a router that was a client's TLS server a moment ago still has that
+            # connection in TIME_WAIT, and its kernel does not forward a packet that looks like one of it.
+            self.lab.client.sysctl("ipv4/ip_local_port_range", ports)
+            command = [sys.executable, "-c", _CONNECT, str(ca), self.address, SITE, str(self.seconds)]
+            return float(self.lab.client.run(command, timeout=60).stdout)
+
+        def through() -> float:
+            with self.running(self.tls):
+                before = self.cpu("nfw tls")
+                rate = connect(self.firewall.ca, "40000 59999")
+                cost.append((self.cpu("nfw tls") - before) / (rate * self.seconds) * 1e3)
+                return rate
+
+        peer, measured = by_turns(lambda: connect(self.lab.root_ca_path, "20000 39999"), through, self.turns)
+        note = f"TLS worker {statistics.median(cost):.2f} CPU ms each"
+        return Row("new HTTPS connections, one client, TLS inspected", NO_NFW, peer, measured, "1/s", note=note)
+
+    def apply(self) -> Row:
+        """`nfw policy apply` to its end, against `nfw policy check`, which loads and compiles the same and acts not."""
+        switched: list[float] = []
+
+        def apply() -> float:
+            seconds, until_switch = self.timed_apply()
+            switched.append(until_switch)
+            return seconds
+
+        with self.running(self.packets):
+            check, applied = by_turns(lambda: self.timed("policy", "check", str(self.packets)), apply, self.turns)
+        note = f"switched after {statistics.median(switched):.2f} s"
+        return Row(f"nfw policy apply, {RULES:,} rules", "nfw policy check", check, applied, "s", "less", note=note)
+
+    # -- tools -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def running(self, policy: Path) -> Iterator[None]:
+        """nfw in the router, and afterwards none."""
+        try:
+            self.firewall.start(policy)
+            yield
+        finally:
+            self.firewall.stop()
+
+    @contextmanager
+    def iperf(self) -> Iterator[None]:
+        """An iperf3 server that can be connected to."""
+        server = self.lab.server.popen(
+            ["iperf3", "-s", "-p", str(PORT)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        listening = ["ss", "-Hltn", f"sport = :{PORT}"]
+        try:
+            wait_for(lambda: bool(self.lab.server.run(listening).stdout.strip()), 5.0, lambda: "iperf3 does not listen")
+            yield
+        finally:
+            server.terminate()
+            server.wait(5)
+
+    def timed(self, *command: str) -> float:
+        """Seconds one `nfw` command takes."""
+        started = time.monotonic()
+        self.firewall.cli(*command)
+        return time.monotonic() - started
+
+    def timed_apply(self) -> tuple[float, float]:
+        """Seconds `nfw policy apply` takes, and from its start until the daemon says that the new policy filters."""
+        output = self.firewall.output
+        switched: list[float] = []
+        seen = output.stat().st_size
+        started = time.monotonic()
+
+        def watch() -> None:
+            while not ended.wait(0.005):
+                if " filters: " in output.read_text()[seen:]:
+                    switched.append(time.monotonic() - started)
+                    return
+
+        ended = threading.Event()
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            self.firewall.apply(self.packets)
+            seconds = time.monotonic() - started
+        finally:
+            ended.set()
+            watcher.join()
+        # Said, but not seen before the command ended.
+        return seconds, switched[0] if switched else seconds
+
+    def cpu(self, name: str) -> float:
+        """CPU seconds so far of the daemon's processes whose name starts so."""
+        pids = pids_named(self.firewall.pid(), name)
+        return sum(_cpu_seconds(Path(f"/proc/{pid}/stat").read_text()) for pid in pids)
+
+
+def _cpu_seconds(stat: str) -> float:
+    """utime + stime of proc_pid_stat(5), fields 14 and 15; the name before them may contain anything."""
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS

@@ -1,0 +1,48 @@
+"""The benchmark's own arithmetic and inputs: a wrong median or a rule that matches would make good-looking figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from engines.stateful.parser import Variables, parse_rules
+from tests.bench.measure import Row, by_turns, figure
+from tests.bench.rulesets import stateful_rules, stateless_rules
+
+
+@pytest.mark.parametrize(
+    ("peer", "measured", "least", "missed"),
+    [(10.0, 6.0, 0.6, False), (10.0, 5.9, 0.6, True), (10.0, 0.0, 0.6, True), (10.0, 1.0, None, False)],
+)
+def test_a_row_misses_its_limit(peer: float, measured: float, least: float | None, missed: bool) -> None:
+    row = Row("row", "peer", peer, measured, "1/s", least=least)
+    assert row.missed is missed
+    assert (f"at least {least:.0%}" in str(row)) if least else ("at least" not in str(row))
+
+
+def test_a_peer_that_measured_nothing_is_no_division_by_zero() -> None:
+    assert Row("row", "peer", 0.0, 1.0, "1/s").ratio == float("inf")
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0123, "0.012"), (1.5, "1.50"), (12.34, "12.3"), (651.2, "651")])
+def test_figures(value: float, text: str) -> None:
+    assert figure(value) == text
+
+
+def test_by_turns_alternates_and_takes_medians() -> None:
+    calls: list[str] = []
+    values = {"a": iter([1.0, 9.0, 2.0]), "b": iter([30.0, 10.0, 20.0])}
+
+    def side(name: str) -> float:
+        calls.append(name)
+        return next(values[name])
+
+    assert by_turns(lambda: side("a"), lambda: side("b"), 3) == (2.0, 20.0)
+    assert calls == ["a", "b"] * 3
+
+
+def test_the_rules_load_and_are_the_same_every_time() -> None:
+    parsed = parse_rules(stateful_rules(200), "bench.rules", Variables({}, {}))
+    assert not parsed.errors
+    assert len(parsed.signatures) == 200
+    assert stateful_rules(50) == stateful_rules(50)
+    assert stateless_rules(50) == stateless_rules(50)
