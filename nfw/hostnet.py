@@ -420,6 +420,9 @@ class Runner(Protocol):
     def queue_target(self, table: str, chain: str, first: int, count: int, bypass: bool) -> None:
         """Append a rule with the compat NFQUEUE target to a chain."""
 
+    def destroy_sockets(self, mark: int, mask: int) -> None:
+        """Destroy every TCP socket whose mark has these bits."""
+
     def sysctl(self, name: str) -> str | None:
         """A value below /proc/sys, None when there is none."""
 
@@ -495,6 +498,16 @@ class HostNet:
         installed = self.current()
         if installed is not None and installed.others:
             self._run.nft(self.plan.retire(installed.others))
+            for number in installed.others:
+                self._run.destroy_sockets(self.layout.compose(number, Disposition.OWN), self.layout.mask)
+
+    def destroy_sockets(self) -> None:
+        """End what sessions of any generation left on this machine, TIME_WAIT included.
+
+        Such a socket has the addresses of a forwarded connection. Without the rules that divert packets to it, the
+        kernel's early demultiplexing still finds it and forwarding then drops the packet.
+        """
+        self._run.destroy_sockets(self.layout.compose(0, Disposition.OWN), self.layout.disposition_mask)
 
     def current(self) -> Installed | None:
         """What is installed, None without our table."""
@@ -523,7 +536,7 @@ class HostNet:
         return {item["counter"]["name"]: int(item["counter"]["packets"]) for item in objects if "counter" in item}
 
     def cleanup(self) -> None:
-        """Remove table, rules, routes and conntrack marks; nothing of it need be there. No saved state is used.
+        """Remove table, rules, routes, conntrack marks and sockets; none need be there. No saved state is used.
 
         Conntrack entries that bear a mark of ours are deleted: a flow judged by nfw is unknown to whatever comes next.
         """
@@ -536,6 +549,7 @@ class HostNet:
                     f"-{family} route del local {route['dst']} dev lo table {route['table']} protocol {ROUTE_PROTOCOL}"
                 )
         self._conntrack.flush_marked_any(self.layout.mask)
+        self.destroy_sockets()
 
     def queue_rule(self) -> QueueRule:
         """How packets are queued on this kernel, found out by trying."""
@@ -640,6 +654,10 @@ class SystemRunner:
             ) from error
         finally:
             netlink.close()
+
+    def destroy_sockets(self, mark: int, mask: int) -> None:
+        """See :class:`Runner`. A kernel without CONFIG_INET_DIAG_DESTROY lists them and leaves them."""
+        _command(["ss", "-K", "-Htan", f"fwmark = {mark:#x}/{mask:#x}"])
 
     def sysctl(self, name: str) -> str | None:
         """See :class:`Runner`."""

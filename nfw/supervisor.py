@@ -122,6 +122,7 @@ class Supervisor:
                 say(f"warning: {problem}")
             self.conntrack.flush_marked_any(self.layout.mask)
             self.hostnet.install_closed()
+            self.hostnet.destroy_sockets()
         except BaseException:
             self.control.close()
             raise

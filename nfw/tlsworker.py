@@ -37,7 +37,7 @@ from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
 from nfw.settings import GenerationSettings, pack, unpack
-from nfw.sockets import Side, dial, packed
+from nfw.sockets import SO_MARK, Side, dial, packed
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
@@ -256,6 +256,7 @@ class TlsWorker:
                 continue
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.mark)  # by which what it leaves behind is found
             self.next_flow += 1
             session = Session(self.settings, now, now + self.wall)
             flow = Flow(self.next_flow, Side(sock), source, destination, session, now)

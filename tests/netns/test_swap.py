@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -333,3 +334,49 @@ def test_a_second_daemon_is_refused(firewall: Firewall) -> None:
     assert answer.returncode == 1
     assert "running" in answer.stderr
     assert answers(firewall.lab)
+
+
+def https_closed_by_server(lab: Lab, address: str, port: int, ca: Path) -> None:
+    """One HTTPS request from that client port; the server ends it first, so its side lingers in TIME_WAIT."""
+    context = ssl.create_default_context(cafile=str(ca))
+    with from_port(lab, address, port) as raw, context.wrap_socket(raw, server_hostname="site-a.test") as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: site-a.test\r\nConnection: close\r\n\r\n")
+        while sock.recv(65536):
+            pass
+        time.sleep(0.2)  # the end of TLS came first, the end of TCP comes now
+
+
+def from_port(lab: Lab, address: str, port: int) -> socket.socket:
+    with lab.in_namespace("client"):
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.settimeout(2.0)
+        try:
+            sock.bind(("", port))
+            sock.connect((address, 443))
+        except BaseException:
+            sock.close()
+            raise
+    return sock
+
+
+@pytest.mark.parametrize("address", [ADDRESS, "2001:db8:2::10"])
+@pytest.mark.parametrize("ended_by", ["swap", "stop", "kill"])
+def test_a_client_port_can_be_used_again_after_inspection(firewall: Firewall, ended_by: str, address: str) -> None:
+    """A socket left in TIME_WAIT on the router would swallow the packets it should forward."""
+    lab = firewall.lab
+    firewall.start(firewall.policy("tls", TLS.format(name="tls", action="drop")))
+    https_closed_by_server(lab, address, 40001, firewall.ca)
+    listed = ["ss", "-Htan", "state", "time-wait"]
+    wait_for(lambda: ":40001" in lab.router.run(listed).stdout, 3, lambda: lab.router.run(["ss", "-tan"]).stdout)
+    if ended_by == "swap":
+        firewall.apply(firewall.policy("plain", "name: plain\nstateless: {default: pass}\n"))
+    elif ended_by == "stop":
+        firewall.stop()
+    else:
+        os.kill(firewall.pid(), signal.SIGKILL)
+        assert firewall.process is not None
+        firewall.process.wait(5)
+        firewall.stop()
+    wait_for(lambda: lab.router.run(listed).stdout == "", 5, lambda: lab.router.run(["ss", "-tan"]).stdout)
+    from_port(lab, address, 40001).close()

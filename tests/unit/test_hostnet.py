@@ -262,6 +262,9 @@ class FakeRunner:
         self.sysctls: dict[str, str | None] = {"net.ipv6.conf.lo.disable_ipv6": "0"}
         self.programs = {"nft", "ip"}
 
+    def destroy_sockets(self, mark: int, mask: int) -> None:
+        self.log.append(f"destroy sockets {mark:#010x}/{mask:#010x}")
+
     def nft(self, text: str) -> None:
         if "queue num 0\n" in text and not self.statement:
             raise HostNetError("nft -f -: No such file or directory")
@@ -426,7 +429,8 @@ def test_cleanup_takes_only_what_is_ours_and_can_be_repeated() -> None:
     assert hostnet(runner).current() is None
     runner.log.clear()
     hostnet(runner).cleanup()
-    assert runner.log == ["nft add table inet nfw", "flush any 0xfff00000"]
+    sockets = "destroy sockets 0x00500000/0x00f00000"
+    assert runner.log == ["nft add table inet nfw", "flush any 0xfff00000", sockets]
 
 
 def test_a_machine_without_ipv6_gets_no_ipv6_routes() -> None:
