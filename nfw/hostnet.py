@@ -498,16 +498,18 @@ class HostNet:
         installed = self.current()
         if installed is not None and installed.others:
             self._run.nft(self.plan.retire(installed.others))
-            for number in installed.others:
-                self._run.destroy_sockets(self.layout.compose(number, Disposition.OWN), self.layout.mask)
 
-    def destroy_sockets(self) -> None:
-        """End what sessions of any generation left on this machine, TIME_WAIT included.
+    def destroy_sockets(self, generation: int | None = None) -> None:
+        """End every socket that sessions of a generation (None: of any) have here, TIME_WAIT included. For when its
+        processes have ended.
 
         Such a socket has the addresses of a forwarded connection. Without the rules that divert packets to it, the
         kernel's early demultiplexing still finds it and forwarding then drops the packet.
         """
-        self._run.destroy_sockets(self.layout.compose(0, Disposition.OWN), self.layout.disposition_mask)
+        if generation is None:
+            self._run.destroy_sockets(self.layout.compose(0, Disposition.OWN), self.layout.disposition_mask)
+        else:
+            self._run.destroy_sockets(self.layout.compose(generation, Disposition.OWN), self.layout.mask)
 
     def current(self) -> Installed | None:
         """What is installed, None without our table."""

@@ -369,6 +369,7 @@ class Supervisor:
             for number in self.retiring:
                 for disposition in _forgotten(ready.open_which) if ready is not None else ():
                     self.conntrack.flush_marked(self.layout.compose(number, disposition), self.layout.mask)
+                self.hostnet.destroy_sockets(number)
             self.retiring = []
             self.hostnet.retire()
         except HostNetError as error:
@@ -432,6 +433,7 @@ class Supervisor:
         if coming and generation.answer is not None:
             generation.answer(Reply(False, None, (f"the generation ended while it started: {text}",)))
         if current:
+            self.retiring.append(generation.settings.number)  # what its sessions left goes with the next old generation
             say(f"generation {generation.settings.number} ended: {text}; traffic is closed; starting it again")
             self._start_again()
 

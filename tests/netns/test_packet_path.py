@@ -378,6 +378,8 @@ def test_a_bound_queue_fails_the_apply_and_changes_nothing(firewall: Firewall) -
 
 
 def test_a_leader_that_hangs_does_not_block_status(firewall: Firewall) -> None:
+    # The one of a former policy may still be ending.
+    wait_for(lambda: len(list(pids_named(firewall.pid(), "nfw leader"))) == 1, 10)
     (leader,) = pids_named(firewall.pid(), "nfw leader")
     os.kill(leader, signal.SIGSTOP)
     try:
