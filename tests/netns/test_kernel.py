@@ -1195,8 +1195,10 @@ def test_verdicts(net: Net, host: HostNet, fates: str, arrive: list[int], caplog
         assert lot.read() == arrive
         held = {index for index, fate in enumerate(fates) if fate == "h"} if "r" not in fates else set()
         with net.inside("router"):
-            assert lot.queue.stats() == {
-                "queued": len(held),
+            stats = lot.queue.stats()
+            # Fewer: a held packet was swept along. More: the network sent one of its own, which nobody has read yet.
+            assert stats.pop("queued") >= len(held)
+            assert stats == {
                 "dropped": 0,
                 "user_dropped": 0,
                 "errors": fates.count("x"),
