@@ -65,6 +65,10 @@ class Segment:
     ``payload``: of the packet. ``stream``: bytes of this direction that are in order for the first time (for UDP the
     payload). ``established``: the handshake was finished before this packet. ``now``: seconds. Not frozen, because one
     is made for every packet and freezing doubles that cost; nobody changes it.
+
+    For a bystander (``watching``) the bytes go to :meth:`Inspector.absorb` when they are final, and ``stream`` is what
+    raw stream rules look at with this packet, from stream offset ``offset`` on; ``added``: the payload is part of the
+    stream, so stream rules will see it there.
     """
 
     direction: Direction
@@ -73,6 +77,8 @@ class Segment:
     stream: bytes
     packet: Any
     now: float
+    offset: int = 0
+    added: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +121,9 @@ _NOTHING = Outcome()
 class Inspector:
     """One per flow. See the module's text; ``held[direction]`` counts from the end of that direction's stream.
 
-    ``decrypted``: the bytes are plaintext of an intercepted TLS session, told about by :meth:`tls_hello`.
+    ``decrypted``: the bytes are plaintext of an intercepted TLS session, told about by :meth:`tls_hello`. ``watching``:
+    a bystander's (Suricata: IDS mode): nothing is held, drop and reject only alert, and each packet is judged by the
+    rules of its own direction.
     """
 
     __slots__ = (
@@ -151,6 +159,7 @@ class Inspector:
         "_tail",
         "_tls",
         "_tuples",
+        "_watching",
         "_window",
         "app_proto",
         "flowbits",
@@ -158,8 +167,11 @@ class Inspector:
         "held",
     )
 
-    def __init__(self, ruleset: RuleSet, facts: FlowFacts, now: float, decrypted: bool = False) -> None:
+    def __init__(
+        self, ruleset: RuleSet, facts: FlowFacts, now: float, decrypted: bool = False, watching: bool = False
+    ) -> None:
         self._ruleset = ruleset
+        self._watching = watching
         self._limits = ruleset.limits
         self._facts = facts
         self._group = ruleset.packet_group(facts.protocol)
@@ -219,10 +231,51 @@ class Inspector:
         direction, data = segment.direction, segment.stream
         self._segment = segment
         self._established = self._established or segment.established
-        if data:
+        if data and not self._watching:
             self._payload_bytes[direction] += len(data)
             self._feed(direction, data)
-        return self._run(segment, True)
+        return self._run(segment, segment.packet is not None or not self._watching)
+
+    def absorb(self, direction: Direction, data: bytes, *, gap: bool = False) -> bool:
+        """A bystander's bytes have become final: parse them; the next packet of their direction is judged by them.
+
+        ``gap``: bytes before them were lost. True when something complete came up, so that raw stream rules should not
+        wait for more.
+        """
+        if self._outcome is not None:
+            return False
+        if gap:
+            self._gap(direction)
+        if not data:
+            return False
+        complete = self._complete(direction)
+        self._payload_bytes[direction] += len(data)
+        self._feed(direction, data)
+        return self._complete(direction) != complete
+
+    def end(self, direction: Direction) -> None:
+        """A bystander saw a direction end."""
+        if self._outcome is None:
+            self._closing(direction)
+
+    def pending(self, direction: Direction) -> bool:
+        """A transaction has something of that side that no packet was judged by."""
+        return self._outcome is None and any(layer.pending(direction) for layer in self._layers)
+
+    def _complete(self, direction: Direction) -> int:
+        """Grows with every transaction of the top layer whose side is complete."""
+        layer = self._layers[-1] if self._layers else None
+        if layer is None or layer.parser is None:
+            return 0
+        return 1 + sum(tx.id + 1 for tx in layer.parser.transactions if tx.is_complete(direction))
+
+    def _gap(self, direction: Direction) -> None:
+        """Bytes are missing: detection and most parsers cannot go on behind them."""
+        if self._detector is not None:
+            self._detection_failed()
+        for layer in self._layers:
+            if layer.parser is not None and not layer.parser.finished:
+                layer.parser.close(direction)
 
     def tls_hello(self, facts: TlsFacts, now: float, session_holding: bool = False) -> Outcome:
         """The client's hello of a decrypted flow. Its rules are judged now if the session is held until then,
@@ -243,13 +296,16 @@ class Inspector:
         """That direction ended. What was held is judged as it is and may go unless the decision is against it."""
         if self._outcome is not None:
             return self._outcome
+        self._closing(direction)
+        return self._judge_now(direction, now)
+
+    def _closing(self, direction: Direction) -> None:
         self._closed[direction] = self._expired[direction] = True
         for layer in self._layers:
             if layer.parser is not None:
                 layer.parser.close(direction)
         if self._detector is not None and self._detector.close(direction) == FAILED:
             self._detection_failed()
-        return self._judge_now(direction, now)
 
     def hold_expired(self, now: float) -> Outcome:
         """The owner cannot wait any longer: judge what is there; ``held`` is 0 until the next unit."""
@@ -328,9 +384,10 @@ class Inspector:
     def _run(self, segment: Segment, with_packet: bool, *, defaults: bool = True) -> Outcome:
         """Collect matches, sort, carry out."""
         direction = segment.direction
-        problem = self._update_held()
+        watching = self._watching
+        problem = None if watching else self._update_held()
         found = self._found = []
-        if with_packet:
+        if with_packet or watching:
             self._packet_rules(segment, direction)
         else:
             self._window = self._tail[direction]
@@ -338,7 +395,7 @@ class Inspector:
             self._layers.insert(0, self._tls)
             self._tls = None
         if self._layers:
-            self._app_rules(segment, direction, with_packet)
+            self._app_rules(segment, direction, with_packet or watching)
             for layer in self._layers:
                 if layer.give_up_oldest(self._limits.max_transactions) and self._enforces(layer):
                     problem = problem or "transaction_overflow"
@@ -350,6 +407,8 @@ class Inspector:
         if len(found) > 1:
             found.sort()
         decision, alerts = self._carry_out(found, segment)
+        if watching:
+            return self._watched(decision, alerts)
         if decision is None and problem is not None:
             decision = Decision(Verdict.DROP, Scope.FLOW, problem)
         if decision is None and defaults and self._ruleset.defaults:
@@ -364,6 +423,12 @@ class Inspector:
             return _NOTHING
         return Outcome(decision or ACCEPT, alerts)
 
+    def _watched(self, decision: Decision | None, alerts: list[Alert]) -> Outcome:
+        """A bystander stops nothing; only a pass on the flow still means that nobody looks any more."""
+        if decision is not None and decision.verdict is Verdict.ACCEPT and decision.scope is Scope.FLOW:
+            self._decide(decision)
+        return Outcome(ACCEPT, alerts) if alerts else _NOTHING
+
     def _protocol_final(self, direction: Direction) -> bool:
         """Nothing that direction may say changes the protocol any more."""
         return self._detector is None or self._detector.final_for(direction)
@@ -371,7 +436,8 @@ class Inspector:
     def _packet_rules(self, segment: Segment, direction: Direction) -> None:
         group = self._group
         rules = self._ruleset.rules
-        if not self._ip_only_done[direction]:
+        real = segment.packet is not None or not self._watching
+        if real and not self._ip_only_done[direction]:
             self._ip_only_done[direction] = True
             for rule in group.ip_only:
                 if self._applies(rule, direction):
@@ -379,15 +445,23 @@ class Inspector:
         payload, data = segment.payload, segment.stream
         on_packet, on_stream = group.packet[direction], group.stream[direction]
         candidates: dict[int, int] = {}  # rule index -> 1 packet, 2 stream, 3 both
-        covered = self._covered[direction]
-        if covered is None:
-            covered = self._covered[direction] = self._cover(on_packet.always, direction)
-        for rule in covered:
-            candidates[rule.index] = 1
-        if payload and on_packet.patterns is not None:
-            for index in on_packet.patterns.scan(payload):
-                candidates[index] = 1
-        window, start = self._stream_window(direction, data)
+        if real:
+            covered = self._covered[direction]
+            if covered is None:
+                covered = self._covered[direction] = self._cover(on_packet.always, direction)
+            for rule in covered:
+                candidates[rule.index] = 1
+            if payload and on_packet.patterns is not None:
+                for index in on_packet.patterns.scan(payload):
+                    candidates[index] = 1
+            if payload and not segment.added:
+                # Not part of the stream (no session, a bad checksum, out of window): searched as a packet.
+                for rule in self._cover(on_stream.always, direction):
+                    candidates[rule.index] = candidates.get(rule.index, 0) | 1
+                if on_stream.patterns is not None:
+                    for index in on_stream.patterns.scan(payload):
+                        candidates[index] = candidates.get(index, 0) | 1
+        window, start = (data, segment.offset) if self._watching else self._stream_window(direction, data)
         if window:
             always = self._always[direction]
             if always is None:
@@ -463,7 +537,7 @@ class Inspector:
             def found(rule: Rule, tx: Transaction, side: Direction, name: str = layer.name) -> None:
                 self._hit(rule, side, True, name, tx)
 
-            layer.inspect(self._applies, found, self._window)
+            layer.inspect(self._applies, found, self._window, (direction,) if self._watching else _BOTH)
 
     def _pd_rules(self, direction: Direction) -> None:
         self._pd_done[direction] = True

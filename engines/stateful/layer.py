@@ -58,9 +58,11 @@ class Layer:
         applies: Callable[[Rule, Direction], bool],
         found: Callable[[Rule, Transaction, Direction], None],
         payload: bytes,
+        directions: Sequence[Direction] = _BOTH,
     ) -> None:
         """Judge what is new in all transactions. ``applies`` answers for header and state of the flow, ``found`` is
-        told of each match, ``payload`` is what rules see that also have conditions on the payload."""
+        told of each match, ``payload`` is what rules see that also have conditions on the payload; ``directions``: the
+        sides to judge now."""
         transactions = self._mine if self.parser is None else self.parser.transactions
         if not transactions:
             return
@@ -69,16 +71,25 @@ class Layer:
             state = self._states.get(tx.id)
             if state is None:
                 state = self._states[tx.id] = _State()
-            for direction in _BOTH:
+            for direction in directions:
                 progress = tx.progress(direction)
                 if progress > 0 and progress != state.progress[direction]:
                     self.known = True
                     state.progress[direction] = progress
                     self._inspect(tx, state, direction, applies, found, payload)
-            if tx.is_complete(Direction.TO_SERVER) and tx.is_complete(Direction.TO_CLIENT):
+            if self._settled(tx):
                 finished += 1
         if finished:
             self._prune(transactions)
+
+    def pending(self, direction: Direction) -> bool:
+        """Something of that side was not judged yet."""
+        for tx in self._mine if self.parser is None else self.parser.transactions:
+            progress = tx.progress(direction)
+            state = self._states.get(tx.id)
+            if progress > 0 and (state is None or state.progress[direction] != progress):
+                return True
+        return False
 
     def give_up_oldest(self, limit: int) -> bool:
         """Forget transactions beyond ``limit``; True when there were any."""
@@ -92,11 +103,19 @@ class Layer:
     def _prune(self, transactions: MutableSequence[Transaction]) -> None:
         keep = []
         for tx in transactions:
-            if tx.is_complete(Direction.TO_SERVER) and tx.is_complete(Direction.TO_CLIENT):
+            if self._settled(tx):
                 self._states.pop(tx.id, None)
             else:
                 keep.append(tx)
         transactions[:] = keep
+
+    def _settled(self, tx: Transaction) -> bool:
+        """Both sides have said everything, and all of it was judged."""
+        state = self._states[tx.id]
+        return all(
+            tx.is_complete(side) and state.progress[side] in (tx.progress(side), -1 if not tx.progress(side) else -2)
+            for side in _BOTH
+        )
 
     def _inspect(
         self,

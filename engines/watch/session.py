@@ -1,0 +1,504 @@
+"""One TCP connection, watched: its states, and which bytes each segment makes final.
+
+Promise: never raises; a segment that does not fit is not part of the stream (``Step.added`` is False) and changes
+nothing. Leniency follows Suricata's stream engine: what one stack may have taken is taken.
+
+Theory of operation. A bystander cannot know that a byte arrived until it is acknowledged, so the application layer is
+given the bytes of a direction when the *other* side's segment acknowledges them. Exceptions, where waiting makes no
+sense: ``inline`` (the segment itself is the proof), an accepted RST or FIN, and the end of the capture. Raw stream
+rules see the same bytes in chunks, see :meth:`Session.chunk`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engines.packet import ACK, FIN, RST, SEQUENCE_MASK, SYN, Packet, tcp_window_scale
+from engines.verdict import Direction
+from engines.watch.segments import OverlapPolicy, Segments
+
+TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
+_BOTH = (TO_SERVER, TO_CLIENT)
+_HALF = 0x80000000
+
+
+class State(enum.IntEnum):
+    """RFC 9293 section 3.3.2, seen from the middle; the order is Suricata's."""
+
+    NONE = 0
+    SYN_SENT = 1
+    SYN_RECV = 2
+    ESTABLISHED = 3
+    FIN_WAIT1 = 4
+    FIN_WAIT2 = 5
+    TIME_WAIT = 6
+    LAST_ACK = 7
+    CLOSE_WAIT = 8
+    CLOSING = 9
+    CLOSED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """Suricata's ``stream`` settings; sizes in bytes."""
+
+    inline: bool = False
+    midstream: bool = False
+    async_oneside: bool = False
+    depth: int = 1 << 20  # reassembly.depth; 0: no end
+    chunk_to_server: int = 2560  # reassembly.toserver-chunk-size
+    chunk_to_client: int = 2560
+    # A window's worth beyond the depth; what lies further ahead cannot be waited for.
+    limit: int = 4 << 20
+
+
+class Delivery(NamedTuple):
+    """Bytes the application layer gets. ``gap``: bytes before them are missing for good."""
+
+    direction: Direction
+    data: bytes
+    gap: bool = False
+
+
+class Step(NamedTuple):
+    """What one segment did. ``added``: its payload is part of the stream. ``deliveries`` are for the parser, in this
+    order; ``closed``: directions whose end was reached."""
+
+    added: bool
+    deliveries: tuple[Delivery, ...] = ()
+    closed: tuple[Direction, ...] = ()
+    accepted: bool = True
+
+
+_REFUSED = Step(False, (), (), False)
+_PLAIN = Step(False)
+
+
+class _Half:
+    """What one side has sent."""
+
+    __slots__ = (
+        "app_at",
+        "base",
+        "ended",
+        "fin",
+        "isn",
+        "last_ack",
+        "next_seq",
+        "raw_at",
+        "scale",
+        "segments",
+        "trigger",
+        "window",
+    )
+
+    def __init__(self, policy: OverlapPolicy, limit: int) -> None:
+        self.isn: int | None = None
+        self.base = 0  # sequence number of offset 0
+        self.next_seq = 0  # one behind the highest seen
+        self.last_ack = 0  # what the other side has acknowledged of it
+        self.window = 0  # what the other side may send to it, scaled
+        self.scale = 0
+        self.segments = Segments(policy, limit)
+        self.app_at = 0
+        self.raw_at = 0
+        self.trigger = False  # raw bytes are to be inspected now, however few
+        self.fin: int | None = None  # offset behind the last byte
+        self.ended = False
+
+    def begin(self, seq: int) -> None:
+        self.base = self.next_seq = self.last_ack = seq & SEQUENCE_MASK
+
+    def offset(self, seq: int) -> int:
+        """Of a sequence number: the offset nearest to what was read last (RFC 9293 section 3.4)."""
+        distance = (seq - self.base - self.app_at) & SEQUENCE_MASK
+        return self.app_at + (distance - (1 << 32) if distance >= _HALF else distance)
+
+
+class Session:
+    """``policies`` are of the receivers, by direction."""
+
+    __slots__ = ("_async", "_four_way", "_halves", "_options", "closed_by_reset", "midstream", "state")
+
+    def __init__(self, options: SessionOptions, policies: tuple[OverlapPolicy, OverlapPolicy]) -> None:
+        self._options = options
+        self._halves = tuple(_Half(policy, options.limit) for policy in policies)
+        self.state = State.NONE
+        self.midstream = False
+        self.closed_by_reset = False
+        self._async = False
+        self._four_way = False
+
+    # -- one segment -----------------------------------------------------------------------------------------------
+
+    def segment(self, packet: Packet, direction: Direction, payload: bytes) -> Step:
+        """Take one segment of this connection."""
+        before = self.state
+        if before is State.NONE:
+            accepted = self._first(packet, direction, payload)
+        elif before is State.SYN_SENT:
+            accepted = self._after_syn(packet, direction, payload)
+        elif before is State.SYN_RECV:
+            accepted = self._after_answer(packet, direction, payload)
+        else:
+            accepted = self._open(packet, direction, payload)
+        if not accepted:
+            return _REFUSED
+        return self._reassemble(packet, direction, payload)
+
+    @property
+    def established(self) -> bool:
+        """The handshake is over, or was taken for granted."""
+        return self.state >= State.ESTABLISHED
+
+    def _first(self, packet: Packet, direction: Direction, payload: bytes) -> bool:
+        flags = packet.tcp_flags
+        sender, receiver = self._halves[direction], self._halves[direction.reply]
+        if flags & RST:
+            return False
+        if flags & SYN and not flags & ACK:
+            sender.isn = packet.seq
+            sender.begin(packet.seq + 1)
+            sender.scale = tcp_window_scale(packet) or 0
+            receiver.window = packet.window
+            self.state = State.SYN_SENT
+            self._async = self._options.async_oneside
+            return True
+        if not self._options.midstream and not (self._options.async_oneside and flags & (SYN | FIN | RST) == 0):
+            return False
+        self.midstream = True
+        self._async = self._options.async_oneside
+        if flags & SYN:
+            sender.isn = packet.seq
+            sender.begin(packet.seq + 1)
+            receiver.isn = (packet.ack - 1) & SEQUENCE_MASK
+            receiver.begin(packet.ack)
+            self.state = State.SYN_RECV
+        else:
+            sender.begin(packet.seq)
+            receiver.begin(packet.ack)
+            sender.scale = receiver.scale = 14
+            self.state = State.FIN_WAIT1 if flags & FIN else State.ESTABLISHED
+        return True
+
+    def _after_syn(self, packet: Packet, direction: Direction, payload: bytes) -> bool:
+        flags, sender, receiver = packet.tcp_flags, self._halves[direction], self._halves[direction.reply]
+        if flags & RST:
+            if direction is TO_CLIENT and not (flags & ACK and self._acks_handshake(receiver, packet.ack)):
+                return False
+            self._close(reset=True)
+            return True
+        if flags & SYN and flags & ACK:
+            if direction is TO_SERVER:
+                # The answer to a SYN of the server's: a handshake in four steps.
+                if not self._four_way:
+                    return False
+            elif not self._acks_handshake(receiver, packet.ack):
+                return False
+            if sender.isn is None or direction is TO_CLIENT:
+                sender.isn = packet.seq
+                sender.begin(packet.seq + 1)
+            sender.scale = tcp_window_scale(packet) or 0
+            if not sender.scale or not receiver.scale:
+                sender.scale = receiver.scale = 0
+            receiver.last_ack = packet.ack
+            receiver.window = packet.window
+            self.state = State.SYN_RECV
+            return True
+        if flags & SYN:
+            if direction is TO_CLIENT:
+                sender.isn = packet.seq
+                sender.begin(packet.seq + 1)
+                self._four_way = True
+                return True
+            if packet.seq != sender.isn:
+                sender.isn = packet.seq
+                sender.begin(packet.seq + 1)
+            return True
+        if direction is TO_SERVER and self._async and packet.seq == sender.next_seq:
+            self.state = State.ESTABLISHED
+            receiver.begin(packet.ack)
+            receiver.scale = 14
+            return True
+        return False
+
+    def _acks_handshake(self, half: _Half, ack: int) -> bool:
+        """``ack`` covers the SYN of ``half`` and no more than what came with it."""
+        if half.isn is None:
+            return False
+        first = (half.isn + 1) & SEQUENCE_MASK
+        return (ack - first) & SEQUENCE_MASK <= (half.next_seq - first) & SEQUENCE_MASK
+
+    def _after_answer(self, packet: Packet, direction: Direction, payload: bytes) -> bool:
+        flags, sender, receiver = packet.tcp_flags, self._halves[direction], self._halves[direction.reply]
+        if flags & RST:
+            if not self._reset_fits(sender, packet):
+                return False
+            self._close(reset=True)
+            return True
+        if flags & SYN and flags & ACK:
+            if direction is TO_CLIENT or self._four_way:
+                # Repeated, or with another sequence number: the client will tell which one it took.
+                if sender.isn != packet.seq and self._acks_handshake(receiver, packet.ack) and not sender.segments.end:
+                    sender.isn = packet.seq
+                    sender.begin(packet.seq + 1)
+                return True
+            return False
+        if flags & SYN:
+            return direction is TO_SERVER and packet.seq == sender.isn
+        if not flags & ACK:
+            return False
+        if direction is TO_CLIENT:
+            # The server speaks before the client's ACK was seen: that one was lost to us, or the session is midstream.
+            if not self._acks_handshake(receiver, packet.ack) or packet.seq != sender.next_seq:
+                return False
+            if not payload and not flags & FIN:
+                return True
+        else:
+            if not self._acks_handshake(receiver, packet.ack) and not self._async:
+                return False
+            ahead = (packet.seq - sender.next_seq) & SEQUENCE_MASK
+            if ahead and ahead >= max(sender.window, 65535) << 1 and ahead < _HALF:
+                return False
+        self.state = State.ESTABLISHED
+        if flags & FIN:
+            return self._open(packet, direction, payload)
+        self._account(packet, direction, payload)
+        return True
+
+    def _open(self, packet: Packet, direction: Direction, payload: bytes) -> bool:
+        flags, sender, receiver = packet.tcp_flags, self._halves[direction], self._halves[direction.reply]
+        if flags & RST:
+            if self.state is State.CLOSED or not self._reset_fits(sender, packet):
+                return False
+            self._close(reset=True)
+            return True
+        if flags & SYN:
+            return bool(flags & ACK) and packet.seq == sender.isn and not payload
+        if self.state is State.CLOSED:
+            return False
+        if not flags & ACK and not self._async:
+            return False
+        if flags & ACK and not self._ack_fits(receiver, packet.ack):
+            return False
+        length = len(payload)
+        if (length or flags & FIN) and not self._in_window(sender, packet.seq, length):
+            return False
+        self._account(packet, direction, payload)
+        if flags & FIN:
+            end = sender.offset(packet.seq) + length
+            if sender.fin is None:
+                sender.fin = end
+                self._fin_state(direction)
+        self._acked_fin(direction)
+        return True
+
+    def _fin_state(self, direction: Direction) -> None:
+        other = self._halves[direction.reply]
+        if other.fin is None:
+            self.state = State.FIN_WAIT1 if direction is TO_SERVER else State.CLOSE_WAIT
+        elif self.state is State.FIN_WAIT1:
+            self.state = State.CLOSING
+        else:
+            self.state = State.LAST_ACK
+
+    def _acked_fin(self, direction: Direction) -> None:
+        """The sender may have acknowledged the FIN of the other side."""
+        mine, other = self._halves[direction], self._halves[direction.reply]
+        if other.fin is None or other.offset(other.last_ack) <= other.fin:
+            return
+        if mine.fin is None:
+            if self.state is State.FIN_WAIT1:
+                self.state = State.FIN_WAIT2
+        elif mine.offset(mine.last_ack) > mine.fin:
+            self.state = State.CLOSED
+        elif self.state in (State.CLOSING, State.FIN_WAIT1, State.FIN_WAIT2):
+            self.state = State.TIME_WAIT
+
+    def _account(self, packet: Packet, direction: Direction, payload: bytes) -> None:
+        sender, receiver = self._halves[direction], self._halves[direction.reply]
+        flags = packet.tcp_flags
+        end = (packet.seq + len(payload) + bool(flags & FIN)) & SEQUENCE_MASK
+        if (end - sender.next_seq) & SEQUENCE_MASK < _HALF:
+            sender.next_seq = end
+        if flags & ACK:
+            if (packet.ack - receiver.last_ack) & SEQUENCE_MASK < _HALF:
+                receiver.last_ack = packet.ack
+            if (packet.ack - receiver.next_seq) & SEQUENCE_MASK < _HALF and packet.ack != receiver.next_seq:
+                receiver.next_seq = packet.ack  # of segments that were not captured
+        receiver.window = packet.window << sender.scale
+
+    def _ack_fits(self, half: _Half, ack: int) -> bool:
+        """``half`` may have sent what is acknowledged."""
+        behind = (half.next_seq - ack) & SEQUENCE_MASK
+        if behind < _HALF:
+            return True
+        ahead = (ack - half.next_seq) & SEQUENCE_MASK
+        return self._async or self.midstream or ahead <= max(half.window, 65535)
+
+    def _in_window(self, half: _Half, seq: int, length: int) -> bool:
+        if self._async or self.midstream:
+            return True
+        end = (seq + length) & SEQUENCE_MASK
+        if (end - half.last_ack) & SEQUENCE_MASK >= _HALF:
+            return True  # repeats what is acknowledged; the list says what it is worth
+        sent = (half.next_seq - half.last_ack) & SEQUENCE_MASK
+        return (seq - half.last_ack) & SEQUENCE_MASK <= max(half.window, sent) or (
+            (half.last_ack - seq) & SEQUENCE_MASK < _HALF
+        )
+
+    def _reset_fits(self, half: _Half, packet: Packet) -> bool:
+        if self._async or self.midstream:
+            return True
+        sent = (half.next_seq - half.last_ack) & SEQUENCE_MASK
+        ahead = (packet.seq - half.last_ack) & SEQUENCE_MASK
+        return ahead <= max(half.window, sent) or packet.seq == half.next_seq
+
+    def _close(self, *, reset: bool) -> None:
+        self.state = State.CLOSED
+        self.closed_by_reset = reset
+
+    # -- reassembly ------------------------------------------------------------------------------------------------
+
+    def _reassemble(self, packet: Packet, direction: Direction, payload: bytes) -> Step:
+        sender = self._halves[direction]
+        flags = packet.tcp_flags
+        added = False
+        deliveries: list[Delivery] = []
+        closed: list[Direction] = []
+        inline = self._options.inline
+        if inline:
+            ways: tuple[Direction, ...] = (direction,)
+        elif flags & RST:
+            ways = (direction,)
+        elif flags & FIN and self.state > State.TIME_WAIT:
+            ways = _BOTH if flags & ACK else (direction,)
+        elif self.state is State.CLOSED:
+            ways = _BOTH
+        else:
+            ways = (direction.reply,)
+        if direction.reply in ways:
+            self._update(direction.reply, deliveries, closed, end=False)
+        if payload and not flags & RST:
+            seq = packet.seq + 1 if flags & SYN else packet.seq
+            start = sender.offset(seq & SEQUENCE_MASK)
+            data = payload
+            depth = self._options.depth
+            if depth and start < depth < start + len(data):
+                data = data[: depth - start]
+            if flags & SYN:
+                end = (seq + len(payload)) & SEQUENCE_MASK
+                if (end - sender.next_seq) & SEQUENCE_MASK < _HALF:
+                    sender.next_seq = end
+            if not depth or start < depth:
+                added = sender.segments.add(start, data)
+        if flags & (FIN | RST):
+            for half in self._halves:
+                half.trigger = True
+        if direction in ways:
+            self._update(direction, deliveries, closed, end=False)
+        return Step(added, tuple(deliveries), tuple(closed))
+
+    def _update(self, direction: Direction, out: list[Delivery], closed: list[Direction], *, end: bool) -> None:
+        """Hand out what is final of a direction."""
+        half = self._halves[direction]
+        segments = half.segments
+        everything = self._options.inline or (end and (self.state < State.CLOSED or self.closed_by_reset))
+        final = segments.end if everything else min(segments.end, self._acked(half))
+        while half.app_at < final:
+            reached = min(segments.reach(half.app_at), final)
+            if reached > half.app_at:
+                out.append(Delivery(direction, segments.get(half.app_at, reached), False))
+                half.app_at = reached
+                continue
+            # A hole. It is one for good when the receiver has acknowledged what lies behind it.
+            following = segments.next_from(half.app_at)
+            if following is None or following >= final:
+                break
+            if self._options.inline and not end and self._acked(half) < following:
+                break
+            out.append(Delivery(direction, b"", True))
+            half.app_at = following
+        if (
+            not half.ended
+            and half.fin is not None
+            and half.app_at >= half.fin
+            and (self._options.inline or self._acked(half) >= half.fin or end)
+        ):
+            half.ended = True
+            closed.append(direction)
+
+    @staticmethod
+    def _acked(half: _Half) -> int:
+        return half.offset(half.last_ack)
+
+    def finish(self, direction: Direction) -> Step:
+        """The capture or the flow ends: what is there of a direction is all there will be."""
+        deliveries: list[Delivery] = []
+        closed: list[Direction] = []
+        half = self._halves[direction]
+        self._update(direction, deliveries, closed, end=True)
+        if not half.ended:
+            half.ended = True
+            closed.append(direction)
+        half.trigger = True
+        return Step(False, tuple(deliveries), tuple(closed))
+
+    # -- raw stream ------------------------------------------------------------------------------------------------
+
+    def trigger(self, direction: Direction) -> None:
+        """The application layer has something complete: raw rules should look now."""
+        self._halves[direction].trigger = True
+
+    def chunk(self, direction: Direction, *, end: bool = False) -> tuple[bytes, int]:
+        """The bytes stream rules look at with a packet of ``direction``, and their offset; empty when it is too early.
+
+        They are looked at once. (Suricata: raw reassembly, ``toserver-chunk-size``.) Inline each new piece is looked at
+        at once, with as many bytes before it as fill a chunk.
+        """
+        half = self._halves[direction]
+        segments = half.segments
+        if self._options.inline:
+            return self._window(direction, half)
+        everything = end and (self.state < State.CLOSED or self.closed_by_reset)
+        final = segments.end if everything else min(segments.end, self._acked(half))
+        size = self._options.chunk_to_server if direction is TO_SERVER else self._options.chunk_to_client
+        if final <= half.raw_at or not (half.trigger or end or final - half.raw_at >= size):
+            return b"", 0
+        half.trigger = False
+        at = half.raw_at
+        if segments.reach(at) == at:
+            following = segments.next_from(at)
+            if following is None or following >= final:
+                return b"", 0
+            at = half.raw_at = following
+        reached = min(segments.reach(at), final)
+        if reached <= at:
+            return b"", 0
+        half.raw_at = reached
+        return segments.get(at, reached), at
+
+    def _window(self, direction: Direction, half: _Half) -> tuple[bytes, int]:
+        segments, end = half.segments, half.app_at
+        if end <= half.raw_at:
+            return b"", 0
+        size = self._options.chunk_to_server if direction is TO_SERVER else self._options.chunk_to_client
+        start = max(min(half.raw_at, end - size), segments.start, 0)
+        while segments.reach(start) < end:  # only what is unbroken up to the end
+            start = segments.next_from(segments.reach(start) + 1) or end
+        half.raw_at = end
+        return segments.get(start, end), start
+
+    def unread(self, direction: Direction) -> bool:
+        """Bytes are there that nobody was given yet."""
+        half = self._halves[direction]
+        return half.app_at < half.segments.end or half.raw_at < half.segments.end
+
+    def settle(self) -> None:
+        """Forget what every reader has seen and its receiver has acknowledged."""
+        for half in self._halves:
+            acked = half.segments.end if self._options.inline else self._acked(half)
+            keep = self._options.chunk_to_server if self._options.inline else 0
+            half.segments.forget(min(half.app_at, half.raw_at - keep, acked))
