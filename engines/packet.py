@@ -14,6 +14,7 @@ slower, general road below it. ``tests/unit/test_packet.py`` holds both to the s
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 from struct import Struct
 
 ICMP = 1
@@ -276,20 +277,33 @@ def quoted(packet: Packet) -> Packet | None:
 
 def tcp_window_scale(packet: Packet) -> int | None:
     """Shift count of the window scale option, None when there is none (RFC 7323 section 2.2; above 14 counts as 14)."""
+    for kind, value in tcp_options(packet):
+        if kind == 3 and len(value) == 1:
+            return min(value[0], 14)
+    return None
+
+
+def tcp_fast_open(packet: Packet) -> bool:
+    """Whether the fast open option is there, also by its experimental number (RFC 7413 section 4.1.1)."""
+    return any(kind == 34 or (kind in (253, 254) and value[:2] == b"\xf9\x89") for kind, value in tcp_options(packet))
+
+
+def tcp_options(packet: Packet) -> Iterator[tuple[int, bytes]]:
+    """Kind and value of each TCP option up to the first that is malformed (RFC 9293 section 3.1), no-operations left
+    out."""
     data, at, end = packet.data, packet.l4_offset + 20, packet.payload_offset
     while at < end:  # at most 40 bytes, and each turn moves on by at least one
         kind = data[at]
         if kind == 0:
-            break
+            return
         if kind == 1:
             at += 1
             continue
-        if at + 1 >= end or data[at + 1] < 2:
-            break
-        if kind == 3 and data[at + 1] == 3 and at + 2 < end:
-            return min(data[at + 2], 14)
-        at += data[at + 1]
-    return None
+        size = data[at + 1] if at + 1 < end else 0
+        if size < 2 or at + size > end:
+            return
+        yield kind, data[at + 2 : at + size]
+        at += size
 
 
 # --- general road -----------------------------------------------------------------------------------------------------

@@ -1,21 +1,23 @@
-"""The stateful engine as a bystander: rules over a capture as Suricata's IDS mode would run them.
+"""The stateful engine over a capture: rules as Suricata's IDS mode would run them, or its IPS mode with ``enforce``.
 
-The packet path of :mod:`nfw.pipeline` without a verdict: no stateless rules, nothing held, nothing refused. What a
-packet makes final goes to its flow's inspector, then the packet is judged; a flow that ends is judged once more by what
-was left (Suricata: pseudo packets, which have no number in the capture).
+The packet path of :mod:`nfw.pipeline` for a bystander: no stateless rules and nothing held. What a packet makes final
+goes to its flow's inspector, then the packet is judged; a flow that ends is judged once more by what was left (Suricata:
+pseudo packets, which have no number in the capture).
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 from engines.flow import CloseReason, Flow
-from engines.packet import ACK, SYN, TCP, UDP, Packet, quoted
+from engines.packet import ACK, RST, SYN, TCP, UDP, Packet, quoted
 from engines.stateful.inspector import Alert, FlowFacts, Inspector, Outcome, Segment
 from engines.stateful.ruleset import RuleSet
-from engines.verdict import Direction
+from engines.stateful.signature import Action
+from engines.verdict import Direction, Scope, Verdict
 from engines.watch.segments import OverlapPolicy
 from engines.watch.session import Session, SessionOptions, State
 from nfw import events
@@ -37,11 +39,33 @@ def _windows_or_bsd(address: bytes) -> OverlapPolicy:
     return OverlapPolicy.WINDOWS if len(address) == 4 else OverlapPolicy.BSD
 
 
+class MidstreamPolicy(enum.Enum):
+    """What becomes of TCP whose handshake was not seen (Suricata: ``stream.midstream-policy``)."""
+
+    IGNORE = "ignore"
+    DROP_FLOW = "drop-flow"
+    DROP_PACKET = "drop-packet"
+    REJECT = "reject"
+    PASS_FLOW = "pass-flow"  # noqa: S105
+    PASS_PACKET = "pass-packet"  # noqa: S105
+    BYPASS = "bypass"
+
+
+class DropLog(enum.Enum):
+    """Which dropped packets of a flow are logged (Suricata: ``drop.flows``)."""
+
+    START = "start"  # the first of each direction
+    ALL = "all"
+
+
 @dataclass(frozen=True, slots=True)
 class WatchOptions:
-    """``os_policy``: the overlap policy of a receiver's packed address. ``checksum_ok``: whether a packet's transport
-    checksum holds; None: not looked at."""
+    """``enforce``: what is dropped is gone for what follows (Suricata: IPS mode). ``os_policy``: the overlap policy of a
+    receiver's packed address. ``checksum_ok``: whether a packet's transport checksum holds; None: not looked at."""
 
+    enforce: bool = False
+    midstream_policy: MidstreamPolicy = MidstreamPolicy.IGNORE
+    drop_log: DropLog = DropLog.ALL
     session: SessionOptions = field(default_factory=SessionOptions)
     os_policy: Callable[[bytes], OverlapPolicy] = _windows_or_bsd
     checksum_ok: Callable[[Packet], bool] | None = None
@@ -56,7 +80,11 @@ class _Context:
     inspector: Inspector
     session: Session | None
     seen: list[bool] = field(default_factory=lambda: [False, False])
+    drops_logged: list[bool] = field(default_factory=lambda: [False, False])
     alerted: bool = False
+    action: str = ""  # drop or pass, of the whole flow
+    uninspected: bool = False
+    bypassed: bool = False
 
 
 class Watcher:
@@ -93,6 +121,13 @@ class Watcher:
             self._alone(packet, now, established=flow is not None and flow.established, flow=flow)
             return
         flow, direction = self._flow(packet, now, vlan)
+        context: _Context = flow.context
+        if context.action == "drop":
+            self._dropped("flow drop", packet, flow, direction, now)
+            return
+        if context.uninspected:
+            self._count("ips.accepted")
+            return
         if protocol == TCP:
             self._tcp(packet, flow, direction, now)
         else:
@@ -139,28 +174,28 @@ class Watcher:
             policy = self.options.os_policy
             session = Session(self.options.session, (policy(ends[1]), policy(ends[0])))
         flow = Flow(self._last_id, packet.protocol, packet.family, *ends, now, (packet.key, b""))
-        inspector = Inspector(self.ruleset, _facts(flow), now, watching=True)
+        inspector = Inspector(self.ruleset, _facts(flow), now, watching=True, enforcing=self.options.enforce)
         flow.context = _Context(key, inspector, session)
         return flow
 
     def _alone(self, packet: Packet, now: float, *, established: bool, flow: Flow | None = None) -> None:
         """A packet that is no part of a flow's conversation."""
+        if flow is not None and flow.context.action == "drop":
+            self._dropped("flow drop", packet, None, _TO_SERVER, now)
+            return
         flow_id = flow.id if flow is not None else 0
         facts = FlowFacts(flow_id, packet.protocol, packet.src, packet.dst, packet.sport, packet.dport)
-        inspector = Inspector(self.ruleset, facts, now, watching=True)
+        inspector = Inspector(self.ruleset, facts, now, watching=True, enforcing=self.options.enforce)
         outcome = inspector.inspect(Segment(_TO_SERVER, established, packet.payload, b"", packet, now))
+        decision = outcome.decision
+        drops = decision.verdict is not Verdict.ACCEPT
+        verdict = decision.verdict.value if drops else "pass" if decision.reason == "rule" else "alert"
         for alert in outcome.alerts:
-            event = events.base(
-                "alert",
-                now + self._wall,
-                flow_id=flow_id,
-                protocol=packet.protocol,
-                src=packet.src,
-                sport=packet.sport,
-                dst=packet.dst,
-                dport=packet.dport,
-            )
-            self._log(alert, event)
+            self._log(alert, self._base("alert", packet, flow, now), verdict)
+        if drops:
+            self._dropped("rules", packet, None, _TO_SERVER, now, verdict)
+        else:
+            self._count("ips.accepted")
 
     def _datagram(self, packet: Packet, flow: Flow, direction: Direction, now: float) -> None:
         context: _Context = flow.context
@@ -170,7 +205,7 @@ class Watcher:
         if packet.protocol == UDP and payload and self._checksum_ok(packet):
             context.inspector.absorb(direction, payload)
         segment = Segment(direction, flow.established, payload, b"", packet, now)
-        self._alerts(context.inspector.inspect(segment), flow, now)
+        self._judged(context.inspector.inspect(segment), packet, flow, direction, now)
 
     def _tcp(self, packet: Packet, flow: Flow, direction: Direction, now: float) -> None:
         context: _Context = flow.context
@@ -179,15 +214,82 @@ class Watcher:
         payload, added = packet.payload, False
         chunk, offset = b"", 0
         if self._checksum_ok(packet):
+            if session.state is State.NONE and self._midstream(packet, flow, direction, now):
+                return
             step = session.segment(packet, direction, payload)
+            if not step.accepted and self.options.enforce and session.state is not State.NONE:
+                self._dropped("stream error", packet, flow, direction, now)
+                return
             added = step.added
             self._feed(context, step.deliveries, step.closed)
             if session.established:
                 chunk, offset = session.chunk(direction)
         segment = Segment(direction, flow.established, payload, chunk, packet, now, offset, added)
-        self._alerts(inspector.inspect(segment), flow, now)
+        outcome = inspector.inspect(segment)
         flow.established = flow.established or session.established
         session.settle()
+        self._judged(outcome, packet, flow, direction, now)
+
+    def _midstream(self, packet: Packet, flow: Flow, direction: Direction, now: float) -> bool:
+        """TCP of which no handshake was seen meets the policy for that; True: that was all."""
+        policy, flags = self.options.midstream_policy, packet.tcp_flags
+        if policy is MidstreamPolicy.IGNORE or flags & RST or flags & (SYN | ACK) == SYN:
+            return False
+        context: _Context = flow.context
+        drops = policy in (MidstreamPolicy.DROP_FLOW, MidstreamPolicy.DROP_PACKET, MidstreamPolicy.REJECT)
+        if drops and not self.options.enforce:
+            return False
+        if policy is not MidstreamPolicy.DROP_PACKET and policy is not MidstreamPolicy.PASS_PACKET:
+            context.action = "drop" if drops else "pass"
+            context.uninspected = not drops
+            context.bypassed = policy is MidstreamPolicy.BYPASS
+        if drops:
+            self._dropped("stream midstream", packet, flow, direction, now)
+        else:
+            self._count("ips.accepted")
+        return True
+
+    def _judged(self, outcome: Outcome, packet: Packet, flow: Flow, direction: Direction, now: float) -> None:
+        """Log what was found and carry out what was decided about a packet."""
+        decision = outcome.decision
+        drops = decision.verdict is not Verdict.ACCEPT
+        verdict = decision.verdict.value if drops else "pass" if decision.reason == "rule" else "alert"
+        self._alerts(outcome, flow, now, verdict, packet)
+        context: _Context = flow.context
+        if decision.scope is Scope.FLOW and decision.reason == "rule" and not context.action:
+            context.action = "drop" if drops else "pass"
+        if drops:
+            blocking = next((alert for alert in outcome.alerts if alert.rule.ref == decision.rule), None)
+            self._dropped("rules", packet, flow, direction, now, verdict, blocking)
+        else:
+            self._count("ips.accepted")
+
+    def _dropped(
+        self,
+        reason: str,
+        packet: Packet,
+        flow: Flow | None,
+        direction: Direction,
+        now: float,
+        verdict: str = "drop",
+        alert: Alert | None = None,
+    ) -> None:
+        self._count("ips.blocked")
+        self._count("ips.drop_reason." + reason.replace(" ", "_"))
+        if flow is not None and self.options.drop_log is DropLog.START:
+            logged = flow.context.drops_logged
+            if logged[direction]:
+                return
+            logged[direction] = True
+        event = self._base("drop", packet, flow, now)
+        event["direction"] = "to_server" if direction is _TO_SERVER else "to_client"
+        event["drop"] = {"len": packet.end, "reason": reason}
+        event["verdict"] = {"action": verdict}
+        if alert is not None:
+            event["alert"] = events.alert_fields(alert.rule, "blocked")
+        if flow is not None and flow.context.inspector.app_proto:
+            event["app_proto"] = flow.context.inspector.app_proto
+        self._event(event)
 
     @staticmethod
     def _feed(context: _Context, deliveries: Any, closed: Any) -> None:
@@ -217,14 +319,14 @@ class Watcher:
     def finish(self, now: float) -> None:
         """The capture is over."""
         for flow in self._flows.values():
-            self._end(flow, now)
+            self._end(flow, now, "shutdown")
         self._flows.clear()
 
-    def _end(self, flow: Flow, now: float) -> None:
+    def _end(self, flow: Flow, now: float, reason: str = CloseReason.TIMEOUT.value) -> None:
         context: _Context = flow.context
         session, inspector = context.session, context.inspector
         number, self._number = self._number, 0
-        if session is not None and session.state >= State.ESTABLISHED:
+        if session is not None and session.state >= State.ESTABLISHED and not context.action:
             going = session.state is not State.CLOSED
             for direction in Direction:
                 if not (going or session.unread(direction) or inspector.pending(direction)):
@@ -235,14 +337,15 @@ class Watcher:
                 segment = Segment(direction, True, b"", chunk, None, now, offset)
                 self._alerts(inspector.inspect(segment), flow, now)
         self._number = number
-        self._record(flow, now)
+        self._record(flow, now, reason)
 
-    def _record(self, flow: Flow, now: float) -> None:
+    def _record(self, flow: Flow, now: float, reason: str) -> None:
         context: _Context = flow.context
         session = context.session
         event = flow_event(flow, "flow", now + self._wall, None)
-        reset = session is not None and session.closed_by_reset
         closed = session is not None and session.state is State.CLOSED
+        state = "bypassed" if context.bypassed else "closed" if closed else "established" if flow.established else "new"
+        event["ip_v"] = flow.family
         event["flow"] = {
             "pkts_toserver": flow.packets[0],
             "pkts_toclient": flow.packets[1],
@@ -251,38 +354,69 @@ class Watcher:
             "start": events.timestamp(flow.created + self._wall),
             "end": events.timestamp(flow.last_seen + self._wall),
             "age": int(flow.last_seen - flow.created),
-            "state": "closed" if closed else "established" if flow.established else "new",
-            "reason": (CloseReason.RESET if reset else CloseReason.CLOSED if closed else CloseReason.TIMEOUT).value,
+            "state": state,
+            "reason": reason,
             "alerted": context.alerted,
         }
+        if context.action:
+            event["flow"]["action"] = context.action
         if context.inspector.app_proto:
             event["app_proto"] = context.inspector.app_proto
         self._event(event)
 
     # -- records ---------------------------------------------------------------------------------------------------
 
-    def _alerts(self, outcome: Outcome, flow: Flow, now: float) -> None:
+    def _alerts(
+        self, outcome: Outcome, flow: Flow, now: float, verdict: str = "alert", packet: Packet | None = None
+    ) -> None:
         for alert in outcome.alerts:
             flow.context.alerted = True
             event = flow_event(flow, "alert", now + self._wall, None, alert.direction)
+            if packet is not None:
+                _add_header(event, packet)
             event["direction"] = "to_server" if alert.direction is _TO_SERVER else "to_client"
-            self._log(alert, event)
+            self._log(alert, event, verdict)
 
-    def _log(self, alert: Alert, event: dict[str, Any]) -> None:
+    def _base(self, kind: str, packet: Packet, flow: Flow | None, now: float) -> dict[str, Any]:
+        """A record about a packet, as it is addressed. A packet without an address has none."""
+        event = events.base(
+            kind,
+            now + self._wall,
+            flow_id=flow.id if flow is not None else 0,
+            protocol=packet.protocol,
+            src=packet.src or bytes(4),
+            sport=packet.sport,
+            dst=packet.dst or bytes(4),
+            dport=packet.dport,
+        )
+        _add_header(event, packet)
+        if self._number:
+            event["pcap_cnt"] = self._number
+        return event
+
+    def _log(self, alert: Alert, event: dict[str, Any], verdict: str) -> None:
         if self._number:
             event["pcap_cnt"] = self._number
         # A bystander blocks nothing; Suricata still writes "blocked" for reject, which sends a RST in any mode.
-        blocked = alert.rule.action.value == "reject"
+        blocked = alert.action == "blocked" and (self.options.enforce or alert.rule.action is Action.REJECT)
         event["alert"] = events.alert_fields(alert.rule, "blocked" if blocked else "allowed")
+        event["verdict"] = {"action": verdict}
         if alert.app_proto:
             event["app_proto"] = alert.app_proto
         event.update(alert.tx)
         event["nfw"] = {"stage": "stateful", **events.where(alert.rule.ref)}
-        self._count("alert")
+        self._count("detect.alert")
         self._event(event)
 
     def _count(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1
+
+
+def _add_header(event: dict[str, Any], packet: Packet) -> None:
+    if packet.family:
+        event["ip_v"] = packet.family
+    if packet.protocol in (ICMP, ICMPV6):
+        event["icmp_type"], event["icmp_code"] = packet.icmp_type, packet.icmp_code
 
 
 def _key(packet: Packet, vlan: tuple[int, ...]) -> Hashable:

@@ -123,7 +123,7 @@ class Inspector:
 
     ``decrypted``: the bytes are plaintext of an intercepted TLS session, told about by :meth:`tls_hello`. ``watching``:
     a bystander's (Suricata: IDS mode): nothing is held, drop and reject only alert, and each packet is judged by the
-    rules of its own direction.
+    rules of its own direction. ``enforcing`` with it: drop and reject act (Suricata: IPS mode over a capture).
     """
 
     __slots__ = (
@@ -137,6 +137,7 @@ class Inspector:
         "_decrypted",
         "_detector",
         "_early",
+        "_enforcing",
         "_established",
         "_expired",
         "_facts",
@@ -168,10 +169,18 @@ class Inspector:
     )
 
     def __init__(
-        self, ruleset: RuleSet, facts: FlowFacts, now: float, decrypted: bool = False, watching: bool = False
+        self,
+        ruleset: RuleSet,
+        facts: FlowFacts,
+        now: float,
+        decrypted: bool = False,
+        *,
+        watching: bool = False,
+        enforcing: bool = False,
     ) -> None:
         self._ruleset = ruleset
         self._watching = watching
+        self._enforcing = enforcing
         self._limits = ruleset.limits
         self._facts = facts
         self._group = ruleset.packet_group(facts.protocol)
@@ -425,9 +434,11 @@ class Inspector:
 
     def _watched(self, decision: Decision | None, alerts: list[Alert]) -> Outcome:
         """A bystander stops nothing; only a pass on the flow still means that nobody looks any more."""
-        if decision is not None and decision.verdict is Verdict.ACCEPT and decision.scope is Scope.FLOW:
+        if decision is not None and decision.verdict is not Verdict.ACCEPT and not self._enforcing:
+            decision = None
+        if decision is not None and decision.scope is Scope.FLOW and self._decided is None:
             self._decide(decision)
-        return Outcome(ACCEPT, alerts) if alerts else _NOTHING
+        return Outcome(decision or ACCEPT, alerts) if decision is not None or alerts else _NOTHING
 
     def _protocol_final(self, direction: Direction) -> bool:
         """Nothing that direction may say changes the protocol any more."""

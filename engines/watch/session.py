@@ -15,7 +15,7 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engines.packet import ACK, FIN, RST, SEQUENCE_MASK, SYN, Packet, tcp_window_scale
+from engines.packet import ACK, FIN, RST, SEQUENCE_MASK, SYN, Packet, tcp_fast_open, tcp_window_scale
 from engines.verdict import Direction
 from engines.watch.segments import OverlapPolicy, Segments
 
@@ -216,6 +216,7 @@ class Session:
             if packet.seq != sender.isn:
                 sender.isn = packet.seq
                 sender.begin(packet.seq + 1)
+                sender.segments = Segments(sender.segments.policy, self._options.limit)
             return True
         if direction is TO_SERVER and self._async and packet.seq == sender.next_seq:
             self.state = State.ESTABLISHED
@@ -252,7 +253,9 @@ class Session:
             return False
         if direction is TO_CLIENT:
             # The server speaks before the client's ACK was seen: that one was lost to us, or the session is midstream.
-            if not self._acks_handshake(receiver, packet.ack) or packet.seq != sender.next_seq:
+            one_sided = self._async and self.midstream
+            fits = self._acks_handshake(receiver, packet.ack) and packet.seq == sender.next_seq
+            if not fits and not one_sided:
                 return False
             if not payload and not flags & FIN:
                 return True
@@ -365,6 +368,8 @@ class Session:
     def _reassemble(self, packet: Packet, direction: Direction, payload: bytes) -> Step:
         sender = self._halves[direction]
         flags = packet.tcp_flags
+        if flags & SYN:
+            return Step(self._fast_open(packet, sender, payload))
         added = False
         deliveries: list[Delivery] = []
         closed: list[Direction] = []
@@ -382,24 +387,27 @@ class Session:
         if direction.reply in ways:
             self._update(direction.reply, deliveries, closed, end=False)
         if payload and not flags & RST:
-            seq = packet.seq + 1 if flags & SYN else packet.seq
-            start = sender.offset(seq & SEQUENCE_MASK)
-            data = payload
-            depth = self._options.depth
-            if depth and start < depth < start + len(data):
-                data = data[: depth - start]
-            if flags & SYN:
-                end = (seq + len(payload)) & SEQUENCE_MASK
-                if (end - sender.next_seq) & SEQUENCE_MASK < _HALF:
-                    sender.next_seq = end
-            if not depth or start < depth:
-                added = sender.segments.add(start, data)
+            added = self._add(sender, packet.seq, payload)
         if flags & (FIN | RST):
             for half in self._halves:
                 half.trigger = True
         if direction in ways:
             self._update(direction, deliveries, closed, end=False)
         return Step(added, tuple(deliveries), tuple(closed))
+
+    def _add(self, sender: _Half, seq: int, payload: bytes) -> bool:
+        start = sender.offset(seq)
+        depth = self._options.depth
+        if depth and start + len(payload) > depth:
+            payload = payload[: max(depth - start, 0)]
+        return sender.segments.add(start, payload)
+
+    def _fast_open(self, packet: Packet, sender: _Half, payload: bytes) -> bool:
+        """Data on a SYN is part of the stream when the option for it is there (RFC 7413)."""
+        if not payload or packet.tcp_flags & ACK or not tcp_fast_open(packet):
+            return False
+        sender.next_seq = (packet.seq + 1 + len(payload)) & SEQUENCE_MASK
+        return self._add(sender, (packet.seq + 1) & SEQUENCE_MASK, payload)
 
     def _update(self, direction: Direction, out: list[Delivery], closed: list[Direction], *, end: bool) -> None:
         """Hand out what is final of a direction."""
