@@ -241,9 +241,10 @@ def compile_ruleset(
 ) -> RuleSet:
     """Compile rules in the order they were written.
 
-    ``order``: ``strict`` keeps that order; ``action`` sorts by action (in ``action_order``; Suricata: ``action-order``),
-    flowbit setters before readers, priority, then as written. ``default_actions``: names of :data:`engines.stateful.defaults.NAMES`,
-    in strict order only. Raises ValueError for an unknown order and for default actions that do not fit.
+    ``order``: ``strict`` keeps that order; ``action`` sorts by action (``action_order``; Suricata: ``action-order``),
+    flowbit setters before readers, priority, then as written. ``default_actions``: names of
+    :data:`engines.stateful.defaults.NAMES`, in strict order only. Raises ValueError for an unknown order and for
+    default actions that do not fit.
     """
     if order not in {"strict", "action"}:
         raise ValueError(f"rule order {order!r} is neither 'strict' nor 'action'")
