@@ -250,7 +250,7 @@ def compile_ruleset(
     if default_actions and order != "strict":
         raise ValueError("default actions need strict order")
     defaults = make_defaults(default_actions)
-    ordered = list(signatures)
+    ordered = [signature for signature in signatures if not signature.never_matches]
     if order == "action":
         ordered.sort(key=lambda s: (_ACTION_RANK[s.action], _flowbit_rank(s), s.priority))
     headers = _Headers()
@@ -260,6 +260,8 @@ def compile_ruleset(
 
 def covered_protocols(name: str) -> frozenset[str]:
     """The detected protocols that an application protocol written in a rule stands for."""
+    if name.startswith("="):  # app-layer-protocol:name,exact
+        return frozenset({name[1:]})
     return _COVERS.get(name, frozenset({name}))
 
 
