@@ -64,5 +64,5 @@ KEYWORDS = [
         _select(name),
         False,
     )
-    for name in NAMES
+    for name in _HEADERS
 ]
