@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from engines.stateful.header import APP_PROTOCOLS, FamilyTest
+from engines.stateful.app.registry import PARSERS, UDP_PARSERS
+from engines.stateful.header import APP_PROTOCOLS, HOOKS, LINK_PROTOCOLS, FamilyTest
 from engines.stateful.keywords import packetbuffers
 from engines.stateful.keywords.base import IntTest, KeywordError
 from engines.stateful.keywords.buffers import BUFFERS, HTTP, rank
 from engines.stateful.keywords.classification import DEFAULT_PRIORITY
 from engines.stateful.keywords.draft import PAYLOAD, BufferDraft, ContentDraft, RuleDraft
-from engines.stateful.match import Absent, ByteJump, Regex, Size, compile_program, match_buffer, transform
+from engines.stateful.match import Absent, ByteJump, OneOf, Regex, Size, compile_program, match_buffer, transform
 from engines.stateful.signature import (
     BufferMatch,
     FastPattern,
@@ -27,6 +28,8 @@ from engines.stateful.signature import (
 from engines.verdict import Direction, RuleRef
 
 _TCP = 6
+# Application protocols with a parser, by all their names.
+PARSED = frozenset({*PARSERS, *UDP_PARSERS, "http1"})
 
 
 def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
@@ -38,6 +41,8 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
     for buffer in draft.buffers:
         _check_buffer(buffer, draft)
     app_proto, ip_protocols = _protocols(draft)
+    if draft.header.hook and not draft.buffers and draft.header.app_proto == "tls":
+        _tls_state(draft)
     app_buffers = [b for b in draft.buffers if b.name != PAYLOAD and b.name not in packetbuffers.NAMES]
     if app_buffers and draft.needs_packet:
         raise KeywordError(
@@ -50,6 +55,14 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
     matches = {id(b): _build(b) for b in draft.buffers}
     packet_tests = [_header_buffer(matches[id(b)]) for b in draft.buffers if b.name in packetbuffers.NAMES]
     header = draft.header
+    if header.protocol in LINK_PROTOCOLS:
+        draft.never(f"{header.protocol} packets do not reach a firewall at the IP layer")
+    if app_buffers and header.app_proto and header.app_proto not in PARSED:
+        draft.never(f"no parser for {header.app_proto}")
+    if header.hook:
+        _check_hook(draft, app_buffers)
+    if draft.never_matches:
+        draft.warnings.append(f"never matches: {draft.never_matches}")
     first = draft.app_layer_protocols[0] if draft.app_layer_protocols else None
     return Signature(
         action=header.action,
@@ -88,6 +101,8 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
         xbit_checks=tuple(draft.xbit_checks),
         xbit_sets=tuple(draft.xbit_sets),
         stream_sizes=tuple(draft.stream_sizes),
+        packet_events=tuple(draft.packet_events),
+        never_matches=draft.never_matches,
         reject_to=header.reject_to,
     )
 
@@ -226,6 +241,31 @@ def _direction(draft: RuleDraft, app_buffers: list[BufferDraft]) -> Direction | 
     if draft.direction is Direction.TO_CLIENT and server:
         raise KeywordError(f"{server} exists to the server only, but flow says to_client", in_value=False)
     return draft.direction if draft.direction is not None else next(iter(sides), None)
+
+
+def _tls_state(draft: RuleDraft) -> None:
+    """A rule with a hook and nothing else matches once the handshake has come that far."""
+    draft.direction = HOOKS["tls", draft.header.hook]
+    state = draft.header.hook.removesuffix("_done").encode()
+    draft.buffer("ssl_state").add(OneOf(frozenset({state})))
+
+
+def _check_hook(draft: RuleDraft, app_buffers: list[BufferDraft]) -> None:
+    """A hook says when a rule is judged. With buffers that are complete by then it is what happens anyway; without any,
+    or with later ones, the rule would have to wait or match at once, which is not done."""
+    header = draft.header
+    side = HOOKS[header.app_proto, header.hook]
+    late = [
+        b.name
+        for b in app_buffers
+        if b.name != "ssl_state" and (b.name not in BUFFERS or BUFFERS[b.name].direction is not side)
+    ]
+    if late or not app_buffers:
+        raise KeywordError(
+            f"a rule for {header.app_proto}:{header.hook} needs a buffer that is there by then"
+            + (f", which {late[0]} is not" if late else ""),
+            in_value=False,
+        )
 
 
 # --- type -----------------------------------------------------------------------------------------------------------

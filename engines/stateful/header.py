@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engines.stateful.signature import Action
+from engines.verdict import Direction
 
 # Variables may refer to variables; deeper than this is a cycle or a joke.
 MAX_VARIABLE_DEPTH = 16
@@ -31,6 +32,7 @@ ACTIONS: dict[str, tuple[Action, str]] = {
 }
 
 TCP, UDP, ICMP, ICMP6, IGMP, SCTP = 6, 17, 1, 58, 2, 132
+NO_IP = -2  # no packet of ours has it
 _TCP, _UDP, _BOTH = frozenset({TCP}), frozenset({UDP}), frozenset({TCP, UDP})
 
 # Protocols below the application: name -> IP protocol numbers (empty: every packet).
@@ -49,7 +51,12 @@ NETWORK_PROTOCOLS: dict[str, frozenset[int]] = {
     "icmpv6": frozenset({ICMP6}),
     "igmp": frozenset({IGMP}),
     "sctp": frozenset({SCTP}),
+    "pkthdr": frozenset(),  # every packet, those that cannot be decoded too
+    "arp": frozenset({NO_IP}),
+    "ether": frozenset({NO_IP}),
 }
+# Protocols beside IP.
+LINK_PROTOCOLS = frozenset({"arp", "ether"})
 
 # Application protocols Suricata knows, with what carries them.
 APP_PROTOCOLS: dict[str, frozenset[int]] = {
@@ -90,6 +97,15 @@ APP_PROTOCOLS: dict[str, frozenset[int]] = {
     "dnp3": _TCP,
     "enip": _BOTH,
     "bittorrent-dht": _UDP,
+}
+# Rule hooks, and the side whose buffers are complete there.
+HOOKS: dict[tuple[str, str], Direction] = {
+    ("tls", "client_hello_done"): Direction.TO_SERVER,
+    ("tls", "server_hello_done"): Direction.TO_CLIENT,
+    ("http1", "request_line"): Direction.TO_SERVER,
+    ("http1", "request_headers"): Direction.TO_SERVER,
+    ("http1", "response_line"): Direction.TO_CLIENT,
+    ("http1", "response_headers"): Direction.TO_CLIENT,
 }
 _ALIASES = {"ssl": "tls"}
 
@@ -134,6 +150,7 @@ class Header:
     arrow: str
     destination: AddressSpec
     destination_port: Callable[[int], bool] | None
+    hook: str = ""
 
 
 FIELDS = ("action", "protocol", "source address", "source port", "direction", "destination address", "destination port")
@@ -155,8 +172,11 @@ class HeaderParser:
         if action not in ACTIONS:
             raise HeaderError(f"unknown action {action!r}{nearest(action, ACTIONS)}; expected {', '.join(ACTIONS)}", 0)
         name = _ALIASES.get(protocol.lower(), protocol.lower())
-        if ":" in name:
-            raise HeaderError(f"rule hooks ({protocol}) are not supported; expected a protocol name", 1)
+        name, colon, hook = name.partition(":")
+        name = _ALIASES.get(name, name)
+        if colon and (name, hook) not in HOOKS:
+            known = ", ".join(":".join(pair) for pair in HOOKS)
+            raise HeaderError(f"the rule hook {protocol} is not supported; expected a protocol name or {known}", 1)
         if name not in NETWORK_PROTOCOLS and name not in APP_PROTOCOLS:
             raise HeaderError(f"unknown protocol {protocol!r}{nearest(name, [*NETWORK_PROTOCOLS, *APP_PROTOCOLS])}", 1)
         if arrow not in {"->", "<>", "=>"}:
@@ -185,6 +205,7 @@ class HeaderParser:
             arrow=arrow,
             destination=destination_spec,
             destination_port=destination_ports,
+            hook=hook,
         )
 
     def address(self, text: str) -> AddressSpec:

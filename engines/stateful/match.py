@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -366,6 +368,33 @@ class Size(StepMatcher):
             return following(data, cursor, state, run)
 
         return step
+
+
+@dataclass(frozen=True, slots=True)
+class Entropy(StepMatcher):
+    """``entropy``: Shannon entropy in bits a byte (0 to 8) of ``size`` bytes (0: all) from ``offset`` on."""
+
+    test: Callable[[float], bool]
+    size: int = 0
+    offset: int = 0
+    negated: bool = False
+
+    def compile(self, following: Step, retry: bool) -> Step:
+        test, size, offset = self.test, self.size, self.offset
+
+        def step(data: bytes, cursor: int, state: dict[str, int], run: Run) -> int:
+            piece = data[offset : offset + size] if size else data[offset:]
+            if not piece or not test(shannon(piece)):
+                return STOP
+            return following(data, cursor, state, run)
+
+        return step
+
+
+def shannon(data: bytes) -> float:
+    """Bits a byte the data carries, by how often each byte value occurs in it."""
+    total = len(data)
+    return sum(-count / total * math.log2(count / total) for count in Counter(data).values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,7 @@ def compile_ruleset(
     if default_actions and order != "strict":
         raise ValueError("default actions need strict order")
     defaults = make_defaults(default_actions)
-    ordered = list(signatures)
+    ordered = [signature for signature in signatures if not signature.never_matches]
     if order == "action":
         rank = {action: number for number, action in enumerate((*action_order, *Action))}
         rank.update({action: number for number, action in enumerate(action_order)})
@@ -263,6 +263,8 @@ def compile_ruleset(
 
 def covered_protocols(name: str) -> frozenset[str]:
     """The detected protocols that an application protocol written in a rule stands for."""
+    if name.startswith("="):  # app-layer-protocol:name,exact
+        return frozenset({name[1:]})
     return _COVERS.get(name, frozenset({name}))
 
 

@@ -78,12 +78,16 @@ class FastPattern:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """``threshold`` and ``detection_filter``. ``kind``: limit, threshold, both, detection_filter."""
+    """``threshold`` and ``detection_filter``. ``kind``: limit, threshold, both, backoff, detection_filter.
+
+    ``multiplier`` and a window without end are backoff's.
+    """
 
     kind: str
     track: str  # by_src, by_dst, by_rule, by_both, by_flow
     count: int
     seconds: int
+    multiplier: int = 0
 
 
 PacketTest = Callable[["PacketView"], bool]  # header keywords: ttl, flags, dsize, itype ...
@@ -205,6 +209,8 @@ class Signature:
     xbit_checks: tuple[XbitOp, ...] = ()  # isset, isnotset of xbits and hostbits
     xbit_sets: tuple[XbitOp, ...] = ()
     stream_sizes: tuple[StreamSize, ...] = ()
+    packet_events: tuple[str, ...] = ()  # decoder.x.y and stream.x the packet must have; packet_tests ask for them
+    never_matches: str = ""  # why no traffic can match it (a warning says so); left out when rules are compiled
     reject_to: str = ""  # reject's target: "" and "src" the sender, "dst", "both"
 
     @property

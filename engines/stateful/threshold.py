@@ -47,6 +47,10 @@ class ThresholdTable:
                 if seen < wanted:
                     return Effect.NONE
                 return Effect.FULL if seen == wanted else Effect.SILENT
+            case "backoff":
+                while wanted < seen:
+                    wanted *= threshold.multiplier
+                return Effect.FULL if seen == wanted else Effect.SILENT
             case "detection_filter":
                 return Effect.FULL if seen > wanted else Effect.NONE
         if seen < wanted:  # threshold: every wanted-th
@@ -63,7 +67,7 @@ class ThresholdTable:
             window = self._windows[key] = [now, 0]
             return window
         self._windows.move_to_end(key)
-        if now - window[0] > seconds:
+        if seconds and now - window[0] > seconds:
             window[0], window[1] = now, 0
         return window
 

@@ -1,4 +1,4 @@
-"""``nfw rules check``."""
+"""``nfw rules check`` and ``nfw rules keywords``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=NearestGroup)
 def rules() -> None:
-    """Check rule files."""
+    """Check rule files, list what rules can say."""
 
 
 @rules.command()
@@ -69,6 +69,26 @@ def check(files: tuple[str, ...], variables: tuple[str, ...], as_json: bool) -> 
         + (f", {len(errors) + problems.untold} wrong" if errors else "")
     )
     return 1 if errors else 0
+
+
+@rules.command()
+@click.option("--markdown", is_flag=True, help="Print a reference page.")
+@json_option
+def keywords(markdown: bool, as_json: bool) -> int:
+    """List the keywords of the rule language."""
+    from engines.stateful.keywords.reference import keyword_rows, markdown_page
+
+    rows = keyword_rows()
+    if as_json:
+        emit_json([row.to_json() for row in rows])
+    elif markdown:
+        emit(markdown_page(rows))
+    else:
+        width = max(len(row.name) for row in rows)
+        for row in rows:
+            note = "" if row.status == "works" else f"  [{row.status}]"
+            emit(f"{row.name:<{width}}  {row.kind:<9}  {row.summary}{note}")
+    return 0
 
 
 def _variables(written: tuple[str, ...]) -> Variables:

@@ -283,6 +283,16 @@ def test_run_without_its_policy(nfw: Nfw, monkeypatch: pytest.MonkeyPatch) -> No
     assert nfw("run", "--policy", "nope.yaml") == (1, "", "nope.yaml: policy file does not exist\n")
 
 
+def test_rules_keywords(nfw: Nfw) -> None:
+    code, out, err = nfw("rules", "keywords")
+    assert (code, err) == (0, "")
+    assert "\nbsize " in out
+    code, out, err = nfw("rules", "keywords", "--json")
+    assert {"content", "lua"} <= {row["name"] for row in json.loads(out)}
+    code, out, err = nfw("rules", "keywords", "--markdown")
+    assert out.startswith("# Keywords of the rule language\n")
+
+
 # -- rules and ca --------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 from engines.packet import decode
 from engines.stateful.keywords.classification import PRIORITIES, read_classifications
 from engines.stateful.match import match_buffer, transform
+from engines.stateful.ruleset import covered_protocols
 from engines.stateful.signature import Action, Signature, Threshold
+from engines.stateful.threshold import Effect, ThresholdTable
 from engines.verdict import Direction
 from tests.unit.rulekit import parse, refusal, rule
 
@@ -414,3 +418,101 @@ def test_packet_tests_never_raise() -> None:
             view: Any = View(decode(bytes(data[:end])))
             for test in tests:
                 assert test(view) in (True, False)
+
+
+# --- younger transforms, entropy, hooks -------------------------------------------------------------------------------
+
+AGENT = b"curl/7.64.1"
+
+
+@pytest.mark.parametrize(
+    ("step", "data", "made"),
+    [
+        ("subslice:2,3", AGENT, b"rl/"),
+        ("subslice:-4", AGENT, b"64.1"),
+        ("subslice:-20", AGENT, b""),
+        ("subslice:-20,truncate", AGENT, AGENT),
+        ("subslice:-20,5,truncate", AGENT, b"curl/"),
+        ("subslice:-100,3,truncate", AGENT, b"cur"),
+        ("subslice:8,9", AGENT, b""),
+        ("subslice:8,9,truncate", AGENT, b"4.1"),
+        ("subslice:0,0", AGENT, b""),
+        ("subslice:5,-2", AGENT, b"7.64"),
+        ("xor:extract 1 0", b"\x03" + bytes(b ^ 3 for b in b"pass"), b"\0pass"),
+        ("xor:offset 1,extract 1 0", b"\x03" + bytes(b ^ 3 for b in b"pass"), b"\x03pass"),
+        ("xor:extract 4 9", AGENT, AGENT),  # too short to hold the key
+        ("gunzip", gzip.compress(b"inner"), b"inner"),
+        ("zlib_deflate", zlib.compress(b"inner"), b"inner"),
+        ("gunzip", b"plain", b""),
+    ],
+)
+def test_younger_transforms(step: str, data: bytes, made: bytes) -> None:
+    (buffer,) = rule(f'http.user_agent; {step}; content:"a";').buffers
+    assert transform(buffer, data) == made
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("subslice:;", "value"),
+        ("subslice:1,2,3;", "expected offset"),
+        ("xor:extract 0 0;", "not between"),
+        ("xor:extract 1;", "expected offset"),
+        ("xor:offset 1, extract;", "expected offset"),
+        ("entropy:value > 9;", "0 to 8"),
+        ("entropy:value 5-4;", "0 to 8"),
+        ("entropy:offset 3;", "value is missing"),
+        ("entropy:3;", "expected bytes"),
+    ],
+)
+def test_their_refusals(options: str, says: str) -> None:
+    assert says in refusal(f'http.user_agent; {options} content:"a";')
+
+
+@pytest.mark.parametrize(
+    ("test", "matches"),
+    [
+        ("value > 1.9", True),
+        ("value = 2", True),
+        ("value != 2", False),
+        ("value !2", False),
+        ("value 1-3", True),
+        ("value 2-3", False),
+        ("value !2-3", True),
+        ("value <= 2", True),
+        ("value < 2", False),
+        ("bytes 2, value = 1", True),
+        ("offset 3, value = 0", True),
+        ("offset 9, value >= 0", False),  # nothing there
+    ],
+)
+def test_entropy(test: str, matches: bool) -> None:
+    (buffer,) = rule(f"http.user_agent; entropy:{test};").buffers
+    assert match_buffer(buffer, b"abcd", {}) is matches
+
+
+def test_backoff() -> None:
+    made = rule("threshold:type backoff, track by_flow, count 1, multiplier 10;").threshold
+    assert made == Threshold("backoff", "by_flow", 1, 0, 10)
+    table = ThresholdTable(9)
+    logged = [n for n in range(1, 200) if table.count(0, made, "key", n * 1e6) is Effect.FULL]
+    assert logged == [1, 10, 100]
+    assert "multiplier is missing" in refusal("threshold:type backoff, track by_flow, count 1;")
+
+
+def test_hooks() -> None:
+    made = rule('tls.sni; content:"a";', "drop tls:client_hello_done any any -> any any")
+    assert (made.app_proto, made.direction) == ("tls", Direction.TO_SERVER)
+    bare = rule("", "drop tls:client_hello_done any any -> any any")
+    assert [b.buffer for b in bare.buffers] == ["ssl_state"]
+    assert bare.direction is Direction.TO_SERVER
+    assert match_buffer(bare.buffers[0], b"client_hello", {})
+    assert "is not supported" in refusal("", "drop tls:nonsense any any -> any any")
+    assert "is not" in refusal('file.data; content:"a";', "drop http1:request_line any any -> any any")
+    assert "needs a buffer" in refusal("", "drop http1:request_line any any -> any any")
+
+
+def test_app_layer_protocol_exact() -> None:
+    assert rule("app-layer-protocol:http,exact;").app_layer_protocols == (("=http", False),)
+    assert covered_protocols("=http") == {"http"}
+    assert covered_protocols("http") > {"http"}

@@ -15,16 +15,33 @@ from engines.stateful.keywords import (
     headers,
     meta,
     packetbuffers,
+    packetevents,
     regex,
     sizes,
     transforms,
+    unparsed,
 )
 from engines.stateful.keywords.base import Keyword
 from engines.stateful.keywords.unsupported import PENDING, UNSUPPORTED
 
 __all__ = ["KEYWORDS", "PENDING", "UNSUPPORTED", "Keyword"]
 
-_FAMILIES = (meta, flow, content, regex, sizes, byteops, buffers, transforms, app, headers, packetbuffers, action)
+_FAMILIES = (
+    meta,
+    flow,
+    content,
+    regex,
+    sizes,
+    byteops,
+    buffers,
+    transforms,
+    app,
+    headers,
+    packetbuffers,
+    packetevents,
+    action,
+    unparsed,
+)
 
 KEYWORDS: dict[str, Keyword] = {row.name: row for family in _FAMILIES for row in family.KEYWORDS}
 assert len(KEYWORDS) == sum(len(family.KEYWORDS) for family in _FAMILIES), "a keyword is in the table twice"

@@ -32,6 +32,9 @@ def _threshold(draft: RuleDraft, value: str | None) -> None:
         raise KeywordError("threshold is given twice", in_value=False)
     if draft.detection_filter is not None:
         raise KeywordError("threshold and detection_filter exclude each other", in_value=False)
+    if "backoff" in (value or ""):
+        _backoff(draft, value)
+        return
     given = _options(value, "threshold", ("type", "track", "count", "seconds"))
     if given["type"] not in _TYPES:
         raise KeywordError(f"threshold: type is limit, threshold or both, not {given['type']!r}")
@@ -40,6 +43,20 @@ def _threshold(draft: RuleDraft, value: str | None) -> None:
         given["track"],
         integer(given["count"], "threshold count", 1),
         integer(given["seconds"], "threshold seconds", 1),
+    )
+
+
+def _backoff(draft: RuleDraft, value: str | None) -> None:
+    """``type backoff``: an alert at the count-th match, then each time their number has grown by the multiplier."""
+    given = _options(value, "threshold", ("type", "track", "count", "multiplier"))
+    if given["type"] != "backoff":
+        raise KeywordError(f"threshold: type is limit, threshold, both or backoff, not {given['type']!r}")
+    draft.threshold = Threshold(
+        "backoff",
+        given["track"],
+        integer(given["count"], "threshold count", 1),
+        0,
+        integer(given["multiplier"], "threshold multiplier", 2),
     )
 
 

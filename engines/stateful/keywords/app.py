@@ -22,7 +22,7 @@ from engines.stateful.keywords.content import parse_pattern
 from engines.stateful.keywords.draft import ContentDraft, RuleDraft
 from engines.stateful.match import IntegerValue, OneOf, StepMatcher
 
-_MODES = {"final", "original", "either", "to_server", "to_client"}
+_MODES = {"final", "original", "either", "to_server", "to_client", "exact"}
 
 
 def _app_layer_protocol(draft: RuleDraft, value: str | None) -> None:
@@ -32,16 +32,18 @@ def _app_layer_protocol(draft: RuleDraft, value: str | None) -> None:
     name = name.lstrip("!").strip().lower()
     if len(parts) > 2 or (len(parts) == 2 and parts[1] not in _MODES):
         raise KeywordError(f"app-layer-protocol: expected one of {', '.join(sorted(_MODES))}, found {parts[1]!r}")
-    if len(parts) == 2 and parts[1] != "final":
-        raise KeywordError(f"app-layer-protocol: {parts[1]} is not supported")
     if name not in APP_PROTOCOLS and name not in {"failed", "unknown"}:
         raise KeywordError(f"app-layer-protocol: {name!r} is not known{nearest(name, APP_PROTOCOLS)}")
     if draft.header.app_proto and not negated:
         raise KeywordError(f"app-layer-protocol: the rule is for {draft.header.app_proto} already", in_value=False)
-    for other, other_negated in draft.app_layer_protocols:
+    mode = parts[1] if len(parts) == 2 else "final"
+    for other, other_negated in draft.app_layer_protocols if mode in {"final", "exact"} else ():
         if not (negated and other_negated):
             raise KeywordError(f"app-layer-protocol: cannot be combined with the one for {other}", in_value=False)
-    draft.app_layer_protocols.append((name, negated))
+    if mode not in {"final", "exact"}:  # a flow keeps the name it ended with, not one per direction
+        draft.never(f"which protocol a flow is {mode} is not kept (app-layer-protocol)")
+        return
+    draft.app_layer_protocols.append((f"={name}" if mode == "exact" else name, negated))
 
 
 def _app_layer_event(draft: RuleDraft, value: str | None) -> None:

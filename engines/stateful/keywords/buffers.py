@@ -21,6 +21,7 @@ HTTP1 = frozenset({"http", "http1"})
 TLS = frozenset({"tls"})
 DNS = frozenset({"dns", "doh2"})
 SSH = frozenset({"ssh"})
+JA3 = frozenset({"tls", "quic"})
 FILES = frozenset({"http", "http1", "http2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
 
 
@@ -125,11 +126,11 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("tls.random", TLS, None, _T),
     BufferInfo("tls.random_time", TLS, None, _T),
     BufferInfo("tls.random_bytes", TLS, None, _T),
-    BufferInfo("ja3.hash", TLS, TO_SERVER, _J, aliases=("ja3_hash",), refuses=_ja3, canonical=bytes.lower),
-    BufferInfo("ja3.string", TLS, TO_SERVER, _J, aliases=("ja3_string",)),
-    BufferInfo("ja3s.hash", TLS, TO_CLIENT, _J, refuses=_ja3, canonical=bytes.lower),
-    BufferInfo("ja3s.string", TLS, TO_CLIENT, _J),
-    BufferInfo("ja4.hash", TLS, TO_SERVER, _J, aliases=("ja4_hash",)),
+    BufferInfo("ja3.hash", JA3, TO_SERVER, _J, aliases=("ja3_hash",), refuses=_ja3, canonical=bytes.lower),
+    BufferInfo("ja3.string", JA3, TO_SERVER, _J, aliases=("ja3_string",)),
+    BufferInfo("ja3s.hash", JA3, TO_CLIENT, _J, refuses=_ja3, canonical=bytes.lower),
+    BufferInfo("ja3s.string", JA3, TO_CLIENT, _J),
+    BufferInfo("ja4.hash", JA3, TO_SERVER, _J, aliases=("ja4_hash",)),
     BufferInfo("dns.query", DNS, TO_SERVER, _D, multiple=True, aliases=("dns_query",)),
     BufferInfo("dns.queries.rrname", DNS, None, _D, multiple=True),
     BufferInfo("dns.answers.rrname", DNS, TO_CLIENT, _D, multiple=True, aliases=("dns.answer.name",)),

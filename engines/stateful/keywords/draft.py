@@ -117,6 +117,7 @@ class RuleDraft:
     no_stream: bool = False
     packet_tests: list[PacketTest] = field(default_factory=list)
     needs_packet: list[str] = field(default_factory=list)  # keywords that look at one packet
+    packet_events: list[str] = field(default_factory=list)
     ip_protocols: set[int] | None = None
     dsize: tuple[int, int] | None = None  # lowest and highest payload size dsize allows
     flowbit_checks: list[FlowbitOp] = field(default_factory=list)
@@ -131,6 +132,11 @@ class RuleDraft:
     detection_filter: Threshold | None = None
     noalert: bool = False
     pass_alert: bool = False
+    never_matches: str = ""  # why, when something the rule asks for is known never to be there
+
+    def never(self, why: str) -> None:
+        """The rule loads and can never match; the first reason stays."""
+        self.never_matches = self.never_matches or why
 
     def once(self, keyword: str) -> None:
         """The keyword may occur only once in a rule."""

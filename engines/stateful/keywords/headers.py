@@ -13,7 +13,7 @@ from engines.stateful.keywords.base import Keyword, KeywordError, Kind, int_test
 from engines.stateful.keywords.draft import RuleDraft
 from engines.stateful.signature import PacketView
 
-_TCP, _UDP, _ICMP, _ICMP6 = 6, 17, 1, 58
+_TCP, _UDP, _ICMP, _IGMP, _ICMP6 = 6, 17, 1, 2, 58
 Parse = Callable[[RuleDraft, "str | None"], None]
 
 
@@ -109,6 +109,54 @@ def _mtu(packet: Any) -> int | None:
     if packet.protocol != _ICMP6 or packet.fragment or start + 8 > packet.end or packet.data[start] != 2:
         return None
     return int.from_bytes(packet.data[start + 4 : start + 8], "big")
+
+
+def _igmp_type(packet: Any) -> int | None:
+    start = packet.l4_offset
+    return packet.data[start] if packet.protocol == _IGMP and not packet.fragment and start < packet.end else None
+
+
+def _vlans(view: PacketView) -> tuple[int, ...] | None:
+    """The packet's VLAN identifiers, outermost first; None where the link layer was not seen."""
+    found: tuple[int, ...] | None = getattr(view, "vlans", None)
+    return found
+
+
+MAX_VLAN_LAYERS = 3
+
+
+def _vlan_layers(draft: RuleDraft, value: str | None) -> None:
+    test = int_test(required(value, "a number of layers"), "vlan.layers", MAX_VLAN_LAYERS).test
+
+    def layers(view: PacketView) -> bool:
+        found = _vlans(view)
+        return found is not None and test(len(found))
+
+    draft.packet("vlan.layers", layers)
+
+
+def _vlan_id(draft: RuleDraft, value: str | None) -> None:
+    """``test[,any|all|layer]``; a negative layer counts from the innermost. Without: any."""
+    text, comma, which = required(value, "a VLAN identifier").partition(",")
+    test = int_test(text, "vlan.id", 4094).test
+    which = which.strip() if comma else "any"
+    layer = 0
+    if which not in {"any", "all"}:
+        minus = which.startswith("-")
+        layer = integer(which[1:] if minus else which, "vlan.id layer", 0, MAX_VLAN_LAYERS)
+        layer = -layer if minus else layer
+
+    def identifier(view: PacketView) -> bool:
+        found = _vlans(view)
+        if not found:
+            return False
+        if which == "any":
+            return any(map(test, found))
+        if which == "all":
+            return all(map(test, found))
+        return -len(found) <= layer < len(found) and test(found[layer])
+
+    draft.packet("vlan.id", identifier)
 
 
 _MSS_OPTION, _NOP, _END = 2, 1, 0
@@ -300,5 +348,8 @@ KEYWORDS = [
     _row("icode", "the ICMP code", _number("icode", 255, _icmp_byte(1))),
     _row("icmp_id", "the ICMP identifier", _number("icmp_id", 65535, _icmp_word(4))),
     _row("icmpv6.mtu", "the MTU of an ICMPv6 Packet Too Big", _number("icmpv6.mtu", _RANGE32, _mtu)),
+    _row("igmp.type", "the IGMP type", _number("igmp.type", 255, _igmp_type), "igmp-keywords.html"),
+    _row("vlan.id", "a VLAN identifier", _vlan_id, "vlan-keywords.html"),
+    _row("vlan.layers", "how many VLAN tags there are", _vlan_layers, "vlan-keywords.html"),
     _row("icmp_seq", "the ICMP sequence number", _number("icmp_seq", 65535, _icmp_word(6))),
 ]

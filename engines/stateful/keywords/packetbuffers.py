@@ -20,6 +20,7 @@ _HEADERS = {
     "udp.hdr": (0, 17),
     "icmpv4.hdr": (0, 1),
     "icmpv6.hdr": (0, 58),
+    "igmp.hdr": (4, 2),
 }
 NAMES = frozenset(_HEADERS)
 
@@ -27,10 +28,12 @@ NAMES = frozenset(_HEADERS)
 def header_bytes(name: str, packet: Any) -> bytes | None:
     """The header's bytes with options and extension headers; None when the packet has no such header."""
     family, protocol = _HEADERS[name]
-    if family:
+    if family and not protocol:
         return bytes(packet.data[: packet.l4_offset]) if packet.family == family else None
     if packet.protocol != protocol or packet.fragment:
         return None
+    if name == "igmp.hdr":  # all of the message is its header
+        return bytes(packet.data[packet.l4_offset : packet.end])
     return bytes(packet.data[packet.l4_offset : packet.payload_offset])
 
 
@@ -61,5 +64,5 @@ KEYWORDS = [
         _select(name),
         False,
     )
-    for name in NAMES
+    for name in _HEADERS
 ]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from engines.stateful.keywords.base import Keyword, KeywordError, Kind, int_test, required, split_list
+import operator
+import re
+from collections.abc import Callable
+
+from engines.stateful.keywords.base import Keyword, KeywordError, Kind, int_test, integer, required, split_list
 from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.keywords.draft import RuleDraft
-from engines.stateful.match import Absent, IsDataAt, Size
+from engines.stateful.match import Absent, Entropy, IsDataAt, Size
 from engines.stateful.signature import PacketView
 
 _PAGE = "payload-keywords.html"
@@ -64,7 +68,49 @@ def _absent(draft: RuleDraft, value: str | None) -> None:
     draft.add(Absent(value == "or_else"))
 
 
+_ENTROPY = re.compile(r"(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)$|(\d+(?:\.\d+)?)$")
+_RELATIONS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "<": operator.lt, ">": operator.gt, "=": operator.eq,
+}  # fmt: skip
+
+
+def _entropy(draft: RuleDraft, value: str | None) -> None:
+    """``[bytes N,] [offset N,] value TEST``, TEST like ``>4.5``, ``4-5`` (ends excluded) or ``!4-5``."""
+    size = offset = 0
+    test: Callable[[float], bool] | None = None
+    for part in split_list(required(value, "value with a comparison, like value > 4")):
+        name, _, argument = part.partition(" ")
+        if name == "bytes":
+            size = integer(argument, "entropy bytes", 0, 65535)
+        elif name == "offset":
+            offset = integer(argument, "entropy offset", 0, 65535)
+        elif name == "value" and test is None:
+            test = _entropy_test(argument.strip())
+        else:
+            raise KeywordError(f"entropy: expected bytes N, offset N or value TEST, found {part!r}")
+    if test is None:
+        raise KeywordError("entropy: value is missing")
+    if draft.current is None:
+        raise KeywordError("entropy needs a sticky buffer before it", in_value=False)
+    draft.add(Entropy(test, size, offset))
+
+
+def _entropy_test(text: str) -> Callable[[float], bool]:
+    relation = next((op for op in _RELATIONS if text.startswith(op)), "")
+    negated = text.startswith("!") and not relation
+    found = _ENTROPY.match(text[len(relation) or int(negated) :].strip())
+    numbers = [float(g) for g in found.groups() if g is not None] if found else []
+    if not numbers or any(n > 8 for n in numbers) or (len(numbers) == 2 and (relation or numbers[0] >= numbers[1])):
+        raise KeywordError(f"entropy: expected a comparison with numbers from 0 to 8, like >4.5 or 4-5, found {text!r}")
+    if len(numbers) == 2:
+        low, high = numbers
+        return lambda number: (low < number < high) != negated
+    compare, limit = _RELATIONS["!=" if negated else relation or "="], numbers[0]
+    return lambda number: compare(number, limit)
+
+
 KEYWORDS = [
+    Keyword("entropy", "how random the buffer's bytes are", f"{_PAGE}#entropy", Kind.CONTENT, _entropy),
     Keyword("isdataat", "is there data at a position", f"{_PAGE}#isdataat", Kind.CONTENT, _isdataat),
     Keyword("bsize", "the size of the buffer", f"{_PAGE}#bsize", Kind.CONTENT, _bsize),
     Keyword("urilen", "the size of the URI", "http-keywords.html#urilen", Kind.CONTENT, _urilen),

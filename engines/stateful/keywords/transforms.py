@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
@@ -105,7 +106,10 @@ def _plain(
 
 
 def _xor(draft: RuleDraft, value: str | None) -> None:
-    text = unquote(required(value, 'the key in hexadecimal, like xor:"0d0ac8ff"'))
+    text = unquote(required(value, 'the key in hexadecimal, like xor:"0d0ac8ff", or extract SIZE AT'))
+    if "extract" in text:
+        _xor_extract(draft, text)
+        return
     try:
         key = bytes.fromhex(text)
     except ValueError:
@@ -113,6 +117,93 @@ def _xor(draft: RuleDraft, value: str | None) -> None:
     if not key or re.search(r"\s", text):
         raise KeywordError(f"xor: expected the key as pairs of hexadecimal digits, found {text!r}")
     draft.add_transform(Transform(f"xor:{text.lower()}", _xor_function(key)))
+
+
+def _xor_extract(draft: RuleDraft, text: str) -> None:
+    """``[offset N,]extract SIZE AT``: the key is SIZE bytes at AT of the buffer; what is before ``offset`` stays."""
+    offset, extract = 0, None
+    for part in split_list(text):
+        words = part.split()
+        if len(words) == 2 and words[0] == "offset":
+            offset = integer(words[1], "xor offset", 0, 65535)
+        elif len(words) == 3 and words[0] == "extract":
+            extract = integer(words[1], "xor key size", 1, 255), integer(words[2], "xor key position", 0, 65535)
+        else:
+            raise KeywordError(f"xor: expected offset N or extract SIZE AT, found {part!r}")
+    if extract is None:
+        raise KeywordError("xor: extract SIZE AT is missing")
+    size, at = extract
+    draft.add_transform(Transform(f"xor:{offset},{size},{at}", _xor_extract_function(offset, size, at)))
+
+
+@lru_cache(maxsize=1024)
+def _xor_extract_function(offset: int, size: int, at: int) -> Callable[[bytes], bytes]:
+    def function(data: bytes) -> bytes:
+        """A buffer too short to hold the key stays as it is."""
+        key = data[at : at + size]
+        if len(key) < size:
+            return data
+        return data[:offset] + _xor_function(key)(data[offset:])
+
+    return function
+
+
+def _subslice(draft: RuleDraft, value: str | None) -> None:
+    parts = split_list(required(value, "offset[, size][, truncate]"))
+    truncate = len(parts) > 1 and parts[-1] == "truncate"
+    if truncate:
+        parts.pop()
+    if len(parts) > 2:
+        raise KeywordError(f"subslice: expected offset[, size][, truncate], found {value!r}")
+    numbers = []
+    for part in parts:
+        minus = part.startswith("-")
+        number = integer(part[1:] if minus else part, "subslice", 0, 65535)
+        numbers.append(-number if minus else number)
+    size = numbers[1] if len(numbers) == 2 else None
+    name = f"subslice:{numbers[0]},{size},{truncate}"
+    draft.add_transform(Transform(name, _subslice_function(numbers[0], size, truncate)))
+
+
+@lru_cache(maxsize=1024)
+def _subslice_function(offset: int, size: int | None, truncate: bool) -> Callable[[bytes], bytes]:
+    def function(data: bytes) -> bytes:
+        """A negative offset counts from the end, and so does a negative size. What is not there in full gives nothing,
+        or with ``truncate`` as much as there is, taken from the start where the offset lies before it."""
+        length = len(data)
+        start = offset if offset >= 0 else length + offset
+        if start < 0 or start > length:
+            if not truncate:
+                return b""
+            start = min(max(start, 0), length)
+        stop = length if size is None else start + size if size >= 0 else length + size
+        if stop > length:
+            if not truncate:
+                return b""
+            stop = length
+        return data[start:stop] if stop > start else b""
+
+    return function
+
+
+# What a compressed buffer may grow to; more is cut off.
+MAX_INFLATED = 1 << 20
+
+
+def _inflate(data: bytes, window: int) -> bytes:
+    """The bytes inflated as far as they are sound; nothing when they are not compressed at all."""
+    try:
+        return zlib.decompressobj(window).decompress(data, MAX_INFLATED)
+    except zlib.error:
+        return b""
+
+
+def gunzip(data: bytes) -> bytes:
+    return _inflate(data, 16 + zlib.MAX_WBITS)
+
+
+def zlib_deflate(data: bytes) -> bytes:
+    return _inflate(data, zlib.MAX_WBITS)
 
 
 @lru_cache(maxsize=1024)  # equal transforms must be the identical function, see RuleDraft.add_transform
@@ -218,4 +309,7 @@ KEYWORDS = [
     _row("xor", "XOR with a key", _xor, True),
     _row("pcrexform", "what a regular expression captures", _pcrexform, True),
     _row("from_base64", "decodes base64", _from_base64, None),
+    _row("subslice", "a part of the buffer", _subslice, True),
+    _row("gunzip", "inflates a gzip member", _plain("gunzip", gunzip), None),
+    _row("zlib_deflate", "inflates a zlib stream", _plain("zlib_deflate", zlib_deflate), None),
 ]

@@ -1,0 +1,118 @@
+"""Keywords of protocols and files that no parser here reads: taken, checked for their shape, and said to never match.
+
+A rule that uses one loads with a warning, ``never matches: ...``, and is left out when rules are compiled. So a rule
+file meant for a larger installation loads whole, and nobody believes such a rule to be at work.
+Source: Suricata user guide, the pages of the protocols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engines.stateful.keywords.base import Keyword, KeywordError, Kind, unquote
+from engines.stateful.keywords.draft import RuleDraft
+
+# What each protocol's keywords are; a buffer takes contents after it.
+_BUFFERS: dict[str, str] = {
+    "dcerpc": "dce_stub_data dcerpc.stub_data",
+    "dnp3": "dnp3_data dnp3.data",
+    "ftp": "ftp.command ftp.command_data ftp.reply ftp.completion_code",
+    "http2": "http2.header_name http2.header",
+    "ike": "ike.init_spi ike.resp_spi ike.vendor ike.nonce_payload ike.key_exchange_payload",
+    "krb5": "krb5_cname krb5_sname krb5.cname krb5.sname",
+    "ldap": "ldap.request.dn ldap.responses.dn ldap.responses.message ldap.request.attribute_type "
+    "ldap.responses.attribute_type",
+    "llmnr": "llmnr.queries.rrname llmnr.answers.rrname llmnr.authorities.rrname llmnr.additionals.rrname "
+    "llmnr.response.rrname",
+    "mdns": "mdns.queries.rrname mdns.answers.rrname mdns.authorities.rrname mdns.additionals.rrname "
+    "mdns.response.rrname",
+    "mqtt": "mqtt.connect.clientid mqtt.connect.username mqtt.connect.password mqtt.connect.willtopic "
+    "mqtt.connect.willmessage mqtt.connect.protocol_string mqtt.publish.topic mqtt.publish.message "
+    "mqtt.subscribe.topic mqtt.unsubscribe.topic",
+    "ntp": "ntp.reference_id",
+    "pgsql": "pgsql.query",
+    "quic": "quic.sni quic.ua quic.version quic.cyu.hash quic.cyu.string",
+    "rfb": "rfb.name",
+    "sip": "sip.method sip.uri sip.request_line sip.response_line sip.stat_code sip.stat_msg sip.protocol sip.from "
+    "sip.to sip.via sip.user_agent sip.content_type sip.content_length",
+    "smb": "smb.named_pipe smb_named_pipe smb.share smb_share smb.ntlmssp_user smb.ntlmssp_domain",
+    "smtp": "smtp.helo smtp.mail_from smtp.rcpt_to email.from email.to email.cc email.subject email.url email.date "
+    "email.message_id email.x_mailer email.received",
+    "snmp": "snmp.community snmp.usm",
+    "websocket": "websocket.payload",
+}
+_VALUES: dict[str, str] = {
+    "dcerpc": "dce_iface dce_opnum dcerpc.iface dcerpc.opnum",
+    "dnp3": "dnp3_func dnp3_ind dnp3_obj dnp3.func dnp3.ind dnp3.obj",
+    "enip": "cip_service enip_command",
+    "ftp": "ftp.mode ftp.dynamic_port ftp.reply_received ftpdata_command ftpbounce",
+    "http2": "http2.frametype http2.errorcode http2.priority http2.window http2.size_update http2.settings",
+    "ike": "ike.chosen_sa_attribute ike.exchtype ike.key_exchange_payload_length ike.nonce_payload_length",
+    "krb5": "krb5_msg_type krb5_err_code krb5.ticket_encryption krb5.weak_encryption",
+    "ldap": "ldap.request.operation ldap.responses.operation ldap.responses.count ldap.responses.result_code",
+    "modbus": "modbus",
+    "mqtt": "mqtt.type mqtt.flags mqtt.qos mqtt.reason_code mqtt.protocol_version mqtt.connect.flags "
+    "mqtt.connack.session_present",
+    "nfs": "nfs_procedure nfs_version nfs3_procedure",
+    "ntp": "ntp.version ntp.stratum ntp.mode",
+    "rfb": "rfb.sectype rfb.secresult",
+    "smb": "smb.version",
+    "tls": "tls_cert_notbefore tls_cert_notafter tls_cert_valid tls_cert_expired",
+    "snmp": "snmp.version snmp.pdu_type snmp.trap_type",
+    "websocket": "websocket.flags websocket.mask websocket.opcode",
+}
+
+
+def _buffer(name: str, proto: str) -> Callable[[RuleDraft, str | None], None]:
+    def parse(draft: RuleDraft, value: str | None) -> None:
+        draft.require_app(name, frozenset({proto}))
+        draft.never(f"no parser for {name}")
+        draft.select(name, multiple=True)
+
+    return parse
+
+
+# Values that are few; any other is refused, as everywhere.
+_CHOICES = {
+    "smb.version": {"1", "2"},
+    "ftp.reply_received": {"yes", "no", "true", "false", "on", "off", "1", "0"},
+}
+
+
+def _value(name: str, proto: str) -> Callable[[RuleDraft, str | None], None]:
+    # DCERPC is also carried by SMB.
+    protos = frozenset({proto, "smb"} if proto == "dcerpc" else {"ftp", "ftp-data"} if proto == "ftp" else {proto})
+
+    def parse(draft: RuleDraft, value: str | None) -> None:
+        choices = _CHOICES.get(name)
+        if choices and unquote(value or "").lower() not in choices:
+            raise KeywordError(f"{name}: expected one of {', '.join(sorted(choices))}, found {value!r}")
+        if choices:
+            draft.once(name)
+        draft.require_app(name, protos)
+        draft.never(f"no parser for {name}")
+
+    return parse
+
+
+_PAGES = {"smtp": "email-keywords.html", "llmnr": "index.html", "mdns": "mdns-keywords.html"}
+
+
+def _page(proto: str) -> str:
+    return _PAGES.get(proto, f"{proto}-keywords.html")
+
+
+_NEVER = "{}; loads, but never matches: no parser for it"
+KEYWORDS = [
+    *(
+        Keyword(name, _NEVER.format(f"a buffer of {proto}"), _page(proto), Kind.BUFFER, _buffer(name, proto), False)
+        for proto, names in _BUFFERS.items()
+        for name in names.split()
+    ),
+    *(
+        Keyword(name, _NEVER.format(f"a value of {proto}"), _page(proto), Kind.APP, _value(name, proto), None)
+        for proto, names in _VALUES.items()
+        for name in names.split()
+    ),
+]
+NAMES = frozenset(row.name for row in KEYWORDS)

@@ -1,0 +1,173 @@
+"""Decoder and stream events, checksums, VLAN tags and IGMP as rules ask for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
+
+from engines.packet import decode
+from engines.stateful.keywords.packetevents import internet_checksum
+from engines.stateful.ruleset import compile_ruleset
+from engines.stateful.signature import RuleType
+from engines.verdict import Direction
+from tests.unit.rulekit import parse, refusal, rule
+
+
+@dataclass
+class View:
+    packet: Any = None
+    payload: bytes = b""
+    direction: Direction = Direction.TO_SERVER
+    established: bool = True
+    events: frozenset[str] = frozenset()
+    vlans: tuple[int, ...] | None = None
+
+
+def holds(options: str, view: Any, header: str = "alert ip any any -> any any") -> bool:
+    return all(test(view) for test in rule(options, header).packet_tests)
+
+
+@pytest.mark.parametrize(
+    ("option", "event"),
+    [
+        ("decode-event:ipv4.trunc_pkt", "decoder.ipv4.trunc_pkt"),
+        ("stream-event:pkt_invalid_ack", "stream.pkt_invalid_ack"),
+        ("engine-event:stream.pkt_invalid_ack", "stream.pkt_invalid_ack"),
+        ("engine-event:decoder.ipv4.trunc_pkt", "decoder.ipv4.trunc_pkt"),
+    ],
+)
+def test_events(option: str, event: str) -> None:
+    made = rule(f"{option};", "alert pkthdr any any -> any any")
+    assert made.packet_events == (event,)
+    assert made.rule_type is RuleType.PKT
+    assert holds(f"{option};", View(events=frozenset({event, "other"})))
+    assert not holds(f"{option};", View(events=frozenset({"other"})))
+    assert not holds(f"{option};", object())  # nobody looked for events
+
+
+@pytest.mark.parametrize(
+    "option", ["decode-event:ipv9.x", "decode-event:ipv4", "stream-event:A B", "decode-event:ipv4."]
+)
+def test_event_names_have_a_form(option: str) -> None:
+    assert "expected" in refusal(f"{option};")
+
+
+PACKETS = {
+    "ipv4-csum": IP(src="10.0.0.1", dst="10.0.0.2") / UDP() / b"x",
+    "tcpv4-csum": IP(src="10.0.0.1", dst="10.0.0.2") / TCP() / b"odd",
+    "tcpv6-csum": IPv6(src="fd00::1", dst="fd00::2") / TCP() / b"even",
+    "udpv4-csum": IP(src="10.0.0.1", dst="10.0.0.2") / UDP() / b"abc",
+    "udpv6-csum": IPv6(src="fd00::1", dst="fd00::2") / UDP() / b"abc",
+    "icmpv4-csum": IP(src="10.0.0.1", dst="10.0.0.2") / ICMP() / b"abc",
+    "icmpv6-csum": IPv6(src="fd00::1", dst="fd00::2") / ICMPv6EchoRequest(data=b"abc"),
+}
+
+
+@pytest.mark.parametrize("name", PACKETS)
+def test_checksums(name: str) -> None:
+    good = bytes(PACKETS[name])
+    bad = bytearray(good)
+    bad[8 if name == "ipv4-csum" else -1] ^= 1  # the TTL, or the last payload byte
+    for data, valid in ((good, True), (bytes(bad), False)):
+        view = View(decode(data))
+        assert holds(f"{name}:valid;", view) is valid
+        assert holds(f"{name}:invalid;", view) is not valid
+    other = View(decode(bytes(IP(proto=47) / b"gre") if name != "ipv4-csum" else bytes(PACKETS["tcpv6-csum"])))
+    assert not holds(f"{name}:valid;", other)
+    assert not holds(f"{name}:invalid;", other)
+    assert not holds(f"{name}:invalid;", View())
+    assert "valid or invalid" in refusal(f"{name}:wrong;")
+
+
+def slow_checksum(data: bytes) -> int:
+    """RFC 1071, word by word."""
+    data += b"\0" * (len(data) % 2)
+    total = 0
+    for at in range(0, len(data), 2):
+        total += data[at] << 8 | data[at + 1]
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\0", b"\0" * 8, b"\xff\xff", b"\xff\xff\0\0", b"\x01", b"abcdefg", b"\xff" * 9]
+)
+def test_the_checksum_is_that_of_the_rfc(data: bytes) -> None:
+    assert internet_checksum(data) == slow_checksum(data)
+
+
+def test_an_absent_udp_checksum_is_neither() -> None:
+    view = View(decode(bytes(IP(src="10.0.0.1", dst="10.0.0.2") / UDP(chksum=0) / b"abc")))
+    assert not holds("udpv4-csum:valid;", view)
+    assert not holds("udpv4-csum:invalid;", view)
+
+
+@pytest.mark.parametrize(
+    ("option", "vlans", "matches"),
+    [
+        ("vlan.layers:2", (1, 2), True),
+        ("vlan.layers:!1", (1,), False),
+        ("vlan.layers:0", (), True),
+        ("vlan.layers:0", None, False),  # the link layer was not seen
+        ("vlan.id:7", (6, 7), True),
+        ("vlan.id:>6,all", (6, 7), False),
+        ("vlan.id:7,0", (6, 7), False),
+        ("vlan.id:7,-1", (6, 7), True),
+        ("vlan.id:7,2", (6, 7), False),
+        ("vlan.id:7", None, False),
+    ],
+)
+def test_vlans(option: str, vlans: tuple[int, ...] | None, matches: bool) -> None:
+    assert holds(f"{option};", View(vlans=vlans)) is matches
+
+
+def test_igmp() -> None:
+    report = bytes.fromhex("1600e9faef010203")  # version 2 membership report of 239.1.2.3
+    view = View(decode(bytes(IP(src="10.0.0.1", dst="239.1.2.3", proto=2, ttl=1) / report)))
+    header = "alert igmp any any -> any any"
+    assert holds("igmp.type:0x16;", view, header)
+    assert not holds("igmp.type:0x11;", view, header)
+    assert holds('igmp.hdr; content:"|ef 01 02 03|"; endswith;', view, header)
+    assert not holds('igmp.hdr; content:"|45|"; startswith;', view, header)
+    assert holds(f"igmp-csum:{'valid' if slow_checksum(report) == 0 else 'invalid'};", view, header)
+
+
+# --- rules that can never match ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "why"),
+    [
+        ("alert mqtt any any -> any any", "mqtt.type:CONNECT;", "no parser for mqtt.type"),
+        ("alert tcp any any -> any any", 'dce_stub_data; content:"a";', "no parser for dce_stub_data"),
+        ("alert smtp any any -> any any", 'file_data; content:"a";', "no parser for smtp"),
+        ("alert quic any any -> any any", 'ja3.hash; content:"a";', "no parser for quic"),
+        ("alert arp any any -> any any", "", "arp packets do not reach"),
+        ("alert ssh any any -> any any", 'ssh.hassh; content:"a";', "HASSH"),
+        ("alert tcp any any -> any any", "app-layer-protocol:http,original;", "not kept"),
+    ],
+)
+def test_what_never_matches_says_so_and_is_not_compiled(header: str, options: str, why: str) -> None:
+    found = parse(f"{header} ({options} sid:1;)\nalert tcp any any -> any any (sid:2;)")
+    assert not found.errors
+    assert why in found.signatures[0].never_matches
+    assert [w.message.startswith("never matches: ") for w in found.warnings] == [True]
+    assert why in found.warnings[0].message
+    assert [r.signature.sid for r in compile_ruleset(found.signatures).rules] == [2]
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "says"),
+    [
+        ("alert smb any any -> any any", "smb.version:1; smb.version:2;", "twice"),
+        ("alert ftp any any -> any any", "ftp.reply_received:perhaps;", "expected one of"),
+        ("alert tls any any -> any any", "mqtt.type:CONNECT;", "does not exist in tls"),
+        ("alert mqtt any any -> any any", "mqtt.publish.topic;", "no condition"),
+    ],
+)
+def test_their_mistakes_are_refused_all_the_same(header: str, options: str, says: str) -> None:
+    assert says in refusal(options, header)
