@@ -40,6 +40,8 @@ class AppLimits:
     tls_handshake: int = 128 << 10
     # RFC 4253, section 4.2 allows 255 bytes for the version and any number of lines before it. -> gave_up
     ssh_banner: int = 4 << 10
+    # RFC 4253, section 6.1: packets of 35,000 bytes must be understood; a KEXINIT is 1 to 2 KiB. -> no HASSH, event
+    ssh_packet: int = 35_000
 
 
 DEFAULT_LIMITS = AppLimits()

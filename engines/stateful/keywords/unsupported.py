@@ -42,8 +42,4 @@ UNSUPPORTED: dict[str, str] = {
 # line away is all it then needs.
 PENDING: dict[str, str] = {
     "file.name": "waits for a parser that gives file names",
-    "ssh.hassh": "waits for HASSH in the SSH parser",
-    "ssh.hassh.string": "waits for HASSH in the SSH parser",
-    "ssh.hassh.server": "waits for HASSH in the SSH parser",
-    "ssh.hassh.server.string": "waits for HASSH in the SSH parser",
 }
