@@ -19,6 +19,7 @@ TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 HTTP = frozenset({"http", "http1", "http2"})
 HTTP1 = frozenset({"http", "http1"})
 TLS = frozenset({"tls"})
+QUIC = frozenset({"quic"})
 DNS = frozenset({"dns", "doh2"})
 SSH = frozenset({"ssh"})
 FILES = frozenset({"http", "http1", "http2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
@@ -72,7 +73,7 @@ def _fingerprint(content: ContentDraft) -> str:
 
 
 _H, _T, _D, _S, _F = "http-keywords.html", "tls-keywords.html", "dns-keywords.html", "ssh-keywords.html", "file.html"
-_J = "ja-keywords.html"
+_J, _Q = "ja-keywords.html", "quic-keywords.html"
 
 _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("http.uri", HTTP, TO_SERVER, _H, modifier="http_uri"),
@@ -125,11 +126,13 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("tls.random", TLS, None, _T),
     BufferInfo("tls.random_time", TLS, None, _T),
     BufferInfo("tls.random_bytes", TLS, None, _T),
-    BufferInfo("ja3.hash", TLS, TO_SERVER, _J, aliases=("ja3_hash",), refuses=_ja3, canonical=bytes.lower),
-    BufferInfo("ja3.string", TLS, TO_SERVER, _J, aliases=("ja3_string",)),
-    BufferInfo("ja3s.hash", TLS, TO_CLIENT, _J, refuses=_ja3, canonical=bytes.lower),
-    BufferInfo("ja3s.string", TLS, TO_CLIENT, _J),
-    BufferInfo("ja4.hash", TLS, TO_SERVER, _J, aliases=("ja4_hash",)),
+    BufferInfo("ja3.hash", TLS | QUIC, TO_SERVER, _J, aliases=("ja3_hash",), refuses=_ja3, canonical=bytes.lower),
+    BufferInfo("ja3.string", TLS | QUIC, TO_SERVER, _J, aliases=("ja3_string",)),
+    BufferInfo("ja3s.hash", TLS | QUIC, TO_CLIENT, _J, refuses=_ja3, canonical=bytes.lower),
+    BufferInfo("ja3s.string", TLS | QUIC, TO_CLIENT, _J),
+    BufferInfo("ja4.hash", TLS | QUIC, TO_SERVER, _J, aliases=("ja4_hash",)),
+    BufferInfo("quic.sni", QUIC, TO_SERVER, _Q),
+    BufferInfo("quic.version", QUIC, None, _Q),
     BufferInfo("dns.query", DNS, TO_SERVER, _D, multiple=True, aliases=("dns_query",)),
     BufferInfo("dns.queries.rrname", DNS, None, _D, multiple=True),
     BufferInfo("dns.answers.rrname", DNS, TO_CLIENT, _D, multiple=True, aliases=("dns.answer.name",)),

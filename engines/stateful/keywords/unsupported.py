@@ -25,8 +25,8 @@ UNSUPPORTED: dict[str, str] = {
         "websocket.flags websocket.mask websocket.opcode pgsql.query template.buffer",
         "is not built yet": "decode-event stream-event engine-event frame entropy subslice luaxform domain tld "
         "gunzip zlib_deflate asn1 rpc ftpbounce l3_proto replace byterange config http2.frametype http2.errorcode "
-        "http2.priority http2.window http2.size_update http2.settings http2.header_name http2.header quic.sni quic.ua "
-        "quic.version quic.cyu.hash quic.cyu.string smtp.helo smtp.mail_from smtp.rcpt_to ftp.command "
+        "http2.priority http2.window http2.size_update http2.settings http2.header_name http2.header quic.ua "
+        "quic.cyu.hash quic.cyu.string smtp.helo smtp.mail_from smtp.rcpt_to ftp.command "
         "ftp.command_data ftp.reply ftp.mode ftp.dynamic_port ftp.reply_received ftp.completion_code ftpdata_command "
         "tls.store tls.cert_chain_len tls_cert_notbefore tls_cert_notafter tls_cert_valid tls_cert_expired "
         "tls.fingerprint ssh.protoversion ssh.softwareversion igmp.type igmp.hdr vlan.id vlan.layers "
