@@ -12,6 +12,7 @@ from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.quic import QuicParser
 from engines.stateful.app.ssh import SshParser
 from engines.stateful.app.tls import TlsParser
+from engines.stateful.app.websocket import WebSocketParser
 
 Factory = Callable[[AppLimits, bool], AppParser]
 
@@ -27,6 +28,7 @@ PARSERS: dict[str, Factory] = {
     "dns": DnsParser,
     "tls": TlsParser,
     "ssh": SshParser,
+    "websocket": WebSocketParser,
 }
 
 # Over UDP: one feed is one datagram.

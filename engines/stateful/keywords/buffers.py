@@ -133,6 +133,7 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("ja4.hash", TLS | QUIC, TO_SERVER, _J, aliases=("ja4_hash",)),
     BufferInfo("quic.sni", QUIC, TO_SERVER, _Q),
     BufferInfo("quic.version", QUIC, None, _Q),
+    BufferInfo("websocket.payload", frozenset({"websocket"}), None, "websocket-keywords.html"),
     BufferInfo("dns.query", DNS, TO_SERVER, _D, multiple=True, aliases=("dns_query",)),
     BufferInfo("dns.queries.rrname", DNS, None, _D, multiple=True),
     BufferInfo("dns.answers.rrname", DNS, TO_CLIENT, _D, multiple=True, aliases=("dns.answer.name",)),
