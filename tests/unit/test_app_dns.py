@@ -44,7 +44,7 @@ def test_query() -> None:
     assert list(tx.buffer("dns.query", S)) == []
     assert list(tx.buffer("dns.rrtype")) == [b"\0\x1c", b"\0\x1c"]
     assert list(tx.buffer("dns.opcode")) == [b"\0"]
-    assert list(tx.buffer("dns.rcode")) == []
+    assert list(tx.buffer("dns.rcode")) == [b"\0\0"]  # the header has the field in queries too
     assert tx.events == []
     assert tx.log_fields() == {
         "type": "request",
@@ -63,7 +63,15 @@ def test_answer() -> None:
     assert list(tx.buffer("dns.answers.rrname")) == [b"www.example.com", b"cdn.example.net"]
     assert list(tx.buffer("dns.authorities.rrname")) == [b"example.net"]
     assert list(tx.buffer("dns.additionals.rrname")) == [b"mail.example.net"]
-    assert len(tx.buffer("dns.response.rrname")) == 5
+    assert list(tx.buffer("dns.response.rrname")) == [
+        b"Www.Example.com",
+        b"www.example.com",
+        b"cdn.example.net",  # what the alias points to
+        b"cdn.example.net",
+        b"example.net",
+        b"mail.example.net",  # the MX
+        b"mail.example.net",
+    ]
     assert list(tx.buffer("dns.rcode")) == [b"\0\0"]
     assert tx.events == []
 
@@ -79,7 +87,9 @@ def test_answer() -> None:
         (C, query("a")[:3] + b"\x40" + query("a")[4:], "z_flag_set"),
         (C, query("a")[:2] + b"\x78" + query("a")[3:], "invalid_opcode"),
         (C, struct.pack("!6H", 1, 0, 500, 0, 0, 0) + b"\1a\0\0\1\0\1" * 500, "too_many_records"),
-        (C, struct.pack("!6H", 1, 0, 1, 0, 0, 0) + b"\xc0\x0c\0\1\0\1", "malformed_data"),  # points to itself
+        (C, struct.pack("!6H", 1, 0, 1, 0, 0, 0) + b"\xc0\x0c\0\1\0\1", "infinite_loop"),
+        (C, struct.pack("!6H", 1, 0, 1, 0, 0, 0) + (b"\x3f" + b"a" * 63) * 17 + b"\0\0\1\0\1", "name_too_long"),
+        (C, struct.pack("!6H", 1, 0, 1, 0, 0, 0) + b"\1a" * 256 + b"\0\0\1\0\1", "too_many_labels"),
         (C, struct.pack("!6H", 1, 0, 1, 0, 0, 0) + b"\x80a\0\1\0\1", "malformed_data"),
         (C, struct.pack("!6H", 1, 0, 1, 0, 0, 0) + b"\x3f" + b"a" * 63 + b"\x3f" + b"a" * 63, "malformed_data"),
     ],
@@ -96,24 +106,33 @@ def test_records_read_before_the_damage_count() -> None:
 
 
 def test_labels_may_hold_any_byte() -> None:
-    name, at = read_name(b"\x04a\xff\0.\1b\0rest", 0)
-    assert (name, at) == (b"a\xff\0..b", 8)
+    assert read_name(b"\x04a\xff\0.\1b\0rest", 0) == (b"a\xff\0..b", 8, "")
 
 
 def test_pointer_chains_are_bounded() -> None:
     chain = bytearray(b"\1a\0")
     for number in range(200):
         chain += struct.pack("!H", 0xC000 | (0 if not number else len(chain) - 2))
-    with pytest.raises(ValueError, match="pointer"):
-        read_name(bytes(chain), len(chain) - 2)
-    assert read_name(bytes(chain), 3 + 2 * 20) == (b"a", 3 + 2 * 20 + 2)
+    assert read_name(bytes(chain), len(chain) - 2) == (b"", len(chain), "infinite_loop")
+    assert read_name(bytes(chain), 3 + 2 * 20) == (b"a", 3 + 2 * 20 + 2, "")
 
 
 def test_names_are_bounded() -> None:
     label = b"\x3f" + b"a" * 63
     assert len(read_name(label * 3 + b"\x3d" + b"a" * 61 + b"\0", 0)[0]) == 253
-    with pytest.raises(ValueError, match="too long"):
-        read_name(label * 4 + b"\0", 0)
+    name, after, oddity = read_name(label * 20 + b"\1b\0", 0)
+    assert (len(name), after, oddity) == (1025, 20 * 64 + 3, "name_too_long")
+    name, after, oddity = read_name(b"\1a" * 300 + b"\0", 0)
+    assert (name.count(b"a"), after, oddity) == (255, 601, "too_many_labels")
+
+
+def test_a_message_has_one_direction() -> None:
+    """A rule without a direction alerts once per message, not once per packet of either side."""
+    parser = DnsParser(udp=True)
+    parser.feed(C, query("a.example"))
+    (tx,) = parser.transactions
+    assert (tx.progress(C), tx.progress(S)) == (1, 0)
+    assert tx.is_complete(S)
 
 
 def test_against_dnslib() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
+
+from engines.stateful.app.der import read_raw
 
 # The abbreviations of Suricata's X.509 library; other attributes appear as their dotted OID.
 _ABBREVIATIONS = {
@@ -26,6 +29,7 @@ _ABBREVIATIONS = {
     NameOID.POSTAL_CODE: "postalCode",
     NameOID.BUSINESS_CATEGORY: "businessCategory",
 }
+_DOTTED = {oid.dotted_string: text for oid, text in _ABBREVIATIONS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,34 @@ def read_certificate(der: bytes) -> CertificateFacts | None:
             not_after=certificate.not_valid_after_utc.timestamp(),
         )
     except Exception:  # noqa: BLE001 - hostile DER; which errors the library raises for it is not documented
+        return _leniently(der)
+
+
+def _leniently(der: bytes) -> CertificateFacts | None:
+    """What the library refuses because of what a field holds."""
+    try:
+        raw = read_raw(der)
+    except ValueError:
         return None
+    return CertificateFacts(
+        subject=_raw_name(raw.subject),
+        issuer=_raw_name(raw.issuer),
+        serial=_colons(raw.serial).upper(),
+        fingerprint=_colons(hashlib.sha1(der, usedforsecurity=False).digest()),
+        names=tuple(_raw_alternative(kind, value) for kind, value in raw.names),
+        not_before=raw.not_before,
+        not_after=raw.not_after,
+    )
+
+
+def _raw_name(attributes: tuple[tuple[str, bytes], ...]) -> bytes:
+    return b", ".join(_DOTTED.get(oid, oid).encode() + b"=" + value for oid, value in attributes)
+
+
+def _raw_alternative(kind: int, value: bytes) -> bytes:
+    if kind != 0x87 or len(value) not in {4, 16}:
+        return value
+    return str(ip_address(value)).encode()
 
 
 def _name(name: x509.Name) -> bytes:

@@ -154,14 +154,14 @@ def _sslv2_hello(data: bytes) -> bool | None:
 def dns_message(data: bytes, response: bool, whole: bool) -> bool | None:
     """Whether these bytes can begin a DNS message (RFC 1035, section 4.1). ``whole``: no more bytes will come."""
     short = False if whole else None
-    if len(data) > 2 and (data[2] >> 7 != response or (data[2] >> 3 & 15) not in {0, 1, 2, 4, 5, 6}):
+    if len(data) > 2 and data[2] >> 7 != response:
         return False
     if len(data) < 12:
         return short
-    if data[3] & 0x40:
-        return False
     questions, answers, authorities, additionals = (int.from_bytes(data[at : at + 2], "big") for at in (4, 6, 8, 10))
-    if questions > 16 or answers > 1024 or authorities > 256 or additionals > 256:
+    if questions > 4096 or answers > 1024 or authorities > 256 or additionals > 256:
+        return False
+    if whole and 2 * (questions + answers + authorities + additionals) > len(data):
         return False
     if not questions:
         # Only answers to nonsense and follow-up messages of a zone transfer come without; they say too little.
@@ -171,8 +171,10 @@ def dns_message(data: bytes, response: bool, whole: bool) -> bool | None:
         if at >= len(data):
             return short
         size = data[at]
-        if size & 0xC0 or at > 12 + 255:
+        if size & 0xC0:
             return False  # the first name has nothing to point back to
+        if at > 12 + 1025:
+            return True  # this many labels are no chance; too long a name is an event of the parser, not a way past it
         at += 1 + size
         if not size:
             break

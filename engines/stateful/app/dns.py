@@ -21,8 +21,12 @@ from engines.verdict import Direction
 _HEADER = struct.Struct("!6H")
 _RECORD = struct.Struct("!HHIH")
 _SECTIONS = ("answers", "authorities", "additionals")
-_MAX_NAME = 255  # RFC 1035, section 2.3.4
+# RFC 1035, section 2.3.4 allows 255; a longer one is cut here, where Suricata cuts it, with the event name_too_long.
+_MAX_NAME = 1025
+_MAX_LABELS = 255
 _MAX_POINTERS = 32  # every pointer must go back; compressed names need one or two
+# Where in the data of a record a name stands: NS, CNAME, SOA (the first of two), PTR, MX.
+_NAME_IN_DATA = {2: 0, 5: 0, 6: 0, 12: 0, 15: 2}
 _OPT = 41  # RFC 6891: a pseudo record, no name anybody asked for
 
 
@@ -30,7 +34,7 @@ class DnsTransaction(BaseTransaction):
     """One message. The numbers rules ask for are buffers too: ``dns.opcode`` one byte, ``dns.rcode`` and, for every
     question, ``dns.rrtype`` two bytes in network order."""
 
-    __slots__ = ("direction", "flags", "message_id", "names", "opcode", "questions", "rcode")
+    __slots__ = ("direction", "flags", "message_id", "names", "opcode", "questions", "rcode", "response_names")
 
     def __init__(self, tx_id: int, direction: Direction) -> None:
         super().__init__(tx_id)
@@ -41,6 +45,7 @@ class DnsTransaction(BaseTransaction):
         self.rcode = 0
         self.questions: list[tuple[bytes, int, int]] = []  # name, type, class
         self.names: dict[str, list[bytes]] = {"queries": []}
+        self.response_names: list[bytes] = []
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
         if direction is not None and direction is not self.direction:
@@ -53,10 +58,10 @@ class DnsTransaction(BaseTransaction):
         return self.names.get(_BUFFERS.get(name, ""), ())
 
     def _response_names(self) -> Sequence[bytes]:
-        """Every owner name of a response, section by section."""
+        """Every owner name of a response, section by section, each followed by the name its data holds, if any."""
         if self.direction is Direction.TO_SERVER:
             return ()
-        return [name for section in ("queries", *_SECTIONS) for name in self.names.get(section, ())]
+        return self.response_names
 
     def log_fields(self) -> dict[str, object]:
         """EVE ``dns`` object, version 3 shape without the records' data."""
@@ -85,7 +90,7 @@ _BUFFERS = {
 
 _NUMBERS: dict[str, Callable[[DnsTransaction], Sequence[bytes]]] = {
     "dns.opcode": lambda tx: (bytes([tx.opcode]),),
-    "dns.rcode": lambda tx: (tx.rcode.to_bytes(2, "big"),) if tx.direction else (),
+    "dns.rcode": lambda tx: (tx.rcode.to_bytes(2, "big"),),
     "dns.rrtype": lambda tx: [rrtype.to_bytes(2, "big") for _, rrtype, _ in tx.questions],
 }
 
@@ -109,34 +114,48 @@ def parse_message(tx: DnsTransaction, data: bytes, limits: AppLimits) -> None:
             tx.add_event("too_many_records")
         budget, at = limits.dns_records, _HEADER.size
         for _ in range(min(counts[0], budget)):
-            name, at = read_name(data, at)
+            name, at = _name(tx, data, at)
             rrtype, rrclass = struct.unpack_from("!HH", data, at)
             at += 4
             tx.questions.append((name, rrtype, rrclass))
             tx.names["queries"].append(name)
+            tx.response_names.append(name)
         budget -= counts[0]
         for section, count in zip(_SECTIONS, counts[1:], strict=True):
             names = tx.names[section] = []
             for _ in range(min(count, budget)):
-                name, at = read_name(data, at)
+                name, at = _name(tx, data, at)
                 rrtype, _rrclass, _ttl, size = _RECORD.unpack_from(data, at)
-                at += _RECORD.size + size
+                start = at + _RECORD.size
+                at = start + size
                 if at > len(data):
                     raise ValueError("record data ends after the message")
                 if rrtype != _OPT:
                     names.append(name)
+                    tx.response_names.append(name)
+                if rrtype in _NAME_IN_DATA:
+                    tx.response_names.append(_name(tx, data[:at], start + _NAME_IN_DATA[rrtype])[0])
             budget -= count
     except (ValueError, struct.error):
         tx.add_event("malformed_data")
 
 
-def read_name(data: bytes, at: int) -> tuple[bytes, int]:
-    """The name at an offset, labels joined by dots, and the offset after it (RFC 1035, section 4.1.4).
+def _name(tx: DnsTransaction, data: bytes, at: int) -> tuple[bytes, int]:
+    name, after, oddity = read_name(data, at)
+    if oddity:
+        tx.add_event(oddity)
+    return name, after
 
-    Raises ValueError for a name that is cut off, too long, or points anywhere but back.
+
+def read_name(data: bytes, at: int) -> tuple[bytes, int, str]:
+    """The name at an offset, labels joined by dots, the offset after it (RFC 1035, section 4.1.4), and what is odd.
+
+    The oddities leave the part of the name read so far: ``name_too_long``, ``too_many_labels`` (the rest is passed
+    over), ``infinite_loop`` (a pointer goes anywhere but back, or there are too many). Raises ValueError for a name
+    that is cut off.
     """
     labels: list[bytes] = []
-    size, after, pointers, lowest = 0, -1, 0, at
+    size, after, pointers, lowest, oddity = 0, -1, 0, at, ""
     while True:
         if at >= len(data):
             raise ValueError("name is cut off")
@@ -145,21 +164,33 @@ def read_name(data: bytes, at: int) -> tuple[bytes, int]:
             at += 1 + length
             if not length:
                 break
-            size += 1 + length
-            if at > len(data) or size >= _MAX_NAME:
-                raise ValueError("label is cut off or name too long")
-            labels.append(data[at - length : at])
+            if at > len(data):
+                raise ValueError("label is cut off")
+            if oddity:
+                continue
+            label = data[at - length : at]
+            if len(labels) >= _MAX_LABELS:
+                oddity = "too_many_labels"
+            elif size + bool(labels) + length > _MAX_NAME:
+                oddity = "name_too_long"
+                labels.append(label[: max(_MAX_NAME - size - 1, 0)])
+            else:
+                size += bool(labels) + length
+                labels.append(label)
         elif length >= 192 and at + 1 < len(data):
             if after < 0:
                 after = at + 2
+            if oddity:
+                break
             at = (length & 63) << 8 | data[at + 1]
             pointers += 1
             if at >= lowest or pointers > _MAX_POINTERS:
-                raise ValueError("pointer does not go back")
+                oddity = "infinite_loop"
+                break
             lowest = at
         else:
             raise ValueError("label type is not in use")
-    return b".".join(labels), at if after < 0 else after
+    return b".".join(labels), at if after < 0 else after, oddity
 
 
 class DnsParser(BaseParser):
@@ -199,6 +230,6 @@ class DnsParser(BaseParser):
     def _message(self, direction: Direction, data: bytes) -> None:
         tx = DnsTransaction(self.take_id(), direction)
         parse_message(tx, data, self._limits)
-        tx.finish(Direction.TO_SERVER)
-        tx.finish(Direction.TO_CLIENT)
+        tx.finish(direction)
+        tx.skip(Direction.TO_CLIENT if direction is Direction.TO_SERVER else Direction.TO_SERVER)
         self.transactions.append(tx)

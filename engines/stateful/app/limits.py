@@ -38,8 +38,16 @@ class AppLimits:
     # Handshake bytes of one side before encryption: a ClientHello with post-quantum shares is 2 KiB, a long certificate
     # chain 20 KiB. -> gave_up
     tls_handshake: int = 128 << 10
+    # What rules see of one WebSocket message, compressed or not (Suricata: websocket.max-payload-size). -> event, rest
+    # of the message not searched
+    websocket_message: int = 64 << 10
+    # Long-header packets of one side before its hello is complete; a hello with post-quantum shares needs two or three,
+    # a lossy path repeats them. -> event crypto_frag_too_long, gave_up
+    quic_packets: int = 64
     # RFC 4253, section 4.2 allows 255 bytes for the version and any number of lines before it. -> gave_up
     ssh_banner: int = 4 << 10
+    # RFC 4253, section 6.1: packets of 35,000 bytes must be understood; a KEXINIT is 1 to 2 KiB. -> no HASSH, event
+    ssh_packet: int = 35_000
 
 
 DEFAULT_LIMITS = AppLimits()

@@ -9,8 +9,10 @@ from engines.stateful.app.dns import DnsParser
 from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.app.http2 import Http2Parser
 from engines.stateful.app.limits import AppLimits
+from engines.stateful.app.quic import QuicParser
 from engines.stateful.app.ssh import SshParser
 from engines.stateful.app.tls import TlsParser
+from engines.stateful.app.websocket import WebSocketParser
 
 Factory = Callable[[AppLimits, bool], AppParser]
 
@@ -26,7 +28,8 @@ PARSERS: dict[str, Factory] = {
     "dns": DnsParser,
     "tls": TlsParser,
     "ssh": SshParser,
+    "websocket": WebSocketParser,
 }
 
 # Over UDP: one feed is one datagram.
-UDP_PARSERS: dict[str, Factory] = {"dns": _dns_datagrams}
+UDP_PARSERS: dict[str, Factory] = {"dns": _dns_datagrams, "quic": QuicParser}

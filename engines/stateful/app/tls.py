@@ -335,6 +335,15 @@ def _server_hello(tx: TlsTransaction, _direction: Direction, reader: _Reader) ->
     tx.set_server(version, alpn, f"{legacy},{cipher},{'-'.join(map(str, extensions))}")
 
 
+def read_server_hello(tx: TlsTransaction, body: bytes) -> bool:
+    """Fill in a ServerHello's message body; False when it is cut off."""
+    try:
+        _server_hello(tx, Direction.TO_CLIENT, _Reader(body))
+    except ValueError:
+        return False
+    return True
+
+
 def _certificates(tx: TlsTransaction, direction: Direction, reader: _Reader) -> None:
     """RFC 5246, section 7.4.2. TLS 1.3 encrypts this message, so it does not get here."""
     chain: list[bytes] = []

@@ -43,6 +43,10 @@ class BaseTransaction:
         """Something new can be inspected."""
         self._progress[direction] += 1
 
+    def skip(self, direction: Direction) -> None:
+        """This transaction has no such direction: rules are never judged on it (Suricata: skip inspect)."""
+        self._complete[direction] = True
+
     def finish(self, direction: Direction) -> None:
         """This direction has said everything."""
         if not self._complete[direction]:

@@ -19,6 +19,7 @@ TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 HTTP = frozenset({"http", "http1", "http2"})
 HTTP1 = frozenset({"http", "http1"})
 TLS = frozenset({"tls"})
+QUIC = frozenset({"quic"})
 DNS = frozenset({"dns", "doh2"})
 SSH = frozenset({"ssh"})
 JA3 = frozenset({"tls", "quic"})
@@ -73,7 +74,7 @@ def _fingerprint(content: ContentDraft) -> str:
 
 
 _H, _T, _D, _S, _F = "http-keywords.html", "tls-keywords.html", "dns-keywords.html", "ssh-keywords.html", "file.html"
-_J = "ja-keywords.html"
+_J, _Q = "ja-keywords.html", "quic-keywords.html"
 
 _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("http.uri", HTTP, TO_SERVER, _H, modifier="http_uri"),
@@ -131,6 +132,9 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("ja3s.hash", JA3, TO_CLIENT, _J, refuses=_ja3, canonical=bytes.lower),
     BufferInfo("ja3s.string", JA3, TO_CLIENT, _J),
     BufferInfo("ja4.hash", JA3, TO_SERVER, _J, aliases=("ja4_hash",)),
+    BufferInfo("quic.sni", QUIC, TO_SERVER, _Q),
+    BufferInfo("quic.version", QUIC, None, _Q),
+    BufferInfo("websocket.payload", frozenset({"websocket"}), None, "websocket-keywords.html"),
     BufferInfo("dns.query", DNS, TO_SERVER, _D, multiple=True, aliases=("dns_query",)),
     BufferInfo("dns.queries.rrname", DNS, None, _D, multiple=True),
     BufferInfo("dns.answers.rrname", DNS, TO_CLIENT, _D, multiple=True, aliases=("dns.answer.name",)),

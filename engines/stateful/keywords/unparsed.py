@@ -31,7 +31,7 @@ _BUFFERS: dict[str, str] = {
     "mqtt.subscribe.topic mqtt.unsubscribe.topic",
     "ntp": "ntp.reference_id",
     "pgsql": "pgsql.query",
-    "quic": "quic.sni quic.ua quic.version quic.cyu.hash quic.cyu.string",
+    "quic": "quic.ua quic.cyu.hash quic.cyu.string",
     "rfb": "rfb.name",
     "sip": "sip.method sip.uri sip.request_line sip.response_line sip.stat_code sip.stat_msg sip.protocol sip.from "
     "sip.to sip.via sip.user_agent sip.content_type sip.content_length",
@@ -39,7 +39,6 @@ _BUFFERS: dict[str, str] = {
     "smtp": "smtp.helo smtp.mail_from smtp.rcpt_to email.from email.to email.cc email.subject email.url email.date "
     "email.message_id email.x_mailer email.received",
     "snmp": "snmp.community snmp.usm",
-    "websocket": "websocket.payload",
 }
 _VALUES: dict[str, str] = {
     "dcerpc": "dce_iface dce_opnum dcerpc.iface dcerpc.opnum",
