@@ -252,6 +252,8 @@ class Inspector:
         wait for more.
         """
         if self._outcome is not None:
+            if self._detector is not None and not self.app_proto:
+                self.app_proto = self._named(direction, data)
             return False
         if gap:
             self._gap(direction)
@@ -261,6 +263,14 @@ class Inspector:
         self._payload_bytes[direction] += len(data)
         self._feed(direction, data)
         return self._complete(direction) != complete
+
+    def _named(self, direction: Direction, data: bytes) -> str:
+        """The protocol's name, "" as long as it is not known, of a flow that nobody looks into."""
+        assert self._detector is not None
+        name = self._detector.feed(direction, data)
+        if name is not None:
+            self._detector = None
+        return "" if name is None or name == FAILED else name
 
     def end(self, direction: Direction) -> None:
         """A bystander saw a direction end."""
@@ -684,8 +694,9 @@ class Inspector:
             self._outcome = Outcome(decision)
         else:
             self._outcome = Outcome(Decision(Verdict.DROP, Scope.FLOW, "flow_drop", decision.rule))
-        # Nothing is looked at again: let go of what was kept for that.
-        self._detector = None
+        # Nothing is looked at again: let go of what was kept for that. A bystander still wants the protocol's name.
+        if not self._watching:
+            self._detector = None
         self._tls = None
         self._layers = []
         self._early = (bytearray(), bytearray())
