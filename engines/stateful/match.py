@@ -544,10 +544,12 @@ class ByteJump(StepMatcher):
 
     def compile(self, following: Step, retry: bool) -> Step:
         read, multiplier, align = self.extraction.read, self.multiplier, self.align
-        origin, post_offset, nothing = self.origin, self.post_offset, self.extraction.size == 0
+        origin, post_offset, size = self.origin, self.post_offset, self.extraction.size
 
         def step(data: bytes, cursor: int, state: dict[str, int], run: Run) -> int:
-            found = read(data, cursor, state) if not nothing else (0, cursor)
+            # A number of no bytes, written or extracted, is 0 and moves nothing.
+            nothing = not (state.get(size, 0) if isinstance(size, str) else size)
+            found = (0, cursor) if nothing else read(data, cursor, state)
             if found is None:
                 return MISS
             value, after = found
