@@ -15,6 +15,10 @@ alert tcp any any -> any any (threshold:type both, track by_src, count 9, second
 alert tcp any any -> any any (gid:7; sid:3;)
 """
 OWN = Threshold("both", "by_src", 9, 9)
+ONE_AND_ALL = """
+event_filter gen_id 1, sig_id 1, type both, track by_src, count 9, seconds 9
+event_filter gen_id 0, sig_id 0, type limit, track by_dst, count 2, seconds 30
+"""
 LIMIT = Threshold("limit", "by_dst", 2, 30)
 
 
@@ -33,8 +37,7 @@ def applied(text: str) -> list[Signature]:
         ("event_filter gen_id 1, sig_id 0, type limit, track by_dst, count 2, seconds 30", [LIMIT, OWN, None]),
         ("event_filter gen_id 0, sig_id 0, type limit, \\\n track by_dst, count 2, seconds 30", [LIMIT, OWN, LIMIT]),
         (
-            "event_filter gen_id 1, sig_id 1, type both, track by_src, count 9, seconds 9\nevent_filter gen_id 0, "
-            + "sig_id 0, type limit, track by_dst, count 2, seconds 30",
+            ONE_AND_ALL,
             [OWN, OWN, LIMIT],
         ),
     ],
