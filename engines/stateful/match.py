@@ -545,12 +545,11 @@ class ByteJump(StepMatcher):
     def compile(self, following: Step, retry: bool) -> Step:
         read, multiplier, align = self.extraction.read, self.multiplier, self.align
         origin, post_offset, size = self.origin, self.post_offset, self.extraction.size
-        nothing = size == 0
 
         def step(data: bytes, cursor: int, state: dict[str, int], run: Run) -> int:
-            # `byte_jump:0` reads nothing; so does a variable that is 0.
-            empty = nothing or (isinstance(size, str) and state.get(size, 0) == 0)
-            found = (0, cursor) if empty else read(data, cursor, state)
+            # A number of no bytes, written or extracted, is 0 and moves nothing.
+            nothing = not (state.get(size, 0) if isinstance(size, str) else size)
+            found = (0, cursor) if nothing else read(data, cursor, state)
             if found is None:
                 return MISS
             value, after = found

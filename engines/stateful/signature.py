@@ -90,6 +90,33 @@ class Threshold:
     multiplier: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Suppression:
+    """``suppress``: matches from or to these addresses are not logged; what they do stays. ``track``: by_src, by_dst,
+    by_either, or "" for all; ``test`` None: any address."""
+
+    track: str
+    test: Callable[[bytes], bool] | None
+
+    def covers(self, source: bytes, destination: bytes) -> bool:
+        """``source`` and ``destination``: the packet's packed addresses."""
+        if self.test is None:
+            return True
+        return (self.track != "by_dst" and self.test(source)) or (self.track != "by_src" and self.test(destination))
+
+
+@dataclass(frozen=True, slots=True)
+class RateFilter:
+    """``rate_filter``: above ``count`` matches in ``seconds`` the rule does ``new_action``, for ``timeout`` seconds
+    (0: as long as the rate holds)."""
+
+    track: str  # as in Threshold
+    count: int
+    seconds: int
+    new_action: Action
+    timeout: int
+
+
 PacketTest = Callable[["PacketView"], bool]  # header keywords: ttl, flags, dsize, itype ...
 
 
@@ -210,6 +237,8 @@ class Signature:
     xbit_sets: tuple[XbitOp, ...] = ()
     stream_sizes: tuple[StreamSize, ...] = ()
     packet_events: tuple[str, ...] = ()  # decoder.x.y and stream.x the packet must have; packet_tests ask for them
+    suppressions: tuple[Suppression, ...] = ()  # of threshold.config, as rate_filter
+    rate_filter: RateFilter | None = None
     never_matches: str = ""  # why no traffic can match it (a warning says so); left out when rules are compiled
     reject_to: str = ""  # reject's target: "" and "src" the sender, "dst", "both"
 

@@ -10,7 +10,7 @@ import enum
 from collections import OrderedDict
 from collections.abc import Hashable
 
-from engines.stateful.signature import Threshold
+from engines.stateful.signature import RateFilter, Threshold
 
 
 class Effect(enum.Enum):
@@ -19,6 +19,9 @@ class Effect(enum.Enum):
     FULL = "full"  # logged and acted upon
     SILENT = "silent"  # acted upon, not logged
     NONE = "none"  # as if it had not matched; flowbits stay set
+
+
+_RATE_WINDOW = (0.0, 0.0)  # matches seen, and until when the new action holds
 
 
 class ThresholdTable:
@@ -58,13 +61,28 @@ class ThresholdTable:
         window[1] = 0
         return Effect.FULL
 
-    def _window(self, key: Hashable, seconds: int, now: float) -> list[float]:
+    def exceeded(self, rule: int, rate: RateFilter, key: Hashable, now: float) -> bool:
+        """Count one match and say whether ``rate.new_action`` takes the place of the rule's own action."""
+        window = self._window((rule, "rate_filter", key), 0, now, _RATE_WINDOW)
+        start, seen, until = window
+        if until and now <= until:
+            return True
+        if now - start > rate.seconds:
+            start, seen = now, 0
+        window[:] = start, seen + 1, 0.0
+        if seen + 1 <= rate.count:
+            return False
+        if rate.timeout:  # for that long, then the count starts afresh
+            window[:] = now + rate.timeout, 0, now + rate.timeout
+        return True
+
+    def _window(self, key: Hashable, seconds: int, now: float, rest: tuple[float, ...] = (0.0,)) -> list[float]:
         window = self._windows.get(key)
         if window is None:
             if len(self._windows) >= self._max:
                 self._windows.popitem(last=False)
                 self.forgotten += 1
-            window = self._windows[key] = [now, 0]
+            window = self._windows[key] = [now, *rest]
             return window
         self._windows.move_to_end(key)
         if seconds and now - window[0] > seconds:

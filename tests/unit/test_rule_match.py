@@ -272,3 +272,10 @@ def test_digits_are_read_as_strtoull_does(data: bytes, value: int | None, after:
 )
 def test_base64(data: bytes, decoded: bytes) -> None:
     assert decode_base64(data) == decoded
+
+
+def test_a_jump_over_a_number_of_no_bytes_stays() -> None:
+    made = rule('content:"|00 00 00|"; byte_extract:1,4,size,relative; byte_jump:size,0,relative; isdataat:1,relative;')
+    (buffer,) = made.buffers
+    assert match_buffer(buffer, bytes.fromhex("00000005342306 00 210a"), {})
+    assert not match_buffer(buffer, bytes.fromhex("00000005342306 00 "), {})

@@ -130,6 +130,7 @@ def test_igmp() -> None:
     view = View(decode(bytes(IP(src="10.0.0.1", dst="239.1.2.3", proto=2, ttl=1) / report)))
     header = "alert igmp any any -> any any"
     assert holds("igmp.type:0x16;", view, header)
+    assert holds("dsize:0;", View(view.packet, report), header)  # all of it is header
     assert not holds("igmp.type:0x11;", view, header)
     assert holds('igmp.hdr; content:"|ef 01 02 03|"; endswith;', view, header)
     assert not holds('igmp.hdr; content:"|45|"; startswith;', view, header)

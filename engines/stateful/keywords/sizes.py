@@ -13,6 +13,7 @@ from engines.stateful.match import Absent, Entropy, IsDataAt, Size
 from engines.stateful.signature import PacketView
 
 _PAGE = "payload-keywords.html"
+_IGMP = 2
 
 
 def _isdataat(draft: RuleDraft, value: str | None) -> None:
@@ -53,7 +54,10 @@ def _dsize(draft: RuleDraft, value: str | None) -> None:
     draft.dsize = (test.low, test.high)
 
     def dsize(view: PacketView) -> bool:
-        return view.packet is not None and test.test(len(view.payload))
+        if view.packet is None:
+            return False
+        # All of an IGMP message is header.
+        return test.test(0 if view.packet.protocol == _IGMP else len(view.payload))
 
     draft.packet("dsize", dsize)
 
