@@ -272,6 +272,8 @@ class TlsParser(BaseParser):
                     side.hold = start + at
                 side.messages += buffer[at + 5 : end]
                 self._messages(direction, side)
+            elif not side.messages:
+                side.hold = -1  # an alert that came in pieces
             at = end
         del buffer[:at]
         if buffer and side.hold < 0:
