@@ -8,6 +8,7 @@ import ssl
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from engines.stateful.app.certificate import read_certificate
@@ -107,6 +108,11 @@ def test_tls12(tls12: Script, chain_file: Path) -> None:
         assert list(tx.buffer("tls.cert_issuer", S)) == [b"CN=Lab Root"]
         assert list(tx.buffer("tls.subjectaltname", S)) == [b"www.example.com", b"alt.example.com"]
         assert tx.buffer("tls.cert_fingerprint", S)[0].replace(b":", b"") == hashlib.sha1(ders[0]).hexdigest().encode()
+        assert list(tx.buffer("tls.cert_chain_len", S)) == [bytes((0, 0, 0, len(ders)))]
+        leaf = x509.load_der_x509_certificate(ders[0])
+        times = (leaf.not_valid_before_utc, leaf.not_valid_after_utc)
+        for name, time in zip(("tls.cert_notbefore", "tls.cert_notafter"), times, strict=True):
+            assert list(tx.buffer(name)) == [int(time.timestamp()).to_bytes(8, "big")]
         assert list(tx.buffer("tls.alpn", C)) == [b"h2", b"http/1.1"]
         assert list(tx.buffer("tls.alpn", S)) == [b"h2"]
         assert [len(value) for value in tx.buffer("tls.random")] == [32, 32]
@@ -158,7 +164,8 @@ def test_certificates_are_held_until_complete(tls12: Script) -> None:
     ("direction", "data", "reason"),
     [
         (C, b"GET / HTTP/1.1\r\n", "invalid_client_hello_http"),
-        (C, b"\x80\x2e\x01\x03\x01", "invalid_client_hello_sslv2"),
+        (C, b"\x80\x2e\x02\x03\x01", "invalid_client_hello_sslv2"),
+        (C, b"\x80\x05\x01\x03\x01", "invalid_client_hello_sslv2"),
         (S, b"\x99\x03\x03\0\1x", "invalid_record_type"),
         (S, b"\x16\x03\x03\xff\xffx", "invalid_record_type"),
         (S, b"\x16\x03\x03\0\4\x0b\xff\xff\xff", "handshake_message_too_long"),
@@ -185,6 +192,23 @@ def test_odd_messages(message: bytes, event: str) -> None:
     for parser, (tx,) in every_way(TlsParser, [(S, record)]):
         assert tx.events == [event]
         assert not parser.gave_up
+
+
+def test_hello_of_the_old_format() -> None:
+    """RFC 5246, appendix E.2: a record of SSL 2.0 that offers TLS 1.2, then records as usual."""
+    hello = b"\x80\x1c\1\3\3\0\3\0\0\0\x10\0\0\x2f" + bytes(16)
+    sent = [(C, hello + b"\x16\3\3\0\5\x10\0\0\1x" + b"\x14\3\3\0\1\1")]
+    for parser, (tx,) in every_way(TlsParser, sent):
+        assert list(tx.buffer("ssl_version", C)) == [b"\3\3"]
+        assert list(tx.buffer("ssl_state", C)) == [b"client_hello", b"client_keyx"]
+        assert list(tx.buffer("tls.sni")) == []
+        assert list(tx.buffer("ja3.hash")) == []
+        assert tx.events == []
+        assert tx.is_complete(C)
+        assert not parser.gave_up
+    waiting = TlsParser()
+    waiting.feed(C, hello[:-1])
+    assert waiting.held(C) == len(hello) - 1
 
 
 def test_alert_instead_of_a_hello() -> None:

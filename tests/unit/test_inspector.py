@@ -712,11 +712,13 @@ def test_not_finished_while_a_default_action_could_come() -> None:
     assert not flow.inspector.finished
 
 
-def test_ssh_is_over_after_the_banners() -> None:
+def test_ssh_is_over_after_the_key_exchange() -> None:
+    keys_follow = b"\0\0\0\x0c\x0a\x15" + bytes(10)  # RFC 4253, section 7.3: NEWKEYS
     flow = Flow(compiled(f'alert ssh {ANY} (ssh.software; content:"Bad"; sid:1;)')).handshake()
-    flow.data(DOWN, b"SSH-2.0-OpenSSH_9.2\r\n")
-    assert not flow.inspector.finished
+    flow.data(DOWN, b"SSH-2.0-OpenSSH_9.2\r\n" + keys_follow)
     flow.data(UP, b"SSH-2.0-OpenSSH_9.2\r\n")
+    assert not flow.inspector.finished
+    flow.data(UP, keys_follow)
     assert flow.inspector.finished
 
 

@@ -20,6 +20,7 @@ from engines.verdict import Direction
 
 _CHANGE_CIPHER_SPEC, _ALERT, _HANDSHAKE, _APPLICATION_DATA = 20, 21, 22, 23
 _SERVER_HELLO, _CERTIFICATE, _SERVER_KEY_EXCHANGE, _CLIENT_KEY_EXCHANGE = 2, 11, 12, 16
+_OLD_HELLO = 11  # the fixed fields of a hello in the format of SSL 2.0
 _MAX_RECORD = 16384 + 2048  # RFC 5246, section 6.2.3
 _EXT_ALPN, _EXT_SUPPORTED_VERSIONS = 16, 43
 _TLS1_3 = 0x0304
@@ -200,13 +201,18 @@ class TlsParser(BaseParser):
         self.transactions.append(self._tx)
         self._hello: ClientHelloReader | None = ClientHelloReader(min(limits.tls_handshake, 65536))
         self._sides = (_Side(), _Side())
+        self._old = bytearray()  # an incomplete hello of the old format, at most 32 KiB
 
     def feed(self, direction: Direction, data: bytes) -> None:
         side = self._sides[direction]
         side.fed += len(data)
         if self.gave_up or side.encrypted or not data:
             return
-        if direction is Direction.TO_SERVER and self._hello is not None:
+        if direction is Direction.TO_SERVER and self._hello is not None and self._old_format(side, data):
+            data = self._old_hello(side, data)
+            if not data:
+                return
+        elif direction is Direction.TO_SERVER and self._hello is not None:
             answer = self._hello.feed(data)
             if isinstance(answer, NotTls):
                 self._fail(f"invalid_client_hello_{answer.reason}")
@@ -222,6 +228,28 @@ class TlsParser(BaseParser):
     def held(self, direction: Direction) -> int:
         side = self._sides[direction]
         return 0 if self.gave_up or side.encrypted or side.hold < 0 else side.fed - side.hold
+
+    def _old_format(self, side: _Side, data: bytes) -> bool:
+        """The client's first byte is that of an SSL 2.0 record."""
+        return bool(self._old) or (side.fed == len(data) and data[0] & 0x80 != 0)
+
+    def _old_hello(self, side: _Side, data: bytes) -> bytes:
+        """A hello in the format of SSL 2.0 that offers 3.0 or later (RFC 5246, appendix E.2); answers what follows."""
+        old = self._old
+        old += data
+        side.hold = 0
+        size = 2 + ((old[0] & 0x7F) << 8 | old[1]) if len(old) > 1 else 0
+        if size and (size < _OLD_HELLO or (len(old) > 2 and old[2] != 1)):
+            self._fail("invalid_client_hello_sslv2")
+            return b""
+        if not size or len(old) < size:
+            return b""
+        self._tx.versions[0] = int.from_bytes(old[3:5], "big")
+        self._tx.saw("client_hello", Direction.TO_SERVER)
+        rest = bytes(old[size:])
+        self._hello, side.hold = None, -1
+        old.clear()
+        return rest
 
     def _records(self, direction: Direction, side: _Side, data: bytes) -> None:
         buffer = side.records
@@ -244,6 +272,8 @@ class TlsParser(BaseParser):
                     side.hold = start + at
                 side.messages += buffer[at + 5 : end]
                 self._messages(direction, side)
+            elif not side.messages:
+                side.hold = -1  # an alert that came in pieces
             at = end
         del buffer[:at]
         if buffer and side.hold < 0:
@@ -412,6 +442,22 @@ def _leaf(attribute: str) -> _Getter:
     return get
 
 
+def _leaf_time(attribute: str) -> _Getter:
+    """Eight bytes, seconds since the epoch; a time before it is 0."""
+
+    def get(tx: TlsTransaction, direction: Direction) -> Sequence[bytes]:
+        leaf = tx.certificate(direction)
+        return () if leaf is None else (max(int(getattr(leaf, attribute)), 0).to_bytes(8, "big"),)
+
+    return get
+
+
+def _chain_length(tx: TlsTransaction, direction: Direction) -> Sequence[bytes]:
+    """Four bytes; nothing before a certificate was seen."""
+    chain = tx.chains[direction]
+    return (len(chain).to_bytes(4, "big"),) if chain else ()
+
+
 def _leaf_names(tx: TlsTransaction, direction: Direction) -> Sequence[bytes]:
     leaf = tx.certificate(direction)
     return () if leaf is None else leaf.names
@@ -437,6 +483,9 @@ _BUFFERS: dict[str, tuple[tuple[Direction, ...], _Getter]] = {
     "tls.cert_serial": (_BOTH, _leaf("serial")),
     "tls.cert_fingerprint": (_BOTH, _leaf("fingerprint")),
     "tls.subjectaltname": (_BOTH, _leaf_names),
+    "tls.cert_notbefore": (_BOTH, _leaf_time("not_before")),
+    "tls.cert_notafter": (_BOTH, _leaf_time("not_after")),
+    "tls.cert_chain_len": (_BOTH, _chain_length),
     "ja3.hash": (_CLIENT, lambda tx, _: _hash(tx.ja3_string)),
     "ja3.string": (_CLIENT, lambda tx, _: _text(tx.ja3_string)),
     "ja3s.hash": (_SERVER, lambda tx, _: _hash(tx.ja3s_string)),

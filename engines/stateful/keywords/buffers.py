@@ -155,6 +155,12 @@ _VALUES: tuple[BufferInfo, ...] = (
     BufferInfo("dns.rcode", DNS, None, _D),
     BufferInfo("dns.rrtype", DNS, None, _D, multiple=True),
     BufferInfo("tls.version", TLS, None, _T),
+    BufferInfo("tls.cert_notbefore", TLS, None, _T),
+    BufferInfo("tls.cert_notafter", TLS, None, _T),
+    BufferInfo("tls.cert_chain_len", TLS, None, _T),
+    BufferInfo("websocket.opcode", frozenset({"websocket"}), None, "websocket-keywords.html"),
+    BufferInfo("websocket.flags", frozenset({"websocket"}), None, "websocket-keywords.html"),
+    BufferInfo("websocket.mask", frozenset({"websocket"}), None, "websocket-keywords.html"),
     BufferInfo("ssl_version", TLS, None, _T),
     BufferInfo("ssl_state", TLS, None, _T, multiple=True),
 )
