@@ -8,13 +8,14 @@ export MYPY_CACHE_DIR := $(CACHE)/mypy
 export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
 PYTEST := $(BIN)/python -m pytest -o cache_dir=$(CACHE)/pytest
 
-.PHONY: help setup demo test check lint bench lab clean
+.PHONY: help setup demo test check lint bench conformance lab clean
 
 help:
 	@echo 'sudo make demo    nfw at work on real traffic between network namespaces, step by step'
 	@echo 'sudo make test    all checks: lint, types, unit tests, tests with real packets'
 	@echo '     make check   what of that needs no root'
 	@echo 'sudo make bench   measurements'
+	@echo '     make conformance   how far the rules agree with Suricata: every capture of its test suite (SURICATA=folder)'
 	@echo 'sudo make lab     a client, a router and a server to play with'
 	@echo '     make setup   Debian packages (with sudo) and .venv; the others do this by themselves'
 	@echo '     make clean   remove what the above left in this folder'
@@ -38,6 +39,12 @@ lint: setup
 
 bench: setup
 	@$(BIN)/python -m tests.bench
+
+# The data lies beside the checkout; what is known to pass is in tests/conformance/passing.txt.
+SURICATA ?= ../shared/conformance/suricata
+
+conformance: setup
+	@$(BIN)/python tests/conformance/run.py $(SURICATA)
 
 lab: setup
 	@$(BIN)/python -m tests.lab shell

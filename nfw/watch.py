@@ -1,8 +1,8 @@
 """The stateful engine over a capture: rules as Suricata's IDS mode would run them, or its IPS mode with ``enforce``.
 
 The packet path of :mod:`nfw.pipeline` for a bystander: no stateless rules and nothing held. What a packet makes final
-goes to its flow's inspector, then the packet is judged; a flow that ends is judged once more by what was left (Suricata:
-pseudo packets, which have no number in the capture).
+goes to its flow's inspector, then the packet is judged; a flow that ends is judged once more by what was left. Records
+of such a late judgement have no packet number, as with Suricata's pseudo packets.
 """
 
 from __future__ import annotations
@@ -60,8 +60,11 @@ class DropLog(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class WatchOptions:
-    """``enforce``: what is dropped is gone for what follows (Suricata: IPS mode). ``os_policy``: the overlap policy of a
-    receiver's packed address. ``checksum_ok``: whether a packet's transport checksum holds; None: not looked at."""
+    """``enforce``: what is dropped is gone for what follows (Suricata: IPS mode).
+
+    ``os_policy``: the overlap policy of a receiver, by packed address. ``checksum_ok``: whether a packet's transport
+    checksum holds; None: not looked at.
+    """
 
     enforce: bool = False
     midstream_policy: MidstreamPolicy = MidstreamPolicy.IGNORE

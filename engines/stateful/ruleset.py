@@ -37,7 +37,6 @@ _COVERS: dict[str, frozenset[str]] = {
 }
 # Protocols with a parser get a group even if no rule names them: rules on tcp with sticky buffers go there.
 _PROTOCOLS = ("http", "http2", "dns", "tls", "ssh")
-_ACTION_RANK = {action: rank for rank, action in enumerate(Action)}
 _DENIES = frozenset({Action.DROP, Action.REJECT})
 _TCP = 6
 _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
@@ -238,12 +237,14 @@ def compile_ruleset(
     order: str = "action",
     default_actions: Sequence[str] = (),
     limits: StatefulLimits = DEFAULT_LIMITS,
+    action_order: Sequence[Action] = tuple(Action),
 ) -> RuleSet:
     """Compile rules in the order they were written.
 
-    ``order``: ``strict`` keeps that order; ``action`` sorts by action (pass, drop, reject, alert), flowbit setters
-    before readers, priority, then as written. ``default_actions``: names of :data:`engines.stateful.defaults.NAMES`,
-    in strict order only. Raises ValueError for an unknown order and for default actions that do not fit.
+    ``order``: ``strict`` keeps that order; ``action`` sorts by action (``action_order``; Suricata: ``action-order``),
+    flowbit setters before readers, priority, then as written. ``default_actions``: names of
+    :data:`engines.stateful.defaults.NAMES`, in strict order only. Raises ValueError for an unknown order and for
+    default actions that do not fit.
     """
     if order not in {"strict", "action"}:
         raise ValueError(f"rule order {order!r} is neither 'strict' nor 'action'")
@@ -252,7 +253,9 @@ def compile_ruleset(
     defaults = make_defaults(default_actions)
     ordered = list(signatures)
     if order == "action":
-        ordered.sort(key=lambda s: (_ACTION_RANK[s.action], _flowbit_rank(s), s.priority))
+        rank = {action: number for number, action in enumerate((*action_order, *Action))}
+        rank.update({action: number for number, action in enumerate(action_order)})
+        ordered.sort(key=lambda s: (rank[s.action], _flowbit_rank(s), s.priority))
     headers = _Headers()
     rules = tuple(_rule(index, signature, headers.number(signature)) for index, signature in enumerate(ordered))
     return RuleSet(rules, tuple(headers.all), order, defaults, limits)

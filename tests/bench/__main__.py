@@ -47,7 +47,7 @@ def main() -> int:
         if row.missed:
             missed.append(row)
     for row in missed:
-        print(f"below {row.least:.0%}: {row.name}, {row.ratio:.1%}")
+        print(f"not {row.limit}: {row.name}, {row.ratio:.1%}")
     return 1 if unmeasured or (options.check and missed) else 0
 
 

@@ -11,8 +11,8 @@ WIDTH = 52
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """``peer`` and ``measured`` are medians in ``unit``; ``least`` is the smallest ratio that will do, None where none
-    is required. ``ratio`` is measured / peer, for rates and times alike: what is better stands in ``better``."""
+    """``peer`` and ``measured`` are medians in ``unit``; ``least`` and ``most`` are the ratios that will do, None where
+    none is required. ``ratio`` is measured / peer, for rates and times alike: what is better stands in ``better``."""
 
     name: str
     peer_name: str
@@ -22,6 +22,7 @@ class Row:
     better: str = "more"
     least: float | None = None
     note: str = ""
+    most: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -31,11 +32,18 @@ class Row:
     @property
     def missed(self) -> bool:
         """A limit is required and not reached."""
-        return self.least is not None and self.ratio < self.least
+        below = self.least is not None and self.ratio < self.least
+        return below or (self.most is not None and self.ratio > self.most)
+
+    @property
+    def limit(self) -> str:
+        """The ratio that is required, "" when none is."""
+        return (
+            f"at least {self.least:.0%}" if self.least is not None else f"at most {self.most:.0%}" if self.most else ""
+        )
 
     def __str__(self) -> str:
-        needed = f", at least {self.least:.0%}" if self.least is not None else ""
-        wanted = f"{self.better} is better{needed}"
+        wanted = ", ".join(filter(None, (f"{self.better} is better", self.limit)))
         figures = f"{figure(self.peer):>8} {figure(self.measured):>8} {self.unit:7} {self.ratio:7.1%}"
         return f"{self.name:{WIDTH}} {self.peer_name:18} {figures}  {'; '.join(filter(None, (wanted, self.note)))}"
 

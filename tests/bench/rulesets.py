@@ -67,3 +67,24 @@ def stateless_rules(count: int) -> list[StatelessRule]:
             )
         )
     return made
+
+
+def nested_stateless_rules(count: int) -> list[StatelessRule]:
+    """Harder ones: prefixes within each other, or ports alone, so that many rules allow what a packet has."""
+    chance = random.Random(4)
+    made = []
+    for priority in range(1, count + 1):
+        low = chance.randint(1, 60_000)
+        prefix = IPv4Network((10 << 24 | chance.getrandbits(24), chance.randint(12, 30)), strict=False)
+        ports = ((low, low + chance.randint(0, 20)),)
+        sources = (prefix,) if chance.random() < 0.5 else ()
+        made.append(
+            StatelessRule(
+                priority,
+                chance.choice((StatelessAction.PASS, StatelessAction.DROP)),
+                protocols=(chance.choice((6, 17)),),
+                sources=sources,
+                destination_ports=ports,
+            )
+        )
+    return made

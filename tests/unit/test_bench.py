@@ -19,6 +19,13 @@ def test_a_row_misses_its_limit(peer: float, measured: float, least: float | Non
     assert (f"at least {least:.0%}" in str(row)) if least else ("at least" not in str(row))
 
 
+@pytest.mark.parametrize(("measured", "missed"), [(14.9, False), (15.1, True)])
+def test_a_cost_may_have_an_upper_limit(measured: float, missed: bool) -> None:
+    row = Row("row", "peer", 10.0, measured, "µs", "less", most=1.5)
+    assert row.missed is missed
+    assert "at most 150%" in str(row)
+
+
 def test_a_peer_that_measured_nothing_is_no_division_by_zero() -> None:
     assert Row("row", "peer", 0.0, 1.0, "1/s").ratio == float("inf")
 

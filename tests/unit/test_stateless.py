@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -320,7 +320,63 @@ def test_ten_thousand_rules_stay_small() -> None:
     assert engine.match(packet(dst="11.0.0.1")).rule is None
     table = engine._addresses[4][1]
     assert table is not None
-    assert sum(value.__sizeof__() for value in {id(v): v for v in table[1]}.values()) < 10_000_000
+    distinct = {id(value): value for value in table.field.values}
+    assert sum(value.bits.__sizeof__() + value.chunks.__sizeof__() for value in distinct.values()) < 20_000_000
+
+
+def wide_rule(rng: random.Random, priority: int, kind: str) -> StatelessRule:
+    """One of many: enough boundaries for the first step of a search, enough rules for many chunks."""
+    four = IPv4Network((rng.choice([10 << 24, 0]) | rng.getrandbits(24), rng.randint(9, 32)), strict=False)
+    six = IPv6Network((0x20010DB8 << 96 | rng.getrandbits(96), rng.randint(33, 128)), strict=False)
+    low = rng.randint(0, 65_000)
+    ports = ((low, low + rng.randint(0, 300)),)
+    fields: dict[str, Any] = {
+        "nested": {"sources": (four, six)},
+        "ports": {"source_ports": ports, "destination_ports": ((low // 2, low // 2 + 9),)},
+        "destinations": {"destinations": (six if rng.random() < 0.5 else four,)},
+        # Every chunk has rules for every value of each field, and hardly any rule allows two of them.
+        "defeating": {"sources": (four,)} if rng.random() < 0.5 else {"destination_ports": ports, "protocols": (17,)},
+        "mixed": rng.choice([{"sources": (four,)}, {"destination_ports": ports}, {"destinations": (six, four)}, {}]),
+    }[kind]
+    return StatelessRule(priority, rng.choice(list(StatelessAction)), **fields)
+
+
+@pytest.mark.parametrize("kind", ["nested", "ports", "destinations", "defeating", "mixed"])
+def test_many_rules_agree_with_the_slow_twin(kind: str) -> None:
+    rng = random.Random(kind)
+    rules = [wide_rule(rng, priority, kind) for priority in range(1, 1 + rng.choice([300, 1500]))]
+    if kind == "mixed":  # a rule without conditions ends the list; here only the last may be one
+        rules = [each for each in rules if each.sources or each.destinations or each.destination_ports]
+    engine = StatelessFilter(rules, FORWARD)
+    edges4 = [int(net.network_address) for each in rules for net in each.sources if net.version == 4]
+    edges6 = [int(net.network_address) for each in rules for net in each.destinations if net.version == 6]
+    for _ in range(250):
+        version, pool = rng.choice([(IPv4Address, edges4), (IPv6Address, edges6)])
+        top = (1 << version(0).max_prefixlen) - 1
+
+        def address(version: Any = version, pool: list[int] = pool, top: int = top) -> str:
+            edge = (
+                rng.choice(pool) + rng.choice([-1, 0, 1, 255]) if pool and rng.random() < 0.8 else rng.randint(0, top)
+            )
+            return str(version(max(0, min(edge, top))))
+
+        source, destination = address(), address()
+        subject = packet(source, destination, rng.choice([6, 17, 1]), rng.randint(0, 65535), rng.randint(0, 65535))
+        assert engine.match(subject).rule is match_slow(rules, subject), str(subject)
+
+
+def test_rules_made_to_defeat_the_summary_are_found_by_the_whole_integers() -> None:
+    """Each chunk allows the source in one rule and the port in another; only the very last rule allows both."""
+    rules = []
+    for number in range(20 * module.CHUNK):
+        fields: dict[str, Any] = {"sources": ["10.0.0.0/8"], "destination_ports": ((1, 1),)}
+        if number % 2:
+            fields = {"sources": ["192.0.2.0/24"], "destination_ports": ((80, 80),)}
+        rules.append(rule(number + 1, **fields))
+    rules.append(rule(len(rules) + 1, sources=["10.0.0.0/8"], destination_ports=((80, 80),)))
+    engine = StatelessFilter(rules, FORWARD)
+    assert engine.match(packet(src="10.0.0.1", dport=80)).rule is rules[-1]
+    assert StatelessFilter(rules[:-1], FORWARD).match(packet(src="10.0.0.1", dport=80)).rule is None
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

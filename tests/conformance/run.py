@@ -1,0 +1,241 @@
+"""Runs a folder of Suricata conformance data: captures and rules in, counts compared with the expected ones.
+
+    python tests/conformance/run.py DIR [--only NAME ...] [--tier T] [--family F] [--jobs N] [-v]
+        [--record FILE] [--check FILE]
+
+The folder has a ``manifest.json``; its README says what each field means. Prints what differs for each entry that
+fails, a table by tier and family, and last ``N passed, N failed``. ``--record`` writes the names that pass to a file,
+``--check`` fails when one of the names in a file does not pass any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import io
+import json
+import multiprocessing
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from engines.stateful.parser import Variables, parse_rules
+from nfw.capture import Captured, CaptureError, read_capture
+from nfw.replay import ADDRESS_VARIABLES, PORT_VARIABLES, ReplayOptions, SettingError, apply_setting, replay
+
+ENTRY_SECONDS = 30
+# Names of fields in the data -> where they are in an EVE record.
+_FIELDS = {"sid": "alert.signature_id", "action": "alert.action"}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """``problems`` is empty when the entry passes."""
+
+    name: str
+    tier: str
+    family: str
+    kind: str
+    problems: tuple[str, ...]
+
+
+def run_entry(folder: Path, entry: Mapping[str, Any]) -> Result:
+    """Run and score one entry; nothing it does is an exception here."""
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(ENTRY_SECONDS)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            problems = _load(folder, entry) if entry["kind"] == "load" else _replay(folder, entry)
+    except TimeoutError:
+        problems = [f"took longer than {ENTRY_SECONDS} s"]
+    except Exception as error:  # an entry that makes the program fail has failed
+        problems = [f"{type(error).__name__}: {error}"]
+    finally:
+        signal.alarm(0)
+    return Result(entry["name"], entry["tier"], entry["family"], entry["kind"], tuple(problems))
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError
+
+
+def _parse(folder: Path, entry: Mapping[str, Any]) -> Any:
+    given = (entry.get("options") or {}).get("vars") or {}
+    addresses, ports = dict(ADDRESS_VARIABLES), dict(PORT_VARIABLES)
+    for name, value in given.items():
+        (ports if name in ports or "PORT" in name else addresses)[name] = value
+    text = (folder / entry["dir"] / entry["rules"]).read_bytes().decode("utf-8", "surrogateescape")
+    return parse_rules(text, entry["rules"], Variables(addresses=addresses, ports=ports))
+
+
+def _load(folder: Path, entry: Mapping[str, Any]) -> list[str]:
+    wanted = entry["expected_load"]
+    parsed = _parse(folder, entry)
+    problems = []
+    failed = len(parsed.errors)
+    if (wanted["result"] == "reject") != bool(failed):
+        problems.append(f"expected the file to be {wanted['result']}ed, {failed} rules are refused")
+    for name, seen in (("loaded", len(parsed.signatures)), ("failed", failed)):
+        if wanted.get(name) is not None and wanted[name] != seen:
+            problems.append(f"{name}: expected {wanted[name]}, seen {seen}")
+    if failed < (wanted.get("failed_min") or 0):
+        problems.append(f"failed: expected at least {wanted['failed_min']}, seen {failed}")
+    loaded = {signature.ref.id for signature in parsed.signatures}
+    problems += [f"sid {sid} should be refused" for sid in wanted.get("failed_sids") or () if sid in loaded]
+    return problems
+
+
+def _options(entry: Mapping[str, Any]) -> ReplayOptions:
+    given = entry["options"]
+    options = ReplayOptions(enforce=given["mode"] == "ips")
+    config = {str(name): value for name, value in (given.get("config") or {}).items()}
+    os_policy = given["os_policy"]
+    if isinstance(os_policy, dict):
+        os_policy = ",".join(f"{name}={net}" for name, nets in os_policy.items() for net in nets)
+    settings: dict[str, Any] = {
+        "stream.inline": given["stream_inline"],
+        "exception-policy": given["exception_policy"],
+        "host-os-policy": os_policy,
+        "drop.flows": (given.get("drop_log") or {}).get("flows", "all"),
+        "checksums": given["checksums"] == "on",
+        "action-order": ",".join(given.get("action_order") or ("pass", "drop", "reject", "alert")),
+        **config,
+    }
+    for name, value in settings.items():
+        with contextlib.suppress(SettingError):  # what cannot be set shows in what is seen
+            options = apply_setting(options, name, str(value))
+    return options
+
+
+def _replay(folder: Path, entry: Mapping[str, Any]) -> list[str]:
+    if entry["options"]["mode"] == "firewall":
+        return ["firewall mode is not there"]
+    parsed = _parse(folder, entry)
+    records: list[dict[str, Any]] = []
+    broken: list[str] = []
+
+    def packets() -> Iterable[Captured]:
+        try:
+            yield from read_capture(folder / entry["dir"] / entry["pcap"])
+        except CaptureError as error:
+            broken.append(str(error))
+
+    summary = replay(packets(), parsed.signatures, _options(entry), records.append)
+    problems = _score(entry, records, summary.counts)
+    if problems:
+        problems += [f"refused: {error}" for error in parsed.errors[:3]] + broken
+    return problems
+
+
+def _score(entry: Mapping[str, Any], records: list[dict[str, Any]], counts: Mapping[str, int]) -> list[str]:
+    """What differs from the expected, a line each."""
+    alerts = Counter(r["alert"]["signature_id"] for r in records if r["event_type"] == "alert")
+    drops = [r for r in records if r["event_type"] == "drop"]
+    problems = []
+    for sid, wanted in (entry.get("expected") or {}).items():
+        if alerts[int(sid)] != wanted:
+            problems.append(f"sid {sid}: expected {wanted}, seen {alerts[int(sid)]}")
+    for sid, wanted in (entry.get("at_least") or {}).items():
+        if alerts[int(sid)] < wanted:
+            problems.append(f"sid {sid}: expected at least {wanted}, seen {alerts[int(sid)]}")
+    total = entry.get("expected_total")
+    if total is not None and alerts.total() != total:
+        problems.append(f"alerts: expected {total}, seen {alerts.total()}")
+    wanted_drops = entry.get("expected_drops") or {}
+    if wanted_drops.get("total") is not None and len(drops) != wanted_drops["total"]:
+        problems.append(f"drops: expected {wanted_drops['total']}, seen {len(drops)}")
+    by_sid = Counter(r["alert"]["signature_id"] for r in drops if "alert" in r)
+    for sid, wanted in (wanted_drops.get("by_sid") or {}).items():
+        if by_sid[int(sid)] != wanted:
+            problems.append(f"drops by sid {sid}: expected {wanted}, seen {by_sid[int(sid)]}")
+    for name, wanted in (entry.get("expected_stats") or {}).items():
+        if counts.get(name, 0) != wanted:
+            problems.append(f"{name}: expected {wanted}, seen {counts.get(name, 0)}")
+    for check in entry.get("checks") or ():
+        seen = sum(r["event_type"] == check["event"] and _fits(r, check["where"]) for r in records)
+        if seen != check["count"]:
+            problems.append(f"{check['event']} where {check['where']}: expected {check['count']}, seen {seen}")
+    return problems
+
+
+def _fits(record: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+    for name, wanted in where.items():
+        value: Any = record
+        for part in _FIELDS.get(name, name).split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value != wanted:
+            return False
+    return True
+
+
+def run(folder: Path, entries: list[Mapping[str, Any]], jobs: int) -> list[Result]:
+    """All entries, in order, over so many processes."""
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        return pool.starmap(run_entry, [(folder, entry) for entry in entries], chunksize=4)
+
+
+def main() -> int:
+    """The exit status: 0 when all passed, or with ``--check`` none of the recorded names failed."""
+    parser = argparse.ArgumentParser(description="Run a folder of Suricata conformance data.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", action="append", metavar="NAME", help="entries by name, with * and ?; repeatable")
+    parser.add_argument("--tier", choices=["core", "extended", "stretch"])
+    parser.add_argument("--family")
+    parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the names that pass")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="fail when a name in FILE does not pass")
+    parser.add_argument("-v", "--verbose", action="store_true", help="every difference, not only the first three")
+    options = parser.parse_args()
+    entries = load_manifest(options.folder)
+    recorded = set(options.check.read_text().split("\n")) - {""} if options.check else set()
+    if options.check:
+        entries = [entry for entry in entries if entry["name"] in recorded]
+    entries = [
+        entry
+        for entry in entries
+        if (options.only is None or any(fnmatch.fnmatch(entry["name"], pattern) for pattern in options.only))
+        and options.tier in (None, entry["tier"])
+        and options.family in (None, entry["family"])
+    ]
+    results = run(options.folder, entries, options.jobs)
+    for result in results:
+        if result.problems:
+            shown = result.problems if options.verbose else result.problems[:3]
+            print(f"{result.name} ({result.tier}, {result.family})")
+            for problem in shown:
+                print(f"    {problem}")
+    _table(results)
+    if options.record:
+        options.record.write_text("".join(f"{result.name}\n" for result in results if not result.problems))
+    failed = sum(bool(result.problems) for result in results)
+    print(f"{len(results) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+def load_manifest(folder: Path) -> list[Mapping[str, Any]]:
+    """The entries of a folder."""
+    entries: list[Mapping[str, Any]] = json.loads((folder / "manifest.json").read_text())["entries"]
+    return entries
+
+
+def _table(results: list[Result]) -> None:
+    rows: dict[tuple[str, str], list[int]] = {}
+    for result in results:
+        for key in ((result.tier, f"{result.family} ({result.kind})"), (result.tier, "all")):
+            row = rows.setdefault(key, [0, 0])
+            row[0] += not result.problems
+            row[1] += 1
+    print()
+    for (tier, family), (passed, total) in sorted(rows.items()):
+        print(f"{tier:9} {family:32} {passed:4} of {total:4}  {passed / total:7.1%}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

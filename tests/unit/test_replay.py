@@ -1,0 +1,290 @@
+"""Captures, settings, and the whole of ``nfw replay`` without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.frame import carries_ip, read_frame
+from engines.stateful.parser import Variables, parse_rules
+from engines.watch.segments import OverlapPolicy
+from nfw.capture import Captured, CaptureError, read_capture
+from nfw.cli.app import call
+from nfw.replay import SETTINGS, ReplayOptions, SettingError, apply_setting, host_os_policy, replay
+from tests.unit.pcapfile import ETHERNET, pcap, pcapng
+from tests.unit.test_watch_session import C, S, segment
+
+REQUEST = b"GET /secret HTTP/1.1\r\nHost: a.test\r\n\r\n"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+
+
+def conversation() -> list[bytes]:
+    """A whole HTTP exchange, as IP packets: numbers 1 to 8."""
+    end, back = 101 + len(REQUEST), 501 + len(ANSWER)
+    return [
+        each.data
+        for each in (
+            segment(C, "S", 100, 0),
+            segment(S, "SA", 500, 101),
+            segment(C, "A", 101, 501),
+            segment(C, "PA", 101, 501, REQUEST),
+            segment(S, "PA", 501, end, ANSWER),
+            segment(C, "A", end, back),
+            segment(C, "FA", end, back),
+            segment(S, "FA", back, end + 1),
+        )
+    ]
+
+
+def run(rules: str, packets: list[bytes], tmp_path: Path, **settings: str) -> list[dict[str, Any]]:
+    (tmp_path / "x.pcap").write_bytes(pcap(packets))
+    parsed = parse_rules(rules, "t.rules", Variables({}, {}))
+    assert not parsed.errors, parsed.errors
+    options = ReplayOptions(enforce="mode" in settings)
+    settings.pop("mode", None)
+    for name, value in settings.items():
+        options = apply_setting(options, name.replace("__", ".").replace("_", "-"), value)
+    records: list[dict[str, Any]] = []
+    replay(read_capture(tmp_path / "x.pcap"), parsed.signatures, options, records.append)
+    return records
+
+
+def alerts(records: list[dict[str, Any]]) -> list[tuple[int, int | None]]:
+    return [(r["alert"]["signature_id"], r.get("pcap_cnt")) for r in records if r["event_type"] == "alert"]
+
+
+def test_a_request_rule_fires_on_the_packet_after_its_acknowledgement(tmp_path: Path) -> None:
+    rule = 'alert http any any -> any any (http.uri; content:"/secret"; sid:1;)'
+    assert alerts(run(rule, conversation(), tmp_path)) == [(1, 6)]
+    assert alerts(run(rule, conversation(), tmp_path, stream__inline="yes")) == [(1, 4)]
+
+
+def test_what_was_never_acknowledged_is_judged_at_the_end_without_a_packet_number(tmp_path: Path) -> None:
+    rule = 'alert http any any -> any any (http.uri; content:"/secret"; sid:1;)'
+    assert alerts(run(rule, conversation()[:4], tmp_path)) == [(1, None)]
+
+
+def test_ip_rules_once_a_direction_packet_rules_each_packet(tmp_path: Path) -> None:
+    rules = "alert ip any any -> any any (sid:1;)\nalert tcp any any -> any any (flow:to_client; sid:2;)"
+    seen = Counter(sid for sid, _ in alerts(run(rules, conversation(), tmp_path)))
+    assert seen == {1: 2, 2: 3}
+
+
+def test_a_drop_in_ips_mode_takes_the_rest_of_the_flow_along(tmp_path: Path) -> None:
+    rule = 'drop http any any -> any any (http.uri; content:"/secret"; sid:1;)'
+    records = run(rule, conversation(), tmp_path, mode="ips", stream__inline="yes")
+    drops = [(r["pcap_cnt"], r["drop"]["reason"]) for r in records if r["event_type"] == "drop"]
+    assert drops == [(4, "rules"), *((number, "flow drop") for number in range(5, 9))]
+    assert alerts(records) == [(1, 4)]
+    assert [r["flow"].get("action") for r in records if r["event_type"] == "flow"] == ["drop"]
+    records = run(rule, conversation(), tmp_path)  # a bystander drops nothing
+    assert [r["alert"]["action"] for r in records if r["event_type"] == "alert"] == ["allowed"]
+    assert not [r for r in records if r["event_type"] == "drop"]
+
+
+def test_midstream_is_dropped_in_ips_mode_unless_told_otherwise(tmp_path: Path) -> None:
+    rule = 'alert tcp any any -> any any (content:"secret"; sid:1;)'
+    late = conversation()[3:]
+    records = run(rule, late, tmp_path, mode="ips", stream__inline="yes")
+    assert [r["drop"]["reason"] for r in records if r["event_type"] == "drop"] == ["stream midstream"] + 4 * [
+        "flow drop"
+    ]
+    assert alerts(records) == []
+    records = run(rule, late, tmp_path, mode="ips", stream__inline="yes", stream__midstream="yes")
+    assert alerts(records) == [(1, 1)]
+
+
+# --- captures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        pcap([b"\x45one", b"\x45two"]),
+        pcap([b"\x45one", b"\x45two"], order=">"),
+        pcap([b"\x45one", b"\x45two"], nano=True),
+        pcapng([b"\x45one", b"\x45two"]),
+    ],
+    ids=["little", "big", "nano", "ng"],
+)
+def test_every_form_of_capture(made: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(made)
+    assert [(p.number, p.time, p.link_type, p.data) for p in read_capture(path)] == [
+        (1, 1000.5, 101, b"\x45one"),
+        (2, 1001.5, 101, b"\x45two"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("made", "readable", "says"),
+    [
+        (b"", 0, "not a pcap or pcapng file"),
+        (b"hello, this is text", 0, "not a pcap or pcapng file"),
+        (pcap([b"one", b"two"])[:-1], 1, "cut off after packet 1"),
+        (pcap([b"one", b"two"])[:-10], 1, "cut off after packet 1"),
+        (pcap([b"one"], link_type=147), 0, "link type 147, which is not supported"),
+    ],
+    ids=["empty", "text", "short packet", "short header", "link type"],
+)
+def test_a_damaged_capture_gives_what_is_there_and_then_says_so(
+    made: bytes, readable: int, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.pcap"
+    path.write_bytes(made)
+    seen: list[Captured] = []
+    with pytest.raises(CaptureError, match=says) as caught:
+        seen.extend(read_capture(path))
+    assert len(seen) == readable
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("link_type", "data", "vlan", "packet"),
+    [
+        (1, ETHERNET + b"\x45x", (), b"\x45x"),
+        (1, bytes(12) + b"\x81\x00\x00\x05\x08\x00\x45x", (5,), b"\x45x"),
+        (1, bytes(12) + b"\x88\xa8\xf0\x07\x81\x00\x00\x05\x86\xdd\x60x", (7, 5), b"\x60x"),
+        (101, b"\x45x", (), b"\x45x"),
+        (0, b"\x02\0\0\0\x45x", (), b"\x45x"),
+        (9, b"\xff\x03\x00\x21\x45x", (), b"\x45x"),
+        (113, bytes(14) + b"\x08\x00\x45x", (), b"\x45x"),
+        (276, b"\x08\x00" + bytes(18) + b"\x45x", (), b"\x45x"),
+    ],
+)
+def test_link_layers(link_type: int, data: bytes, vlan: tuple[int, ...], packet: bytes) -> None:
+    frame = read_frame(link_type, data)
+    assert (frame.vlan, frame.packet) == (vlan, packet)
+    assert carries_ip(frame)
+    for size in range(len(data)):  # cut off anywhere it is no exception
+        carries_ip(read_frame(link_type, data[:size]))
+
+
+def test_arp_is_no_ip() -> None:
+    assert not carries_ip(read_frame(1, bytes(12) + b"\x08\x06" + bytes(28)))
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_settings_change_what_they_name() -> None:
+    options = ReplayOptions()
+    for name, value in (
+        ("stream.midstream", "yes"),
+        ("stream.reassembly.depth", "2mb"),
+        ("packet-alert-max", "3"),
+        ("exception-policy", "ignore"),
+    ):
+        options = apply_setting(options, name, value)
+    assert options.session.midstream
+    assert options.session.depth == 2 << 20
+    assert options.limits.max_alerts == 3
+    assert options.watch().midstream_policy.value == "ignore"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("stream.midstrem", "yes", "did you mean stream.midstream"),
+        ("zzz", "1", "known are"),
+        ("stream.midstream", "perhaps", "neither yes nor no"),
+        ("stream.reassembly.depth", "big", "is no size"),
+        ("exception-policy", "panic", "none of auto"),
+        ("host-os-policy", "beos", "beos"),
+        ("drop.flows", "some", "some"),
+    ],
+)
+def test_a_wrong_setting_says_what_would_do(name: str, value: str, says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        apply_setting(ReplayOptions(), name, value)
+    assert all(callable(setting) for setting in SETTINGS.values())
+
+
+def test_the_longest_prefix_decides_the_policy_of_a_host() -> None:
+    policy = host_os_policy("windows, linux=10.0.0.0/8, first=10.1.0.0/16")
+    assert policy(bytes([192, 0, 2, 1])) is OverlapPolicy.WINDOWS
+    assert policy(bytes([10, 9, 0, 1])) is OverlapPolicy.LINUX
+    assert policy(bytes([10, 1, 0, 1])) is OverlapPolicy.FIRST
+    assert policy(bytes(16)) is OverlapPolicy.BSD
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    capture, rules = tmp_path / "x.pcap", tmp_path / "x.rules"
+    capture.write_bytes(pcap(conversation()))
+    rules.write_text('alert http any any -> any any (msg:"found it"; http.uri; content:"/secret"; sid:7;)\n')
+    return str(capture), str(rules)
+
+
+def test_the_summary(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    capture, rules = files
+    assert call(["replay", capture, "--rules", rules]) == 0
+    out = capsys.readouterr().out
+    assert "8 packets, 1 flows, 1 alerts, 0 dropped packets" in out
+    assert "1 × 7  found it" in out
+
+
+def test_eve_on_standard_output_is_json_lines_only(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    capture, rules = files
+    assert call(["replay", capture, "--rules", rules, "--eve", "-"]) == 0
+    kinds = [json.loads(line)["event_type"] for line in capsys.readouterr().out.splitlines()]
+    assert kinds == ["alert", "flow"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        (lambda c, r: [c + "x", "--rules", r], 1, "No such file"),
+        (lambda c, r: [c, "--rules", r + "x"], 1, "rule file does not exist"),
+        (lambda c, r: [c], 2, "--rules"),
+        (lambda c, r: [c, "--rules", r, "--mode", "idps"], 2, "idps"),
+        (lambda c, r: [c, "--rules", r, "--set", "stream.midstream"], 2, "is not NAME=VALUE"),
+        (lambda c, r: [c, "--rules", r, "--set", "stream.midstreem=1"], 2, "did you mean stream.midstream"),
+    ],
+)
+def test_wrong_calls(
+    files: tuple[str, str], change: Any, code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["replay", *change(*files)]) == code
+    assert says in capsys.readouterr().err
+
+
+def test_refused_rules_are_told_and_the_rest_is_used(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capture, rules = files
+    with Path(rules).open("a") as file:
+        file.write("alert tcp any any -> any any (nonsense; sid:8;)\n")
+    assert call(["replay", capture, "--rules", rules]) == 0
+    told = capsys.readouterr()
+    assert f"{rules}:2:" in told.err
+    assert "1 rules are refused, 1 are used" in told.err
+    assert "found it" in told.out
+    assert call(["replay", capture, "--rules", rules, "--strict"]) == 1
+
+
+def test_a_capture_that_is_cut_off_is_shown_as_far_as_it_goes(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capture, rules = files
+    Path(capture).write_bytes(Path(capture).read_bytes()[:-5])
+    assert call(["replay", capture, "--rules", rules]) == 1
+    told = capsys.readouterr()
+    assert "7 packets" in told.out
+    assert "cut off after packet 7" in told.err
+
+
+def test_scapy_is_not_loaded_by_other_commands() -> None:
+    code = "import sys; from nfw.cli.app import call; call(['--version']); sys.exit('scapy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": "."}, capture_output=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,162 @@
+"""What a bystander takes for final, as transcripts: client's segments and server's, and what each hands out."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pytest
+
+from engines.packet import Packet, decode
+from engines.verdict import Direction
+from engines.watch.segments import OverlapPolicy
+from engines.watch.session import Session, SessionOptions, State
+
+C, S = Direction.TO_SERVER, Direction.TO_CLIENT
+FLAGS = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16}
+
+
+def segment(direction: Direction, flags: str, seq: int, ack: int, data: bytes = b"", options: bytes = b"") -> Packet:
+    addresses = [bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])]
+    ports = [4000, 80]
+    if direction is S:
+        addresses.reverse()
+        ports.reverse()
+    bits = sum(FLAGS[flag] for flag in flags)
+    options += b"\0" * (-len(options) % 4)
+    length = 20 + len(options)
+    tcp = struct.pack("!HHIIBBHHH", *ports, seq % 2**32, ack % 2**32, length // 4 << 4, bits, 65535, 0, 0) + options
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length + len(data), 0, 0, 64, 6, 0)
+    return decode(head + addresses[0] + addresses[1] + tcp + data)
+
+
+class Talk:
+    """A session and what came out of it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.session = Session(SessionOptions(**options), (OverlapPolicy.BSD, OverlapPolicy.BSD))
+        self.got: list[tuple[Direction, bytes]] = []
+        self.closed: list[Direction] = []
+
+    def say(self, direction: Direction, flags: str, seq: int, ack: int = 0, data: bytes = b"", **more: Any) -> Any:
+        packet = segment(direction, flags, seq, ack, data, **more)
+        step = self.session.segment(packet, direction, packet.payload)
+        self.got += [(each.direction, each.data) for each in step.deliveries]
+        self.closed += step.closed
+        self.session.settle()
+        return step
+
+    def open(self, base: int = 100) -> Talk:
+        self.say(C, "S", base)
+        self.say(S, "SA", 500, base + 1)
+        self.say(C, "A", base + 1, 501)
+        assert self.session.established
+        return self
+
+
+def test_bytes_are_final_when_the_other_side_acknowledges_them() -> None:
+    talk = Talk().open()
+    assert talk.say(C, "PA", 101, 501, b"GET").added
+    assert talk.got == []
+    talk.say(S, "A", 501, 103)
+    assert talk.got == [(C, b"GE")]
+    talk.say(S, "A", 501, 104)
+    assert talk.got == [(C, b"GE"), (C, b"T")]
+
+
+def test_inline_bytes_are_final_at_once() -> None:
+    talk = Talk(inline=True).open()
+    talk.say(C, "PA", 101, 501, b"GET")
+    assert talk.got == [(C, b"GET")]
+
+
+def test_sequence_numbers_wrap() -> None:
+    talk = Talk().open(2**32 - 3)
+    talk.say(C, "PA", 2**32 - 2, 501, b"abcdef")
+    talk.say(C, "PA", 4, 501, b"ghi")
+    talk.say(S, "A", 501, 7)
+    assert b"".join(data for _, data in talk.got) == b"abcdefghi"
+
+
+def test_a_hole_is_waited_for_until_it_is_acknowledged() -> None:
+    talk = Talk().open()
+    talk.say(C, "PA", 105, 501, b"later")
+    talk.say(S, "A", 501, 101)
+    assert talk.got == []
+    step = talk.say(S, "A", 501, 110)  # of bytes that were never captured
+    assert [(each.data, each.gap) for each in step.deliveries] == [(b"", True), (b"later", False)]
+
+
+def test_the_end_of_the_capture_makes_the_rest_final() -> None:
+    talk = Talk().open()
+    talk.say(C, "PA", 101, 501, b"GET")
+    step = talk.session.finish(C)
+    assert [each.data for each in step.deliveries] == [b"GET"]
+    assert step.closed == (C,)
+
+
+def test_fins_close_and_both_acknowledged_end_it() -> None:
+    talk = Talk().open()
+    talk.say(C, "FA", 101, 501, b"bye")
+    assert talk.session.state is State.FIN_WAIT1
+    talk.say(S, "A", 501, 105)
+    assert talk.closed == [C]
+    talk.say(S, "FA", 501, 105)
+    talk.say(C, "A", 105, 502)
+    assert talk.session.state is State.CLOSED
+    assert (C, b"bye") in talk.got
+
+
+def test_a_reset_out_of_the_window_ends_nothing() -> None:
+    talk = Talk().open()
+    assert not talk.say(C, "R", 101 + 1_000_000).accepted
+    assert talk.session.established
+    assert talk.say(C, "R", 101).accepted
+    assert talk.session.closed_by_reset
+
+
+@pytest.mark.parametrize(("options", "added"), [(b"\x22\x02", True), (b"\xfe\x04\xf9\x89", True), (b"", False)])
+def test_data_on_a_syn_counts_with_the_fast_open_option(options: bytes, added: bool) -> None:
+    talk = Talk()
+    assert talk.say(C, "S", 100, 0, b"early", options=options).added is added
+
+
+def test_without_a_handshake_there_is_no_session_unless_asked_for() -> None:
+    assert not Talk().say(C, "PA", 101, 501, b"x").accepted
+    talk = Talk(midstream=True)
+    assert talk.say(C, "PA", 101, 501, b"x").added
+    talk.say(S, "A", 501, 102)
+    assert talk.got == [(C, b"x")]
+
+
+def test_four_steps_make_a_handshake_too() -> None:
+    talk = Talk()
+    talk.say(C, "S", 100)
+    talk.say(S, "S", 500)
+    talk.say(C, "SA", 100, 501)
+    talk.say(S, "A", 501, 101)
+    talk.say(C, "A", 101, 501)
+    assert talk.session.established
+
+
+def test_raw_bytes_are_looked_at_in_chunks_and_once() -> None:
+    talk = Talk(chunk_to_server=8).open()
+    talk.say(C, "PA", 101, 501, b"12345")
+    talk.say(S, "A", 501, 106)
+    assert talk.session.chunk(C) == (b"", 0)
+    talk.say(C, "PA", 106, 501, b"6789")
+    talk.say(S, "A", 501, 110)
+    assert talk.session.chunk(C) == (b"123456789", 0)
+    assert talk.session.chunk(C) == (b"", 0)
+    talk.say(C, "PA", 110, 501, b"x")
+    talk.say(S, "A", 501, 111)
+    talk.session.trigger(C)
+    assert talk.session.chunk(C) == (b"x", 9)
+
+
+def test_the_depth_bounds_what_is_kept() -> None:
+    talk = Talk(depth=4).open()
+    assert talk.say(C, "PA", 101, 501, b"123456").added
+    assert not talk.say(C, "PA", 107, 501, b"7").added
+    talk.say(S, "A", 501, 108)
+    assert talk.got == [(C, b"1234")]
