@@ -292,7 +292,7 @@ class Defragmenter:
         self._forget(key)
         datagram = _datagram(fragment.family, tracker)
         if not datagram:
-            return Defragmented(Outcome.REFUSED, events=(prefix + "pkt_too_large",))
+            return Defragmented(Outcome.REFUSED, events=(*events, prefix + "pkt_too_large"))
         return Defragmented(Outcome.REBUILT, datagram, events)
 
     def tick(self, now: float) -> None:
