@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from engines.frame import LINK_TYPES
+from engines.decode.link import LINK_TYPES
 
 _FILE_HEADER, _PACKET_HEADER = 24, 16  # of pcap, bytes
 
@@ -21,7 +21,7 @@ class CaptureError(Exception):
 
 
 class Captured(NamedTuple):
-    """``number`` counts from 1, ``time`` is in seconds since 1970, ``link_type`` as in :mod:`engines.frame`."""
+    """``number`` counts from 1, ``time`` is in seconds since 1970, ``link_type`` as in :mod:`engines.decode.link`."""
 
     number: int
     time: float

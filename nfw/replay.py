@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from engines.frame import carries_ip, read_frame
-from engines.packet import decode
+from engines.decode.checksums import tcp_checksum_ok
+from engines.decode.defrag import FragmentPolicy
+from engines.decode.layers import Layers
 from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
 from engines.stateful.ruleset import compile_ruleset
 from engines.stateful.signature import Action, Signature
@@ -67,6 +68,8 @@ class ReplayOptions:
     midstream_policy: str = "auto"
     exception_policy: str = "auto"
     drop_log: DropLog = DropLog.ALL
+    checksums: bool = False
+    """TCP segments with a wrong checksum reach neither the stream nor the application layer."""
 
     def watch(self) -> WatchOptions:
         """The watcher's own. ``auto``: fail closed in IPS mode when mid-stream sessions are not picked up."""
@@ -78,6 +81,7 @@ class ReplayOptions:
             midstream_policy=MidstreamPolicy(policy),
             drop_log=self.drop_log,
             session=self.session,
+            checksum_ok=tcp_checksum_ok if self.checksums else None,
         )
         return options if self.os_policy is None else dataclasses.replace(options, os_policy=self.os_policy)
 
@@ -149,6 +153,7 @@ SETTINGS: Mapping[str, Callable[[ReplayOptions, str], ReplayOptions]] = {
     "packet-alert-max": _max_alerts,
     "action-order": _option("action_order", _action_order),
     "drop.flows": _option("drop_log", DropLog),
+    "stream.checksum-validation": _option("checksums", _bool),
     "stream.inline": _session("inline", _bool),
     "stream.midstream": _session("midstream", _bool),
     "stream.midstream-policy": _option("midstream_policy", _policy),
@@ -216,17 +221,21 @@ def replay(
     """Run all packets; ``event`` gets each EVE record. What ``packets`` raises ends the capture there and is raised
     again when everything before it has been judged."""
     ruleset = compile_ruleset(signatures, "action", (), options.limits, options.action_order)
-    watcher = Watcher(ruleset, event, options.watch())
+    watching = options.watch()
+    watcher = Watcher(ruleset, event, watching)
+    # Receivers put fragments together by the same policy as segments.
+    layers = Layers(lambda address: FragmentPolicy.parse(watching.os_policy(address).value))
     seen = unread = 0
     now = 0.0
     try:
         for captured in packets:
             seen, now = captured.number, max(now, captured.time)
-            frame = read_frame(captured.link_type, captured.data)
-            if carries_ip(frame):
-                watcher.packet(captured.number, decode(frame.packet), captured.time, frame.vlan)
-            else:
-                unread += 1
+            carried = False
+            for layer in layers.read(captured.link_type, captured.data, now):
+                if layer.packet is not None:
+                    watcher.packet(captured.number, layer.packet, captured.time, layer.vlans)
+                    carried = True
+            unread += not carried
     finally:
         watcher.finish(now)
     return Summary(seen, unread, watcher.counts, ruleset.hit_counts())

@@ -194,8 +194,12 @@ def _extension_headers(following: int, data: bytes, hop_limit: int, found: Found
     """Walks the headers behind the IPv6 header; each turn takes at least 8 bytes off ``data``."""
     seen: set[int] = set()
     destinations = 0
+    walked = False
     while True:
         kind = following
+        if walked and kind != _NONE and len(data) < 2:
+            found["ipv6.trunc_exthdr"] = None
+            return
         if kind in (TCP, UDP, ICMPV6, _SCTP, _IPIP, _IPV6, _GRE, _ESP):
             break
         if kind == _NONE:
@@ -215,7 +219,7 @@ def _extension_headers(following: int, data: bytes, hop_limit: int, found: Found
         if size > len(data):
             found["ipv6.trunc_exthdr"] = None
             return
-        header, following, data = data[:size], data[0], data[size:]
+        header, following, data, walked = data[:size], data[0], data[size:], True
         destinations += kind == _DESTINATION
         if (kind in seen and kind in _DUPLICATES) or destinations > 2:
             if kind == _FRAGMENT and header[1]:

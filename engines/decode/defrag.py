@@ -271,11 +271,8 @@ class Defragmenter:
         fixed = 20 if fragment.family == 4 else max(len(fragment.head) - 40, 0)
         if fixed + fragment.end > MAX_DATAGRAM:
             return Defragmented(Outcome.REFUSED, events=(prefix + "pkt_too_large",))
-        events: tuple[str, ...] = ()
-        if fragment.family == 6 and fragment.more and len(fragment.data) % 8:
-            events = ("ipv6.frag_invalid_length",)
         if not fragment.data:
-            return Defragmented(Outcome.REFUSED, events=(*events, prefix + "ignored"))
+            return Defragmented(Outcome.REFUSED, events=(prefix + "ignored",))
         self.tick(now)
         key = (fragment.key, vlans)
         tracker = self._trackers.pop(key, None)
@@ -285,11 +282,10 @@ class Defragmenter:
         if tracker.count >= self._limits.fragments or self._held + len(fragment.data) > self._limits.total_bytes:
             if not tracker.count:
                 del self._trackers[key]
-            return Defragmented(Outcome.FULL, events=(*events, prefix + "ignored"))
+            return Defragmented(Outcome.FULL, events=(prefix + "ignored",))
         tracker.last_seen = max(now, tracker.last_seen)
         before = tracker.held
-        if tracker.add(fragment):
-            events = (*events, prefix + "overlap")
+        events = (prefix + "overlap",) if tracker.add(fragment) else ()
         self._held += tracker.held - before
         if not tracker.complete:
             return Defragmented(Outcome.HELD, events=events)

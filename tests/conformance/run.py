@@ -104,7 +104,7 @@ def _options(entry: Mapping[str, Any]) -> ReplayOptions:
         "exception-policy": given["exception_policy"],
         "host-os-policy": os_policy,
         "drop.flows": (given.get("drop_log") or {}).get("flows", "all"),
-        "checksums": given["checksums"] == "on",
+        "stream.checksum-validation": given["checksums"] == "on",
         "action-order": ",".join(given.get("action_order") or ("pass", "drop", "reject", "alert")),
         **config,
     }

@@ -106,6 +106,8 @@ EVENTS: list[tuple[str, bytes, tuple[str, ...]]] = [
     ("v6 none", v6(59, b""), ()),
     ("v6 cut extension", v6(60, b"\x11\x01" + bytes(6)), ("ipv6.trunc_exthdr",)),
     ("v6 no room for one", v6(44, b"\x11"), ("ipv6.trunc_exthdr",)),
+    ("nothing behind", raw(V6 / FRAG(nh=6)), ("ipv6.exthdr_useless_fh", "ipv6.trunc_exthdr")),
+    ("nothing behind the fixed header", v6(6, b""), ("tcp.pkt_too_small",)),
     ("atomic fragment", raw(V6 / FRAG() / UDP()), ("ipv6.exthdr_useless_fh",)),
     ("atomic fragment twice", raw(V6 / FRAG() / FRAG() / UDP()), ("ipv6.exthdr_useless_fh", "ipv6.exthdr_dupl_fh")),
     ("fragment reserved", raw(V6 / FRAG(res1=1, m=1) / bytes(8)), ("ipv6.fh_non_zero_reserved_field",)),

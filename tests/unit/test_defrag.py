@@ -184,11 +184,6 @@ def test_what_no_length_field_can_say_is_refused(make):
     assert len(tracker) == 0
 
 
-def test_an_ipv6_fragment_with_more_to_come_is_a_multiple_of_eight():
-    assert defragmenter().add(v6(0, b"123456789"), 0.0).events == ("ipv6.frag_invalid_length",)
-    assert defragmenter().add(v6(0, b"123456789", more=False), 0.0).events == ()
-
-
 @pytest.mark.parametrize(
     ("second", "vlans"),
     [(v4(8, b"x", more=False), (1,)), (v4(8, b"x", more=False, number=8), ()), (v4(8, b"x", more=False, proto=6), ())],

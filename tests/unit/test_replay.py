@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scapy.compat import raw
+from scapy.layers.inet import GRE, IP, TCP, fragment
 
-from engines.frame import carries_ip, read_frame
+from engines.decode.link import ARP, IPV4, IPV6, decode_link
 from engines.stateful.parser import Variables, parse_rules
 from engines.watch.segments import OverlapPolicy
 from nfw.capture import Captured, CaptureError, read_capture
@@ -160,15 +162,38 @@ def test_a_damaged_capture_gives_what_is_there_and_then_says_so(
     ],
 )
 def test_link_layers(link_type: int, data: bytes, vlan: tuple[int, ...], packet: bytes) -> None:
-    frame = read_frame(link_type, data)
-    assert (frame.vlan, frame.packet) == (vlan, packet)
-    assert carries_ip(frame)
-    for size in range(len(data)):  # cut off anywhere it is no exception
-        carries_ip(read_frame(link_type, data[:size]))
+    frame = decode_link(link_type, data)
+    assert (frame.vlans, frame.payload) == (vlan, packet)
+    assert frame.ethertype in (IPV4, IPV6)
 
 
 def test_arp_is_no_ip() -> None:
-    assert not carries_ip(read_frame(1, bytes(12) + b"\x08\x06" + bytes(28)))
+    assert decode_link(1, bytes(12) + b"\x08\x06" + bytes(28)).ethertype == ARP
+
+
+def test_fragments_and_tunnels_of_a_capture_are_seen_through(tmp_path: Path) -> None:
+    rule = 'alert http any any -> any any (http.uri; content:"/secret"; sid:1;)'
+    pieces = [raw(piece) for packet in conversation() for piece in fragment(IP(packet), fragsize=24)]
+    assert len(pieces) > len(conversation())
+    assert [sid for sid, _ in alerts(run(rule, pieces, tmp_path))] == [1]
+    assert alerts(run(rule, [raw(IP() / GRE() / IP(packet)) for packet in conversation()], tmp_path)) == [(1, 6)]
+
+
+def test_a_wrong_checksum_keeps_a_segment_out_of_the_stream_when_asked(tmp_path: Path) -> None:
+    rule = 'alert http any any -> any any (http.uri; content:"/secret"; sid:1;)'
+    packets = conversation()
+    fixed = [_with_checksum(packet) for packet in packets]
+    setting = {"stream__checksum_validation": "yes"}
+    assert alerts(run(rule, fixed, tmp_path, **setting)) == [(1, 6)]
+    wrong = [*fixed[:3], fixed[3].replace(b"a.test", b"b.test"), *fixed[4:]]
+    assert alerts(run(rule, wrong, tmp_path, **setting)) == []
+    assert alerts(run(rule, wrong, tmp_path)) == [(1, 6)]
+
+
+def _with_checksum(packet: bytes) -> bytes:
+    parsed = IP(packet)
+    del parsed[TCP].chksum
+    return raw(parsed)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
