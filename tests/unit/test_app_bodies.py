@@ -64,6 +64,13 @@ NAMED = b"\x1f\x8b\x08\x1e\0\0\0\0\0\3\4\0ABCDname\0comment\0\1\2" + raw_deflate
         (b"br", TEXT),
         (b"deflate", b"x"),
         (b"gzip", b"\x1f"),
+        (b"gzip", b"\x1f\x8b\x08\x08\0\0\0\0\0\3" + raw_deflate(TEXT)),  # a name that is not there
+        (b"gzip", b"\x1f\x8b\x08\x04\0\0\0\0\0\3\0\0" + raw_deflate(TEXT)),  # an empty extra field
+        (b"gzip", b"\x1f\x8b\x08\xe0\0\0\0\0\0\3" + raw_deflate(TEXT)),  # reserved flags
+        (b"gzip, x gzip,", GZIP),  # once instead of twice
+        (b"deflate, gzip", TEXT),
+        (b"gzip;", GZIP),
+        (b"\xa0gzip", GZIP),
         (b"gzip", gzip.compress(TEXT[:100]) + gzip.compress(TEXT[100:])),
         (b"gzip", GZIP + b"junk"),
     ],
@@ -78,17 +85,35 @@ def test_decodes(codings: bytes, data: bytes, cut: int) -> None:
 def test_lzma_only_when_asked() -> None:
     packed = lzma.compress(TEXT, format=lzma.FORMAT_ALONE, preset=0)
     assert decode(b"lzma", packed).view() == packed
-    on = replace(LIMITS, lzma=True, lzma_memory=1 << 24)
-    assert decode(b"lzma", packed, limits=on).view() == TEXT
-    assert decode(b"lzma", packed, limits=replace(on, lzma_memory=1)).view() == b""
-    assert decode(b"lzma", b"nonsense" * 9, limits=on).events == ["decompression_failed"]
+    on = replace(LIMITS, lzma=True)
+    for cut in (0, 1, 7):
+        assert decode(b"lzma", packed, cut, limits=on).view() == TEXT
+    assert decode(b"lzma", b"nonsense" * 9, limits=on).events == ["gzip_decompression_failed"]
+    assert decode(b"lzma", b"short", limits=on).view() == b"short"
+
+
+@pytest.mark.parametrize(
+    ("memory", "whole"),
+    [
+        (1 << 20, True),
+        (16 << 10, True),
+        (4 << 10, False),  # the second copy is further back than the dictionary reaches
+    ],
+)
+def test_an_lzma_dictionary_is_never_larger_than_allowed(memory: int, whole: bool) -> None:
+    """Its header may ask for more (8 MiB here): what matters is how far back the data reaches."""
+    text = random.Random(1).randbytes(10_000)
+    packed = lzma.compress(text * 2, format=lzma.FORMAT_ALONE, preset=6)
+    subject = decode(b"lzma", packed, limits=replace(LIMITS, lzma=True, lzma_memory=memory))
+    assert (subject.view() == text * 2) is whole
+    assert subject.events == ([] if whole else ["gzip_decompression_failed"])
 
 
 def test_broken_in_the_middle_keeps_what_came_before() -> None:
     broken = raw_deflate(TEXT[:200])[:-2] + b"\xff" * 50
     subject = decode(b"deflate", broken)
     assert subject.view().startswith(TEXT[:40])
-    assert subject.events == ["decompression_failed"]
+    assert subject.events == ["gzip_decompression_failed"]
 
 
 def test_limit() -> None:

@@ -17,7 +17,10 @@ from engines.stateful.app.limits import AppLimits
 
 # Input kept until the first output, to start again in another format.
 _PROBE = 4096
+_GZIP_HEADER = 10  # RFC 1952, section 2.3, without optional fields
 _TRAILER = 8  # RFC 1952, section 2.3.1: CRC32 and ISIZE
+_LZMA_HEADER = 1 + 4 + 8  # properties, size of the dictionary, size of what comes out
+_LZMA_STATE = 256 << 10  # what liblzma needs besides the dictionary
 
 
 class Body:
@@ -59,10 +62,12 @@ class Body:
 
     def finish(self) -> None:
         """The message ended: what decoders still wonder about is plain."""
+        last = len(self._decoders) - 1
         for index, decoder in enumerate(self._decoders):
             if self.full:
                 break
-            rest = decoder.finish()
+            rest = decoder.finish(self._limit - len(self._data) if index == last else self._inner_left[index])
+            self._note_failure(decoder)
             if rest:
                 self._decode(rest, index + 1)
 
@@ -78,13 +83,16 @@ class Body:
                 if self._inner_left[index] <= 0:
                     self.events.append("compression_bomb")
                     self.full = True
-            if decoder.failed and "decompression_failed" not in self.events:
-                self.events.append("decompression_failed")
+            self._note_failure(decoder)
         self._data += data[: self._limit - len(self._data)]
         if len(self._data) >= self._limit:
             self.full = True
         if self.full:
             self._decoders = []  # gives their windows back
+
+    def _note_failure(self, decoder: Decoder) -> None:
+        if decoder.failed and "gzip_decompression_failed" not in self.events:
+            self.events.append("gzip_decompression_failed")
 
 
 class Decoder(Protocol):
@@ -95,8 +103,8 @@ class Decoder(Protocol):
     def feed(self, data: bytes, room: int) -> bytes:
         """At most ``room`` bytes; when that many come out the owner is done with this body."""
 
-    def finish(self) -> bytes:
-        """Input that turned out not to be coded at all."""
+    def finish(self, room: int) -> bytes:
+        """Input that turned out to be in another format, or not to be coded at all."""
 
 
 def decoders_for(codings: bytes, limits: AppLimits) -> tuple[list[Decoder], list[str]]:
@@ -169,10 +177,15 @@ class Inflate:
             return out
         return self._collect(out, room)
 
-    def finish(self) -> bytes:
-        if self._candidates is None and self._probe:
-            return bytes(self._probe)
-        return b""
+    def finish(self, room: int) -> bytes:
+        out = b""
+        while self._probe and not self._plain and not out:
+            if self._candidates is None:
+                if len(self._probe) < _GZIP_HEADER:
+                    return bytes(self._probe[:room])
+                self._candidates = [_GZIP_HEADER, 0]  # flags promised fields that are not there
+            out = self._try_candidates(room)
+        return out
 
     def _try_candidates(self, room: int) -> bytes:
         """Start from the beginning with the next possible format."""
@@ -232,9 +245,9 @@ def gzip_header_size(data: bytes) -> int | None:
     """Length of the gzip header at the start of ``data`` (RFC 1952, section 2.3); 0: none, None: more is needed."""
     if not b"\x1f\x8b".startswith(data[:2]):
         return 0
-    if len(data) < 10:
+    if len(data) < _GZIP_HEADER:
         return None
-    flags, at = data[3], 10
+    flags, at = data[3], _GZIP_HEADER
     if flags & 4:
         if len(data) < 12:
             return None
@@ -255,7 +268,7 @@ def _header_candidates(probe: bytes) -> list[int] | None:
         return None
     if gzip:
         # Senders that set flags and leave the fields out exist; so does a body that only looks like gzip.
-        return [gzip, 10, 0] if gzip != 10 else [10, 0]
+        return [gzip, _GZIP_HEADER, 0] if gzip != _GZIP_HEADER else [gzip, 0]
     if len(probe) < 2:
         return None
     zlib_header = probe[0] & 15 == 8 and (probe[0] << 8 | probe[1]) % 31 == 0
@@ -315,23 +328,34 @@ class Brotli:
         self._done = self._done or self._inner.is_finished() or len(out) >= room
         return bytes(out[:room])
 
-    def finish(self) -> bytes:
+    def finish(self, room: int) -> bytes:
         return b""
 
 
 class Lzma:
-    """The old .lzma container, which some clients decode (LZMA SDK, lzma-specification)."""
+    """The old .lzma container, which some clients decode (LZMA SDK, lzma-specification). The dictionary is never larger
+    than ``memory``, whatever its header asks for: what needs more of it fails (libhtp lzma-memlimit)."""
 
-    __slots__ = ("_done", "_inner", "failed")
+    __slots__ = ("_done", "_header", "_inner", "_memory", "failed")
 
     def __init__(self, memory: int) -> None:
         self.failed = False
-        self._inner = lzma.LZMADecompressor(lzma.FORMAT_AUTO, memlimit=max(memory, 1))
+        self._header: bytearray | None = bytearray()  # as far as it is there; None once the decoder has it
+        self._memory = min(max(memory, 0), (1 << 32) - 1)
+        self._inner = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=self._memory + _LZMA_STATE)
         self._done = False
 
     def feed(self, data: bytes, room: int) -> bytes:
         if self._done or room <= 0:
             return b""
+        if self._header is not None:
+            self._header += data
+            if len(self._header) < _LZMA_HEADER:
+                return b""
+            header = bytes(self._header)
+            size = min(int.from_bytes(header[1:5], "little"), self._memory)
+            data = header[:1] + size.to_bytes(4, "little") + header[5:]
+            self._header = None
         try:
             out = self._inner.decompress(data, room)
         except (lzma.LZMAError, EOFError, MemoryError):
@@ -340,5 +364,5 @@ class Lzma:
         self._done = self._inner.eof or len(out) >= room
         return out
 
-    def finish(self) -> bytes:
-        return b""
+    def finish(self, room: int) -> bytes:
+        return bytes(self._header or b"")[:room]

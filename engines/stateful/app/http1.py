@@ -27,11 +27,13 @@ from engines.stateful.app.bodies import Body
 from engines.stateful.app.http_transaction import Head, HttpTransaction, parse_fields
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
 from engines.stateful.app.transaction import BaseParser
+from engines.stateful.app.uri import is_host
 from engines.verdict import Direction
 
 _REQUEST_HEAD_END = re.compile(rb"\n\r?\n")
-# Browsers also stop at a line of stray CRs, and at a single space or tab between bare LFs (libhtp next_no_lf).
-_RESPONSE_HEAD_END = re.compile(rb"\n(?:\r{0,4}\n|[ \t]\n(?=[^\n]))")
+# As libhtp htp_connp_RES_HEADERS: LF CR is a line end too, so LF CR CR LF are two, though CR LF CR CR LF is one and a
+# line of its own; a single space or tab between bare LFs also ends the head.
+_RESPONSE_HEAD_END = re.compile(rb"\n(?:\r?\n|(?<=[^\r]\n)(\r\r\n)|[ \t]\n(?=[^\n]))")
 _HEAD_END = (_REQUEST_HEAD_END, _RESPONSE_HEAD_END)
 _HEAD_END_SIZE = 6  # the longest of these, to find one that began in an earlier feed
 _BARE_CR = re.compile(rb"\r(?!\n)")
@@ -40,11 +42,19 @@ _SPACE = b" \t\x0b\x0c\r\0"
 _LINE_END = _SPACE + b"\n"
 _PROTOCOL = re.compile(rb"(?i)[ \t]HTTP/\S{0,32}$")
 _PROTOCOL_TAIL = 40  # how far from the end of the line the protocol can begin
-_RESPONSE_LINE = re.compile(rb"(?is)[\s\0]*(HTTP[^\s]*)[ \t]*([^\s]*)[ \t]*(.*)")
+# Browsers pass over up to four bytes before HTTP, and some read SHOUTcast's ICY like it.
+_STATUS_LINE = re.compile(rb"(?is)[\s\0]*(?:[^\s\0].{0,3}?)??(HTTP|ICY[ ])")
+_STATUS_LINE_JUNK = 8  # from here on a line without HTTP in it is none
+_RESPONSE_LINE = re.compile(rb"(?is)((?:HTTP|ICY)[^\s]*)[ \t]*([^\s]*)[ \t]*(.*)")
+_PROTOCOL_VERSION = re.compile(rb"(?i)HTTP/[0-9]\.[0-9]")
+_STATUS = re.compile(rb"[1-9][0-9]{2}")
+_OLD_PROTOCOLS = (b"HTTP/0.9", b"HTTP/1.0")
 _FIELD_NAME = re.compile(rb"[^\s:]{1,256}[ \t]{0,16}:")
 _FIELD_NAME_SO_FAR = re.compile(rb"[^\s:]{1,256}[ \t]{0,16}")
 _FIELD_NAME_SIZE = 256 + 16 + 1
-_CHUNK_SIZE = re.compile(rb"[\r\n \t\x0b\x0c]*([0-9A-Fa-f]*)(.*)", re.DOTALL)
+# Some browsers read "0x" as C does.
+_CHUNK_SIZE = re.compile(rb"[\r\n \t\x0b\x0c]*(?:0[xX](?=[0-9A-Fa-f]))?([0-9A-Fa-f]*)(.*)", re.DOTALL)
+_CHUNK_END_SPACE = re.compile(rb"[ \t\r]*")
 # From here on a first line without an end is a body rather than junk before a status line.
 _LONG_JUNK = 256
 _DIGITS = re.compile(rb"[0-9]+")
@@ -59,7 +69,7 @@ _State = Callable[["_Side", bytes, int], int]
 class _Side:
     """One direction of the connection."""
 
-    __slots__ = ("body", "buffer", "direction", "fed", "hold", "last", "left", "line", "state", "tx")
+    __slots__ = ("body", "buffer", "direction", "fed", "hold", "last", "left", "line", "other", "skip", "state", "tx")
 
     def __init__(self, direction: Direction, state: _State) -> None:
         self.direction = direction
@@ -72,6 +82,8 @@ class _Side:
         self.tx: HttpTransaction | None = None
         self.last: HttpTransaction | None = None  # whose response was complete last
         self.body: Body | None = None
+        self.other: Body | None = None  # gets the same bytes with their framing, see Head.other
+        self.skip = b""  # a line end that still belongs to the head, if it comes
 
 
 class Http1Parser(BaseParser):
@@ -116,10 +128,21 @@ class Http1Parser(BaseParser):
             rest = bytes(side.buffer)
             if rest.strip(_SPACE + b"0123456789abcdefABCDEF"):
                 self._inspect(side, rest)
+        elif side.state == self._unlikely_body and side.tx is not None:
+            rest = bytes(side.buffer)
+            side.buffer.clear()
+            if rest:
+                self._unlikely_begins(side, side.tx)
+                self._run(side, rest)
+            else:
+                self._message_end(side)
         if side.tx is not None:
             if side.state != self._until_close:
                 side.tx.add_event("incomplete_body")
+            other = side.other
             self._message_end(side)
+            if other is not None:
+                self._inspect_other(side, other, b"")
         side.hold = -1
         if direction is Direction.TO_CLIENT:
             for tx in self._waiting:
@@ -136,7 +159,13 @@ class Http1Parser(BaseParser):
     def _run(self, side: _Side, data: bytes) -> None:
         position, size = 0, len(data)
         while position < size:
+            if side.skip:
+                position = _skip(side, data, position)
+                continue
+            other, start = side.other, position
             position = side.state(side, data, position)
+            if other is not None:
+                self._inspect_other(side, other, data[start:position])
             if self.gave_up:
                 return
             if self.tunnel:
@@ -203,7 +232,7 @@ class Http1Parser(BaseParser):
         line, side.line = side.line, b""
         side.state = self._line
         if data[position] in b"Hh":
-            self._expect_response(side).add_event("response_junk_before_line")
+            self._expect_response(side).add_event("response_invalid_protocol")
         else:
             self._headless(side, line)
         return position
@@ -215,11 +244,11 @@ class Http1Parser(BaseParser):
         if buffer:
             known = len(buffer)
             buffer += data[position:]
-            end = _HEAD_END[side.direction].search(buffer, max(known - _HEAD_END_SIZE, 0))
+            end = _find_head_end(side, buffer, 0, max(known - _HEAD_END_SIZE, 0))
             block = b"" if end is None else bytes(buffer[1 : end.end()])
             position -= known
         else:
-            end = _HEAD_END[side.direction].search(data, position - 1)
+            end = _find_head_end(side, data, position - 1, position - 1)
             if end is None:
                 buffer += data[position - 1 :]
                 block = b""
@@ -238,6 +267,8 @@ class Http1Parser(BaseParser):
         if side.direction is Direction.TO_SERVER:
             self._request(side, line, block)
         else:
+            if end.start(1) >= 0:
+                side.skip = b"\r\n"  # libhtp takes LF CR CR LF CR LF for two line ends
             self._response(side, line, block)
         return position
 
@@ -246,13 +277,13 @@ class Http1Parser(BaseParser):
         line, side.line = side.line.lstrip(_SPACE), b""
         method, _, target = line.partition(b" ")
         tx = self._new_request(side, Head(line, (method, target.strip(_SPACE), b""), {}, b""))
-        tx.add_event("missing_protocol")
+        tx.add_event("request_line_missing_protocol")
         self._message_end(side)
 
     def _headless_buffer(self, side: _Side) -> None:
         """An incomplete line, unless it still may become a status line."""
         data = bytes(side.buffer)
-        if data and not b"HTTP".startswith(_first_letters(data)):
+        if data and not _is_response_line(data):
             side.buffer.clear()
             self._headless(side, data)
 
@@ -274,15 +305,18 @@ class Http1Parser(BaseParser):
 
     def _request(self, side: _Side, line: bytes, block: bytes) -> None:
         events: list[str] = []
+        if line[:1] in {b" ", b"\t"}:
+            events.append("request_line_leading_whitespace")
         line = line.lstrip(_SPACE)
         method, _, rest = line.partition(b" ")
         if b"\t" in method:
             method, _, rest = line.partition(b"\t")
+            events.append("method_delim_non_compliant")
         # libhtp with allow_space_uri: the protocol is what follows the last space.
         at = _find_protocol(b" " + rest)
         if at is None:
             target, protocol = rest.strip(_SPACE), b""
-            events.append("missing_protocol")
+            events.append("request_line_missing_protocol")
         else:
             target, protocol = rest[: max(at - 1, 0)].strip(_SPACE), rest[at:]
         head = Head(line, (method, target, protocol), parse_fields(block, events), block)
@@ -331,7 +365,14 @@ class Http1Parser(BaseParser):
     def _check_host(self, tx: HttpTransaction, head: Head) -> None:
         if tx.target.double_encoded:
             tx.add_event("double_encoded_uri")
+        if tx.target.host is not None and not is_host(tx.target.host):
+            tx.add_event("request_uri_host_invalid")
+        authorization = head.value(b"authorization")
+        if authorization is not None and not authorization.lower().startswith((b"basic", b"digest", b"bearer")):
+            tx.add_event("request_auth_unrecognized")
         field = head.fields.get(b"host")
+        if field is not None and not is_host(field[1]):
+            tx.add_event("request_header_host_invalid")
         if field is None:
             if tx.target.host is None and not head.third.endswith((b"/1.0", b"/0.9")):
                 tx.add_event("missing_host_header")
@@ -340,19 +381,26 @@ class Http1Parser(BaseParser):
 
     def _response(self, side: _Side, line: bytes, block: bytes) -> None:
         events: list[str] = []
-        line = line.strip(_LINE_END)
+        found = _STATUS_LINE.match(line)
+        assert found is not None  # the caller looked for it
+        line = line[found.start(1) :].rstrip(_LINE_END)
         if b"\r" in line or _BARE_CR.search(block):
             # Browsers end lines at a bare CR as well.
             line, _, more = line.partition(b"\r")
             block = _BARE_CR.sub(b"\r\n", (more + b"\r\n" if more else b"") + block)
             events.append("response_bare_cr")
         parts = _RESPONSE_LINE.fullmatch(line)
-        assert parts is not None  # the caller looked for HTTP at the start
-        status = parts[2]
-        head = Head(line, (parts[1], status, parts[3].strip(_SPACE)), parse_fields(block, events), block)
+        assert parts is not None  # it starts as the other expression found
+        protocol, status = parts[1].upper(), parts[2]
+        fields = parse_fields(block, events, "response", split_folds=protocol == b"HTTP/1.1")
+        head = Head(line, (parts[1], status, parts[3].strip(_SPACE)), fields, block)
         tx = self._expect_response(side)
+        if not _PROTOCOL_VERSION.fullmatch(protocol):
+            events.append("response_invalid_protocol")
+        if not _STATUS.fullmatch(status):
+            events.append("response_invalid_status")
         for event in events:
-            tx.add_event(event.replace("request_", "response_"))
+            tx.add_event(event)
         request = tx.request
         if status.startswith(b"1") and len(status) == 3 and not (status == b"101" and _asked_for_upgrade(request)):
             # An interim answer: the one that counts is still to come (RFC 9110, section 15.2).
@@ -368,30 +416,73 @@ class Http1Parser(BaseParser):
             return
         if method == b"CONNECT":
             self._connect_refused()
-
-        coding = head.value(b"transfer-encoding")
-        length = head.value(b"content-length")
-        if method == b"HEAD" or (status in {b"204", b"304"} and coding is None and length is None):
+        framed = head.value(b"transfer-encoding") is not None or head.value(b"content-length") is not None
+        if method == b"HEAD" or (status in {b"204", b"304"} and not framed):
             self._message_end(side)
         elif status in {b"204", b"304"}:
-            # No body by the rules. What follows that is no response is taken as one, see _head.
-            tx.add_event("response_body_unexpected")
+            side.hold = -1
+            side.state = self._unlikely_body
+        else:
+            self._response_body(side, tx, head, bool(events))
+
+    def _unlikely_body(self, side: _Side, data: bytes, position: int) -> int:
+        """After 204 and 304 there is none by the rules (RFC 9112, section 6.3), and yet some browsers show what comes
+        as libhtp does. It is one unless a response follows, which only its first bytes can tell."""
+        tx = side.tx
+        assert tx is not None
+        known = len(side.buffer)
+        side.buffer += data[position : position + 4 - known]
+        start = bytes(side.buffer)
+        if len(start) < 4 and b"HTTP".startswith(start.upper()):
+            return len(data)
+        side.buffer.clear()
+        if start.upper() == b"HTTP":
             self._message_end(side)
-        elif coding is not None and b"chunked" in coding.lower():
+        else:
+            self._unlikely_begins(side, tx)
+        # What was kept of earlier data comes first.
+        if known:
+            side.fed -= known
+            self._run(side, start[:known])
+            side.fed += known
+        return position
+
+    def _unlikely_begins(self, side: _Side, tx: HttpTransaction) -> None:
+        head = tx.response
+        assert head is not None
+        tx.add_event("response_body_unexpected")
+        self._response_body(side, tx, head, doubt=False)
+
+    def _response_body(self, side: _Side, tx: HttpTransaction, head: Head, doubt: bool) -> None:
+        """What the fields say about the body. ``doubt``: not every client reads them like that."""
+        coding = head.value(b"transfer-encoding")
+        length = head.value(b"content-length")
+        if coding is not None and b"chunked" in coding.lower():
             if length is not None:
                 tx.add_event("response_smuggling")
+            if coding.lower() != b"chunked":
+                tx.add_event("response_abnormal_transfer_encoding")
+                doubt = True
+            if head.first.upper() in _OLD_PROTOCOLS:
+                tx.add_event("response_chunked_old_proto")
+                doubt = True
             self._start_body(side, tx, self._chunk_size)
-        elif length is not None:
-            size = _content_length(length, tx, "response")
-            if size is None:
-                self._start_body(side, tx, self._until_close)
-            elif size:
-                side.left = size
-                self._start_body(side, tx, self._body_length)
-            else:
-                self._message_end(side)
-        else:
+            if doubt:
+                self._doubt(side, tx)
+            return
+        if coding is not None:
+            tx.add_event("invalid_transfer_encoding_value_in_response")
+        if length is None:
             self._start_body(side, tx, self._until_close)
+            return
+        size = _content_length(length, tx, "response")
+        if size is None:
+            self._start_body(side, tx, self._until_close)
+        elif size:
+            side.left = size
+            self._start_body(side, tx, self._body_length)
+        else:
+            self._message_end(side)
 
     def _expect_response(self, side: _Side) -> HttpTransaction:
         """The transaction the next response belongs to; made up when nobody asked."""
@@ -426,6 +517,21 @@ class Http1Parser(BaseParser):
         tx.body_changed(side.direction, body)
         if full:
             side.hold = -1
+
+    def _doubt(self, side: _Side, tx: HttpTransaction) -> None:
+        """From here on some clients may see the bytes as they are, chunk sizes included: keep both readings."""
+        if side.other is None:
+            side.other = tx.second_reading(self._limits)
+
+    def _inspect_other(self, side: _Side, other: Body, data: bytes) -> None:
+        ended = side.other is not other
+        tx = side.last if ended else side.tx
+        assert tx is not None
+        if data and not other.full:
+            other.feed(data)
+        if ended:
+            other.finish()
+        tx.body_changed(side.direction, other)
 
     def _body_length(self, side: _Side, data: bytes, position: int) -> int:
         end = min(position + side.left, len(data))
@@ -465,7 +571,7 @@ class Http1Parser(BaseParser):
         digits, rest = parts[1], parts[2].strip()
         if not digits and not rest:
             return position  # an empty line where a size should be: go on with the next, as libhtp does
-        if rest and not rest.startswith(b";"):
+        if rest:
             tx.add_event(f"{_side_name(side)}_chunk_extension")
         size = int(digits, 16) if 0 < len(digits.lstrip(b"0") or b"0") <= 8 and digits else -1
         if 0 <= size <= _MAX_CHUNK:
@@ -502,7 +608,18 @@ class Http1Parser(BaseParser):
         return end
 
     def _chunk_end(self, side: _Side, data: bytes, position: int) -> int:
-        """Whatever stands before the line end that should follow a chunk at once is ignored."""
+        """Whatever stands before the line end that should follow a chunk at once is ignored, as libhtp does."""
+        tx = side.tx
+        assert tx is not None
+        if side.other is None and side.direction is Direction.TO_CLIENT:
+            junk = _CHUNK_END_SPACE.match(data, position)
+            assert junk is not None  # it may be empty
+            position = junk.end()
+            if position < len(data) and data[position] != 0x0A:
+                # Not by everybody: it can be content, or the size of the next chunk.
+                self._doubt(side, tx)
+                tx.add_event("invalid_response_chunk_len")
+                return position
         end = data.find(b"\n", position)
         if end < 0:
             return len(data)
@@ -536,7 +653,7 @@ class Http1Parser(BaseParser):
             body.finish()
             tx.body_changed(side.direction, body)
         tx.finish(side.direction)
-        side.tx, side.body, side.hold, side.last = None, None, -1, tx
+        side.tx, side.body, side.other, side.hold, side.last = None, None, None, -1, tx
         side.buffer.clear()
         side.state = self._line
         if side.direction is Direction.TO_CLIENT and self._waiting and self._waiting[0] is tx:
@@ -586,11 +703,24 @@ def _side_name(side: _Side) -> str:
 
 def _is_response_line(line: bytes) -> bool:
     """Whether browsers would take this for a status line (libhtp htp_treat_response_line_as_body)."""
-    return _first_letters(line) == b"HTTP"
+    return _STATUS_LINE.match(line) is not None
 
 
-def _first_letters(line: bytes) -> bytes:
-    return line[:64].lstrip(_LINE_END)[:4].upper()
+def _find_head_end(side: _Side, data: bytes | bytearray, start: int, first: int) -> re.Match[bytes] | None:
+    """The end of a head that has its first line end at ``start``, looked for from ``first``."""
+    expression = _HEAD_END[side.direction]
+    end = expression.search(data, first)
+    if end is not None and end.start() == start and side.direction is Direction.TO_CLIENT and end.start(1) >= 0:
+        end = expression.search(data, start + 1)  # how the status line ended does not matter
+    return end
+
+
+def _skip(side: _Side, data: bytes, position: int) -> int:
+    if data[position] != side.skip[0]:
+        side.skip = b""
+        return position
+    side.skip = side.skip[1:]
+    return position + 1
 
 
 def _asked_for_upgrade(request: Head | None) -> bool:

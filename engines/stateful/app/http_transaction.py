@@ -32,7 +32,7 @@ class Head:
     place of the first, as libhtp does. ``raw`` is the field block as sent, its empty line included.
     """
 
-    __slots__ = ("body", "fields", "first", "line", "protocol", "raw", "second", "third")
+    __slots__ = ("body", "fields", "first", "line", "other", "raw", "second", "third")
 
     def __init__(
         self, line: bytes, parts: tuple[bytes, bytes, bytes], fields: Fields, raw: bytes, body: Body | None = None
@@ -43,6 +43,7 @@ class Head:
         self.fields = fields
         self.raw = raw
         self.body = body
+        self.other: Body | None = None  # the body as a client reads it that does not follow a doubtful framing
 
     def value(self, name: bytes) -> bytes | None:
         """Value of a field by its lower-case name."""
@@ -100,13 +101,23 @@ class HttpTransaction(BaseTransaction):
         head = self.response if direction else self.request
         assert head is not None
         if head.body is None:
-            codings = head.value(b"content-encoding")
-            decoders, events = decoders_for(codings, limits) if codings else ([], [])
-            for event in events:
-                self.add_event(event)
-            limit = limits.response_body if direction else limits.request_body
-            head.body = Body(limit, decoders, limits)
+            head.body = self._new_body(direction, head, limits)
         return head.body
+
+    def second_reading(self, limits: AppLimits) -> Body:
+        """For a response whose framing clients read in two ways: the body they see who take it as it is."""
+        head = self.response
+        assert head is not None
+        if head.other is None:
+            head.other = self._new_body(Direction.TO_CLIENT, head, limits)
+        return head.other
+
+    def _new_body(self, direction: Direction, head: Head, limits: AppLimits) -> Body:
+        codings = head.value(b"content-encoding")
+        decoders, events = decoders_for(codings, limits) if codings else ([], [])
+        for event in events:
+            self.add_event(event)
+        return Body(limits.response_body if direction else limits.request_body, decoders, limits)
 
     def body_changed(self, direction: Direction, body: Body) -> None:
         """The body grew or stopped growing: pass its events on."""
@@ -161,23 +172,27 @@ def _text(value: bytes) -> str:
     return value[:4096].decode("utf-8", "backslashreplace")
 
 
-_FIELD_NAME_END = re.compile(rb"[ \t]*:[ \t]*")
+_FOLD = (b" ", b"\t", b"\0")  # libhtp htp_is_folding_char
+_FOLDED = re.compile(rb"\n[ \t\0]")
+_VALUE_SPACE = b" \t\r\x0b\x0c"
 
 
-def parse_fields(block: bytes, events: list[str]) -> Fields:
+def parse_fields(block: bytes, events: list[str], side: str = "request", split_folds: bool = False) -> Fields:
     """Read the field lines of ``block`` (line ends included, the empty line at the end may be there).
 
     As lenient as libhtp: bare LF, folded lines (joined by one space), space before the colon, lines without a colon
-    (kept under an empty name), NUL and odd bytes in names. ``events`` gets what was odd.
+    (kept under an empty name), NUL and odd bytes in names and around values. ``events`` gets what was odd, named for
+    ``side``. ``split_folds``: a folded line that looks like a field is one (libhtp htp_connp_RES_HEADERS).
     """
     fields: Fields = {}
     repeats: dict[bytes, list[bytes]] = {}
-    if b"\0" in block:
-        block = block.replace(b"\0", b"")  # a name or value with NULs in it is read without them (libhtp norzero)
-        events.append("request_header_nul")
     lines = block.split(b"\n")
-    if b"\n " in block or b"\n\t" in block:
-        lines = _unfold(lines, events)
+    if _FOLDED.search(block) or block[:1] in _FOLD:
+        lines = _unfold(lines, events, side, split_folds)
+    odd = False
+    if b"\0" in block:
+        lines = [line.replace(b"\0", b"") for line in lines]  # libhtp norzero
+        odd = True
     for line in lines:
         line = line.rstrip(b"\r")
         name, colon, value = line.partition(b":")
@@ -185,39 +200,49 @@ def parse_fields(block: bytes, events: list[str]) -> Fields:
             if not line.strip():
                 continue
             name, value = b"", line
-            if "request_field_missing_colon" not in events:
-                events.append("request_field_missing_colon")
+            if f"{side}_field_missing_colon" not in events:
+                events.append(f"{side}_field_missing_colon")
         else:
-            name = name.strip()
-        value = value.strip(b" \t\r\x0b\x0c")
+            stripped = name.strip()
+            odd = odd or len(stripped) != len(name) or not stripped
+            name = stripped
+        stripped = value.strip(b" \t\r")
+        value = stripped.strip(_VALUE_SPACE)
+        odd = odd or len(stripped) != len(value)
         key = name.lower()
         if key not in fields:
             fields[key] = (name, value)
         elif key == b"content-length":
             # Joined it would be no number. The first one counts; the event lets rules refuse the rest.
-            if value != fields[key][1] and "duplicate_content_length_field" not in events:
-                events.append("duplicate_content_length_field")
+            if value != fields[key][1] and f"duplicate_content_length_field_in_{side}" not in events:
+                events.append(f"duplicate_content_length_field_in_{side}")
         else:
             values = repeats.setdefault(key, [fields[key][1]])
             if len(values) < _MAX_REPEATS:
                 values.append(value)
+            elif f"{side}_header_repetition" not in events:
+                events.append(f"{side}_header_repetition")
     for key, values in repeats.items():
         fields[key] = (fields[key][0], b", ".join(values))
+    if odd:
+        events.append(f"{side}_header_invalid")
     return fields
 
 
-def _unfold(lines: list[bytes], events: list[str]) -> list[bytes]:
+def _unfold(lines: list[bytes], events: list[str], side: str, split: bool) -> list[bytes]:
     """Obsolete line folding (RFC 9112, section 5.2)."""
     out: list[list[bytes]] = []
     for line in lines:
-        if line[:1] in {b" ", b"\t"} and out:
-            if "header_folding" not in events:
-                events.append("header_folding")
-            stripped = line.strip()
-            if stripped:
-                out[-1].append(stripped)
-        else:
+        if line[:1] not in _FOLD:
             out.append([line.rstrip(b"\r")])
+            continue
+        if f"invalid_{side}_field_folding" not in events:
+            events.append(f"invalid_{side}_field_folding")
+        stripped = line.strip(b" \t\r\0")
+        if not out or not out[-1][0] or (split and b":" in stripped and any(b":" in part for part in out[-1])):
+            out.append([stripped])
+        elif stripped:
+            out[-1].append(stripped)
     return [b" ".join(parts) for parts in out]
 
 
@@ -298,8 +323,11 @@ def _cookie(_tx: HttpTransaction, head: Head, direction: Direction) -> Sequence[
 
 
 def _body(_tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
-    body = head.body
-    return (body.view(),) if body is not None and body.size else ()
+    body, other = head.body, head.other
+    seen = (body.view(),) if body is not None and body.size else ()
+    if other is None or not other.size or (seen and other.view() == seen[0]):
+        return seen
+    return (*seen, other.view())
 
 
 # Name -> (sides that have it, getter, whether it stays as it is once the head is there).

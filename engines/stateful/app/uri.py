@@ -8,6 +8,7 @@ not valid percent-encoding stays as it is.
 from __future__ import annotations
 
 import re
+from ipaddress import IPv6Address
 from typing import NamedTuple
 
 # RFC 3986, appendix B. A target that starts with a slash is a path even when another slash follows.
@@ -17,6 +18,9 @@ _PERCENT = re.compile(rb"%([0-9A-Fa-f]{2})")
 _PERCENT_U = re.compile(rb"%(?:[uU]([0-9A-Fa-f]{4})|([0-9A-Fa-f]{2}))")
 _DOUBLE = re.compile(rb"%25[0-9A-Fa-f]{2}")
 _SLASHES = re.compile(rb"//+")
+# The underscore is common in practice.
+_HOST = re.compile(rb"([A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
+_HOST_SIZE = 255
 _HEX = {f"{value:02x}".encode(): bytes([value]) for value in range(256)}
 
 
@@ -69,6 +73,22 @@ def normalise_host(host: bytes) -> bytes:
     if host.startswith(b"["):  # an IPv6 literal has colons of its own
         return host[: host.find(b"]") + 1] or host
     return host.partition(b":")[0].rstrip(b".")
+
+
+def is_host(value: bytes) -> bool:
+    """Whether this is a host with or without port, as libhtp htp_validate_hostname sees it (RFC 9110, section 7.2)."""
+    found = _HOST.fullmatch(value)
+    if found is None or len(found[1]) > _HOST_SIZE or (found[2] is not None and not 0 < int(found[2]) < 65536):
+        return False
+    return found[1][:1] != b"[" or _is_ipv6(found[1][1:-1])
+
+
+def _is_ipv6(value: bytes) -> bool:
+    try:
+        IPv6Address(value.decode("ascii"))
+    except ValueError:
+        return False
+    return True
 
 
 def _decode(match: re.Match[bytes]) -> bytes:
