@@ -226,6 +226,21 @@ class Inspector:
             self._feed(direction, data)
         return self._run(segment, True)
 
+    def unmoved(self, direction: Direction, established: bool) -> bool:
+        """A packet without payload that way can match nothing and changes nothing, as the acknowledgements of a bulk
+        transfer: it need not be given to :meth:`inspect`."""
+        return (
+            established
+            and self._established
+            and self._covered[direction] == ()  # no packet rule without a pattern is about this flow
+            and self._ip_only_done[direction]
+            and (self._pd_done[direction] or not self._group.pd_only)
+            and self._outcome is None
+            and self._tls is None
+            and not self._ruleset.defaults
+            and not any(layer.group.per_packet for layer in self._layers)
+        )
+
     def tls_hello(self, facts: TlsFacts, now: float, session_holding: bool = False) -> Outcome:
         """The client's hello of a decrypted flow. Its rules are judged now if the session is held until then,
         otherwise together with the first plaintext (AWS: ``EnableTLSSessionHolding``)."""
