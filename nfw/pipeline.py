@@ -59,7 +59,11 @@ class Answer(enum.IntEnum):
     INSPECT_TO_SERVER = Disposition.INSPECT_TO_SERVER
 
 
-_INSPECTED = frozenset((Answer.INSPECT, Answer.INSPECT_TO_CLIENT, Answer.INSPECT_TO_SERVER))
+_BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
+# By disposition. A table, because hashing a member of an enumeration calls Python and every packet asks.
+_IS_INSPECTED = tuple(
+    value in (Answer.INSPECT, Answer.INSPECT_TO_CLIENT, Answer.INSPECT_TO_SERVER) for value in range(16)
+)
 
 
 class Effects(Protocol):
@@ -138,10 +142,10 @@ class Pipeline:
         if match.action is not StatelessAction.FORWARD:
             return self._stateless(packet, match, now)
         old = disposition != Disposition.NONE and generation != self.generation
-        ours = generation == self.generation and disposition in _INSPECTED
+        ours = generation == self.generation and _IS_INSPECTED[disposition]
         answer = self._track(packet_id, packet, old, ours, now)
         # The mark is in place already; a mark that says something else would undo what the flow's has come to be.
-        if ours and answer in _INSPECTED and answer.value == disposition:
+        if ours and answer == disposition:
             return Answer.ACCEPT
         return answer
 
@@ -276,11 +280,12 @@ class Pipeline:
         inspector = context.inspector
         if inspector is None:
             return self._uninspected(packet, flow, now)
-        context.fed[direction] += len(stream)
-        outcome = inspector.inspect(Segment(direction, established, payload, stream, packet, now))
-        answer = self._outcome(outcome, flow, context, packet, now)
-        if answer is not None:
-            return answer
+        if payload or stream or not inspector.unmoved(direction, established):
+            context.fed[direction] += len(stream)
+            outcome = inspector.inspect(Segment(direction, established, payload, stream, packet, now))
+            answer = self._outcome(outcome, flow, context, packet, now)
+            if answer is not None:
+                return answer
         if ended:
             answer = self._outcome(inspector.close(direction, now), flow, context, packet, now)
             if answer is not None:
@@ -299,7 +304,7 @@ class Pipeline:
         if context.passing is None and packet.protocol == TCP and not flow.midstream and not context.held:
             inspector = context.inspector
             assert inspector is not None
-            for direction in Direction:
+            for direction in _BOTH:
                 if inspector.done(direction) and self._kernel_may_take(context, packet):
                     context.passing = flow.unseen = direction
                     context.streams[direction] = None
@@ -350,6 +355,8 @@ class Pipeline:
             half = streams[direction] = HalfStream()
         added = half.add(sequence, payload, fin=bool(flags & FIN))
         status = added.status
+        if payload and added.data is payload:  # nothing early was waiting behind it
+            return None, payload, added.ended, half.delivered
         ahead = (sequence + len(payload) - half.next_seq) & 0xFFFFFFFF
         end = half.delivered + (ahead - (1 << 32) if ahead & 0x80000000 else ahead)
         if status is Status.OK or status is Status.OUT_OF_ORDER:

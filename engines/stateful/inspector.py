@@ -157,6 +157,7 @@ class Inspector:
         "_reachable",
         "_ruleset",
         "_segment",
+        "_suspect",
         "_tail",
         "_tls",
         "_tuples",
@@ -199,6 +200,7 @@ class Inspector:
         self._payload_bytes = [0, 0]
         self._offset = [0, 0]  # stream bytes searched
         self._tail = [b"", b""]  # the last of them
+        self._suspect = [False, False]  # a pattern was found where they are
         self._window = b""  # what payload conditions see now
         self._segment = Segment(_TO_SERVER, False, b"", b"", None, now)
         self._found: list[_Match] = []
@@ -295,6 +297,21 @@ class Inspector:
         for layer in self._layers:
             if layer.parser is not None and not layer.parser.finished:
                 layer.parser.close(direction)
+
+    def unmoved(self, direction: Direction, established: bool) -> bool:
+        """A packet without payload that way can match nothing and changes nothing, as the acknowledgements of a bulk
+        transfer: it need not be given to :meth:`inspect`."""
+        return (
+            established
+            and self._established
+            and self._covered[direction] == ()  # no packet rule without a pattern is about this flow
+            and self._ip_only_done[direction]
+            and (self._pd_done[direction] or not self._group.pd_only)
+            and self._outcome is None
+            and self._tls is None
+            and not self._ruleset.defaults
+            and not any(layer.group.per_packet for layer in self._layers)
+        )
 
     def tls_hello(self, facts: TlsFacts, now: float, session_holding: bool = False) -> Outcome:
         """The client's hello of a decrypted flow. Its rules are judged now if the session is held until then,
@@ -482,16 +499,23 @@ class Inspector:
                 if on_stream.patterns is not None:
                     for index in on_stream.patterns.scan(payload):
                         candidates[index] = candidates.get(index, 0) | 1
-        window, start = (data, segment.offset) if self._watching else self._stream_window(direction, data)
-        if window:
+        window, start = b"", 0
+        hits: Sequence[int] = ()
+        if not self._watching:
+            data = self._to_search(direction, data)
+        if data:
             always = self._always[direction]
             if always is None:
                 always = self._always[direction] = self._cover(on_stream.always, direction)
             for rule in always:
                 candidates[rule.index] = candidates.get(rule.index, 0) | 2
-            if on_stream.patterns is not None:
-                for index in on_stream.patterns.scan(window):
-                    candidates[index] = candidates.get(index, 0) | 2
+            if self._watching:
+                window, start = data, segment.offset
+                found = on_stream.patterns.scan(window) if on_stream.patterns is not None else []
+            else:
+                found = on_stream.patterns.scan(window) if on_stream.patterns is not None else []
+            for index in found:
+                candidates[index] = candidates.get(index, 0) | 2
         self._window = window or payload
         for index in sorted(candidates) if len(candidates) > 1 else candidates:
             rule = rules[index]
@@ -521,22 +545,41 @@ class Inspector:
                 self._allowed[direction] |= bit
         return bool(self._allowed[direction] & bit)
 
-    def _stream_window(self, direction: Direction, data: bytes) -> tuple[bytes, int]:
-        """The new bytes with some before them, and where in the stream that starts. Empty when nothing is to search."""
-        if not data:
-            return b"", 0
-        offset = self._offset[direction]
-        if offset >= self._limits.stream_depth:
-            return b"", 0
-        if not self._group.stream[direction] and not self._ruleset.tx_payload:
-            return b"", 0
-        if offset + len(data) > self._limits.stream_depth:
-            data = data[: self._limits.stream_depth - offset]
+    def _to_search(self, direction: Direction, data: bytes) -> bytes:
+        """As much of the new bytes as the depth allows. Empty when nothing is to search."""
+        left = self._limits.stream_depth - self._offset[direction]
+        if not data or left <= 0 or not (self._group.stream[direction] or self._ruleset.tx_payload):
+            return b""
+        return data if len(data) <= left else data[:left]
+
+    def _search_stream(self, direction: Direction, data: bytes, wanted: bool) -> tuple[bytes, int, Sequence[int]]:
+        """The new bytes with some before them, where in the stream that starts, and the rules whose pattern is there.
+
+        In a bulk transfer putting the window together costs as much as searching it. As long as nothing was found in
+        the bytes before, they need not be searched again, only the border; and when nothing is found at all and the
+        window is not ``wanted`` for anything else, it is never made: then only the new bytes are returned.
+        """
+        patterns = self._group.stream[direction].patterns
         tail = self._tail[direction]
+        keep = self._limits.stream_window
+        start = self._offset[direction]
+        self._offset[direction] = start + len(data)
+        found: Sequence[int] = ()
+        whole = not tail or wanted or self._suspect[direction] or self._ruleset.tx_payload
+        if not whole and patterns is not None:
+            reach = patterns.longest - 1
+            found = patterns.scan(tail[-reach:] + data[:reach]) if reach else ()
+            found = found or patterns.scan(data)
+            whole = bool(found)
+        if not whole:
+            self._tail[direction] = data[-keep:] if len(data) >= keep else (tail + data)[-keep:]
+            return data, start, found
         window = tail + data if tail else data
-        self._offset[direction] = offset + len(data)
-        self._tail[direction] = window[-self._limits.stream_window :]
-        return window, offset - len(tail)
+        if patterns is not None:
+            found = patterns.scan(window)
+        self._suspect[direction] = bool(found)
+        self._tail[direction] = window[-keep:]
+        return window, start - len(tail), found
 
     def _tls_ready(self, segment: Segment, with_packet: bool) -> bool:
         """Plaintext is about to leave: whatever TLS rules say has to be said now, together with the rules on it."""

@@ -27,6 +27,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from engines.stateful.history import History
+
 _MODULUS = 1 << 32
 _HALF = 1 << 31
 MAX_WINDOW = 1 << 30  # RFC 7323, section 2.3: the largest window that can be advertised
@@ -90,7 +92,6 @@ class HalfStream:
         "_base",
         "_fin",
         "_history",
-        "_history_start",
         "_limits",
         "_next",
         "_pending",
@@ -107,10 +108,7 @@ class HalfStream:
         # The receiver has every offset before this one. Picked up mid-stream, nothing is known of what went before.
         self._acked = -MAX_WINDOW if isn is None else 0
         self._fin: int | None = None  # the offset after the last byte
-        # The delivered bytes that may be sent again: offsets [_history_start, _next). Cutting the front off a bytearray
-        # moves a pointer, not the bytes.
-        self._history = bytearray()
-        self._history_start = 0
+        self._history = History()  # the delivered bytes that may be sent again: it ends at ``_next``
         # Early segments, sorted by offset, never overlapping, all of them after ``_next``.
         self._pending_at: list[int] = []
         self._pending: list[bytes] = []
@@ -173,7 +171,7 @@ class HalfStream:
         # What the receiver has acknowledged it will not look at again.
         if start < self._acked:
             data, start = data[self._acked - start :], min(self._acked, end)
-        if start < self._history_start and data:
+        if start < self._history.start and data:
             return _UNVERIFIABLE
         if data:
             refused = self._check_overlap(start, data)
@@ -200,7 +198,7 @@ class HalfStream:
         if offset <= self._acked:
             return True
         self._acked = offset
-        self._forget(offset - self._history_start)
+        self._history.forget(offset)
         return True
 
     def _offset(self, seq: int) -> int:
@@ -228,8 +226,7 @@ class HalfStream:
         end = start + len(data)
         decided: list[tuple[int, bytes]] = []
         if start < self._next:
-            origin = self._history_start
-            decided.append((start, bytes(self._history[start - origin : end - origin])))
+            decided.append((start, self._history.between(start, end)))
         first = max(bisect_right(self._pending_at, start) - 1, 0)
         for index in range(first, len(self._pending_at)):
             at = self._pending_at[index]
@@ -319,10 +316,7 @@ class HalfStream:
 
     def _deliver(self, data: bytes) -> None:
         self._next += len(data)
-        self._history += data
-        self._forget(len(self._history) - self._limits.history_bytes)
-
-    def _forget(self, size: int) -> None:
-        if size > 0:
-            del self._history[:size]
-            self._history_start += size
+        history = self._history
+        history.append(data)
+        if len(history) > self._limits.history_bytes:
+            history.forget(self._next - self._limits.history_bytes)

@@ -339,6 +339,41 @@ def test_pattern_across_chunks() -> None:
         assert flow.data(UP, b"..secret"[2 + cut :]) == "drop! 1"
 
 
+@pytest.mark.parametrize("others", [0, 10])  # few patterns are searched one by one, many in a database
+@pytest.mark.parametrize("cut", range(7))
+def test_pattern_across_the_border_of_long_chunks(cut: int, others: int) -> None:
+    """Nothing was found before it, so only the border and the new bytes are searched."""
+    rules = "".join(f'drop tcp {ANY} (content:"another{sid}"; sid:{sid};)\n' for sid in range(2, 2 + others))
+    flow = Flow(compiled(rules + f'drop tcp {ANY} (content:"secret"; sid:1;)')).handshake()
+    for _ in range(3):
+        assert flow.data(UP, bytes(5000)) == "accept"
+    assert flow.data(UP, bytes(5000) + b"secret"[:cut]) == ("accept" if cut < 6 else "drop! 1")
+    if cut < 6:
+        assert flow.data(UP, b"secret"[cut:] + bytes(5000)) == "drop! 1"
+
+
+def test_second_pattern_a_chunk_later() -> None:
+    """The pattern that makes the rule worth trying is found with one chunk, the rest of the rule with a later one."""
+    rules = compiled(f'drop tcp {ANY} (content:"long-first"; content:"then"; distance:0; content:"a"; sid:1;)')
+    flow = Flow(rules).handshake()
+    assert flow.data(UP, bytes(5000)) == "accept"
+    assert flow.data(UP, bytes(3000) + b"long-first") == "accept"
+    assert flow.data(UP, bytes(1000)) == "accept"
+    assert flow.data(UP, b"a" + bytes(1000)) == "accept"
+    assert flow.data(UP, b"then") == "drop! 1"
+    late = Flow(rules).handshake()
+    assert late.data(UP, bytes(3000) + b"long-first") == "accept"
+    assert late.data(UP, bytes(2560)) == "accept"
+    assert late.data(UP, b"athen") == "accept"  # more than a window behind
+
+
+def test_one_byte_pattern_in_long_chunks() -> None:
+    flow = Flow(compiled(f'drop tcp {ANY} (content:"x"; sid:1;)')).handshake()
+    assert flow.data(UP, bytes(5000)) == "accept"
+    assert flow.data(UP, bytes(5000)) == "accept"
+    assert flow.data(UP, bytes(5000) + b"x") == "drop! 1"
+
+
 def test_window_and_depth_bound_what_is_searched() -> None:
     rules = compiled(f'alert tcp {ANY} (content:"secret"; sid:1;)', stream_window=8, stream_depth=40)
     flow = Flow(rules).handshake()
