@@ -233,7 +233,8 @@ def replay(
             carried = False
             for layer in layers.read(captured.link_type, captured.data, now):
                 if layer.packet is not None:
-                    watcher.packet(captured.number, layer.packet, captured.time, layer.vlans)
+                    odd = frozenset(f"decoder.{event}" for event in layer.events)
+                    watcher.packet(captured.number, layer.packet, captured.time, layer.vlans, odd)
                     carried = True
             unread += not carried
     finally:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+from engines.decode.anomalies import packet_events
 from engines.flow import CloseReason, Flow
 from engines.packet import ACK, RST, SYN, TCP, UDP, Packet, quoted
 from engines.stateful.inspector import Alert, FlowFacts, Inspector, Outcome, Segment
@@ -108,12 +109,28 @@ class Watcher:
         self._flows: dict[Hashable, Flow] = {}  # oldest packet first
         self._last_id = 0
         self._number = 0
+        self._vlans: tuple[int, ...] = ()
+        self._events: frozenset[str] = frozenset()
+        # To find out what is odd about a packet takes longer than to judge most: only for rules that ask.
+        self._wants_events = any("decode-event" in rule.signature.text for rule in ruleset.rules)
 
     # -- one packet ------------------------------------------------------------------------------------------------
 
-    def packet(self, number: int, packet: Packet, now: float, vlan: tuple[int, ...] = ()) -> None:
-        """Judge one packet; ``number`` is its place in the capture, the record's ``pcap_cnt``."""
+    def packet(
+        self,
+        number: int,
+        packet: Packet,
+        now: float,
+        vlan: tuple[int, ...] = (),
+        extra: frozenset[str] = frozenset(),
+    ) -> None:
+        """Judge one packet; ``number`` is its place in the capture, the record's ``pcap_cnt``. ``extra``: decode events
+        that the packet alone does not show."""
         self._number = number
+        self._vlans = vlan
+        self._events = extra
+        if self._wants_events:
+            self._events = extra.union(f"decoder.{event}" for event in packet_events(packet.data))
         protocol = packet.protocol
         if packet.problem is not None or not packet.key or protocol not in _WITH_FLOWS:
             self._alone(packet, now, established=False)
@@ -189,7 +206,9 @@ class Watcher:
         flow_id = flow.id if flow is not None else 0
         facts = FlowFacts(flow_id, packet.protocol, packet.src, packet.dst, packet.sport, packet.dport)
         inspector = Inspector(self.ruleset, facts, now, watching=True, enforcing=self.options.enforce)
-        outcome = inspector.inspect(Segment(_TO_SERVER, established, packet.payload, b"", packet, now))
+        outcome = inspector.inspect(
+            Segment(_TO_SERVER, established, packet.payload, b"", packet, now, 0, True, self._events, self._vlans)
+        )
         decision = outcome.decision
         drops = decision.verdict is not Verdict.ACCEPT
         verdict = decision.verdict.value if drops else "pass" if decision.reason == "rule" else "alert"
@@ -207,7 +226,7 @@ class Watcher:
         payload = packet.payload
         if packet.protocol == UDP and payload and self._checksum_ok(packet):
             context.inspector.absorb(direction, payload)
-        segment = Segment(direction, flow.established, payload, b"", packet, now)
+        segment = Segment(direction, flow.established, payload, b"", packet, now, 0, True, self._events, self._vlans)
         self._judged(context.inspector.inspect(segment), packet, flow, direction, now)
 
     def _tcp(self, packet: Packet, flow: Flow, direction: Direction, now: float) -> None:
@@ -227,7 +246,9 @@ class Watcher:
             self._feed(context, step.deliveries, step.closed)
             if session.established:
                 chunk, offset = session.chunk(direction)
-        segment = Segment(direction, flow.established, payload, chunk, packet, now, offset, added)
+        segment = Segment(
+            direction, flow.established, payload, chunk, packet, now, offset, added, self._events, self._vlans
+        )
         outcome = inspector.inspect(segment)
         flow.established = flow.established or session.established
         session.settle()

@@ -79,6 +79,8 @@ class Segment:
     now: float
     offset: int = 0
     added: bool = True
+    events: frozenset[str] = frozenset()  # of decoding, as the decode-event keyword names them
+    vlans: tuple[int, ...] | None = None  # outermost first; None: not seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,10 +513,10 @@ class Inspector:
                 candidates[rule.index] = candidates.get(rule.index, 0) | 2
             if self._watching:
                 window, start = data, segment.offset
-                found = on_stream.patterns.scan(window) if on_stream.patterns is not None else []
+                hits = on_stream.patterns.scan(window) if on_stream.patterns is not None else ()
             else:
-                found = on_stream.patterns.scan(window) if on_stream.patterns is not None else []
-            for index in found:
+                window, start, hits = self._search_stream(direction, data, bool(always))
+            for index in hits:
                 candidates[index] = candidates.get(index, 0) | 2
         self._window = window or payload
         for index in sorted(candidates) if len(candidates) > 1 else candidates:
