@@ -432,6 +432,30 @@ class FlowTable:
         self._admit(flow, direction, packet)
         return Tracked(flow, direction, Kind.MIDSTREAM, False, "", ended)
 
+    def knows(self, packet: Packet, now: float) -> bool:
+        """Whether a UDP ``packet`` belongs to a flow of the table; nothing is accounted."""
+        known = self._other.get(packet.key)
+        return known is not None and known.flow is not None and now - known.flow.last_seen < known.flow._timeout
+
+    def resume(self, packet: Packet, now: float) -> Tracked:
+        """Make the flow of a UDP packet that :meth:`knows` denies and that is known to come from the server.
+
+        Whoever knows so has seen the client's packets, so both sides were seen. Otherwise as :meth:`track`.
+        """
+        ended = None
+        known = self._other.get(packet.key)
+        if known is not None and known.flow is not None:
+            ended = self._drop(known.flow, CloseReason.TIMEOUT)
+        flow, made_room = self._create(packet, now, TO_CLIENT)
+        if flow is None:
+            self.counters.refused += 1
+            return Tracked(None, TO_CLIENT, Kind.REFUSED, False, "flow_table_full", ended)
+        self.counters.created += 1
+        flow.established = True
+        flow._timeout = self.timeouts.udp
+        self._admit(flow, TO_CLIENT, packet)
+        return Tracked(flow, TO_CLIENT, Kind.NEW, True, "", ended or made_room)
+
     def _track_other(self, packet: Packet, now: float) -> Tracked:
         known = self._other.get(packet.key)
         ended = None

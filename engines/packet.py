@@ -485,23 +485,46 @@ def icmp_unreachable(packet: Packet) -> bytes:
     may be sent: about an ICMP error, a later fragment, a group or broadcast destination, or to no single host (RFC 1122
     section 3.2.2, RFC 4443 section 2.4 (e)).
     """
-    if (
-        packet.problem is not None
-        or packet.is_icmp_error
-        or (packet.fragment and packet.l4_offset == packet.payload_offset)
-    ):
+    if not _may_answer(packet):
         return b""
-    if not _is_one_host(packet.src) or not _is_one_host(packet.dst):
-        return b""
-    if packet.family == 4:
-        quote = packet.data[: min(packet.end, _IPV4_QUOTE_LIMIT - 28)]
-        message = b"\x03\x0d\0\0\0\0\0\0" + quote
+    return _unreachable(packet.dst, packet.src, packet.data[: packet.end], 13 if packet.family == 4 else 1)
+
+
+def port_unreachable(packet: Packet) -> tuple[bytes, bytes]:
+    """Complete ICMP "port unreachable" for both ends of the UDP flow of ``packet``: (back to its sender, on to its
+    receiver), each in the name of the other.
+
+    IPv4 type 3 code 3 (RFC 1122 section 3.2.2.1), IPv6 type 1 code 4 (RFC 4443 section 3.1). The first quotes
+    ``packet``. The receiver may have sent nothing lately, so the second quotes an empty datagram of its flow: an end
+    finds its socket by the addresses and ports alone. Both empty for other protocols, fragments and whatever
+    :func:`icmp_unreachable` leaves without an answer.
+    """
+    if packet.protocol != UDP or packet.fragment or not _may_answer(packet):
+        return b"", b""
+    src, dst, code = packet.src, packet.dst, 3 if packet.family == 4 else 4
+    header = _UDP.pack(packet.dport, packet.sport, 8) + b"\0\0"
+    header = _with_checksum(header, 6, _pseudo_sum(dst, src, UDP, len(header)))
+    quote = _ip_header(dst, src, UDP, len(header)) + header
+    return _unreachable(dst, src, packet.data[: packet.end], code), _unreachable(src, dst, quote, code)
+
+
+def _may_answer(packet: Packet) -> bool:
+    if packet.problem is not None or packet.is_icmp_error:
+        return False
+    if packet.fragment and packet.l4_offset == packet.payload_offset:
+        return False
+    return _is_one_host(packet.src) and _is_one_host(packet.dst)
+
+
+def _unreachable(src: bytes, dst: bytes, quote: bytes, code: int) -> bytes:
+    """ICMP or ICMPv6 "destination unreachable" about the IP packet ``quote``."""
+    if len(src) == 4:
+        message = bytes((3, code)) + bytes(6) + quote[: _IPV4_QUOTE_LIMIT - 28]
         message = _with_checksum(message, 2, 0)
-        return _ip_header(packet.dst, packet.src, ICMP, len(message)) + message
-    quote = packet.data[: min(packet.end, _IPV6_QUOTE_LIMIT - 48)]
-    message = b"\x01\x01\0\0\0\0\0\0" + quote
-    message = _with_checksum(message, 2, _pseudo_sum(packet.dst, packet.src, ICMPV6, len(message)))
-    return _ip_header(packet.dst, packet.src, ICMPV6, len(message)) + message
+        return _ip_header(src, dst, ICMP, len(message)) + message
+    message = bytes((1, code)) + bytes(6) + quote[: _IPV6_QUOTE_LIMIT - 48]
+    message = _with_checksum(message, 2, _pseudo_sum(src, dst, ICMPV6, len(message)))
+    return _ip_header(src, dst, ICMPV6, len(message)) + message
 
 
 def _segment(src: bytes, dst: bytes, sport: int, dport: int, seq: int, ack: int, flags: int) -> bytes:

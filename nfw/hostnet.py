@@ -16,6 +16,10 @@ A switch is three transactions of which only the middle one is felt: *prepare* a
 generation's marks valid, *flip* replaces the single rule of the classify chain, *retire* takes away what older
 generations had. Between flip and retire packets that wait in the old queues still leave by the old workers' verdicts.
 
+UDP has a mark of its own kind (``Disposition.INSPECT_UDP`` and so on) because its entries must outlive the generation:
+conntrack alone knows which side of an open flow is the client. A datagram of an older generation that comes from the
+server is stamped ``REPLY``, so that no worker takes it for the beginning of a flow.
+
 Base chains stay as long as the table: the kernel drops every queued packet of the namespace when a hook goes.
 
 nft 1.0.6 cannot combine two registers (``ct mark set ct mark & x | meta mark & y``), so each rule that copies a mark
@@ -50,6 +54,7 @@ COUNTERS = {
     "fragments_udp": "UDP fragments dropped by the fragment default",
     "fragments_other": "fragments of anything else",
     "tls_refused": "packets of intercepted flows that nobody listens for",
+    "ended": "datagrams of servers whose flows a change of policy has ended",
     "stale": "packets for connections of nfw that are gone",
     "failed_open": "packets forwarded without a verdict because the policy says fail open",
 }
@@ -65,6 +70,14 @@ _FORWARDED = (
     Disposition.PASS,
     Disposition.ONCE,
 )
+
+
+# How a worker's answer about a datagram is remembered.
+_OF_UDP = {
+    Disposition.INSPECT: Disposition.INSPECT_UDP,
+    Disposition.PASS: Disposition.PASS_UDP,
+    Disposition.DROP: Disposition.DROP_UDP,
+}
 
 
 class HostNetError(Exception):
@@ -288,20 +301,25 @@ table inet {self.table} {{
         layout, number = self.layout, generation.generation
         f, d = self._hex(layout.mask), self._hex(layout.disposition_mask)
         queue = f"goto queue_{number}"
-        inspect, passed, drop, tls = (
+        inspect, passed, tls = (
             layout.compose(number, disposition)
-            for disposition in (Disposition.INSPECT, Disposition.PASS, Disposition.DROP, Disposition.TLS)
+            for disposition in (Disposition.INSPECT, Disposition.PASS, Disposition.TLS)
         )
+        either = {tcp: self._either(number, tcp, udp) for tcp, udp in _OF_UDP.items()}
+        ended = self._hex(layout.compose(0, Disposition.ENDED))
+        from_server = layout.compose(0, Disposition.REPLY)
         deliver = self._stamp(layout.compose(0, Disposition.TLS))
         any_tls = self._hex(layout.compose(0, Disposition.TLS))
         any_own = self._hex(layout.compose(0, Disposition.OWN))
         rules = [
             # Only what the fragments chain has stamped bears a mark of ours here; see _whole.
             f"meta mark & {f} != 0 jump whole_{number}",
-            f"ct mark & {f} == {self._hex(inspect)} {self._stamp(inspect)} {queue}",
+            f"ct mark & {f} == {either[Disposition.INSPECT]} {self._stamp(inspect)} {queue}",
             *self._half_inspected(number, queue),
-            f"ct mark & {f} == {self._hex(passed)} {self._stamp(passed)} accept",
-            f"ct mark & {f} == {self._hex(drop)} counter name dropped drop",
+            f"ct mark & {f} == {either[Disposition.PASS]} {self._stamp(passed)} accept",
+            f"ct mark & {f} == {either[Disposition.DROP]} counter name dropped drop",
+            # By whatever generation: what has ended does not open again because another policy came.
+            f"ct mark & {d} == {ended} ct direction reply counter name ended drop",
             # Also of older generations, and ICMP errors for them: the socket is the proof that the connection goes on.
             f"ct mark & {d} == {{ {any_tls}, {any_own} }} socket transparent 1 socket wildcard 0 {deliver} accept",
             'iif "lo" accept',
@@ -318,8 +336,18 @@ table inet {self.table} {{
         rules += [
             f"ct mark & {self._hex(bit)} == {self._hex(bit)} meta mark set meta mark | {self._hex(bit)}" for bit in bits
         ]
+        copied = layout.foreign_mask | layout.generation_mask
+        rules.append(
+            "meta l4proto udp ct direction reply"
+            f" meta mark set meta mark & {self._hex(copied)} | {self._hex(from_server)}"
+        )
         rules.append(queue)
         return rules
+
+    def _either(self, number: int, one: Disposition, other: Disposition) -> str:
+        """A set of two marks of a generation, as nft writes it."""
+        marks = (self._hex(self.layout.compose(number, disposition)) for disposition in (one, other))
+        return f"{{ {', '.join(marks)} }}"
 
     def _whole(self, generation: GenerationPlan) -> list[str]:
         """What was reassembled: passed by the fragment default, or addressed to the router when it came."""
@@ -356,17 +384,24 @@ table inet {self.table} {{
         layout, number = self.layout, generation.generation
         f = self._hex(layout.mask)
 
-        def saved(disposition: Disposition) -> str:
-            mark = layout.compose(number, disposition)
-            return f"meta mark & {f} == {self._hex(mark)} ct mark set {self._field('ct', mark)}"
+        def saved(disposition: Disposition, of: str = "", stored: Disposition | None = None) -> str:
+            said, mark = (layout.compose(number, which) for which in (disposition, stored or disposition))
+            return f"meta mark & {f} == {self._hex(said)}{of} ct mark set {self._field('ct', mark)}"
 
         tls = f"meta mark & {f} == {self._hex(layout.compose(number, Disposition.TLS))}"
-        rules = [
+        fate = {
+            Disposition.INSPECT: "accept",
+            Disposition.PASS: "accept",
+            Disposition.DROP: "counter name dropped drop",
+        }
+        rules = [f"{saved(tcp, ' meta l4proto udp', udp)} {fate[tcp]}" for tcp, udp in _OF_UDP.items()]
+        rules += [
             f"{saved(Disposition.INSPECT)} accept",
             f"{saved(Disposition.INSPECT_TO_CLIENT)} accept",
             f"{saved(Disposition.INSPECT_TO_SERVER)} accept",
             f"{saved(Disposition.PASS)} accept",
             f"{saved(Disposition.DROP)} counter name dropped drop",
+            f"{saved(Disposition.ENDED)} counter name ended drop",
             # The mark of an untracked packet has nowhere to go, so the rules above do not match it; what it says holds.
             f"meta mark & {f} == {self._hex(layout.compose(number, Disposition.DROP))} counter name dropped drop",
         ]

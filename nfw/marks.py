@@ -35,6 +35,12 @@ class Disposition(enum.IntEnum):
     ONCE = 6  # this packet is forwarded; nothing is remembered about its flow
     INSPECT_TO_CLIENT = 8  # as INSPECT, but packets of the original direction are forwarded by the kernel alone
     INSPECT_TO_SERVER = 9  # as INSPECT, but packets of the reply direction are forwarded by the kernel alone
+    # As above, of UDP flows, in ct marks only. A swap keeps these entries: nothing in a datagram says who began.
+    INSPECT_UDP = 10
+    PASS_UDP = 11
+    DROP_UDP = 12
+    ENDED = 13  # UDP that a swap has ended: the server's datagrams are dropped, the client's begin a new flow
+    REPLY = 14  # packet marks only: UDP of an older generation, from the server
     FRAGMENT = 7  # kernel rules only, generation 0: was reassembled from fragments addressed to the router itself
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from engines.flow import CloseReason, Flow, FlowTable, Kind, TcpState
-from engines.packet import Packet, decode, icmp_unreachable, quoted, tcp_reset
+from engines.flow import CloseReason, Flow, FlowTable, Kind, TcpState, Tracked
+from engines.packet import Packet, decode, icmp_unreachable, port_unreachable, quoted, tcp_reset
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment
 from engines.stateful.stream import HalfStream, Status
 from engines.stateless.filter import StatelessMatch
@@ -57,6 +57,7 @@ class Answer(enum.IntEnum):
     TLS = Disposition.TLS
     INSPECT_TO_CLIENT = Disposition.INSPECT_TO_CLIENT
     INSPECT_TO_SERVER = Disposition.INSPECT_TO_SERVER
+    ENDED = Disposition.ENDED  # UDP: dropped, and the server's next datagrams with it; the client may begin anew
 
 
 _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
@@ -125,6 +126,8 @@ class Pipeline:
         # Flows marked PASS or DROP that have left the table, by protocol and key, oldest first: packets of theirs that
         # were queued before the mark was set must not be taken for mid-stream, nor their answer undo the mark.
         self.settled: OrderedDict[tuple[int, bytes], tuple[Answer, float]] = OrderedDict()
+        # UDP flows answered with ENDED, oldest first: more of them may be queued from before the mark was set.
+        self.ended: OrderedDict[bytes, float] = OrderedDict()
         self.counts: dict[str, int] = {}
         self._drop_budget = float(DROP_EVENTS_PER_SECOND)
         self._drop_at = 0.0
@@ -143,7 +146,14 @@ class Pipeline:
             return self._stateless(packet, match, now)
         old = disposition != Disposition.NONE and generation != self.generation
         ours = generation == self.generation and _IS_INSPECTED[disposition]
-        answer = self._track(packet_id, packet, old, ours, now)
+        resumed = None
+        if old and packet.protocol == UDP and not self.table.knows(packet, now):
+            ended = self._open_datagram(packet, disposition, now)
+            if ended is not None:
+                return ended
+            if disposition == Disposition.REPLY and (packet.protocol, packet.key) not in self.settled:
+                resumed = self.table.resume(packet, now)
+        answer = self._track(packet_id, packet, resumed or self.table.track(packet, now), old, ours, now)
         # The mark is in place already; a mark that says something else would undo what the flow's has come to be.
         if ours and answer == disposition:
             return Answer.ACCEPT
@@ -162,8 +172,7 @@ class Pipeline:
             return Answer.PASS
         return Answer.ONCE
 
-    def _track(self, packet_id: int, packet: Packet, old: bool, ours: bool, now: float) -> Answer:
-        tracked = self.table.track(packet, now)
+    def _track(self, packet_id: int, packet: Packet, tracked: Tracked, old: bool, ours: bool, now: float) -> Answer:
         if tracked.ended is not None:
             self._ended(tracked.ended, now)
         kind = tracked.kind
@@ -230,13 +239,9 @@ class Pipeline:
     def _midstream(self, packet: Packet, old: bool, now: float) -> Answer | None:
         """TCP of which no handshake was seen: opened under an older policy, or never seen at all. None: take it up."""
         if old or (self.old_flows and _tuple(packet) in self.old_flows):
-            open_flows = self.policy.open_flows
-            covered = open_flows.which is OpenFlowsOf.ALL or (
-                open_flows.which is OpenFlowsOf.TLS_SCOPE and (self._in_scope(packet) or self._reply_in_scope(packet))
-            )
-            if not covered:
+            if not self._ends_open(packet):
                 return _bare_reset(packet)
-            if open_flows.action is Refusal.REJECT:
+            if self.policy.open_flows.action is Refusal.REJECT:
                 self._reset(packet)
             return self._drop("open_flow", packet, now)
         exception = self.policy.stateful.stream_exception
@@ -248,6 +253,42 @@ class Pipeline:
         if exception is StreamException.REJECT:
             self._reset(packet)
         return self._drop("stream_exception", packet, now)
+
+    def _open_datagram(self, packet: Packet, disposition: int, now: float) -> Answer | None:
+        """UDP opened under an older policy. None: it goes on, or the client begins a new flow.
+
+        Dropping, a datagram of the client is a beginning like any other. One of the server never is: it belongs to the
+        flow that ended, whatever the new policy would say of a flow in that direction. Rejecting, both ends are told
+        once, when either sends. "Port unreachable", because that is what a connected socket gets as ECONNREFUSED
+        everywhere (RFC 1122 section 4.1.3.3); "prohibited" is another error on each system, or none.
+        """
+        if (packet.protocol, packet.key) in self.settled or not self._ends_open(packet):
+            return None
+        if disposition == Disposition.ENDED:  # by an earlier change, and its ends were told then
+            return None
+        reject = self.policy.open_flows.action is Refusal.REJECT
+        if not reject and disposition != Disposition.REPLY:
+            return None
+        key = _tuple(packet)
+        if self.ended.get(key, now) > now:
+            self._count("open_flow")
+            return Answer.ENDED
+        self.ended[key] = now + SETTLED_SECONDS
+        self.ended.move_to_end(key)
+        if len(self.ended) > SETTLED_KEYS:
+            self.ended.popitem(last=False)
+        if reject:
+            for error in port_unreachable(packet):
+                self.effects.inject(error)
+        self._drop("open_flow", packet, now)
+        return Answer.ENDED
+
+    def _ends_open(self, packet: Packet) -> bool:
+        """Whether the policy ends a flow that was open when it was applied."""
+        which = self.policy.open_flows.which
+        return which is OpenFlowsOf.ALL or (
+            which is OpenFlowsOf.TLS_SCOPE and (self._in_scope(packet) or self._reply_in_scope(packet))
+        )
 
     def _reply_in_scope(self, packet: Packet) -> bool:
         reply = Endpoints(packet.protocol, packet.dst, packet.src, packet.dport, packet.sport)
@@ -479,6 +520,8 @@ class Pipeline:
                 raise
         while self.settled and next(iter(self.settled.values()))[1] < now:
             self.settled.popitem(last=False)
+        while self.ended and next(iter(self.ended.values())) < now:
+            self.ended.popitem(last=False)
         for gone in self.table.expire(now):
             self._ended(gone, now)
         if self.holding:

@@ -1,8 +1,8 @@
 """The supervisor: control socket, generations, the switch. It parses no policy and sees no packet.
 
 Order of a hot swap (``ARCHITECTURE.md``): start the new generation and wait until all of it listens; point the kernel
-at it in one transaction; tell it which flows are older than itself; delete their conntrack entries; end the old
-generation. Any failure before the switch leaves everything as it was.
+at it in one transaction; tell it which flows are older than itself; delete their conntrack entries (UDP's stay, see
+``hostnet``); end the old generation. Any failure before the switch leaves everything as it was.
 """
 
 from __future__ import annotations
@@ -547,7 +547,7 @@ class Supervisor:
 
 
 def _forgotten(which: str) -> tuple[Disposition, ...]:
-    """Whose conntrack entries go at a switch, by ``open_flows.which``."""
+    """Whose conntrack entries go at a switch, by ``open_flows.which``. Those of UDP stay, to say who is the client."""
     tls = (Disposition.TLS, Disposition.OWN)
     if which == "all":
         return (

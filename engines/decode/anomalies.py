@@ -347,7 +347,8 @@ def _tcp(data: bytes, found: Found) -> None:
 
 
 # Lengths of the options that are looked at: MSS, window scale, SACK permitted, SACK, timestamps.
-_TCP_OPTIONS = {2: (4,), 3: (3,), 4: (2,), 5: (10, 18, 26, 34), 8: (10,)}
+# An empty SACK says nothing and is let pass (Suricata: tcp-empty-sack).
+_TCP_OPTIONS = {2: (4,), 3: (3,), 4: (2,), 5: (2, 10, 18, 26, 34), 8: (10,)}
 
 _ICMP_MOST_CODES = {0: 0, 3: 15, 4: 0, 5: 3, 8: 0, 9: 16, 10: 0, 11: 1, 12: 0} | dict.fromkeys(range(13, 19), 0)
 

@@ -454,10 +454,12 @@ def test_what_a_flow_was_judged_decides_what_is_queued(
             assert udp(net, family, sock=sock) == b"hello"
         with net.inside("router"):
             entries = [entry for entry in Conntrack().entries() if entry.server_port == 7]
-    stored = LAYOUT.compose(5, disposition)
     expected = {
-        Disposition.PASS: ([0], stored),
-        Disposition.INSPECT: ([0] + [stored] * 7, stored),
+        Disposition.PASS: ([0], LAYOUT.compose(5, Disposition.PASS_UDP)),
+        Disposition.INSPECT: (
+            [0] + [LAYOUT.compose(5, Disposition.INSPECT)] * 7,
+            LAYOUT.compose(5, Disposition.INSPECT_UDP),
+        ),
         Disposition.ONCE: ([0] * 8, 0),
     }[disposition]
     assert ([mark for mark, _ in one.seen], entries[0].mark) == expected
@@ -494,7 +496,7 @@ def test_marks_of_others_stay(net: Net, host: HostNet, reader: Callable[..., Rea
         assert [mark for mark, _ in one.seen] == [0x00012345] + [LAYOUT.compose(5, Disposition.INSPECT) | 0x12345] * 5
         with net.inside("router"):
             marks = {entry.mark for entry in Conntrack().entries() if entry.server_port == 7}
-        assert marks == {LAYOUT.compose(5, Disposition.INSPECT) | 0x77}
+        assert marks == {LAYOUT.compose(5, Disposition.INSPECT_UDP) | 0x77}
         assert "counter packets 6 " in net.run("router", "nft list chain inet other post")
     finally:
         net.run("router", "nft delete table inet other")
@@ -543,9 +545,39 @@ def test_the_new_generation_sees_under_which_a_flow_was_opened(
         switch(net, host, 170, 71, 71)
         assert udp(net, family, sock=sock) == b"hello"
     assert [mark for mark, _ in two.seen] == [
-        LAYOUT.compose(85, Disposition.PASS),
+        LAYOUT.compose(85, Disposition.PASS_UDP),
         LAYOUT.compose(170, Disposition.INSPECT),
     ]
+
+
+@both
+def test_the_new_generation_sees_that_an_old_datagram_comes_from_the_server(
+    net: Net, host: HostNet, reader: Callable[..., Reader], family: int
+) -> None:
+    reader(70, 85, lambda _mark, _payload: Disposition.PASS)
+    switch(net, host, 85, 70, 70)
+    with net.socket("client", family) as client, net.socket("server", family) as server:
+        server.bind((HOSTS[family]["server"], 96))
+        client.connect((HOSTS[family]["server"], 96))
+        client.send(b"hello")
+        server.connect(server.recvfrom(100)[1])
+        two = reader(71, 170, lambda _mark, _payload: Disposition.ENDED)
+        switch(net, host, 170, 71, 71)
+        for _ in range(3):
+            server.send(b"more")  # the first ends the flow, the others are the kernel's
+            with pytest.raises(TimeoutError):
+                client.recv(100)
+        two.decide = lambda _mark, _payload: Disposition.INSPECT
+        client.send(b"again")
+        assert server.recv(100) == b"again"
+        server.send(b"welcome")
+        assert client.recv(100) == b"welcome"
+    assert [mark for mark, _ in two.seen] == [
+        LAYOUT.compose(85, Disposition.REPLY),
+        LAYOUT.compose(170, Disposition.ENDED),
+        LAYOUT.compose(170, Disposition.INSPECT),
+    ]
+    assert counters(net, host)["ended"] == 3
 
 
 def test_an_old_mark_alone_lets_nothing_through(net: Net, host: HostNet, reader: Callable[..., Reader]) -> None:
@@ -661,7 +693,7 @@ def test_udp_fragments(net: Net, host: HostNet, reader: Callable[..., Reader], f
         assert counters(net, host)["fragments_udp"] == 4
     elif fragments == "forward":
         assert (got, whole) == (data, [5000 + header] * 2)
-        assert marks == [LAYOUT.compose(1, Disposition.INSPECT)]
+        assert marks == [LAYOUT.compose(1, Disposition.INSPECT_UDP)]
     else:
         assert (got, whole) == (data, [])  # the mark survives reassembly, the queue is skipped
         assert marks == [0]  # and nothing is remembered about the flow
@@ -998,7 +1030,7 @@ def test_flushing_by_mark_spares_the_rest(net: Net, host: HostNet, reader: Calla
     assert ping(net, "client", "10.77.1.1")  # an entry without a mark
     table = Conntrack()
     with net.inside("router"):
-        passed, inspected = LAYOUT.compose(9, Disposition.PASS), LAYOUT.compose(9, Disposition.INSPECT)
+        passed, inspected = LAYOUT.compose(9, Disposition.PASS_UDP), LAYOUT.compose(9, Disposition.INSPECT_UDP)
 
         def marks() -> dict[int, int]:
             found: dict[int, int] = {}

@@ -132,6 +132,115 @@ def test_open_udp_flow_is_judged_anew(firewall: Firewall) -> None:
     assert echoes(sock)
 
 
+class Datagrams:
+    """An open UDP flow: a client and a server, each connected to what it sees of the other."""
+
+    def __init__(self, lab: Lab, address: str, port: int) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with lab.in_namespace("client"):
+            self.client = socket.socket(family, socket.SOCK_DGRAM)
+        with lab.in_namespace("server"):
+            self.server = socket.socket(family, socket.SOCK_DGRAM)
+        opened.extend((self.client, self.server))
+        self.server.settimeout(2.0)
+        self.client.settimeout(2.0)
+        self.server.bind((address, port))
+        self.client.connect((address, port))
+        self.client.send(b"open")
+        data, peer = self.server.recvfrom(100)
+        self.server.connect(peer)
+        assert data == b"open"
+        assert self.works()
+
+    def works(self) -> bool:
+        """Both ways, the client first."""
+        self.client.send(b"ask")
+        asked = self.server.recv(100)
+        self.server.send(b"answer")
+        return (asked, self.client.recv(100)) == (b"ask", b"answer")
+
+    def name(self) -> str:
+        """The client's address as event records write it."""
+        return str(self.client.getsockname()[0])
+
+
+def hears_nothing(sock: socket.socket, seconds: float = 0.3) -> bool:
+    """Neither a datagram nor an error."""
+    sock.settimeout(seconds)
+    try:
+        sock.recv(100)
+    except TimeoutError:
+        return True
+    finally:
+        sock.settimeout(2.0)
+    return False
+
+
+# Port 9998 is the kernel's after the first packet.
+UDP_INSPECTED = """\
+name: inspected
+stateless: {default: forward}
+stateful: {order: action, rules: 'alert udp any any -> any 9999 (msg:"x"; content:"zzz"; sid:1;)'}
+"""
+
+
+def four_flows(lab: Lab) -> list[Datagrams]:
+    """Both families, inspected and left to the kernel."""
+    return [Datagrams(lab, address, port) for address in (ADDRESS, "2001:db8:2::10") for port in (9998, 9999)]
+
+
+@pytest.mark.parametrize("action", ["drop", "reject"])
+@pytest.mark.parametrize("first", ["client", "server"])
+@pytest.mark.parametrize("masquerade", [False, True], ids=["plain", "masquerade"])
+def test_open_udp_flows_end(action: str, first: str, masquerade: bool) -> None:
+    """What the server sends belongs to what has ended; what the client sends begins anew, once it knows."""
+    with Lab(masquerade) as lab, Firewall(lab) as firewall:
+        firewall.start(firewall.policy("one", UDP_INSPECTED))
+        flows = four_flows(lab)
+        firewall.apply(firewall.policy("two", simple("two", "all", action)))
+        generation = firewall.status()["generation"]
+        for flow in flows:
+            sender, other = (flow.client, flow.server) if first == "client" else (flow.server, flow.client)
+            if action == "reject":
+                sender.send(b"lost")
+                for sock in (sender, other):
+                    with pytest.raises(ConnectionRefusedError):
+                        sock.recv(100)
+            if action == "reject" or first == "server":
+                for _ in range(3):
+                    flow.server.send(b"late")
+                assert hears_nothing(flow.client)
+                assert hears_nothing(flow.server)
+            assert flow.works()
+        firewall.stop()
+        events = [event for event in firewall.events() if event["nfw"]["generation"] == generation]
+        names = sorted(flow.name() for flow in flows)
+        begun = [event for event in events if event["event_type"] == "flow" and event["flow"]["reason"] == "offloaded"]
+        assert sorted(event["src_ip"] for event in begun) == names
+        assert sorted(event["dest_port"] for event in begun) == [9998, 9998, 9999, 9999]
+        dropped = [event["drop"]["reason"] for event in events if event["event_type"] == "drop"]
+        told = action == "reject" or first == "server"
+        assert dropped == ["open_flow"] * (4 if told else 0)
+
+
+@pytest.mark.parametrize("masquerade", [False, True], ids=["plain", "masquerade"])
+def test_an_open_udp_flow_that_goes_on_keeps_its_client(masquerade: bool) -> None:
+    with Lab(masquerade) as lab, Firewall(lab) as firewall:
+        firewall.start(firewall.policy("one", UDP_INSPECTED))
+        flows = four_flows(lab)
+        firewall.apply(firewall.policy("two", simple("two", which="none")))
+        generation = firewall.status()["generation"]
+        for flow in flows:
+            flow.server.send(b"more")
+            assert flow.client.recv(100) == b"more"
+            assert flow.works()
+        firewall.stop()
+        records = [event for event in firewall.events("flow") if event["nfw"]["generation"] == generation]
+        offloaded = [event for event in records if event["flow"]["reason"] == "offloaded"]
+        assert sorted(event["src_ip"] for event in offloaded) == sorted(flow.name() for flow in flows)
+        assert [event["flow"]["pkts_toclient"] for event in offloaded] == [1, 1, 1, 1]
+
+
 def test_kernel_passed_flows_are_dropped_too(firewall: Firewall) -> None:
     """A flow the kernel passes without asking is opened under the old generation as well."""
     firewall.start(firewall.policy("pass", "name: pass\nstateless: {default: pass}\n"))

@@ -562,6 +562,33 @@ def test_udp_is_established_by_the_reply(family: int) -> None:
 
 
 @BOTH
+def test_a_udp_flow_older_than_the_table_is_resumed_by_its_server(family: int) -> None:
+    client, server = PAIRS[family]
+    table = FlowTable(max_flows=1)
+    first = udp(server, client, 53, 4000)
+    assert not table.knows(first, 0)
+    resumed = table.resume(first, 0)
+    assert (resumed.kind, resumed.direction, resumed.established) == (Kind.NEW, TO_CLIENT, True)
+    flow = resumed.flow
+    assert flow is not None
+    assert (flow.client_port, flow.server_port, flow.packets) == (4000, 53, [0, 1])
+    assert table.knows(first, 1)
+    asked = table.track(udp(client, server, 4000, 53), 1)
+    assert (asked.flow, asked.direction, asked.kind, asked.established) == (flow, TO_SERVER, Kind.KNOWN, True)
+    check(table)
+    late = 1 + table.timeouts.udp
+    assert not table.knows(first, late)
+    again = table.resume(first, late)
+    assert again.ended is flow
+    assert flow.close_reason is CloseReason.TIMEOUT
+    other = table.resume(udp(server, client, 53, 4001), late)
+    assert other.ended is again.flow
+    table.when_full = "refuse"
+    assert table.resume(udp(server, client, 53, 4002), late).kind is Kind.REFUSED
+    check(table)
+
+
+@BOTH
 def test_tcp_and_udp_with_equal_ports_are_two_flows(family: int) -> None:
     client, server = PAIRS[family]
     table = FlowTable()

@@ -19,6 +19,7 @@ table inet nfw {
   counter fragments_udp { comment "UDP fragments dropped by the fragment default" }
   counter fragments_other { comment "fragments of anything else" }
   counter tls_refused { comment "packets of intercepted flows that nobody listens for" }
+  counter ended { comment "datagrams of servers whose flows a change of policy has ended" }
   counter stale { comment "packets for connections of nfw that are gone" }
   counter failed_open { comment "packets forwarded without a verdict because the policy says fail open" }
   set judged { type mark; comment "marks of packets that may be forwarded"; }
@@ -78,13 +79,14 @@ add rule inet nfw whole_3 fib daddr type != unicast accept
 add rule inet nfw whole_3 meta l4proto != udp counter name fragments_other drop
 add rule inet nfw whole_3 meta mark set meta mark & 0x000fffff | 0x03600000 accept
 add rule inet nfw generation_3 meta mark & 0xfff00000 != 0 jump whole_3
-add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03100000 meta mark set meta mark & 0x000fffff | 0x03100000 goto queue_3
+add rule inet nfw generation_3 ct mark & 0xfff00000 == { 0x03100000, 0x03a00000 } meta mark set meta mark & 0x000fffff | 0x03100000 goto queue_3
 add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03800000 ct direction original tcp flags & (fin | syn | rst) == 0 meta mark set meta mark & 0x000fffff | 0x03600000 accept
 add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03800000 meta mark set meta mark & 0x000fffff | 0x03800000 goto queue_3
 add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03900000 ct direction reply tcp flags & (fin | syn | rst) == 0 meta mark set meta mark & 0x000fffff | 0x03600000 accept
 add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03900000 meta mark set meta mark & 0x000fffff | 0x03900000 goto queue_3
-add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03200000 meta mark set meta mark & 0x000fffff | 0x03200000 accept
-add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03300000 counter name dropped drop
+add rule inet nfw generation_3 ct mark & 0xfff00000 == { 0x03200000, 0x03b00000 } meta mark set meta mark & 0x000fffff | 0x03200000 accept
+add rule inet nfw generation_3 ct mark & 0xfff00000 == { 0x03300000, 0x03c00000 } counter name dropped drop
+add rule inet nfw generation_3 ct mark & 0x00f00000 == 0x00d00000 ct direction reply counter name ended drop
 add rule inet nfw generation_3 ct mark & 0x00f00000 == { 0x00400000, 0x00500000 } socket transparent 1 socket wildcard 0 meta mark set meta mark & 0x000fffff | 0x00400000 accept
 add rule inet nfw generation_3 iif "lo" accept
 add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03400000 meta l4proto tcp meta mark set meta mark & 0x000fffff | 0x03400000 accept
@@ -104,12 +106,17 @@ add rule inet nfw generation_3 ct mark & 0x10000000 == 0x10000000 meta mark set 
 add rule inet nfw generation_3 ct mark & 0x20000000 == 0x20000000 meta mark set meta mark | 0x20000000
 add rule inet nfw generation_3 ct mark & 0x40000000 == 0x40000000 meta mark set meta mark | 0x40000000
 add rule inet nfw generation_3 ct mark & 0x80000000 == 0x80000000 meta mark set meta mark | 0x80000000
+add rule inet nfw generation_3 meta l4proto udp ct direction reply meta mark set meta mark & 0xff0fffff | 0x00e00000
 add rule inet nfw generation_3 goto queue_3
+add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03100000 meta l4proto udp ct mark set ct mark & 0x000fffff | 0x03a00000 accept
+add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03200000 meta l4proto udp ct mark set ct mark & 0x000fffff | 0x03b00000 accept
+add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03300000 meta l4proto udp ct mark set ct mark & 0x000fffff | 0x03c00000 counter name dropped drop
 add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03100000 ct mark set ct mark & 0x000fffff | 0x03100000 accept
 add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03800000 ct mark set ct mark & 0x000fffff | 0x03800000 accept
 add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03900000 ct mark set ct mark & 0x000fffff | 0x03900000 accept
 add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03200000 ct mark set ct mark & 0x000fffff | 0x03200000 accept
 add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03300000 ct mark set ct mark & 0x000fffff | 0x03300000 counter name dropped drop
+add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03d00000 ct mark set ct mark & 0x000fffff | 0x03d00000 counter name ended drop
 add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03300000 counter name dropped drop
 add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03400000 ct mark set ct mark & 0x000fffff | 0x03400000 meta l4proto tcp tproxy to :1234 accept
 add rule inet nfw verdict_3 meta mark & 0xfff00000 == 0x03400000 counter name tls_refused drop

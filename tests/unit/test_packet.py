@@ -21,7 +21,7 @@ from scapy.layers.inet6 import (
 )
 
 from engines import packet as module
-from engines.packet import Packet, decode, icmp_unreachable, quoted, tcp_reset, tcp_window_scale
+from engines.packet import Packet, decode, icmp_unreachable, port_unreachable, quoted, tcp_reset, tcp_window_scale
 
 A4, B4 = "10.1.0.5", "192.0.2.9"
 A6, B6 = "fd00:1::5", "2001:db8::9"
@@ -287,7 +287,7 @@ def check(data: bytes) -> None:
     quoted(packet)
     if packet.protocol == 6 and packet.problem is None:
         tcp_window_scale(packet)
-    for answer in (*tcp_reset(packet), icmp_unreachable(packet)):
+    for answer in (*tcp_reset(packet), icmp_unreachable(packet), *port_unreachable(packet)):
         assert answer == b"" or decode(answer).problem is None
 
 
@@ -376,3 +376,33 @@ def test_icmp_unreachable(size: int) -> None:
 )
 def test_no_icmp_error_is_sent_about(data: bytes) -> None:
     assert icmp_unreachable(decode(data)) == b""
+    assert port_unreachable(decode(data)) == (b"", b"")
+
+
+@BOTH
+@pytest.mark.parametrize("size", [0, 1, 100, 3000])
+def test_port_unreachable_for_both_ends(ip: Any, size: int) -> None:
+    refused = bytes(ip / UDP(sport=5, dport=6) / bytes(size))
+    here, there = (A4, B4) if ip is IPV4 else (A6, B6)
+    for answer, src, dst, ports in zip(
+        port_unreachable(decode(refused)), (there, here), (here, there), ((5, 6), (6, 5)), strict=True
+    ):
+        packet = parsed(answer)
+        kind, code = (ICMP, 3) if ip is IPV4 else (ICMPv6DestUnreach, 4)
+        assert (packet.src, packet.dst, packet[kind].code) == (src, dst, code)
+        assert len(answer) <= (576 if ip is IPV4 else 1280)
+        inner = quoted(decode(answer))
+        assert inner is not None
+        assert (inner.src, inner.dst) == (decode(answer).dst, decode(answer).src)
+        assert (inner.sport, inner.dport) == ports
+    back, on = port_unreachable(decode(refused))
+    header = len(ip)
+    assert back[header + 8 :] == refused[: len(back) - header - 8]
+    empty = on[header + 8 :]
+    assert len(empty) == header + 8
+    parsed(empty)  # as good as one that was sent
+
+
+@pytest.mark.parametrize("layer", [TCP(), ICMP(type=8)])
+def test_ports_are_unreachable_for_udp_alone(layer: Any) -> None:
+    assert port_unreachable(decode(bytes(IPV4 / layer))) == (b"", b"")

@@ -251,6 +251,72 @@ def test_open_flows(tmp_path: Path, which: str, action: str, answer: Answer, res
     assert len(bench.effects.injected) == resets
 
 
+def datagram(client: bool = True, data: bytes = b"fine") -> Scapy:
+    if client:
+        return IP(src=CLIENT, dst=SERVER) / UDP(sport=40000, dport=9) / Raw(data)
+    return IP(src=SERVER, dst=CLIENT) / UDP(sport=9, dport=40000) / Raw(data)
+
+
+UDP_RULE = 'stateful: {order: action, rules: \'alert udp any any -> any any (msg:"x"; content:"zzz"; sid:1;)\'}\n'
+OLD, OLD_REPLY = (4, Disposition.INSPECT_UDP), (4, Disposition.REPLY)
+
+
+@pytest.mark.parametrize(
+    ("which", "action", "from_client", "from_server", "errors"),
+    [
+        ("all", "drop", Answer.INSPECT, Answer.ENDED, 0),
+        ("all", "reject", Answer.ENDED, Answer.ENDED, 2),
+        ("tls_scope", "reject", Answer.INSPECT, Answer.INSPECT, 0),
+        ("none", "reject", Answer.INSPECT, Answer.INSPECT, 0),
+    ],
+)
+@pytest.mark.parametrize("client", [True, False])
+def test_open_udp_flows(
+    tmp_path: Path, which: str, action: str, from_client: Answer, from_server: Answer, errors: int, client: bool
+) -> None:
+    bench = Bench(tmp_path, UDP_RULE + f"open_flows: {{which: {which}, action: {action}}}\n")
+    answer = bench.send(datagram(client), *(OLD if client else OLD_REPLY))
+    assert answer is (from_client if client else from_server)
+    ended = answer is Answer.ENDED
+    assert bench.pipeline.counts.get("open_flow", 0) == ended
+    assert len(bench.effects.events) == ended
+    assert len(bench.effects.injected) == (errors if ended else 0)
+    if ended:  # what was queued before the mark was set says nothing new, and nobody is told twice
+        assert bench.send(datagram(client=False), *OLD_REPLY) is Answer.ENDED
+        assert len(bench.effects.events) == 1
+        assert len(bench.effects.injected) == errors
+        assert len(bench.pipeline.table) == 0
+        assert bench.send(datagram(), 5, Disposition.ENDED) is Answer.INSPECT
+        assert bench.send(datagram(client=False), *OLD_REPLY) is Answer.INSPECT  # of the flow that has begun
+    (flow,) = bench.pipeline.table.flows()
+    assert (flow.client_port, flow.server_port) == (40000, 9)
+    bench.now += 60
+    bench.pipeline.tick(bench.now)
+    assert not bench.pipeline.ended
+
+
+def test_a_udp_flow_that_had_ended_before_is_not_rejected_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, UDP_RULE + "open_flows: {which: all, action: reject}\n")
+    assert bench.send(datagram(), 4, Disposition.ENDED) is Answer.INSPECT
+    assert bench.effects.injected == []
+
+
+def test_an_old_datagram_behind_a_flow_the_kernel_has_taken(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "stateless: {default: forward}\nopen_flows: {which: all, action: drop}\n")
+    assert bench.send(datagram(), *OLD) is Answer.PASS
+    assert bench.send(datagram(client=False), *OLD_REPLY) is Answer.PASS
+    assert "open_flow" not in bench.pipeline.counts
+
+
+def test_ended_flows_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nfw.pipeline.SETTLED_KEYS", 3)
+    bench = Bench(tmp_path, UDP_RULE + "open_flows: {which: all, action: drop}\n")
+    for port in range(10):
+        packet = IP(src=SERVER, dst=CLIENT) / UDP(sport=9, dport=40000 + port)
+        assert bench.send(packet, *OLD_REPLY) is Answer.ENDED
+    assert len(bench.pipeline.ended) == 3
+
+
 def test_icmp_error_of_a_known_flow(tmp_path: Path) -> None:
     bench = Bench(tmp_path, INSPECT)
     talk = Talk(bench)
