@@ -231,11 +231,12 @@ def replay(
         for captured in packets:
             seen, now = captured.number, max(now, captured.time)
             carried = False
+            size = len(captured.data)  # Suricata counts the frame for the outermost packet
             for layer in layers.read(captured.link_type, captured.data, now):
                 if layer.packet is not None:
                     odd = frozenset(f"decoder.{event}" for event in layer.events)
-                    watcher.packet(captured.number, layer.packet, captured.time, layer.vlans, odd)
-                    carried = True
+                    watcher.packet(captured.number, layer.packet, captured.time, layer.vlans, odd, size)
+                    carried, size = True, 0
             unread += not carried
     finally:
         watcher.finish(now)

@@ -123,9 +123,10 @@ class Watcher:
         now: float,
         vlan: tuple[int, ...] = (),
         extra: frozenset[str] = frozenset(),
+        size: int = 0,
     ) -> None:
         """Judge one packet; ``number`` is its place in the capture, the record's ``pcap_cnt``. ``extra``: decode events
-        that the packet alone does not show."""
+        that the packet alone does not show; ``size``: bytes its flow is to count, 0: the datagram's."""
         self._number = number
         self._vlans = vlan
         self._events = extra
@@ -140,7 +141,7 @@ class Watcher:
             flow = self._flows.get(_key(inner, vlan)) if inner is not None else None
             self._alone(packet, now, established=flow is not None and flow.established, flow=flow)
             return
-        flow, direction = self._flow(packet, now, vlan)
+        flow, direction = self._flow(packet, now, vlan, size or packet.end)
         context: _Context = flow.context
         if context.action == "drop":
             self._dropped("flow drop", packet, flow, direction, now)
@@ -153,7 +154,7 @@ class Watcher:
         else:
             self._datagram(packet, flow, direction, now)
 
-    def _flow(self, packet: Packet, now: float, vlan: tuple[int, ...]) -> tuple[Flow, Direction]:
+    def _flow(self, packet: Packet, now: float, vlan: tuple[int, ...], size: int) -> tuple[Flow, Direction]:
         key = _key(packet, vlan)
         flow = self._flows.pop(key, None)
         if flow is not None and (now - flow.last_seen > _timeout(flow) or self._reused(flow, packet)):
@@ -168,7 +169,7 @@ class Watcher:
             direction = _TO_SERVER
         flow.last_seen = now
         flow.packets[direction] += 1
-        flow.bytes[direction] += packet.end
+        flow.bytes[direction] += size
         flow.flags[direction] |= packet.tcp_flags
         return flow, direction
 

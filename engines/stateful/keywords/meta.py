@@ -78,7 +78,7 @@ def _requires(draft: RuleDraft, value: str | None) -> None:
 
 
 # Optional features a rule may ask for; none of them is built in.
-FEATURES: frozenset[str] = frozenset()
+FEATURES: frozenset[str] = frozenset({"ja4"})
 _VERSION = re.compile(r"(<=|>=|<|>)\s*(\d+)(?:\.(\d+))?(?:\.(\d+))?(?:-\S*)?$")
 
 
