@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 PROTOCOLS = {
-    1: "ICMP", 2: "IGMP", 4: "IP-in-IP", 6: "TCP", 17: "UDP", 41: "IPv6", 47: "GRE", 50: "ESP", 58: "IPv6-ICMP", 132: "SCTP",
+    1: "ICMP", 2: "IGMP", 4: "IP-in-IP", 6: "TCP", 17: "UDP",
+    41: "IPv6", 47: "GRE", 50: "ESP", 58: "IPv6-ICMP", 132: "SCTP",
 }  # fmt: skip
 
 Event = dict[str, Any]
