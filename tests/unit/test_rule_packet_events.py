@@ -146,9 +146,9 @@ def test_igmp() -> None:
         ("alert mqtt any any -> any any", "mqtt.type:CONNECT;", "no parser for mqtt.type"),
         ("alert tcp any any -> any any", 'dce_stub_data; content:"a";', "no parser for dce_stub_data"),
         ("alert smtp any any -> any any", 'file_data; content:"a";', "no parser for smtp"),
-        ("alert quic any any -> any any", 'ja3.hash; content:"a";', "no parser for quic"),
+        ("alert sip any any -> any any", 'sip.method; content:"a";', "no parser for sip"),
         ("alert arp any any -> any any", "", "arp packets do not reach"),
-        ("alert ssh any any -> any any", 'ssh.hassh; content:"a";', "HASSH"),
+        ("alert websocket any any -> any any", 'websocket.payload; content:"a";', "WebSocket"),
         ("alert tcp any any -> any any", "app-layer-protocol:http,original;", "not kept"),
     ],
 )
