@@ -82,6 +82,25 @@ def test_decodes(codings: bytes, data: bytes, cut: int) -> None:
     assert subject.length == len(data)
 
 
+@pytest.mark.parametrize("coding", [b"gzip", b"deflate"])
+@pytest.mark.parametrize(
+    "text", [b'{"version": 11026, "package": "com.example"}', b"sKC" * 30, b"+," * 90, b"c\0" * 50]
+)
+def test_plain_text_that_decodes_for_a_while(coding: bytes, text: bytes) -> None:
+    """Not coded at all, but its first bytes pass for raw deflate: rules see it, whatever else they see."""
+    views = {decode(coding, text, cut).view() for cut in (0, 1, 2, 7)}
+    assert len(views) == 1
+    assert views.pop().endswith(text)
+
+
+def test_deflate_that_breaks_late_is_not_plain() -> None:
+    rng = random.Random(3)
+    packed = raw_deflate(rng.randbytes(9000))[:-9]
+    for cut in (0, 1000):
+        view = decode(b"deflate", packed + b"\xff" * 50, cut, 1 << 20).view()
+        assert len(view) < 9001
+
+
 def test_lzma_only_when_asked() -> None:
     packed = lzma.compress(TEXT, format=lzma.FORMAT_ALONE, preset=0)
     assert decode(b"lzma", packed).view() == packed

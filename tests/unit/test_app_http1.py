@@ -13,7 +13,7 @@ import pytest
 from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.app.http_transaction import BUFFERS
 from engines.stateful.app.limits import AppLimits
-from tests.unit.app_feeding import C, S, every_way, mutate, play, survives
+from tests.unit.app_feeding import C, S, Script, every_way, mutate, play, survives
 
 LIMITS = AppLimits()
 ZIPPED = gzip.compress(b"abcd", mtime=0)
@@ -244,6 +244,54 @@ def test_two_readings(wire: bytes, framed: bytes, plain: bytes) -> None:
         assert list(tx.buffer("file.data", S)) == [framed, plain]
         assert tx.is_complete(S)
         assert tx.events
+
+
+@pytest.mark.parametrize(
+    ("value", "cut", "first", "second"),
+    [
+        (b"4 8", 4, b"abcdefgh", None),  # what a client takes who reads the other number, and nothing is cut apart
+        (b"4\r\n 8", 4, b"abcdefgh", None),
+        (b"4\r\nContent-Length: 8", 4, b"abcdefgh", None),
+        (b"4", 4, b"abcd", b"efgh"),  # no doubt: the response is over, and its rules have had their say
+        (b"4", 9, b"abcdefgh", None),
+    ],
+)
+def test_a_length_too_small(value: bytes, cut: int, first: bytes, second: bytes | None) -> None:
+    """Transactions that are complete are taken away, as the inspector does after each segment."""
+    parser = Http1Parser()
+    parser.feed(C, GET)
+    seen = []
+    head, body = b"HTTP/1.1 200 OK\r\nContent-Length: " + value + b"\r\n\r\n", b"abcdefgh"
+    for data in (head + body[:cut], body[cut:]):
+        parser.feed(S, data)
+        for tx in list(parser.transactions):
+            if tx.is_complete(C) and tx.is_complete(S):
+                parser.transactions.remove(tx)
+                seen.append(tx)
+    parser.close(S)
+    seen += parser.transactions
+    assert [tx.buffer("file.data", S) for tx in seen] == [(body,) for body in (first, second) if body is not None]
+
+
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize(
+    ("script", "end", "event"),
+    [
+        ([(C, b"GET / HTTP/1.0\r\nA: " + b"x" * LIMITS.field)], b"\r\n\r\n", "request_field_too_long"),
+        ([(C, b"GET /" + b"x" * LIMITS.field)], b" HTTP/1.0\r\n\r\n", "request_field_too_long"),
+        ([(C, GET), (S, b"HTTP/1.1 200 OK\r\nA: " + b"x" * LIMITS.field)], b"\r\n\r\n", "response_field_too_long"),
+        ([(C, b"GET / HTTP/1.0\r\n" + b"".join(b"A%d: b\r\n" % n for n in range(4000)))], b"\r\n", None),
+    ],
+)
+def test_a_long_line(script: Script, end: bytes, event: str | None, complete: bool) -> None:
+    """Said as soon as it is clear, and only once."""
+    parser, side = Http1Parser(), script[-1][0]
+    txs = play(parser, [*script, (side, end)] if complete else script, 1000)
+    assert [tx.events for tx in txs] == ([[event]] if event else [[]] if complete else [])
+    if not complete:
+        before = [tx.progress(side) for tx in txs]
+        parser.feed(side, b"x")
+        assert [tx.progress(side) for tx in txs] == before
 
 
 def test_both_readings_are_bounded() -> None:

@@ -137,15 +137,20 @@ def decoders_for(codings: bytes, limits: AppLimits) -> tuple[list[Decoder], list
 
 
 class Inflate:
-    """gzip, zlib and raw deflate, told apart by their first bytes rather than by the header's word."""
+    """gzip, zlib and raw deflate, told apart by their first bytes rather than by the header's word.
 
-    __slots__ = ("_after", "_candidates", "_done", "_plain", "_probe", "_raw", "failed")
+    Plain text often decodes for a few bytes as raw deflate, which has no header to tell. When that breaks early both
+    readings are given: what was decoded, then everything as it came.
+    """
+
+    __slots__ = ("_after", "_candidates", "_done", "_kept", "_plain", "_probe", "_raw", "failed")
 
     def __init__(self) -> None:
         self.failed = False
         self._after: bytearray | None = None  # what followed the end of a member, until it is clear what it is
         self._probe: bytearray | None = bytearray()  # input so far; None once there was output
         self._candidates: list[int] | None = None  # header sizes to try, best first
+        self._kept: bytearray | None = None  # input so far while it may still turn out to be plain
         self._raw = zlib.decompressobj(-15)
         self._plain = False
         self._done = False
@@ -170,11 +175,12 @@ class Inflate:
         try:
             out = self._raw.decompress(data, room)
         except zlib.error:
-            out = _up_to_the_break(before, data, room)
+            out, used = _up_to_the_break(before, data, room)
             if self._probe is not None and not out:
                 return self._try_candidates(room)
-            self._break()
-            return out
+            return self._broken(out, used, data, room)
+        if self._kept is not None:
+            self._kept = self._kept + data if len(self._kept) + len(data) <= _PROBE else None
         return self._collect(out, room)
 
     def finish(self, room: int) -> bytes:
@@ -185,7 +191,9 @@ class Inflate:
                     return bytes(self._probe[:room])
                 self._candidates = [_GZIP_HEADER, 0]  # flags promised fields that are not there
             out = self._try_candidates(room)
-        return out
+        if self._kept and not self._raw.eof:
+            out += self._kept  # it never ended
+        return out[:room]
 
     def _try_candidates(self, room: int) -> bytes:
         """Start from the beginning with the next possible format."""
@@ -195,16 +203,20 @@ class Inflate:
         while self._candidates:
             header = self._candidates.pop(0)
             self._raw = zlib.decompressobj(-15)
+            self._kept = None if header else bytearray()
             try:
-                return self._collect(self._raw.decompress(probe[header:], room), room)
+                out = self._raw.decompress(probe[header:], room)
             except zlib.error:
                 # The first format that gives anything is the one, however the bytes were cut.
-                out = _up_to_the_break(zlib.decompressobj(-15), probe[header:], room)
+                out, used = _up_to_the_break(zlib.decompressobj(-15), probe[header:], room)
                 if out:
-                    self._break()
-                    return out
+                    return self._broken(out, used, probe, room)
+                continue
+            if self._kept is not None:
+                self._kept = bytearray(probe) if len(probe) <= _PROBE else None
+            return self._collect(out, room)
         self.failed = True
-        self._plain, self._probe = True, None
+        self._plain, self._probe, self._kept = True, None, None
         return probe[:room]
 
     def _collect(self, out: bytes, room: int) -> bytes:
@@ -232,9 +244,18 @@ class Inflate:
                 out += self._raw.decompress(rest[at + header :], room - len(out))
             except zlib.error:
                 self._break()
-                return out + _up_to_the_break(zlib.decompressobj(-15), rest[at + header :], room - len(out))
+                return out + _up_to_the_break(zlib.decompressobj(-15), rest[at + header :], room - len(out))[0]
             self._after = bytearray(self._raw.unused_data) if self._raw.eof else None
         return out
+
+    def _broken(self, out: bytes, used: int, data: bytes, room: int) -> bytes:
+        """``out`` came before the break, ``used`` bytes into ``data``, which is what was not kept yet."""
+        self._break()
+        kept, self._kept = self._kept, None
+        if kept is None or len(kept) + used > _PROBE:
+            return out
+        self._done, self._plain = False, True
+        return (out + kept + data)[:room]
 
     def _break(self) -> None:
         self.failed = self._done = True
@@ -275,10 +296,10 @@ def _header_candidates(probe: bytes) -> list[int] | None:
     return [2, 0] if zlib_header else [0]
 
 
-def _up_to_the_break(raw: zlib._Decompress, data: bytes, room: int) -> bytes:
-    """What comes out before the first byte that cannot be decoded, found by halving."""
+def _up_to_the_break(raw: zlib._Decompress, data: bytes, room: int) -> tuple[bytes, int]:
+    """What comes out before the first byte that cannot be decoded, found by halving, and where that byte is."""
     out = b""
-    step = len(data)
+    size = step = len(data)
     while step and len(out) < room:
         trial = raw.copy()
         try:
@@ -288,7 +309,7 @@ def _up_to_the_break(raw: zlib._Decompress, data: bytes, room: int) -> bytes:
             continue
         raw, data, out = trial, data[step:], out + more
         step = min(step, len(data))
-    return out
+    return out, size - len(data)
 
 
 class Brotli:

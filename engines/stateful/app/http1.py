@@ -44,10 +44,13 @@ _PROTOCOL = re.compile(rb"(?i)[ \t]HTTP/\S{0,32}$")
 _PROTOCOL_TAIL = 40  # how far from the end of the line the protocol can begin
 # Browsers pass over up to four bytes before HTTP, and some read SHOUTcast's ICY like it.
 _STATUS_LINE = re.compile(rb"(?is)[\s\0]*(?:[^\s\0].{0,3}?)??(HTTP|ICY[ ])")
-_STATUS_LINE_JUNK = 8  # from here on a line without HTTP in it is none
+_STATUS_LINE_BEGINS = (b"HTTP", b"ICY ")
 _RESPONSE_LINE = re.compile(rb"(?is)((?:HTTP|ICY)[^\s]*)[ \t]*([^\s]*)[ \t]*(.*)")
 _PROTOCOL_VERSION = re.compile(rb"(?i)HTTP/[0-9]\.[0-9]")
 _STATUS = re.compile(rb"[1-9][0-9]{2}")
+_DOUBTFUL_LENGTHS = frozenset(
+    {"invalid_content_length_field_in_response", "duplicate_content_length_field_in_response"}
+)
 _OLD_PROTOCOLS = (b"HTTP/0.9", b"HTTP/1.0")
 _FIELD_NAME = re.compile(rb"[^\s:]{1,256}[ \t]{0,16}:")
 _FIELD_NAME_SO_FAR = re.compile(rb"[^\s:]{1,256}[ \t]{0,16}")
@@ -184,10 +187,20 @@ class Http1Parser(BaseParser):
                 if position == len(data):
                     return position
             side.hold = side.fed + position
+        if side.direction is Direction.TO_CLIENT and not self._waiting and len(side.buffer) < 4:
+            known = bytes(side.buffer)
+            start = (known + data[position : position + 4])[:4].upper()
+            if not any(begin.startswith(start) for begin in _STATUS_LINE_BEGINS):
+                # Nobody waits for a response and this is none: no need to see the whole line.
+                side.buffer.clear()
+                self._headless(side, known)
+                return position
         line, position = self._take_line(side, data, position, self._limits.head)
         if line is None:
             if side.direction is Direction.TO_CLIENT and len(side.buffer) >= _LONG_JUNK:
                 self._headless_buffer(side)
+            if len(side.buffer) > self._limits.field:
+                self._field_too_long(side)
             return position
         if side.direction is Direction.TO_SERVER:
             line = line.rstrip(_LINE_END)
@@ -240,7 +253,7 @@ class Http1Parser(BaseParser):
     def _fields(self, side: _Side, data: bytes, position: int) -> int:
         """Everything to the empty line. What is searched begins with the line end of the start line, since the empty
         line may follow at once: it is the byte before ``position`` or, after a feed that ended there, in ``buffer``."""
-        buffer = side.buffer
+        buffer, limit = side.buffer, self._limits.field
         if buffer:
             known = len(buffer)
             buffer += data[position:]
@@ -259,7 +272,11 @@ class Http1Parser(BaseParser):
             self.give_up(f"{_side_name(side)}_header_too_long")
             return len(data)
         if end is None:
+            if len(buffer) > limit and buffer.rfind(b"\n", len(buffer) - limit - 1) < 0:
+                self._field_too_long(side)
             return len(data)
+        if len(block) > limit and any(len(line) > limit for line in block.split(b"\n")):
+            self._field_too_long(side)
         position += end.end()
         buffer.clear()
         line, side.line = side.line, b""
@@ -353,14 +370,27 @@ class Http1Parser(BaseParser):
             self._message_end(side)
 
     def _new_request(self, side: _Side, head: Head) -> HttpTransaction:
-        tx = HttpTransaction(self.take_id())
-        if len(self._waiting) >= self._limits.pipelined:
+        tx = self._expect_request(side)
+        if len(self._waiting) > self._limits.pipelined:
             self.give_up("too_many_pipelined_requests")
-        self._waiting.append(tx)
-        self.transactions.append(tx)
         tx.set_head(side.direction, head)
-        side.tx = tx
         return tx
+
+    def _expect_request(self, side: _Side) -> HttpTransaction:
+        """The transaction of the request whose head is coming."""
+        if side.tx is None:
+            side.tx = HttpTransaction(self.take_id())
+            self._waiting.append(side.tx)
+            self.transactions.append(side.tx)
+        return side.tx
+
+    def _field_too_long(self, side: _Side) -> None:
+        """Said before the head is complete, because some never are."""
+        tx = self._expect_response(side) if side.direction else self._expect_request(side)
+        event = f"{_side_name(side)}_field_too_long"
+        if event not in tx.events:
+            tx.add_event(event)
+            tx.touch(side.direction)
 
     def _check_host(self, tx: HttpTransaction, head: Head) -> None:
         if tx.target.double_encoded:
@@ -427,7 +457,8 @@ class Http1Parser(BaseParser):
 
     def _unlikely_body(self, side: _Side, data: bytes, position: int) -> int:
         """After 204 and 304 there is none by the rules (RFC 9112, section 6.3), and yet some browsers show what comes
-        as libhtp does. It is one unless a response follows, which only its first bytes can tell."""
+        as libhtp does; after a length that clients read differently more of it may come. It is body unless a response
+        follows, which only its first bytes can tell."""
         tx = side.tx
         assert tx is not None
         known = len(side.buffer)
@@ -451,7 +482,10 @@ class Http1Parser(BaseParser):
         head = tx.response
         assert head is not None
         tx.add_event("response_body_unexpected")
-        self._response_body(side, tx, head, doubt=False)
+        if side.body is None:
+            self._response_body(side, tx, head, doubt=False)
+        else:
+            side.state = self._until_close
 
     def _response_body(self, side: _Side, tx: HttpTransaction, head: Head, doubt: bool) -> None:
         """What the fields say about the body. ``doubt``: not every client reads them like that."""
@@ -480,7 +514,8 @@ class Http1Parser(BaseParser):
             self._start_body(side, tx, self._until_close)
         elif size:
             side.left = size
-            self._start_body(side, tx, self._body_length)
+            sure = _DOUBTFUL_LENGTHS.isdisjoint(tx.events)
+            self._start_body(side, tx, self._body_length if sure else self._doubtful_length)
         else:
             self._message_end(side)
 
@@ -539,6 +574,14 @@ class Http1Parser(BaseParser):
         self._take_body(side, data, position, end)
         if not side.left:
             self._message_end(side)
+        return end
+
+    def _doubtful_length(self, side: _Side, data: bytes, position: int) -> int:
+        end = min(position + side.left, len(data))
+        side.left -= end - position
+        self._take_body(side, data, position, end)
+        if not side.left:
+            side.state = self._unlikely_body
         return end
 
     def _until_close(self, side: _Side, data: bytes, position: int) -> int:

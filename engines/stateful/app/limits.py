@@ -12,6 +12,8 @@ class AppLimits:
 
     # One HTTP head or HTTP/2 header block, decoded or not. Servers refuse from 8 KiB (nginx) to 64 KiB. -> gave_up
     head: int = 64 << 10
+    # One line of a head (Suricata: meta-field-limit). -> event request_field_too_long, response_field_too_long
+    field: int = 18 << 10
     # How much of a decoded body rules can see (Suricata: request-body-limit, response-body-limit). -> rest skipped
     request_body: int = 100 << 10
     response_body: int = 100 << 10
