@@ -11,60 +11,28 @@ the position it has read up to::
       ▲              ├──► chunk_size ──► chunk_data ──► chunk_end ──┐        │
       │              │        ▲  └──────► trailer ──────────────────┼───────►│
       │              │        └─────────────────────────────────────┘        │
-      │              ├──► until_close ───────────────────────────────────────┘
+      │              ├──► until_close ───────────────────────────────────────┤
+      │              └──► unlikely_body ──► one of the above, if it comes ───┘
       └── refused ───┴──► connect_wait ──► tunnel
+
+Where clients read the framing of a response in two ways, rules see both bodies: the one of the states above and, in
+``Head.other``, the bytes as they are.
 
 Left out: multipart bodies (seen as one file), partial content put together from ranges.
 """
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable
 
+from engines.stateful.app import http1_syntax as syntax
 from engines.stateful.app.bodies import Body
 from engines.stateful.app.http_transaction import Head, HttpTransaction, parse_fields
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
 from engines.stateful.app.transaction import BaseParser
 from engines.stateful.app.uri import is_host
 from engines.verdict import Direction
-
-_REQUEST_HEAD_END = re.compile(rb"\n\r?\n")
-# As libhtp htp_connp_RES_HEADERS: LF CR is a line end too, so LF CR CR LF are two, though CR LF CR CR LF is one and a
-# line of its own; a single space or tab between bare LFs also ends the head.
-_RESPONSE_HEAD_END = re.compile(rb"\n(?:\r?\n|(?<=[^\r]\n)(\r\r\n)|[ \t]\n(?=[^\n]))")
-_HEAD_END = (_REQUEST_HEAD_END, _RESPONSE_HEAD_END)
-_HEAD_END_SIZE = 6  # the longest of these, to find one that began in an earlier feed
-_BARE_CR = re.compile(rb"\r(?!\n)")
-_BLANK = (b"\r\n \t\0", b"\r\n")  # what may stand before a message, by direction
-_SPACE = b" \t\x0b\x0c\r\0"
-_LINE_END = _SPACE + b"\n"
-_PROTOCOL = re.compile(rb"(?i)[ \t]HTTP/\S{0,32}$")
-_PROTOCOL_TAIL = 40  # how far from the end of the line the protocol can begin
-# Browsers pass over up to four bytes before HTTP, and some read SHOUTcast's ICY like it.
-_STATUS_LINE = re.compile(rb"(?is)[\s\0]*(?:[^\s\0].{0,3}?)??(HTTP|ICY[ ])")
-_STATUS_LINE_BEGINS = (b"HTTP", b"ICY ")
-_RESPONSE_LINE = re.compile(rb"(?is)((?:HTTP|ICY)[^\s]*)[ \t]*([^\s]*)[ \t]*(.*)")
-_PROTOCOL_VERSION = re.compile(rb"(?i)HTTP/[0-9]\.[0-9]")
-_STATUS = re.compile(rb"[1-9][0-9]{2}")
-_DOUBTFUL_LENGTHS = frozenset(
-    {"invalid_content_length_field_in_response", "duplicate_content_length_field_in_response"}
-)
-_OLD_PROTOCOLS = (b"HTTP/0.9", b"HTTP/1.0")
-_FIELD_NAME = re.compile(rb"[^\s:]{1,256}[ \t]{0,16}:")
-_FIELD_NAME_SO_FAR = re.compile(rb"[^\s:]{1,256}[ \t]{0,16}")
-_FIELD_NAME_SIZE = 256 + 16 + 1
-# Some browsers read "0x" as C does.
-_CHUNK_SIZE = re.compile(rb"[\r\n \t\x0b\x0c]*(?:0[xX](?=[0-9A-Fa-f]))?([0-9A-Fa-f]*)(.*)", re.DOTALL)
-_CHUNK_END_SPACE = re.compile(rb"[ \t\r]*")
-# From here on a first line without an end is a body rather than junk before a status line.
-_LONG_JUNK = 256
-_DIGITS = re.compile(rb"[0-9]+")
-_MAX_CHUNK = (1 << 31) - 1  # libhtp: INT32_MAX
-# Bytes that look like neither a chunk size nor space before it: not chunked after all, without waiting for a line end.
-_EMPTY_LINES = re.compile(rb"[\r\n \t\x0b\x0c]*\n")
-_NOT_CHUNK = re.compile(rb"[\r\n \t\x0b\x0c]*[^0-9A-Fa-f\r\n \t\x0b\x0c]")
 
 _State = Callable[["_Side", bytes, int], int]
 
@@ -129,7 +97,7 @@ class Http1Parser(BaseParser):
             self._fields(side, b"\n\n", 0)  # what there is of the head counts
         elif side.state == self._chunk_size and direction is Direction.TO_CLIENT:
             rest = bytes(side.buffer)
-            if rest.strip(_SPACE + b"0123456789abcdefABCDEF"):
+            if rest.strip(syntax.SPACE + b"0123456789abcdefABCDEF"):
                 self._inspect(side, rest)
         elif side.state == self._unlikely_body and side.tx is not None:
             rest = bytes(side.buffer)
@@ -180,7 +148,7 @@ class Http1Parser(BaseParser):
     def _line(self, side: _Side, data: bytes, position: int) -> int:
         """The start line, or what came instead of one."""
         if not side.buffer:
-            blank = _BLANK[side.direction]
+            blank = syntax.BLANK[side.direction]
             # Empty lines between messages: RFC 9112, section 2.2, and what is left of odd chunk ends.
             while data[position] in blank:
                 position += 1
@@ -189,27 +157,26 @@ class Http1Parser(BaseParser):
             side.hold = side.fed + position
         if side.direction is Direction.TO_CLIENT and not self._waiting and len(side.buffer) < 4:
             known = bytes(side.buffer)
-            start = (known + data[position : position + 4])[:4].upper()
-            if not any(begin.startswith(start) for begin in _STATUS_LINE_BEGINS):
+            if not syntax.may_be_status_line((known + data[position : position + 4])[:4]):
                 # Nobody waits for a response and this is none: no need to see the whole line.
                 side.buffer.clear()
                 self._headless(side, known)
                 return position
         line, position = self._take_line(side, data, position, self._limits.head)
         if line is None:
-            if side.direction is Direction.TO_CLIENT and len(side.buffer) >= _LONG_JUNK:
+            if side.direction is Direction.TO_CLIENT and len(side.buffer) >= syntax.LONG_JUNK:
                 self._headless_buffer(side)
             if len(side.buffer) > self._limits.field:
                 self._field_too_long(side)
             return position
         if side.direction is Direction.TO_SERVER:
-            line = line.rstrip(_LINE_END)
-            if _find_protocol(line) is None:
+            line = line.rstrip(syntax.LINE_END)
+            if syntax.find_protocol(line) is None:
                 side.line = line
                 side.state = self._short_line
                 return position
-        elif not _is_response_line(line):
-            if line.strip(_LINE_END):
+        elif not syntax.is_status_line(line):
+            if line.strip(syntax.LINE_END):
                 side.line = line
                 side.state = self._junk_line
             else:
@@ -225,15 +192,15 @@ class Http1Parser(BaseParser):
         """A request line without protocol: HTTP/0.9, or a protocol forgotten when fields follow (libhtp REQ_PROTOCOL).
         Servers differ about the second, so the line waits for the bytes that tell."""
         buffer = side.buffer
-        following = bytes(buffer) + data[position : position + _FIELD_NAME_SIZE]
-        if _FIELD_NAME.match(following):
+        following = bytes(buffer) + data[position : position + syntax.FIELD_NAME_SIZE]
+        if syntax.FIELD_NAME.match(following):
             side.state = self._fields
             buffer[:0] = b"\n"
             return position
-        if len(following) < _FIELD_NAME_SIZE and _FIELD_NAME_SO_FAR.fullmatch(following):
+        if len(following) < syntax.FIELD_NAME_SIZE and syntax.FIELD_NAME_SO_FAR.fullmatch(following):
             buffer += data[position:]
             return len(data)
-        waiting = bytes(buffer).lstrip(_BLANK[0])
+        waiting = bytes(buffer).lstrip(syntax.BLANK[0])
         self._short_request(side)
         side.buffer += waiting
         if side.buffer:
@@ -257,11 +224,11 @@ class Http1Parser(BaseParser):
         if buffer:
             known = len(buffer)
             buffer += data[position:]
-            end = _find_head_end(side, buffer, 0, max(known - _HEAD_END_SIZE, 0))
+            end = syntax.find_head_end(side.direction, buffer, 0, max(known - syntax.HEAD_END_SIZE, 0))
             block = b"" if end is None else bytes(buffer[1 : end.end()])
             position -= known
         else:
-            end = _find_head_end(side, data, position - 1, position - 1)
+            end = syntax.find_head_end(side.direction, data, position - 1, position - 1)
             if end is None:
                 buffer += data[position - 1 :]
                 block = b""
@@ -291,16 +258,16 @@ class Http1Parser(BaseParser):
 
     def _short_request(self, side: _Side) -> None:
         """HTTP/0.9: the line is all there is."""
-        line, side.line = side.line.lstrip(_SPACE), b""
+        line, side.line = side.line.lstrip(syntax.SPACE), b""
         method, _, target = line.partition(b" ")
-        tx = self._new_request(side, Head(line, (method, target.strip(_SPACE), b""), {}, b""))
+        tx = self._new_request(side, Head(line, (method, target.strip(syntax.SPACE), b""), {}, b""))
         tx.add_event("request_line_missing_protocol")
         self._message_end(side)
 
     def _headless_buffer(self, side: _Side) -> None:
         """An incomplete line, unless it still may become a status line."""
         data = bytes(side.buffer)
-        if data and not _is_response_line(data):
+        if data and not syntax.is_status_line(data):
             side.buffer.clear()
             self._headless(side, data)
 
@@ -324,18 +291,18 @@ class Http1Parser(BaseParser):
         events: list[str] = []
         if line[:1] in {b" ", b"\t"}:
             events.append("request_line_leading_whitespace")
-        line = line.lstrip(_SPACE)
+        line = line.lstrip(syntax.SPACE)
         method, _, rest = line.partition(b" ")
         if b"\t" in method:
             method, _, rest = line.partition(b"\t")
             events.append("method_delim_non_compliant")
         # libhtp with allow_space_uri: the protocol is what follows the last space.
-        at = _find_protocol(b" " + rest)
+        at = syntax.find_protocol(b" " + rest)
         if at is None:
-            target, protocol = rest.strip(_SPACE), b""
+            target, protocol = rest.strip(syntax.SPACE), b""
             events.append("request_line_missing_protocol")
         else:
-            target, protocol = rest[: max(at - 1, 0)].strip(_SPACE), rest[at:]
+            target, protocol = rest[: max(at - 1, 0)].strip(syntax.SPACE), rest[at:]
         head = Head(line, (method, target, protocol), parse_fields(block, events), block)
         tx = self._new_request(side, head)
         for event in events:
@@ -411,23 +378,23 @@ class Http1Parser(BaseParser):
 
     def _response(self, side: _Side, line: bytes, block: bytes) -> None:
         events: list[str] = []
-        found = _STATUS_LINE.match(line)
+        found = syntax.STATUS_LINE.match(line)
         assert found is not None  # the caller looked for it
-        line = line[found.start(1) :].rstrip(_LINE_END)
-        if b"\r" in line or _BARE_CR.search(block):
+        line = line[found.start(1) :].rstrip(syntax.LINE_END)
+        if b"\r" in line or syntax.BARE_CR.search(block):
             # Browsers end lines at a bare CR as well.
             line, _, more = line.partition(b"\r")
-            block = _BARE_CR.sub(b"\r\n", (more + b"\r\n" if more else b"") + block)
+            block = syntax.BARE_CR.sub(b"\r\n", (more + b"\r\n" if more else b"") + block)
             events.append("response_bare_cr")
-        parts = _RESPONSE_LINE.fullmatch(line)
+        parts = syntax.RESPONSE_LINE.fullmatch(line)
         assert parts is not None  # it starts as the other expression found
         protocol, status = parts[1].upper(), parts[2]
         fields = parse_fields(block, events, "response", split_folds=protocol == b"HTTP/1.1")
-        head = Head(line, (parts[1], status, parts[3].strip(_SPACE)), fields, block)
+        head = Head(line, (parts[1], status, parts[3].strip(syntax.SPACE)), fields, block)
         tx = self._expect_response(side)
-        if not _PROTOCOL_VERSION.fullmatch(protocol):
+        if not syntax.PROTOCOL_VERSION.fullmatch(protocol):
             events.append("response_invalid_protocol")
-        if not _STATUS.fullmatch(status):
+        if not syntax.STATUS.fullmatch(status):
             events.append("response_invalid_status")
         for event in events:
             tx.add_event(event)
@@ -497,7 +464,7 @@ class Http1Parser(BaseParser):
             if coding.lower() != b"chunked":
                 tx.add_event("response_abnormal_transfer_encoding")
                 doubt = True
-            if head.first.upper() in _OLD_PROTOCOLS:
+            if head.first.upper() in syntax.OLD_PROTOCOLS:
                 tx.add_event("response_chunked_old_proto")
                 doubt = True
             self._start_body(side, tx, self._chunk_size)
@@ -514,7 +481,7 @@ class Http1Parser(BaseParser):
             self._start_body(side, tx, self._until_close)
         elif size:
             side.left = size
-            sure = _DOUBTFUL_LENGTHS.isdisjoint(tx.events)
+            sure = syntax.DOUBTFUL_LENGTHS.isdisjoint(tx.events)
             self._start_body(side, tx, self._body_length if sure else self._doubtful_length)
         else:
             self._message_end(side)
@@ -602,14 +569,14 @@ class Http1Parser(BaseParser):
     def _chunk_size(self, side: _Side, data: bytes, position: int) -> int:
         tx = side.tx
         assert tx is not None
-        if side.direction is Direction.TO_CLIENT and _NOT_CHUNK.match(
+        if side.direction is Direction.TO_CLIENT and syntax.NOT_CHUNK.match(
             bytes(side.buffer[:64]) + data[position : position + 64]
         ):
             return self._not_chunked(side, tx, data, position)
         line, position = self._take_line(side, data, position, self._limits.chunk_line)
         if line is None:
             return position
-        parts = _CHUNK_SIZE.match(line)
+        parts = syntax.CHUNK_SIZE.match(line)
         assert parts is not None
         digits, rest = parts[1], parts[2].strip()
         if not digits and not rest:
@@ -617,7 +584,7 @@ class Http1Parser(BaseParser):
         if rest:
             tx.add_event(f"{_side_name(side)}_chunk_extension")
         size = int(digits, 16) if 0 < len(digits.lstrip(b"0") or b"0") <= 8 and digits else -1
-        if 0 <= size <= _MAX_CHUNK:
+        if 0 <= size <= syntax.MAX_CHUNK:
             side.left = size
             side.state = self._chunk_data if size else self._trailer
         elif side.direction is Direction.TO_SERVER:
@@ -632,7 +599,7 @@ class Http1Parser(BaseParser):
         """Transfer-Encoding lied: the rest is the body as it is, until the connection closes (libhtp)."""
         tx.add_event("invalid_response_chunk_len")
         side.state = self._until_close
-        empty = _EMPTY_LINES.match(data, position)
+        empty = syntax.EMPTY_LINES.match(data, position)
         if empty:
             side.buffer.clear()
             return empty.end()
@@ -655,7 +622,7 @@ class Http1Parser(BaseParser):
         tx = side.tx
         assert tx is not None
         if side.other is None and side.direction is Direction.TO_CLIENT:
-            junk = _CHUNK_END_SPACE.match(data, position)
+            junk = syntax.CHUNK_END_SPACE.match(data, position)
             assert junk is not None  # it may be empty
             position = junk.end()
             if position < len(data) and data[position] != 0x0A:
@@ -734,28 +701,8 @@ class Http1Parser(BaseParser):
             side.fed += len(waiting)
 
 
-def _find_protocol(line: bytes) -> int | None:
-    """Where the space before the protocol is, in a line without its end."""
-    found = _PROTOCOL.search(line, max(len(line) - _PROTOCOL_TAIL, 0))
-    return None if found is None else found.start()
-
-
 def _side_name(side: _Side) -> str:
     return "response" if side.direction else "request"
-
-
-def _is_response_line(line: bytes) -> bool:
-    """Whether browsers would take this for a status line (libhtp htp_treat_response_line_as_body)."""
-    return _STATUS_LINE.match(line) is not None
-
-
-def _find_head_end(side: _Side, data: bytes | bytearray, start: int, first: int) -> re.Match[bytes] | None:
-    """The end of a head that has its first line end at ``start``, looked for from ``first``."""
-    expression = _HEAD_END[side.direction]
-    end = expression.search(data, first)
-    if end is not None and end.start() == start and side.direction is Direction.TO_CLIENT and end.start(1) >= 0:
-        end = expression.search(data, start + 1)  # how the status line ended does not matter
-    return end
 
 
 def _skip(side: _Side, data: bytes, position: int) -> int:
@@ -776,7 +723,7 @@ def _content_length(value: bytes, tx: HttpTransaction, side: str) -> int | None:
     if value.isdigit() and len(value) <= 18:
         return int(value)
     tx.add_event(f"invalid_content_length_field_in_{side}")
-    digits = _DIGITS.search(value)
+    digits = syntax.DIGITS.search(value)
     if side == "request" or digits is None or len(digits[0]) > 18:
         return None
     return int(digits[0])
