@@ -173,8 +173,14 @@ def test_push_promise_is_a_request() -> None:
 
 def test_authority_and_host_differ() -> None:
     (tx,) = play(Http2Parser(), [(C, START + Peer().headers(1, [*REQUEST, ("host", "other.example")]))])
-    assert tx.events == ["host_header_ambiguous"]
+    assert tx.events == ["authority_host_mismatch"]
     assert tx.buffer("http.host") == (b"www.example.com",)
+
+
+def test_userinfo_in_authority() -> None:
+    fields = [(":method", "GET"), (":path", "/"), (":authority", "user:word@h.example")]
+    (tx,) = play(Http2Parser(), [(C, START + Peer().headers(1, fields))])
+    assert tx.events == ["userinfo_in_uri"]
 
 
 def test_connect() -> None:

@@ -303,7 +303,9 @@ class Http2Parser(BaseParser):
                 # http.host is whom the request is for, however it was said (RFC 9113, section 8.3.1).
                 host = merged.get(b"host")
                 if host is not None and host[1].lower() != authority.lower():
-                    tx.add_event("host_header_ambiguous")
+                    tx.add_event("authority_host_mismatch")
+                if b"@" in authority:
+                    tx.add_event("userinfo_in_uri")  # RFC 9113, section 8.3.1 forbids it
                 tx.authority = authority
             if method == b"CONNECT" and not path:
                 path = authority or b""
