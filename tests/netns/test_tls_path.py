@@ -166,7 +166,13 @@ def reset(conn: socket.socket) -> None:
 
 
 def worker(firewall: Firewall) -> int:
-    (pid,) = pids_named(firewall.pid(), "nfw tls")
+    """The one TLS worker. After a change of policy the one before it may still be ending, but not for long."""
+
+    def pids() -> list[int]:
+        return list(pids_named(firewall.pid(), "nfw tls"))
+
+    wait_for(lambda: len(pids()) == 1, 5)
+    (pid,) = pids()
     return pid
 
 
