@@ -144,7 +144,10 @@ class Pipeline:
         match = self.filter.match(packet)
         if match.action is not StatelessAction.FORWARD:
             return self._stateless(packet, match, now)
-        old = disposition != Disposition.NONE and generation != self.generation
+        # The kernel copies an older mark bit by bit, and a verdict may change it meanwhile: what REPLY says holds
+        # whatever generation stands beside it.
+        reply = disposition == Disposition.REPLY
+        old = reply or (disposition != Disposition.NONE and generation != self.generation)
         ours = generation == self.generation and _IS_INSPECTED[disposition]
         resumed = None
         if old and packet.protocol == UDP and not self.table.knows(packet, now):

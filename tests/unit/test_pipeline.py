@@ -301,6 +301,18 @@ def test_a_udp_flow_that_had_ended_before_is_not_rejected_again(tmp_path: Path) 
     assert bench.effects.injected == []
 
 
+@pytest.mark.parametrize("generation", [0, 4, 5, 7])
+def test_a_datagram_of_a_server_is_never_a_beginning_whatever_generation_it_bears(
+    tmp_path: Path, generation: int
+) -> None:
+    """The kernel copies the ct mark bit by bit, and a verdict may change it meanwhile: any mixture of two generations
+    can come, the current one (5) included."""
+    bench = Bench(tmp_path, UDP_RULE + "open_flows: {which: all, action: drop}\n")
+    for _ in range(2):
+        assert bench.send(datagram(client=False), generation, Disposition.REPLY) is Answer.ENDED
+    assert len(bench.pipeline.table) == 0
+
+
 def test_an_old_datagram_behind_a_flow_the_kernel_has_taken(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "stateless: {default: forward}\nopen_flows: {which: all, action: drop}\n")
     assert bench.send(datagram(), *OLD) is Answer.PASS
