@@ -112,7 +112,12 @@ def _policy(text: str) -> str:
 
 
 def _action_order(text: str) -> tuple[Action, ...]:
-    return tuple(Action(name.strip()) for name in text.split(","))
+    known = [action.value for action in Action]
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise SettingError(f"{name!r} is none of {', '.join(known)}")
+    return tuple(map(Action, names))
 
 
 def _session(name: str, read: Callable[[str], Any]) -> Callable[[ReplayOptions, str], ReplayOptions]:
@@ -132,10 +137,6 @@ def _app(name: str, read: Callable[[str], Any]) -> Callable[[ReplayOptions, str]
 
 def _option(name: str, read: Callable[[str], Any]) -> Callable[[ReplayOptions, str], ReplayOptions]:
     return lambda options, text: dataclasses.replace(options, **{name: read(text)})
-
-
-def _depth(options: ReplayOptions, text: str) -> ReplayOptions:
-    return _session("depth", _size)(options, text)
 
 
 def _max_alerts(options: ReplayOptions, text: str) -> ReplayOptions:
@@ -158,7 +159,7 @@ SETTINGS: Mapping[str, Callable[[ReplayOptions, str], ReplayOptions]] = {
     "stream.midstream": _session("midstream", _bool),
     "stream.midstream-policy": _option("midstream_policy", _policy),
     "stream.async-oneside": _session("async_oneside", _bool),
-    "stream.reassembly.depth": _depth,
+    "stream.reassembly.depth": _session("depth", _size),
     "stream.reassembly.toserver-chunk-size": _session("chunk_to_server", _size),
     "stream.reassembly.toclient-chunk-size": _session("chunk_to_client", _size),
     _HTTP + "lzma-enabled": _app("lzma", _bool),
@@ -226,10 +227,13 @@ def replay(
     # Receivers put fragments together by the same policy as segments.
     layers = Layers(lambda address: FragmentPolicy.parse(watching.os_policy(address).value))
     seen = unread = 0
-    now = 0.0
+    now = due = 0.0
     try:
         for captured in packets:
             seen, now = captured.number, max(now, captured.time)
+            if now >= due:
+                watcher.tick(now)
+                due = now + 1.0
             carried = False
             size = len(captured.data)  # Suricata counts the frame for the outermost packet
             for layer in layers.read(captured.link_type, captured.data, now):

@@ -8,7 +8,7 @@ of such a late judgement have no packet number, as with Suricata's pseudo packet
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ _WITH_FLOWS = frozenset({TCP, UDP, ICMP, ICMPV6, SCTP, ESP})
 # Suricata: flow-timeouts, the stock configuration. Seconds without a packet.
 _TIMEOUTS = {TCP: 600.0, UDP: 300.0, ICMP: 300.0, ICMPV6: 300.0}
 _OTHER_TIMEOUT, _TCP_NEW, _TCP_CLOSED = 300.0, 60.0, 60.0
+_SHORTEST_TIMEOUT = 60.0
 MAX_FLOWS = 262_144
 
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
@@ -112,7 +113,7 @@ class Watcher:
         self._vlans: tuple[int, ...] = ()
         self._events: frozenset[str] = frozenset()
         # To find out what is odd about a packet takes longer than to judge most: only for rules that ask.
-        self._wants_events = any("decode-event" in rule.signature.text for rule in ruleset.rules)
+        self._wants_events = any(rule.signature.packet_events for rule in ruleset.rules)
 
     # -- one packet ------------------------------------------------------------------------------------------------
 
@@ -335,11 +336,18 @@ class Watcher:
     # -- the end of a flow -----------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """End the flows that have been idle for too long."""
-        for key, flow in list(self._flows.items()):
+        """End the flows that have been idle for too long; call it about once a second of the capture."""
+        for key, flow in list(self._idle(now)):
+            del self._flows[key]
+            self._end(flow, now)
+
+    def _idle(self, now: float) -> Iterator[tuple[Hashable, Flow]]:
+        # Those seen longest ago come first, so the look ends at the first that no timeout can have reached.
+        for key, flow in self._flows.items():
+            if now - flow.last_seen <= _SHORTEST_TIMEOUT:
+                return
             if now - flow.last_seen > _timeout(flow):
-                del self._flows[key]
-                self._end(flow, now)
+                yield key, flow
 
     def finish(self, now: float) -> None:
         """The capture is over."""

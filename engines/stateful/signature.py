@@ -127,6 +127,8 @@ class PacketView(Protocol):
     established: bool
     payload: bytes
     packet: Any  # engines.packet.Packet, or None on decrypted flows
+    events: frozenset[str]  # "decoder.ipv4.trunc_pkt" and the like; empty where nobody looked
+    vlans: tuple[int, ...] | None  # outermost first; None where the link layer was not seen
 
 
 @dataclass(frozen=True, slots=True)

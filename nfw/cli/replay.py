@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,12 @@ def replay(
 
     options = _options(mode, settings)
     signatures = _rules(rule_files, variables, strict)
+    path = Path(capture)
+    packets_of = iter(_progress(path, read_capture(path)))
+    try:
+        first = next(packets_of, None)  # what cannot be read at all is said before anything is written
+    except CaptureError as error:
+        raise Failure(str(error)) from None
     counted: dict[int, list[Any]] = {}
     drops: dict[str, int] = {}
     flows = 0
@@ -69,23 +76,31 @@ def replay(
             out.write(json.dumps(record, separators=(",", ":")) + "\n")
 
     wrong = None
-    path = Path(capture)
-    packets = 0
+    stopped = False
+    read = 0
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, before)  # the second one ends the program as usual
 
     def watched() -> Iterator[Captured]:
-        nonlocal packets, wrong
+        nonlocal wrong, read
+        packet = first
         try:
-            for packet in _progress(path, read_capture(path)):
-                packets = packet.number
+            while packet is not None and not stopped:
                 yield packet
+                read, packet = packet.number, next(packets_of, None)
         except CaptureError as error:
             wrong = str(error)
-        except KeyboardInterrupt:
-            wrong = f"{path}: stopped after packet {packets}"
+        if stopped:
+            wrong = f"{path}: stopped after packet {read}"
 
+    before = signal.signal(signal.SIGINT, stop)
     try:
         summary = run(watched(), signatures, options, event)
     finally:
+        signal.signal(signal.SIGINT, before)
         if out is not None and out is not sys.stdout:
             out.close()
     if eve != "-":
@@ -98,7 +113,8 @@ def replay(
         for reason, number in sorted(drops.items()):
             emit(f"{number:8} dropped: {reason}")
     if wrong is not None:
-        raise Failure(wrong)
+        tell(wrong)
+        return 130 if stopped else 1
     return 0
 
 
@@ -147,6 +163,8 @@ def _rules(files: tuple[str, ...], written: tuple[str, ...], strict: bool) -> li
         signatures += parsed.signatures
     if refused and strict:
         raise Failure(f"{refused} rules are refused; nothing was replayed")
+    if refused and not signatures:
+        raise Failure("no rule is left; nothing was replayed")
     if refused:
         tell(f"{refused} rules are refused, {len(signatures)} are used")
     return signatures

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scapy.compat import raw
-from scapy.layers.inet import GRE, IP, TCP, fragment
+from scapy.layers.inet import GRE, IP, TCP, UDP, fragment
 
 from engines.decode.link import ARP, IPV4, IPV6, decode_link
 from engines.stateful.parser import Variables, parse_rules
@@ -307,6 +309,47 @@ def test_a_capture_that_is_cut_off_is_shown_as_far_as_it_goes(
     told = capsys.readouterr()
     assert "7 packets" in told.out
     assert "cut off after packet 7" in told.err
+
+
+def test_an_interrupt_shows_what_was_found_so_far(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture, rules = files
+    real = read_capture
+
+    def interrupted(path: Path) -> Iterator[Captured]:
+        for packet in real(path):
+            if packet.number == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield packet
+
+    monkeypatch.setattr("nfw.capture.read_capture", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    assert call(["replay", capture, "--rules", rules]) == 130
+    told = capsys.readouterr()
+    assert "found it" in told.out
+    assert f"{capture}: stopped after packet 6" in told.err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_nothing_is_replayed_when_no_rule_is_left(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    capture, rules = files
+    Path(rules).write_text("alert tcp any any -> any any (nonsense; sid:8;)\n")
+    assert call(["replay", capture, "--rules", rules]) == 1
+    told = capsys.readouterr()
+    assert "no rule is left" in told.err
+    assert "packets" not in told.out
+
+
+def test_idle_flows_end_during_the_capture(tmp_path: Path) -> None:
+    """Their memory must not be kept to the end, and they are judged then: before what comes later."""
+    late = IP(src="10.9.9.9", dst="10.9.9.8") / UDP(sport=1, dport=2)
+    path = tmp_path / "x.pcap"
+    quiet = 400  # packets, a second each: longer than a UDP flow may be idle
+    path.write_bytes(pcap([bytes(late), *(bytes(IP(src="10.1.1.1", dst="10.1.1.2") / UDP(sport=3, dport=4)),) * quiet]))
+    records: list[dict[str, Any]] = []
+    replay(read_capture(path), [], ReplayOptions(), records.append)
+    assert [(r["src_ip"], r["flow"]["reason"]) for r in records] == [("10.9.9.9", "timeout"), ("10.1.1.1", "shutdown")]
 
 
 def test_scapy_is_not_loaded_by_other_commands() -> None:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from engines.watch import segments as module
 from engines.watch.segments import OverlapPolicy, Segments, new_wins
 
 # (policy, first segment, second segment, what the receiver has): Novak and Sturges, table 1, in small.
@@ -77,3 +78,29 @@ def test_what_is_settled_is_forgotten_and_not_taken_again() -> None:
 def test_an_unknown_policy_is_an_error() -> None:
     with pytest.raises(ValueError, match="dos"):
         OverlapPolicy.parse("dos")
+
+
+def test_a_hole_takes_no_memory() -> None:
+    segments = Segments(OverlapPolicy.BSD, 1 << 30)
+    assert segments.add((1 << 30) - 1, b"x")
+    assert sum(map(len, segments._runs)) == 1
+    assert segments.next_from(0) == (1 << 30) - 1
+
+
+def test_segments_are_bounded_and_settling_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SEGMENTS", 3)
+    segments = Segments(OverlapPolicy.BSD, 1000)
+    assert [segments.add(2 * number, b"x") for number in range(5)] == [True, True, True, False, False]
+    segments.forget(3)
+    assert segments.add(8, b"y")
+    assert (segments.end, segments.reach(4), segments.reach(3)) == (9, 5, 3)
+
+
+@pytest.mark.parametrize("step", [2, -2, 1, -1], ids=["holes", "holes backwards", "in order", "backwards"])
+def test_many_small_segments_in_any_order_make_the_runs_they_should(step: int) -> None:
+    segments = Segments(OverlapPolicy.BSD, 1 << 20)
+    base = 100_000
+    for number in range(4000):
+        assert segments.add(base + step * number, b"x")
+    assert len(segments._runs) == (4000 if abs(step) == 2 else 1)
+    assert segments.end == base + max(0, step * 3999) + 1

@@ -116,12 +116,6 @@ def _igmp_type(packet: Any) -> int | None:
     return packet.data[start] if packet.protocol == _IGMP and not packet.fragment and start < packet.end else None
 
 
-def _vlans(view: PacketView) -> tuple[int, ...] | None:
-    """The packet's VLAN identifiers, outermost first; None where the link layer was not seen."""
-    found: tuple[int, ...] | None = getattr(view, "vlans", None)
-    return found
-
-
 MAX_VLAN_LAYERS = 3
 
 
@@ -129,7 +123,7 @@ def _vlan_layers(draft: RuleDraft, value: str | None) -> None:
     test = int_test(required(value, "a number of layers"), "vlan.layers", MAX_VLAN_LAYERS).test
 
     def layers(view: PacketView) -> bool:
-        found = _vlans(view)
+        found = view.vlans
         return found is not None and test(len(found))
 
     draft.packet("vlan.layers", layers)
@@ -147,7 +141,7 @@ def _vlan_id(draft: RuleDraft, value: str | None) -> None:
         layer = -layer if minus else layer
 
     def identifier(view: PacketView) -> bool:
-        found = _vlans(view)
+        found = view.vlans
         if not found:
             return False
         if which == "any":

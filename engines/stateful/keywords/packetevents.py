@@ -12,6 +12,7 @@ from typing import Any
 
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, required, unquote
 from engines.stateful.keywords.draft import RuleDraft
+from engines.stateful.keywords.unsupported import PENDING
 from engines.stateful.signature import PacketView
 
 _DECODERS = {
@@ -23,15 +24,9 @@ _EVENT = re.compile(r"[a-z0-9_]+$")
 _PAGE = "header-keywords.html"
 
 
-def packet_events(view: PacketView) -> frozenset[str]:
-    """The events of a packet: ``decoder.ipv4.trunc_pkt``, ``stream.pkt_invalid_ack``. None where nobody looked."""
-    found: frozenset[str] = getattr(view, "events", frozenset())
-    return found
-
-
 def _has(draft: RuleDraft, keyword: str, event: str) -> None:
     draft.packet_events.append(event)
-    draft.packet(keyword, lambda view: event in packet_events(view))
+    draft.packet(keyword, lambda view: event in view.events)
 
 
 def _decode_event(draft: RuleDraft, value: str | None) -> None:
@@ -46,6 +41,7 @@ def _stream_event(draft: RuleDraft, value: str | None) -> None:
     text = unquote(required(value, "an event like pkt_invalid_ack"))
     if not _EVENT.match(text):
         raise KeywordError(f"stream-event: expected a name like pkt_invalid_ack, found {text!r}")
+    draft.never(f"stream-event {PENDING['stream-event']}")  # engine-event may ask for it, too
     _has(draft, "stream-event", f"stream.{text}")
 
 
