@@ -246,7 +246,7 @@ class Flow:
         self.established = False
         """Handshake finished; UDP and others: both sides seen. Holds from the next packet on, see :class:`Tracked`."""
         self.unseen: Direction | None = None
-        """A direction most of whose segments no longer come by: what the other side acknowledges is believed."""
+        """A direction most of whose segments no longer come by, nor most bare acknowledgements of the other one."""
         self.midstream = False
         """Adopted without a handshake."""
         self.created = now
@@ -347,8 +347,11 @@ class FlowTable:
 
     # -- the packet path --
 
-    def track(self, packet: Packet, now: float) -> Tracked:
+    def track(self, packet: Packet, now: float, vouched: bool = False) -> Tracked:
         """Find or make the flow of ``packet``, as from :func:`engines.packet.decode`, and account the packet to it.
+
+        ``vouched``: somebody who sees every segment (conntrack) found the numbers of this one plausible. They are
+        believed in flows with an ``unseen`` direction, of which this table has lost count.
 
         INVALID with a flow (an implausible RST, say) is not accounted and leaves the flow as it was.
         """
@@ -373,13 +376,18 @@ class FlowTable:
             if end != half.next_seq and end - half.next_seq & SEQUENCE_MASK < 0x80000000:
                 half.next_seq = end
             ack = packet.ack
-            if ack != half.acked and ack - half.acked & SEQUENCE_MASK < 0x80000000:
-                if peer.next_seq - ack & SEQUENCE_MASK < 0x80000000:
-                    half.acked = ack
-                elif flow.unseen is not None and flow.unseen is not direction:
-                    half.acked = peer.next_seq = ack  # of segments that did not come by here
+            if flow.unseen is not None and vouched:
+                _believe(flow, direction, half, peer, packet)
+            elif (
+                ack != half.acked
+                and ack - half.acked & SEQUENCE_MASK < 0x80000000
+                and peer.next_seq - ack & SEQUENCE_MASK < 0x80000000
+            ):
+                half.acked = ack
             half.window = packet.window << half.scale
         else:
+            if flow.unseen is not None and vouched:
+                _believe(flow, direction, flow.halves[direction], flow.halves[direction.reply], packet)
             reason = _segment(flow, direction, packet)
             if reason == _REUSE:
                 return self._first_segment(packet, now, self._drop(flow, CloseReason.REUSED))
@@ -805,6 +813,18 @@ def _advance(half: TcpHalf, peer: TcpHalf, packet: Packet, length: int) -> None:
     if ack - half.acked & SEQUENCE_MASK < 0x80000000 and peer.next_seq - ack & SEQUENCE_MASK < 0x80000000:
         half.acked = ack
     half.window = packet.window << half.scale
+
+
+def _believe(flow: Flow, direction: Direction, half: TcpHalf, peer: TcpHalf, packet: Packet) -> None:
+    """Catch up with what passed unseen, by what a vouched segment says of it: any distance, 2**31 and more included."""
+    if direction is flow.unseen:
+        half.next_seq = packet.seq + packet.end - packet.payload_offset & SEQUENCE_MASK
+        if half.fin_end is None:
+            peer.acked = packet.seq
+    elif peer.fin_end is None:
+        peer.next_seq = packet.ack
+    if packet.tcp_flags & ACK:
+        half.acked = packet.ack
 
 
 def _open(flow: Flow) -> None:

@@ -62,6 +62,9 @@ _RUN_SECONDS = 20.0
 _QUEUE_MAX = 65535
 
 
+# Chains of a generation; none before what jumps to it, so that they can be deleted in this order.
+_CHAINS = ("fragments", "generation", "bare", "acknowledgement", "whole", "queue", "verdict", "own")
+
 # Dispositions of packets that may leave.
 _FORWARDED = (
     Disposition.INSPECT,
@@ -153,6 +156,7 @@ delete table inet {self.table}
 table inet {self.table} {{
 {counters}
   set judged {{ type mark; comment "marks of packets that may be forwarded"; }}
+  set acknowledged {{ typeof ct id; size 65536; flags dynamic,timeout; timeout 1s; }}
   map verdicts {{ type mark : verdict; comment "by generation"; }}
   map own_marks {{ type mark : verdict; comment "marks of sockets of nfw"; }}
   chain unjudged {{
@@ -191,6 +195,8 @@ table inet {self.table} {{
             f"fragments_{number}": self._fragments(generation),
             f"queue_{number}": [self.queue_statement(generation)] if queue is QueueRule.STATEMENT else [],
             f"whole_{number}": self._whole(generation),
+            f"acknowledgement_{number}": self._acknowledgement(number),
+            f"bare_{number}": self._bare(number),
             f"generation_{number}": self._classify(generation),
             f"verdict_{number}": self._verdict(generation),
             f"own_{number}": self._own(number),
@@ -224,7 +230,7 @@ table inet {self.table} {{
         lines = []
         for number in generations:
             lines += [f"delete element inet {self.table} {element}" for element in self._elements(number)]
-            chains = [f"{kind}_{number}" for kind in ("fragments", "generation", "whole", "queue", "verdict", "own")]
+            chains = [f"{kind}_{number}" for kind in _CHAINS]
             lines += [f"flush chain inet {self.table} {chain}" for chain in chains]
             lines += [f"delete chain inet {self.table} {chain}" for chain in chains]
         return _text(lines)
@@ -366,7 +372,8 @@ table inet {self.table} {{
 
     def _half_inspected(self, number: int, queue: str) -> list[str]:
         """Flows of which only one direction can still match a rule. The other one is forwarded here, except for the
-        segments that open or end a connection, by which the flow table knows where it stands."""
+        segments that open or end a connection, by which the flow table knows where it stands. So are the bare
+        acknowledgements of the inspected direction, see :meth:`_bare`."""
         layout, f = self.layout, self._hex(self.layout.mask)
         once = self._stamp(layout.compose(number, Disposition.ONCE))
         rules = []
@@ -377,8 +384,28 @@ table inet {self.table} {{
             mark = layout.compose(number, disposition)
             ours = f"ct mark & {f} == {self._hex(mark)}"
             rules.append(f"{ours} ct direction {passing} tcp flags & (fin | syn | rst) == 0 {once} accept")
+            rules.append(f"{ours} jump bare_{number}")
             rules.append(f"{ours} {self._stamp(mark)} {queue}")
         return rules
+
+    def _bare(self, number: int) -> list[str]:
+        """Segments that carry an acknowledgement and nothing else go to :meth:`_acknowledgement`.
+
+        Nothing in nftables adds two header lengths, and nft 1.0.6 aborts when it lists a set of lengths and offsets: so
+        a rule for each length of the TCP header, the usual ones first. A datagram as short as that has no IP options.
+        """
+        rules = ["tcp flags & (fin | syn | rst | ack | urg) != ack return", "ip length > 80 return"]
+        rules.append("ip6 length > 60 return")
+        for words in (8, 5, 11, 13, 15, 10, 12, 6, 7, 9, 14):  # timestamps, nothing, and both with SACK blocks
+            rules.append(f"ip length {20 + 4 * words} tcp doff {words} goto acknowledgement_{number}")
+            rules.append(f"ip6 length {4 * words} ip6 nexthdr tcp tcp doff {words} goto acknowledgement_{number}")
+        return rules
+
+    def _acknowledgement(self, number: int) -> list[str]:
+        """One a second of each connection is queued, by which the flow table knows that it lives; with the set full,
+        all are."""
+        once = self._stamp(self.layout.compose(number, Disposition.ONCE))
+        return [f"ct id @acknowledged {once} accept", "add @acknowledged { ct id timeout 1s }"]
 
     def _verdict(self, generation: GenerationPlan) -> list[str]:
         layout, number = self.layout, generation.generation

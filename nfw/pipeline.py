@@ -156,7 +156,7 @@ class Pipeline:
                 return ended
             if disposition == Disposition.REPLY and (packet.protocol, packet.key) not in self.settled:
                 resumed = self.table.resume(packet, now)
-        answer = self._track(packet_id, packet, resumed or self.table.track(packet, now), old, ours, now)
+        answer = self._track(packet_id, packet, resumed or self.table.track(packet, now, ours), old, ours, now)
         # The mark is in place already; a mark that says something else would undo what the flow's has come to be.
         if ours and answer == disposition:
             return Answer.ACCEPT
@@ -349,13 +349,19 @@ class Pipeline:
             inspector = context.inspector
             assert inspector is not None
             for direction in _BOTH:
-                if inspector.done(direction) and self._kernel_may_take(context, packet):
+                # The other one's bare acknowledgements are the kernel's too, so no rule may be about those.
+                if (
+                    inspector.done(direction)
+                    and inspector.unmoved(direction.reply, True)
+                    and self._kernel_may_take(context, packet)
+                ):
                     context.passing = flow.unseen = direction
                     context.streams[direction] = None
                     self._count("half_offloaded")
-                    to_server = direction is Direction.TO_SERVER
-                    return Answer.INSPECT_TO_CLIENT if to_server else Answer.INSPECT_TO_SERVER
+                    break
         if context.passing is not None:
+            if flow.flags[context.passing] & FIN:  # what is left is its acknowledgement, and little else
+                return Answer.INSPECT
             to_server = context.passing is Direction.TO_SERVER
             return Answer.INSPECT_TO_CLIENT if to_server else Answer.INSPECT_TO_SERVER
         return Answer.INSPECT

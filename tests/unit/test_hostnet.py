@@ -23,6 +23,7 @@ table inet nfw {
   counter stale { comment "packets for connections of nfw that are gone" }
   counter failed_open { comment "packets forwarded without a verdict because the policy says fail open" }
   set judged { type mark; comment "marks of packets that may be forwarded"; }
+  set acknowledged { typeof ct id; size 65536; flags dynamic,timeout; timeout 1s; }
   map verdicts { type mark : verdict; comment "by generation"; }
   map own_marks { type mark : verdict; comment "marks of sockets of nfw"; }
   chain unjudged {
@@ -58,12 +59,16 @@ PREPARED = """\
 add chain inet nfw fragments_3
 add chain inet nfw queue_3
 add chain inet nfw whole_3
+add chain inet nfw acknowledgement_3
+add chain inet nfw bare_3
 add chain inet nfw generation_3
 add chain inet nfw verdict_3
 add chain inet nfw own_3
 flush chain inet nfw fragments_3
 flush chain inet nfw queue_3
 flush chain inet nfw whole_3
+flush chain inet nfw acknowledgement_3
+flush chain inet nfw bare_3
 flush chain inet nfw generation_3
 flush chain inet nfw verdict_3
 flush chain inet nfw own_3
@@ -78,11 +83,40 @@ add rule inet nfw whole_3 meta mark & 0xfff00000 == 0x03600000 accept
 add rule inet nfw whole_3 fib daddr type != unicast accept
 add rule inet nfw whole_3 meta l4proto != udp counter name fragments_other drop
 add rule inet nfw whole_3 meta mark set meta mark & 0x000fffff | 0x03600000 accept
+add rule inet nfw acknowledgement_3 ct id @acknowledged meta mark set meta mark & 0x000fffff | 0x03600000 accept
+add rule inet nfw acknowledgement_3 add @acknowledged { ct id timeout 1s }
+add rule inet nfw bare_3 tcp flags & (fin | syn | rst | ack | urg) != ack return
+add rule inet nfw bare_3 ip length > 80 return
+add rule inet nfw bare_3 ip6 length > 60 return
+add rule inet nfw bare_3 ip length 52 tcp doff 8 goto acknowledgement_3
+add rule inet nfw bare_3 ip6 length 32 ip6 nexthdr tcp tcp doff 8 goto acknowledgement_3
+add rule inet nfw bare_3 ip length 40 tcp doff 5 goto acknowledgement_3
+add rule inet nfw bare_3 ip6 length 20 ip6 nexthdr tcp tcp doff 5 goto acknowledgement_3
+add rule inet nfw bare_3 ip length 64 tcp doff 11 goto acknowledgement_3
+add rule inet nfw bare_3 ip6 length 44 ip6 nexthdr tcp tcp doff 11 goto acknowledgement_3
+add rule inet nfw bare_3 ip length 72 tcp doff 13 goto acknowledgement_3
+add rule inet nfw bare_3 ip6 length 52 ip6 nexthdr tcp tcp doff 13 goto acknowledgement_3
+add rule inet nfw bare_3 ip length 80 tcp doff 15 goto acknowledgement_3
+add rule inet nfw bare_3 ip6 length 60 ip6 nexthdr tcp tcp doff 15 goto acknowledgement_3
+add rule inet nfw bare_3 ip length 60 tcp doff 10 goto acknowledgement_3
+add rule inet nfw bare_3 ip6 length 40 ip6 nexthdr tcp tcp doff 10 goto acknowledgement_3
+add rule inet nfw bare_3 ip length 68 tcp doff 12 goto acknowledgement_3
+add rule inet nfw bare_3 ip6 length 48 ip6 nexthdr tcp tcp doff 12 goto acknowledgement_3
+add rule inet nfw bare_3 ip length 44 tcp doff 6 goto acknowledgement_3
+add rule inet nfw bare_3 ip6 length 24 ip6 nexthdr tcp tcp doff 6 goto acknowledgement_3
+add rule inet nfw bare_3 ip length 48 tcp doff 7 goto acknowledgement_3
+add rule inet nfw bare_3 ip6 length 28 ip6 nexthdr tcp tcp doff 7 goto acknowledgement_3
+add rule inet nfw bare_3 ip length 56 tcp doff 9 goto acknowledgement_3
+add rule inet nfw bare_3 ip6 length 36 ip6 nexthdr tcp tcp doff 9 goto acknowledgement_3
+add rule inet nfw bare_3 ip length 76 tcp doff 14 goto acknowledgement_3
+add rule inet nfw bare_3 ip6 length 56 ip6 nexthdr tcp tcp doff 14 goto acknowledgement_3
 add rule inet nfw generation_3 meta mark & 0xfff00000 != 0 jump whole_3
 add rule inet nfw generation_3 ct mark & 0xfff00000 == { 0x03100000, 0x03a00000 } meta mark set meta mark & 0x000fffff | 0x03100000 goto queue_3
 add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03800000 ct direction original tcp flags & (fin | syn | rst) == 0 meta mark set meta mark & 0x000fffff | 0x03600000 accept
+add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03800000 jump bare_3
 add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03800000 meta mark set meta mark & 0x000fffff | 0x03800000 goto queue_3
 add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03900000 ct direction reply tcp flags & (fin | syn | rst) == 0 meta mark set meta mark & 0x000fffff | 0x03600000 accept
+add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03900000 jump bare_3
 add rule inet nfw generation_3 ct mark & 0xfff00000 == 0x03900000 meta mark set meta mark & 0x000fffff | 0x03900000 goto queue_3
 add rule inet nfw generation_3 ct mark & 0xfff00000 == { 0x03200000, 0x03b00000 } meta mark set meta mark & 0x000fffff | 0x03200000 accept
 add rule inet nfw generation_3 ct mark & 0xfff00000 == { 0x03300000, 0x03c00000 } counter name dropped drop
@@ -142,12 +176,16 @@ delete element inet nfw verdicts { 0x02000000 : goto verdict_2 }
 delete element inet nfw own_marks { 0x02500000 : goto own_2 }
 flush chain inet nfw fragments_2
 flush chain inet nfw generation_2
+flush chain inet nfw bare_2
+flush chain inet nfw acknowledgement_2
 flush chain inet nfw whole_2
 flush chain inet nfw queue_2
 flush chain inet nfw verdict_2
 flush chain inet nfw own_2
 delete chain inet nfw fragments_2
 delete chain inet nfw generation_2
+delete chain inet nfw bare_2
+delete chain inet nfw acknowledgement_2
 delete chain inet nfw whole_2
 delete chain inet nfw queue_2
 delete chain inet nfw verdict_2

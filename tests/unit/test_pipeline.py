@@ -47,8 +47,8 @@ class Recorder:
 class Bench:
     """A pipeline of generation 5 fed with scapy packets."""
 
-    def __init__(self, tmp_path: Path, policy: str) -> None:
-        (tmp_path / "r.rules").write_text(RULES)
+    def __init__(self, tmp_path: Path, policy: str, more_rules: str = "") -> None:
+        (tmp_path / "r.rules").write_text(RULES + more_rules)
         (tmp_path / "p.yaml").write_text("name: t\n" + policy)
         self.effects = Recorder()
         compiled = compile_policy(load_policy(tmp_path / "p.yaml", check_key=False))
@@ -364,18 +364,45 @@ def test_one_direction_beyond_the_stream_depth_is_left_to_the_kernel(tmp_path: P
     assert [event["alert"]["signature_id"] for event in bench.effects.events if event["event_type"] == "alert"] == [4]
 
 
-def test_the_end_of_a_half_inspected_flow_is_seen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unseen", [50_000_000, 1 << 31, (1 << 32) - 1])
+def test_the_end_of_a_half_inspected_flow_is_seen(tmp_path: Path, unseen: int) -> None:
     bench = Bench(tmp_path, "stateful: {order: action, rule_files: [r.rules], stream_depth: 100000}\n")
     talk = Talk(bench, 7)
     talk.open()
     for _ in range(2):
         bench.known(talk.client("A", b"\xff" * 60000))
-    talk.seq += 50_000_000  # forwarded by the kernel
-    assert bench.send(talk.server("A"), 5, Disposition.INSPECT_TO_CLIENT) is Answer.ACCEPT
-    for packet in (talk.client("FA"), talk.server("FA"), talk.client("A")):
-        assert bench.send(packet, 5, Disposition.INSPECT_TO_CLIENT) is Answer.ACCEPT
+    mark = Disposition.INSPECT_TO_CLIENT
+    talk.seq = talk.seq + unseen & 0xFFFFFFFF  # forwarded by the kernel, as most of what acknowledges it
+    assert bench.send(talk.server("A"), 5, mark) is Answer.ACCEPT
+    talk.seq = talk.seq + unseen & 0xFFFFFFFF
+    assert bench.send(talk.client("FA"), 5, mark) is Answer.INSPECT  # from here on every acknowledgement counts
+    for packet in (talk.server("A"), talk.server("FA"), talk.client("A")):
+        assert bench.send(packet, 5, Disposition.INSPECT) is Answer.ACCEPT
     flows = [event["flow"]["reason"] for event in bench.effects.events if event["event_type"] == "flow"]
     assert flows == ["closed"]
+
+
+def test_a_reset_of_a_half_inspected_flow_ends_it_only_when_conntrack_believes_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "stateful: {order: action, rule_files: [r.rules], stream_depth: 100000}\n")
+    talk = Talk(bench, 7)
+    talk.open()
+    for _ in range(2):
+        bench.known(talk.client("A", b"\xff" * 60000))
+    talk.seq += 50_000_000
+    reset = talk.client("RA")
+    assert bench.send(reset) is Answer.DROP  # out of the window: conntrack has not tied it to the flow
+    assert not [event for event in bench.effects.events if event["event_type"] == "flow"]
+    assert bench.send(reset, 5, Disposition.INSPECT_TO_CLIENT) is Answer.ACCEPT
+    flows = [event["flow"]["reason"] for event in bench.effects.events if event["event_type"] == "flow"]
+    assert flows == ["reset"]
+
+
+def test_acknowledgements_a_rule_is_about_are_not_left_to_the_kernel(tmp_path: Path) -> None:
+    rule = 'alert tcp any 7 -> any any (msg:"bare"; flags:A; dsize:0; sid:8;)\n'
+    bench = Bench(tmp_path, "stateful: {order: action, rule_files: [r.rules], stream_depth: 100000}\n", rule)
+    talk = Talk(bench, 7)
+    talk.open()
+    assert [bench.known(talk.client("A", b"\xff" * 60000)) for _ in range(3)] == [Answer.ACCEPT] * 3
 
 
 # -- packets behind a decision, held packets, ends ---------------------------------------------------------------------
