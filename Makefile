@@ -14,7 +14,7 @@ help:
 	@echo 'sudo make demo    nfw at work on real traffic between network namespaces, step by step'
 	@echo 'sudo make test    all checks: lint, types, unit tests, tests with real packets'
 	@echo '     make check   what of that needs no root'
-	@echo 'sudo make bench   measurements'
+	@echo 'sudo make bench   measurements (BENCH=--engines: those that need no root)'
 	@echo '     make conformance   how far the rules agree with Suricata: every capture of its test suite (SURICATA=folder)'
 	@echo 'sudo make lab     a client, a router and a server to play with'
 	@echo '     make setup   Debian packages (with sudo) and .venv; the others do this by themselves'
@@ -37,8 +37,12 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy engines nfw tests/lab tests/firewall.py tests/demo.py
 
+# Rows on rules that people load; the files lie beside the checkout.
+ETOPEN ?= ../shared/rulesets/et-open
+BENCH ?=
+
 bench: setup
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench --etopen $(ETOPEN) $(BENCH)
 
 # The data lies beside the checkout; what is known to pass is in tests/conformance/passing.txt.
 SURICATA ?= ../shared/conformance/suricata
