@@ -17,6 +17,7 @@ from engines.decode.checksums import tcp_checksum_ok
 from engines.decode.defrag import FragmentPolicy
 from engines.decode.layers import Layers
 from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
+from engines.stateful.prefilter import DatabaseStore
 from engines.stateful.ruleset import compile_ruleset
 from engines.stateful.signature import Action, Signature
 from engines.watch.segments import OverlapPolicy
@@ -218,10 +219,11 @@ def replay(
     signatures: Iterable[Signature],
     options: ReplayOptions,
     event: Callable[[dict[str, Any]], None],
+    store: DatabaseStore | None = None,
 ) -> Summary:
-    """Run all packets; ``event`` gets each EVE record. What ``packets`` raises ends the capture there and is raised
-    again when everything before it has been judged."""
-    ruleset = compile_ruleset(signatures, "action", (), options.limits, options.action_order)
+    """Run all packets; ``event`` gets each EVE record. ``store``: pattern databases made earlier. What ``packets``
+    raises ends the capture there and is raised again when everything before it has been judged."""
+    ruleset = compile_ruleset(signatures, "action", (), options.limits, options.action_order, store)
     watching = options.watch()
     watcher = Watcher(ruleset, event, watching)
     # Receivers put fragments together by the same policy as segments.

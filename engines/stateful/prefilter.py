@@ -7,8 +7,9 @@ memory: after a fork each process has its own copy and the database itself stays
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import hyperscan
 
@@ -18,15 +19,29 @@ _FEW = 4
 _MAX_LITERAL = 64
 
 
+class DatabaseStore(Protocol):
+    """Databases made earlier, as Hyperscan writes them down, for the same Hyperscan on the same kind of CPU."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """What was put under ``key``, if it is still there."""
+
+    def put(self, key: bytes, data: bytes) -> None:
+        """Keep ``data``; it may be lost."""
+
+    def refuse(self, key: bytes, reason: str) -> None:
+        """What came from ``key`` is of no use."""
+
+
 class PatternSet:
     """Finds which of many literals occur in a buffer.
 
     ``patterns``: (literal, nocase, value) triples; the values of the literals found come back from :meth:`scan`.
+    ``store``: where to look for the database before it is compiled.
     """
 
     __slots__ = ("_database", "_few", "_values", "longest", "size")
 
-    def __init__(self, patterns: Iterable[tuple[bytes, bool, int]]) -> None:
+    def __init__(self, patterns: Iterable[tuple[bytes, bool, int]], store: DatabaseStore | None = None) -> None:
         grouped: dict[tuple[bytes, bool], list[int]] = {}
         for literal, nocase, value in patterns:
             if not literal:
@@ -41,7 +56,7 @@ class PatternSet:
         if len(grouped) < _FEW:
             self._few = tuple((literal, nocase, index) for index, (literal, nocase) in enumerate(grouped))
         else:
-            self._database = _compile(list(grouped))
+            self._database = _database(list(grouped), store)
 
     def scan(self, data: bytes) -> list[int]:
         """The values of all literals in ``data``, each once per literal, in no particular order."""
@@ -72,6 +87,27 @@ class PatternSet:
 
 def _collect(pattern: int, _start: int, _end: int, _flags: int, append: Callable[[int], None]) -> None:
     append(pattern)
+
+
+def _database(literals: list[tuple[bytes, bool]], store: DatabaseStore | None) -> Any:
+    if store is None:
+        return _compile(literals)
+    digest = hashlib.sha256()
+    for literal, nocase in literals:
+        digest.update(b"%d %d " % (len(literal), nocase) + literal)
+    key = digest.digest()
+    saved = store.get(key)
+    if saved is not None:
+        try:
+            database = hyperscan.loadb(saved, hyperscan.HS_MODE_BLOCK)
+            database.scratch = hyperscan.Scratch(database)
+        except hyperscan.HyperscanError as problem:
+            store.refuse(key, f"Hyperscan says {problem}")
+        else:
+            return database
+    database = _compile(literals)
+    store.put(key, hyperscan.dumpb(database))
+    return database
 
 
 def _compile(literals: list[tuple[bytes, bool]]) -> Any:

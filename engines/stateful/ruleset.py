@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from engines.stateful.defaults import Defaults, make_defaults
 from engines.stateful.flowbits import AddressBits
 from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
-from engines.stateful.prefilter import PatternSet
+from engines.stateful.prefilter import DatabaseStore, PatternSet
 from engines.stateful.signature import Action, BufferMatch, RuleType, Signature
 from engines.stateful.threshold import ThresholdTable
 from engines.verdict import Direction
@@ -182,6 +183,7 @@ class RuleSet:
         order: str,
         defaults: Defaults,
         limits: StatefulLimits,
+        store: DatabaseStore | None = None,
     ) -> None:
         self.rules = rules
         self.headers = headers
@@ -198,13 +200,14 @@ class RuleSet:
         aware = [rule for rule in rules if rule.app_protos or rule.tx or rule.signature.app_layer_protocols]
         self.needs_protocol = bool(aware)
         self.app_denies = any(rule.signature.action in _DENIES for rule in aware)
-        shared = _SharedPatterns()
+        shared = _SharedPatterns(store)
         numbers = {1, 6, 17, 58}.union(*(rule.signature.ip_protocols for rule in rules))
         self._packet_groups = {number: _packet_group(rules, number, shared) for number in numbers}
         self._other_packets = _packet_group(rules, -1, shared)
         names = set(_PROTOCOLS).union(*(rule.app_protos for rule in rules))
-        self._app_groups = {name: _app_group(rules, name, shared) for name in sorted(names)}
-        self._other_app = _app_group(rules, "", shared)
+        placed = _placed(rules)
+        self._app_groups = {name: _app_group(placed, name, shared) for name in sorted(names)}
+        self._other_app = _app_group(placed, "", shared)
 
     def packet_group(self, protocol: int) -> PacketGroup:
         """The rules for an IP protocol number."""
@@ -238,13 +241,14 @@ def compile_ruleset(
     default_actions: Sequence[str] = (),
     limits: StatefulLimits = DEFAULT_LIMITS,
     action_order: Sequence[Action] = tuple(Action),
+    store: DatabaseStore | None = None,
 ) -> RuleSet:
     """Compile rules in the order they were written.
 
     ``order``: ``strict`` keeps that order; ``action`` sorts by action (``action_order``; Suricata: ``action-order``),
     flowbit setters before readers, priority, then as written. ``default_actions``: names of
-    :data:`engines.stateful.defaults.NAMES`, in strict order only. Raises ValueError for an unknown order and for
-    default actions that do not fit.
+    :data:`engines.stateful.defaults.NAMES`, in strict order only. ``store``: pattern databases made earlier. Raises
+    ValueError for an unknown order and for default actions that do not fit.
     """
     if order not in {"strict", "action"}:
         raise ValueError(f"rule order {order!r} is neither 'strict' nor 'action'")
@@ -258,7 +262,7 @@ def compile_ruleset(
         ordered.sort(key=lambda s: (rank[s.action], _flowbit_rank(s), s.priority))
     headers = _Headers()
     rules = tuple(_rule(index, signature, headers.number(signature)) for index, signature in enumerate(ordered))
-    return RuleSet(rules, tuple(headers.all), order, defaults, limits)
+    return RuleSet(rules, tuple(headers.all), order, defaults, limits, store)
 
 
 def covered_protocols(name: str) -> frozenset[str]:
@@ -344,7 +348,8 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
 class _SharedPatterns:
     """Makes one pattern set for groups that ask for the same patterns (http and http2 mostly do)."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: DatabaseStore | None) -> None:
+        self._store = store
         self._made: dict[tuple[tuple[bytes, bool, int], ...], PatternSet] = {}
 
     def make(self, patterns: list[tuple[bytes, bool, int]]) -> PatternSet | None:
@@ -352,7 +357,7 @@ class _SharedPatterns:
             return None
         key = tuple(patterns)
         if key not in self._made:
-            self._made[key] = PatternSet(key)
+            self._made[key] = PatternSet(key, self._store)
         return self._made[key]
 
 
@@ -385,8 +390,24 @@ def _search(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns
     return Search(tuple(ours), shared.make(patterns), tuple(always))
 
 
-def _app_group(rules: Iterable[Rule], name: str, shared: _SharedPatterns) -> AppGroup:
-    ours = [r for r in rules if _has_place(r, name)]
+# What decides on which protocols a rule has a place: its protocols, its buffers, its events.
+_Place = tuple[frozenset[str], frozenset[str], tuple[tuple[str, str], ...]]
+
+
+def _placed(rules: Iterable[Rule]) -> dict[_Place, list[Rule]]:
+    """The rules on application protocols; thousands of them share a place."""
+    placed: dict[_Place, list[Rule]] = {}
+    for rule in rules:
+        kind = rule.signature.rule_type
+        if kind is RuleType.APP_TX or kind is RuleType.APP_LAYER:
+            buffers = frozenset([condition.match.buffer for condition in rule.tx])
+            placed.setdefault((rule.app_protos, buffers, rule.signature.app_events), []).append(rule)
+    return placed
+
+
+def _app_group(placed: dict[_Place, list[Rule]], name: str, shared: _SharedPatterns) -> AppGroup:
+    ours = [rule for place, rules in placed.items() if _has_place(place, name) for rule in rules]
+    ours.sort(key=attrgetter("index"))
     tx = [r for r in ours if r.signature.rule_type is RuleType.APP_TX]
     denying = [r for r in ours if r.signature.action in _DENIES]
     return AppGroup(
@@ -400,17 +421,14 @@ def _app_group(rules: Iterable[Rule], name: str, shared: _SharedPatterns) -> App
     )
 
 
-def _has_place(rule: Rule, name: str) -> bool:
-    """Whether a flow of protocol ``name`` can have what the rule asks for."""
-    if rule.signature.rule_type not in {RuleType.APP_LAYER, RuleType.APP_TX}:
+def _has_place(place: _Place, name: str) -> bool:
+    """Whether a flow of protocol ``name`` can have what a rule asks for."""
+    app_protos, buffers, events = place
+    if app_protos and name not in app_protos:
         return False
-    if rule.app_protos and name not in rule.app_protos:
+    if any(buffer in BUFFERS and name not in BUFFERS[buffer].protos for buffer in buffers):
         return False
-    for condition in rule.tx:
-        info = BUFFERS.get(condition.match.buffer)
-        if info is not None and name not in info.protos:
-            return False
-    return all(name in covered_protocols(protocol) for protocol, _ in rule.signature.app_events)
+    return all(name in covered_protocols(protocol) for protocol, _ in events)
 
 
 def _anchor(rule: Rule) -> tuple[TxMatch | None, bool]:

@@ -14,6 +14,7 @@ import click
 from nfw.cli.app import Failure, emit, tell
 
 if TYPE_CHECKING:
+    from nfw.cache import Cache
     from nfw.capture import Captured
 
 _LONG = 20_000_000  # bytes of capture from which on a progress bar is worth its lines
@@ -45,11 +46,13 @@ def replay(
     Settings: exception-policy, host-os-policy, packet-alert-max, stream.midstream, stream.inline and others of
     Suricata's configuration; a wrong name prints the nearest.
     """
+    from nfw.cache import default_cache
     from nfw.capture import CaptureError, read_capture
     from nfw.replay import replay as run
 
     options = _options(mode, settings)
-    signatures = _rules(rule_files, variables, strict)
+    cache = default_cache(tell)
+    signatures = _rules(rule_files, variables, strict, cache)
     path = Path(capture)
     packets_of = iter(_progress(path, read_capture(path)))
     try:
@@ -98,7 +101,7 @@ def replay(
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        summary = run(watched(), signatures, options, event)
+        summary = run(watched(), signatures, options, event, cache)
     finally:
         signal.signal(signal.SIGINT, before)
         if out is not None and out is not sys.stdout:
@@ -135,8 +138,9 @@ def _options(mode: str, settings: tuple[str, ...]) -> Any:
     return options
 
 
-def _rules(files: tuple[str, ...], written: tuple[str, ...], strict: bool) -> list[Any]:
-    from engines.stateful.parser import Variables, parse_rules
+def _rules(files: tuple[str, ...], written: tuple[str, ...], strict: bool, cache: Cache | None) -> list[Any]:
+    from engines.stateful.parser import Variables
+    from nfw.cache import parse_rules_cached
     from nfw.policy.files import read_bounded
     from nfw.policy.read_stateful import MAX_RULE_FILE_BYTES
     from nfw.replay import ADDRESS_VARIABLES, PORT_VARIABLES
@@ -156,7 +160,7 @@ def _rules(files: tuple[str, ...], written: tuple[str, ...], strict: bool) -> li
             text = read_bounded(Path(file), MAX_RULE_FILE_BYTES).decode("utf-8", "surrogateescape")
         except OSError as error:
             raise Failure(f"{file}: rule file {error.strerror}") from None
-        parsed = parse_rules(text, file, variables, known_sids=known)
+        parsed = parse_rules_cached(cache, text, file, variables, known_sids=known)
         for problem in parsed.errors:
             tell(str(problem))
         refused += len(parsed.errors)

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from engines.stateful.parser import Variables as RuleVariables
-from engines.stateful.parser import parse_rules
 from engines.stateful.signature import RuleError, Signature
+from nfw.cache import Cache, parse_rules_cached
 from nfw.policy.errors import PolicyError, Problems, shorten, suggest
 from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.files import read_bounded
@@ -18,7 +18,9 @@ KEYS = ("order", "default_actions", "stream_exception", "stream_depth", "rule_fi
 MAX_RULE_FILE_BYTES = 64 * 1024 * 1024  # all of Emerging Threats is half of that
 
 
-def read_stateful(node: Node | None, variables: Variables, base: Path, text: str, problems: Problems) -> Stateful:
+def read_stateful(
+    node: Node | None, variables: Variables, base: Path, text: str, problems: Problems, cache: Cache | None = None
+) -> Stateful:
     """``text`` is the whole policy file: rules written in it keep their line and column."""
     if node is None:
         return Stateful()
@@ -34,16 +36,18 @@ def read_stateful(node: Node | None, variables: Variables, base: Path, text: str
         stream_exception=section.choice("stream_exception", StreamException.DROP),
         stream_depth=section.size("stream_depth", Stateful().stream_depth, 0, 1 << 32),
         sources=tuple(sources),
-        signatures=parse_sources(sources, variables, problems),
+        signatures=parse_sources(sources, variables, problems, cache),
     )
 
 
-def parse_sources(sources: list[RuleSource], variables: Variables, problems: Problems) -> tuple[Signature, ...]:
+def parse_sources(
+    sources: list[RuleSource], variables: Variables, problems: Problems, cache: Cache | None = None
+) -> tuple[Signature, ...]:
     """All signatures, in order; what is wrong goes to ``problems`` with the file, line and column of the rule."""
     known = RuleVariables(dict(variables.addresses), dict(variables.ports))
     signatures: list[Signature] = []
     for source in sources:
-        parsed = parse_rules(source.positioned_text(), source.file, known)
+        parsed = parse_rules_cached(cache, source.positioned_text(), source.file, known)
         for error in parsed.errors:
             problems.add(_placed(error))
         for warning in (*parsed.warnings, *parsed.skipped):

@@ -6,16 +6,15 @@ import json
 import sys
 from pathlib import Path
 
-from nfw.policy.compile import compile_policy
-from nfw.policy.loader import load_policy
+from nfw.generation import load_compiled
 
 
 def main() -> None:
-    compiled = compile_policy(load_policy(sys.argv[1]))
+    compiled = load_compiled(sys.argv[1])
     # Of this program alone: what getrusage() says includes the process it was forked from.
     status = Path("/proc/self/status").read_text()
     peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
-    print(json.dumps({"rules": len(compiled.ruleset.rules), "peak": int(peak) * 1024}))
+    print(json.dumps({"rules": len(compiled.ruleset.rules), "peak": int(peak) * 1024}), flush=True)
 
 
 if __name__ == "__main__":
