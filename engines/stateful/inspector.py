@@ -491,20 +491,23 @@ class Inspector:
                 covered = self._covered[direction] = self._cover(on_packet.always, direction)
             for rule in covered:
                 candidates[rule.index] = 1
-            if payload and on_packet.patterns is not None:
-                for index in on_packet.patterns.scan(payload):
-                    candidates[index] = 1
-            if payload and not segment.added:
-                # Not part of the stream (no session, a bad checksum, out of window): searched as a packet.
-                for rule in self._cover(on_stream.always, direction):
-                    candidates[rule.index] = candidates.get(rule.index, 0) | 1
-                if on_stream.patterns is not None:
-                    for index in on_stream.patterns.scan(payload):
-                        candidates[index] = candidates.get(index, 0) | 1
-        window, start = b"", 0
-        hits: Sequence[int] = ()
+        patterns = group.patterns[direction]
         if not self._watching:
             data = self._to_search(direction, data)
+        # Ordinary data is searched once, for the rules on packets and for those on streams.
+        together = payload is data and not self._watching
+        if real and payload:
+            added = segment.added
+            if patterns is not None and not together:
+                for value in patterns.scan(payload):
+                    if not (added and value & 1):
+                        candidates[value >> 1] = 1
+            if not added:
+                # Not part of the stream (no session, a bad checksum, out of window): searched as a packet.
+                for rule in self._cover(on_stream.always, direction):
+                    candidates[rule.index] = 1
+        window, start = b"", 0
+        hits: Sequence[int] = ()
         if data:
             always = self._always[direction]
             if always is None:
@@ -513,11 +516,14 @@ class Inspector:
                 candidates[rule.index] = candidates.get(rule.index, 0) | 2
             if self._watching:
                 window, start = data, segment.offset
-                hits = on_stream.patterns.scan(window) if on_stream.patterns is not None else ()
+                hits = patterns.scan(window) if patterns is not None else ()
             else:
                 window, start, hits = self._search_stream(direction, data, bool(always))
-            for index in hits:
-                candidates[index] = candidates.get(index, 0) | 2
+            for value in hits:
+                if value & 1:
+                    candidates[value >> 1] = candidates.get(value >> 1, 0) | 2
+                elif together and real:
+                    candidates[value >> 1] = candidates.get(value >> 1, 0) | 1
         self._window = window or payload
         for index in sorted(candidates) if len(candidates) > 1 else candidates:
             rule = rules[index]
@@ -555,31 +561,38 @@ class Inspector:
         return data if len(data) <= left else data[:left]
 
     def _search_stream(self, direction: Direction, data: bytes, wanted: bool) -> tuple[bytes, int, Sequence[int]]:
-        """The new bytes with some before them, where in the stream that starts, and the rules whose pattern is there.
+        """The new bytes with some before them, where in the stream that starts, and what patterns are there.
 
         In a bulk transfer putting the window together costs as much as searching it. As long as nothing was found in
         the bytes before, they need not be searched again, only the border; and when nothing is found at all and the
         window is not ``wanted`` for anything else, it is never made: then only the new bytes are returned.
         """
-        patterns = self._group.stream[direction].patterns
+        patterns = self._group.patterns[direction]
         tail = self._tail[direction]
         keep = self._limits.stream_window
         start = self._offset[direction]
         self._offset[direction] = start + len(data)
-        found: Sequence[int] = ()
-        whole = not tail or wanted or self._suspect[direction] or self._ruleset.tx_payload
+        found: list[int] = []
+        whole = not tail or wanted or self._suspect[direction]
         if not whole and patterns is not None:
-            reach = patterns.longest - 1
-            found = patterns.scan(tail[-reach:] + data[:reach]) if reach else ()
-            found = found or patterns.scan(data)
-            whole = bool(found)
+            border = tail[1 - patterns.longest :] if patterns.longest > 1 else b""
+            if len(data) <= keep:  # one search of a copy costs less than two
+                found = patterns.scan(border + data)
+            else:
+                found = patterns.scan(border + data[: patterns.longest - 1]) if border else found
+                found = found + patterns.scan(data)
+            whole = _in_stream(found)
         if not whole:
-            self._tail[direction] = data[-keep:] if len(data) >= keep else (tail + data)[-keep:]
-            return data, start, found
+            if not self._ruleset.tx_payload:
+                self._tail[direction] = data[-keep:] if len(data) >= keep else (tail + data)[-keep:]
+                return data, start, found
+            window = tail + data
+            self._tail[direction] = window[-keep:]
+            return window, start - len(tail), found
         window = tail + data if tail else data
         if patterns is not None:
             found = patterns.scan(window)
-        self._suspect[direction] = bool(found)
+        self._suspect[direction] = _in_stream(found)
         self._tail[direction] = window[-keep:]
         return window, start - len(tail), found
 
@@ -895,6 +908,11 @@ def _detector(protocol: int) -> Detector | None:
     if protocol == _TCP:
         return Detector()
     return Detector("udp") if protocol == _UDP else None
+
+
+def _in_stream(found: list[int]) -> bool:
+    """A pattern of a rule on streams is among them."""
+    return bool(found) and any(value & 1 for value in found)
 
 
 def _payload_matches(rule: Rule, data: bytes) -> bool:

@@ -23,10 +23,11 @@ _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
 class _State:
     """What was judged on one transaction; lists have one entry per direction."""
 
-    __slots__ = ("done", "pending", "progress", "seen")
+    __slots__ = ("appeared", "done", "pending", "progress", "seen")
 
     def __init__(self) -> None:
         self.progress = [-1, -1]
+        self.appeared = [-1, -1]  # Transaction.appeared when that direction was judged
         self.pending: tuple[dict[int, int], dict[int, int]] = ({}, {})  # rule index -> bits of the buffers that matched
         self.done: tuple[set[int], set[int]] = (set(), set())
         self.seen: tuple[dict[int, int], dict[int, int]] = ({}, {})  # buffer group -> instances, or bytes if it grows
@@ -112,10 +113,13 @@ class Layer:
     def _settled(self, tx: Transaction) -> bool:
         """Both sides have said everything, and all of it was judged."""
         state = self._states[tx.id]
-        return all(
-            tx.is_complete(side) and state.progress[side] in (tx.progress(side), -1 if not tx.progress(side) else -2)
-            for side in _BOTH
-        )
+        for side in _BOTH:
+            if not tx.is_complete(side):  # most often, and so first
+                return False
+            progress = tx.progress(side)
+            if state.progress[side] != (progress or -1):
+                return False
+        return True
 
     def _inspect(
         self,
@@ -126,19 +130,34 @@ class Layer:
         found: Callable[[Rule, Transaction, Direction], None],
         payload: bytes,
     ) -> None:
+        group = self.group
         pending = state.pending[direction]
         candidates = set(pending)
         seen = state.seen[direction]
         fetched: dict[tuple[str, Direction], Sequence[bytes]] = {}
-        for buffer in self.group.buffers[direction]:
-            key = buffer.key
-            instances = fetched.get(key)
-            if instances is None:
-                instances = fetched[key] = tx.buffer(buffer.name, buffer.side)
-            if instances:
-                self._search(buffer, instances, seen, candidates)
-        candidates.update(self.group.unbuffered[direction])
-        patterns = self.group.payload[direction]
+        appeared = tx.appeared
+        if appeared != state.appeared[direction]:
+            state.appeared[direction] = appeared
+            for buffer, name, side, key, index in group.settled[direction]:
+                instances = fetched[key] = tx.buffer(name, side)
+                if len(instances) != 1 or buffer.transforms:
+                    if instances:
+                        self._search(buffer, instances, seen, candidates)
+                elif index not in seen:
+                    # What _search() does, without asking all that it has to ask.
+                    seen[index] = 1
+                    candidates.update(buffer.always)
+                    if buffer.patterns is not None and instances[0]:
+                        candidates.update(buffer.patterns.scan(instances[0]))
+        for buffer in group.growing[direction]:
+            if not _search_end(buffer, tx, seen, candidates):
+                instances = fetched[buffer.key] = tx.buffer(buffer.name, buffer.side)
+                if instances:
+                    self._search(buffer, instances, seen, candidates)
+        unbuffered = group.unbuffered[direction]
+        if unbuffered:
+            candidates.update(unbuffered)
+        patterns = group.payload[direction]
         if patterns is not None and payload:
             candidates.update(patterns.scan(payload))
         if not candidates:
@@ -183,6 +202,24 @@ class Layer:
                 candidates.update(patterns.scan(data))
 
 
+def _search_end(buffer: BufferGroup, tx: Transaction, seen: dict[int, int], candidates: set[int]) -> bool:
+    """As ``Layer._search`` in a body, of which no more is put together than a pattern across the border can need. False
+    when that cannot be done."""
+    patterns = buffer.patterns
+    if patterns is None or buffer.transforms:
+        return False
+    before = seen.get(buffer.index, 0)
+    found = tx.end_of(buffer.name, buffer.side, max(before - 1 - patterns.longest, 0))
+    if found is None:
+        return False
+    size, data = found
+    if size + 1 != before:
+        seen[buffer.index] = size + 1
+        candidates.update(buffer.always)
+        candidates.update(patterns.scan(data))
+    return True
+
+
 _MATCHED = -1
 
 
@@ -223,8 +260,9 @@ def _judge(
                 bits |= bit
                 break
         else:
-            if not open_ended:
-                return None
+            reach = condition.reach
+            if not open_ended or (reach is not None and instances and all(len(data) >= reach for data in instances)):
+                return None  # what is still to come cannot change that
             waiting = True
     if not waiting:
         # These depend on more than the transaction's buffers, so another try with more of it may succeed.

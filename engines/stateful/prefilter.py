@@ -62,7 +62,8 @@ class PatternSet:
         """The values of all literals in ``data``, each once per literal, in no particular order."""
         found: list[int] = []
         if self._database is not None:
-            self._database.scan(data, match_event_handler=_collect, context=found.append)
+            # By position: by keyword the call takes three times as long. 0: flags, of which there are none.
+            self._database.scan(data, _collect, 0, found.append)
         else:
             lowered: bytes | None = None
             for literal, nocase, index in self._few:

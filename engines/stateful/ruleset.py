@@ -21,6 +21,7 @@ from engines.stateful.defaults import Defaults, make_defaults
 from engines.stateful.flowbits import AddressBits
 from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
+from engines.stateful.match import Content
 from engines.stateful.prefilter import DatabaseStore, PatternSet
 from engines.stateful.signature import Action, BufferMatch, RuleType, Signature
 from engines.stateful.threshold import ThresholdTable
@@ -29,6 +30,9 @@ from engines.verdict import Direction
 PAYLOAD = "payload"
 # Buffers that may grow while their side of the transaction goes on; any other is final once it is there.
 GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body"})
+
+# Of HTTP these are the same bytes as its file.data: searched once for the patterns of all.
+_HTTP_BODIES = frozenset({"http.request_body", "http.response_body"})
 
 # Header protocol -> the detected protocols it covers (Suricata: AppProtoEquals).
 _COVERS: dict[str, frozenset[str]] = {
@@ -47,13 +51,15 @@ _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
 class TxMatch:
     """The conditions of a rule on one transaction buffer. ``side`` None: the side being inspected. ``waits``: that
     something is not in a body is known only when the body is complete. ``early``: the buffer comes with the first
-    thing its side says (a head, a hello) or never."""
+    thing its side says (a head, a hello) or never. ``reach``: what is behind so many bytes changes nothing; None: all
+    bytes count."""
 
     match: BufferMatch
     side: Direction | None
     grows: bool
     waits: bool
     early: bool
+    reach: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +105,9 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Rules that look at the same bytes: those whose pattern must be found first, and those that have none."""
+    """Rules that look at the same bytes; ``always``: those of them without a pattern that must be found first."""
 
-    rules: tuple[Rule, ...]  # all of them
-    patterns: PatternSet | None
+    rules: tuple[Rule, ...]
     always: tuple[Rule, ...]
 
     def __bool__(self) -> bool:
@@ -111,12 +116,17 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class PacketGroup:
-    """The rules for one IP protocol that look at packets and streams; ``[direction]`` where there are two."""
+    """The rules for one IP protocol that look at packets and streams; ``[direction]`` where there are two.
+
+    In an ordinary transfer the payload of a packet is what the stream gets, so both are searched at once: a value that
+    ``patterns`` find is twice a rule's index, and one more if the rule looks at the stream.
+    """
 
     ip_only: tuple[Rule, ...]
     pd_only: tuple[Rule, ...]
     packet: tuple[Search, Search]
     stream: tuple[Search, Search]
+    patterns: tuple[PatternSet | None, PatternSet | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +143,14 @@ class BufferGroup:
     always: tuple[int, ...]  # rule indexes
 
 
+# A buffer group after what is asked of each for every head: its name, side, key and index.
+_Unpacked = tuple[BufferGroup, str, Direction, tuple[str, Direction], int]
+
+
+def _unpacked(groups: Iterable[BufferGroup]) -> tuple[_Unpacked, ...]:
+    return tuple((b, b.name, b.side, b.key, b.index) for b in groups if not b.grows)
+
+
 @dataclass(frozen=True, slots=True)
 class AppGroup:
     """The rules for flows of one application protocol; ``[direction]`` where there are two."""
@@ -140,6 +158,8 @@ class AppGroup:
     name: str
     per_packet: tuple[Rule, ...]
     buffers: tuple[tuple[BufferGroup, ...], tuple[BufferGroup, ...]]
+    settled: tuple[tuple[_Unpacked, ...], tuple[_Unpacked, ...]]  # those of the buffers that never grow
+    growing: tuple[tuple[BufferGroup, ...], tuple[BufferGroup, ...]]  # those that do
     payload: tuple[
         PatternSet | None, PatternSet | None
     ]  # of rules whose pattern is in the payload around a transaction
@@ -230,7 +250,7 @@ class RuleSet:
 
     def memory(self) -> int:
         """Bytes of all pattern databases."""
-        sets = [search.patterns for group in self._packet_groups.values() for search in (*group.packet, *group.stream)]
+        sets = [patterns for group in self._packet_groups.values() for patterns in group.patterns]
         sets += [buffer.patterns for group in self._app_groups.values() for side in group.buffers for buffer in side]
         return sum(patterns.memory() for patterns in {id(item): item for item in sets if item is not None}.values())
 
@@ -310,7 +330,7 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
             waits = grows and any(matcher.negated for matcher in match.matchers)
             # A server's certificate follows its hello; every other buffer but bodies is in the first message.
             early = not grows and not match.buffer.startswith("tls.cert") and match.buffer != "tls.subjectaltname"
-            tx.append(TxMatch(match, info.direction if info else None, grows, waits, early))
+            tx.append(TxMatch(match, info.direction if info else None, grows, waits, early, _reach(match)))
     asked = signature.flow.direction if signature.direction is None else signature.direction
     sides = {condition.side for condition in tx} - {None}
     if asked is not None:
@@ -345,6 +365,18 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
     )
 
 
+def _reach(match: BufferMatch) -> int | None:
+    """How far into the buffer all its conditions look, if that is bounded."""
+    reach = 0
+    for matcher in match.matchers:
+        if not isinstance(matcher, Content) or matcher.relative or matcher.endswith or matcher.negated:
+            return None
+        if not isinstance(matcher.offset, int) or not isinstance(matcher.depth, int):
+            return None
+        reach = max(reach, matcher.offset + matcher.depth)
+    return None if match.transforms else reach
+
+
 class _SharedPatterns:
     """Makes one pattern set for groups that ask for the same patterns (http and http2 mostly do)."""
 
@@ -372,22 +404,30 @@ def _packet_group(rules: Iterable[Rule], protocol: int, shared: _SharedPatterns)
     return PacketGroup(
         ip_only=tuple(r for r in ours if r.signature.rule_type is RuleType.IP_ONLY),
         pd_only=tuple(r for r in ours if r.signature.rule_type is RuleType.PD_ONLY),
-        packet=(_search(packet, Direction.TO_SERVER, shared), _search(packet, Direction.TO_CLIENT, shared)),
-        stream=(_search(stream, Direction.TO_SERVER, shared), _search(stream, Direction.TO_CLIENT, shared)),
+        packet=(_search(packet, Direction.TO_SERVER), _search(packet, Direction.TO_CLIENT)),
+        stream=(_search(stream, Direction.TO_SERVER), _search(stream, Direction.TO_CLIENT)),
+        patterns=(
+            _packet_patterns(packet, stream, Direction.TO_SERVER, shared),
+            _packet_patterns(packet, stream, Direction.TO_CLIENT, shared),
+        ),
     )
 
 
-def _search(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns) -> Search:
+def _search(rules: Iterable[Rule], direction: Direction) -> Search:
+    ours = tuple(rule for rule in rules if direction in rule.directions)
+    return Search(ours, tuple(rule for rule in ours if not _in_payload(rule)))
+
+
+def _packet_patterns(
+    packet: Iterable[Rule], stream: Iterable[Rule], direction: Direction, shared: _SharedPatterns
+) -> PatternSet | None:
     patterns: list[tuple[bytes, bool, int]] = []
-    always: list[Rule] = []
-    ours = [rule for rule in rules if direction in rule.directions]
-    for rule in ours:
-        fast = rule.signature.fast_pattern
-        if fast is not None and _in_payload(rule):
-            patterns.append((fast.pattern, fast.nocase, rule.index))
-        else:
-            always.append(rule)
-    return Search(tuple(ours), shared.make(patterns), tuple(always))
+    for in_stream, rules in enumerate((packet, stream)):
+        for rule in rules:
+            fast = rule.signature.fast_pattern
+            if fast is not None and direction in rule.directions and _in_payload(rule):
+                patterns.append((fast.pattern, fast.nocase, rule.index * 2 + in_stream))
+    return shared.make(patterns)
 
 
 # What decides on which protocols a rule has a place: its protocols, its buffers, its events.
@@ -410,10 +450,13 @@ def _app_group(placed: dict[_Place, list[Rule]], name: str, shared: _SharedPatte
     ours.sort(key=attrgetter("index"))
     tx = [r for r in ours if r.signature.rule_type is RuleType.APP_TX]
     denying = [r for r in ours if r.signature.action in _DENIES]
+    to_server, to_client = (_buffer_groups(tx, side, shared) for side in _BOTH)
     return AppGroup(
         name=name,
         per_packet=tuple(r for r in ours if r.signature.rule_type is RuleType.APP_LAYER),
-        buffers=(_buffer_groups(tx, Direction.TO_SERVER, shared), _buffer_groups(tx, Direction.TO_CLIENT, shared)),
+        buffers=(to_server, to_client),
+        settled=(_unpacked(to_server), _unpacked(to_client)),
+        growing=(tuple(b for b in to_server if b.grows), tuple(b for b in to_client if b.grows)),
         payload=(_payload(tx, Direction.TO_SERVER, shared), _payload(tx, Direction.TO_CLIENT, shared)),
         unbuffered=(_unbuffered(tx, Direction.TO_SERVER), _unbuffered(tx, Direction.TO_CLIENT)),
         denies=bool(denying),
@@ -457,7 +500,8 @@ def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedP
         if anchor is None:
             continue
         side = direction if anchor.side is None else anchor.side
-        key = (anchor.match.buffer, anchor.match.transform_names, side)
+        buffer = "file.data" if anchor.match.buffer in _HTTP_BODIES else anchor.match.buffer
+        key = (buffer, anchor.match.transform_names, side)
         draft = drafts.setdefault(key, Draft(anchor.match, [], []))
         fast = rule.signature.fast_pattern
         if searched and fast is not None:

@@ -66,27 +66,29 @@ class HttpTransaction(BaseTransaction):
         self._cache: dict[tuple[str, Direction], Sequence[bytes]] = {}
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
-        entry = BUFFERS.get(name)
-        if entry is None:
-            return ()
-        sides, getter, cacheable = entry
         if direction is None:
-            if len(sides) == 1:
-                direction = sides[0]
-            else:
-                return (*self.buffer(name, sides[0]), *self.buffer(name, sides[1]))
-        elif direction not in sides:
-            return ()
+            entry = BUFFERS.get(name)
+            return () if entry is None else tuple(data for side in entry[0] for data in self.buffer(name, side))
+        found = _BY_SIDE[direction].get(name)
         head = self.response if direction else self.request
-        if head is None:
+        if found is None or head is None:
             return ()
+        getter, cacheable = found
         if not cacheable:
             return getter(self, head, direction)
         key = (name, direction)
-        found = self._cache.get(key)
-        if found is None:
-            found = self._cache[key] = getter(self, head, direction)
-        return found
+        made = self._cache.get(key)
+        if made is None:
+            made = self._cache[key] = getter(self, head, direction)
+        return made
+
+    def end_of(self, name: str, direction: Direction, start: int) -> tuple[int, bytes] | None:
+        found = _BY_SIDE[direction].get(name)
+        head = self.response if direction else self.request
+        if found is None or found[0] is not _body or head is None:
+            return None
+        body = head.body
+        return None if body is None or head.other is not None or not body.size else (body.size, body.end(start))
 
     def set_head(self, direction: Direction, head: Head) -> None:
         """The head of one side is complete."""
@@ -123,7 +125,7 @@ class HttpTransaction(BaseTransaction):
         """The body grew or stopped growing: pass its events on."""
         for event in body.events:
             self.add_event(event)
-        self.touch(direction)
+        self.grow(direction)
 
     @property
     def target(self) -> Target:
@@ -364,3 +366,7 @@ BUFFERS: dict[str, tuple[tuple[Direction, ...], Getter, bool]] = {
     "file.data": (_BOTH, _body, False),
     "file_data": (_BOTH, _body, False),
 }
+_BY_SIDE = tuple(
+    {name: (getter, cacheable) for name, (sides, getter, cacheable) in BUFFERS.items() if side in sides}
+    for side in _BOTH
+)
