@@ -26,7 +26,7 @@ from engines.stateful.defaults import Condition, DefaultAction
 from engines.stateful.flowbits import FlowBits, FlowInts
 from engines.stateful.layer import Layer
 from engines.stateful.match import match_buffer
-from engines.stateful.ruleset import Rule, RuleSet, Search, covered_protocols
+from engines.stateful.ruleset import ON_START, ON_STREAM, Rule, RuleSet, Search, covered_protocols
 from engines.stateful.signature import Action, RuleType, Signature, Threshold
 from engines.stateful.threshold import Effect, track_key
 from engines.stateful.tlsfacts import TlsFacts, TlsTransaction
@@ -500,8 +500,8 @@ class Inspector:
             added = segment.added
             if patterns is not None and not together:
                 for value in patterns.scan(payload):
-                    if not (added and value & 1):
-                        candidates[value >> 1] = 1
+                    if not (added and value & 3):
+                        candidates[value >> 2] = 1
             if not added:
                 # Not part of the stream (no session, a bad checksum, out of window): searched as a packet.
                 for rule in self._cover(on_stream.always, direction):
@@ -520,10 +520,10 @@ class Inspector:
             else:
                 window, start, hits = self._search_stream(direction, data, bool(always))
             for value in hits:
-                if value & 1:
-                    candidates[value >> 1] = candidates.get(value >> 1, 0) | 2
+                if value & 3:
+                    candidates[value >> 2] = candidates.get(value >> 2, 0) | 2
                 elif together and real:
-                    candidates[value >> 1] = candidates.get(value >> 1, 0) | 1
+                    candidates[value >> 2] = candidates.get(value >> 2, 0) | 1
         self._window = window or payload
         for index in sorted(candidates) if len(candidates) > 1 else candidates:
             rule = rules[index]
@@ -581,7 +581,7 @@ class Inspector:
             else:
                 found = patterns.scan(border + data[: patterns.longest - 1]) if border else found
                 found = found + patterns.scan(data)
-            whole = _in_stream(found)
+            whole = bool(found) and _in_stream(found, start == len(tail))
         if not whole:
             if not self._ruleset.tx_payload:
                 self._tail[direction] = data[-keep:] if len(data) >= keep else (tail + data)[-keep:]
@@ -592,7 +592,7 @@ class Inspector:
         window = tail + data if tail else data
         if patterns is not None:
             found = patterns.scan(window)
-        self._suspect[direction] = _in_stream(found)
+        self._suspect[direction] = bool(found) and _in_stream(found, start == len(tail))
         self._tail[direction] = window[-keep:]
         return window, start - len(tail), found
 
@@ -910,9 +910,10 @@ def _detector(protocol: int) -> Detector | None:
     return Detector("udp") if protocol == _UDP else None
 
 
-def _in_stream(found: list[int]) -> bool:
-    """A pattern of a rule on streams is among them."""
-    return bool(found) and any(value & 1 for value in found)
+def _in_stream(found: list[int], at_start: bool) -> bool:
+    """A pattern of a rule on streams is among them. ``at_start``: where they were searched the stream begins."""
+    wanted = ON_STREAM | ON_START if at_start else ON_STREAM
+    return any(value & wanted for value in found)
 
 
 def _payload_matches(rule: Rule, data: bytes) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, MutableSequence, Sequence
 
 from engines.stateful.app import AppParser, Transaction
-from engines.stateful.match import match_buffer
+from engines.stateful.match import Content, match_buffer
 from engines.stateful.ruleset import AppGroup, BufferGroup, Rule
 from engines.verdict import Direction
 
@@ -209,15 +209,35 @@ def _search_end(buffer: BufferGroup, tx: Transaction, seen: dict[int, int], cand
     if patterns is None or buffer.transforms:
         return False
     before = seen.get(buffer.index, 0)
-    found = tx.end_of(buffer.name, buffer.side, max(before - 1 - patterns.longest, 0))
+    start = max(before - 1 - patterns.longest, 0)
+    found = tx.end_of(buffer.name, buffer.side, start)
     if found is None:
         return False
     size, data = found
     if size + 1 != before:
         seen[buffer.index] = size + 1
         candidates.update(buffer.always)
-        candidates.update(patterns.scan(data))
+        found_now = patterns.scan(data)
+        if found_now:
+            ends = buffer.ends
+            candidates.update([index for index in found_now if index not in ends or start < ends[index]])
     return True
+
+
+def _hopeless(must: Sequence[Content], instances: Sequence[bytes]) -> bool:
+    """A content is not at the place it has to be at, and that place is there: what is still to come is behind it."""
+    for content in must:
+        assert isinstance(content.offset, int)
+        assert isinstance(content.depth, int)
+        end = content.offset + content.depth
+        for data in instances:
+            piece = data[content.offset : end]
+            if len(data) < end or content.pattern in (piece.lower() if content.nocase else piece):
+                break
+        else:
+            if instances:
+                return True
+    return False
 
 
 _MATCHED = -1
@@ -250,6 +270,8 @@ def _judge(
         if not instances and match.absent and (not open_ended or (condition.early and tx.progress(side) > 0)):
             bits |= bit
             continue
+        if open_ended and condition.must and _hopeless(condition.must, instances):
+            return None
         if open_ended and condition.waits:
             waiting = True
             continue
@@ -260,9 +282,8 @@ def _judge(
                 bits |= bit
                 break
         else:
-            reach = condition.reach
-            if not open_ended or (reach is not None and instances and all(len(data) >= reach for data in instances)):
-                return None  # what is still to come cannot change that
+            if not open_ended:
+                return None
             waiting = True
     if not waiting:
         # These depend on more than the transaction's buffers, so another try with more of it may succeed.

@@ -19,6 +19,9 @@ _FEW = 4
 _MAX_LITERAL = 64
 
 
+_Literal = tuple[bytes, bool, bool]  # literal, nocase, whether only a buffer that begins with it counts
+
+
 class DatabaseStore(Protocol):
     """Databases made earlier, as Hyperscan writes them down, for the same Hyperscan on the same kind of CPU."""
 
@@ -36,25 +39,32 @@ class PatternSet:
     """Finds which of many literals occur in a buffer.
 
     ``patterns``: (literal, nocase, value) triples; the values of the literals found come back from :meth:`scan`.
-    ``store``: where to look for the database before it is compiled.
+    ``firsts`` the same of literals that count only where the buffer begins with them. ``store``: where to look for the
+    database before it is compiled.
     """
 
     __slots__ = ("_database", "_few", "_values", "longest", "size")
 
-    def __init__(self, patterns: Iterable[tuple[bytes, bool, int]], store: DatabaseStore | None = None) -> None:
-        grouped: dict[tuple[bytes, bool], list[int]] = {}
-        for literal, nocase, value in patterns:
-            if not literal:
-                raise ValueError("an empty literal cannot be searched for")
-            cut = literal[:_MAX_LITERAL]
-            grouped.setdefault((cut.lower() if nocase else cut, nocase), []).append(value)
+    def __init__(
+        self,
+        patterns: Iterable[tuple[bytes, bool, int]],
+        store: DatabaseStore | None = None,
+        firsts: Iterable[tuple[bytes, bool, int]] = (),
+    ) -> None:
+        grouped: dict[_Literal, list[int]] = {}
+        for first, given in ((False, patterns), (True, firsts)):
+            for literal, nocase, value in given:
+                if not literal:
+                    raise ValueError("an empty literal cannot be searched for")
+                cut = literal[:_MAX_LITERAL]
+                grouped.setdefault((cut.lower() if nocase else cut, nocase, first), []).append(value)
         self.size = len(grouped)
-        self.longest = max((len(literal) for literal, _ in grouped), default=0)
+        self.longest = max((len(literal) for literal, _, _ in grouped), default=0)
         self._values = [tuple(values) for values in grouped.values()]
-        self._few: tuple[tuple[bytes, bool, int], ...] = ()
+        self._few: tuple[tuple[bytes, bool, bool, int], ...] = ()
         self._database: Any = None
         if len(grouped) < _FEW:
-            self._few = tuple((literal, nocase, index) for index, (literal, nocase) in enumerate(grouped))
+            self._few = tuple((*literal, index) for index, literal in enumerate(grouped))
         else:
             self._database = _database(list(grouped), store)
 
@@ -66,13 +76,11 @@ class PatternSet:
             self._database.scan(data, _collect, 0, found.append)
         else:
             lowered: bytes | None = None
-            for literal, nocase, index in self._few:
-                if nocase:
-                    if lowered is None:
-                        lowered = data.lower()
-                    if literal in lowered:
-                        found.append(index)
-                elif literal in data:
+            for literal, nocase, first, index in self._few:
+                if nocase and lowered is None:
+                    lowered = data.lower()
+                text = data if lowered is None or not nocase else lowered
+                if text.startswith(literal) if first else literal in text:
                     found.append(index)
         if not found:
             return found
@@ -90,12 +98,12 @@ def _collect(pattern: int, _start: int, _end: int, _flags: int, append: Callable
     append(pattern)
 
 
-def _database(literals: list[tuple[bytes, bool]], store: DatabaseStore | None) -> Any:
+def _database(literals: list[_Literal], store: DatabaseStore | None) -> Any:
     if store is None:
         return _compile(literals)
     digest = hashlib.sha256()
-    for literal, nocase in literals:
-        digest.update(b"%d %d " % (len(literal), nocase) + literal)
+    for literal, nocase, first in literals:
+        digest.update(b"%d %d %d " % (len(literal), nocase, first) + literal)
     key = digest.digest()
     saved = store.get(key)
     if saved is not None:
@@ -111,10 +119,10 @@ def _database(literals: list[tuple[bytes, bool]], store: DatabaseStore | None) -
     return database
 
 
-def _compile(literals: list[tuple[bytes, bool]]) -> Any:
+def _compile(literals: list[_Literal]) -> Any:
     # Escaped expressions and not the pure literal compiler: the Python binding of that one ends a literal at a NUL.
-    expressions = [b"".join(b"\\x%02x" % byte for byte in literal) for literal, _ in literals]
-    flags = [hyperscan.HS_FLAG_SINGLEMATCH | (hyperscan.HS_FLAG_CASELESS if nocase else 0) for _, nocase in literals]
+    expressions = [b"^" * first + b"".join(b"\\x%02x" % byte for byte in literal) for literal, _, first in literals]
+    flags = [hyperscan.HS_FLAG_SINGLEMATCH | (hyperscan.HS_FLAG_CASELESS if nocase else 0) for _, nocase, _ in literals]
     database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
     database.compile(expressions=expressions, ids=list(range(len(expressions))), elements=len(expressions), flags=flags)
     return database

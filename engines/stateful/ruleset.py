@@ -12,8 +12,8 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -45,21 +45,22 @@ _PROTOCOLS = ("http", "http2", "dns", "tls", "ssh")
 _DENIES = frozenset({Action.DROP, Action.REJECT})
 _TCP = 6
 _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
+# See PacketGroup.
+ON_PACKET, ON_STREAM, ON_START = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class TxMatch:
     """The conditions of a rule on one transaction buffer. ``side`` None: the side being inspected. ``waits``: that
     something is not in a body is known only when the body is complete. ``early``: the buffer comes with the first
-    thing its side says (a head, a hello) or never. ``reach``: what is behind so many bytes changes nothing; None: all
-    bytes count."""
+    thing its side says (a head, a hello) or never. ``must``: contents of a body with a place of their own."""
 
     match: BufferMatch
     side: Direction | None
     grows: bool
     waits: bool
     early: bool
-    reach: int | None
+    must: tuple[Content, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ class PacketGroup:
     """The rules for one IP protocol that look at packets and streams; ``[direction]`` where there are two.
 
     In an ordinary transfer the payload of a packet is what the stream gets, so both are searched at once: a value that
-    ``patterns`` find is twice a rule's index, and one more if the rule looks at the stream.
+    ``patterns`` find is four times a rule's index and ON_PACKET, ON_STREAM or, for a rule that knows only its
+    beginning, ON_START.
     """
 
     ip_only: tuple[Rule, ...]
@@ -140,6 +142,7 @@ class BufferGroup:
     grows: bool
     key: tuple[str, Direction]  # name and side
     patterns: PatternSet | None
+    ends: Mapping[int, int]  # rule index -> where its pattern must end at the latest
     always: tuple[int, ...]  # rule indexes
 
 
@@ -330,7 +333,9 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
             waits = grows and any(matcher.negated for matcher in match.matchers)
             # A server's certificate follows its hello; every other buffer but bodies is in the first message.
             early = not grows and not match.buffer.startswith("tls.cert") and match.buffer != "tls.subjectaltname"
-            tx.append(TxMatch(match, info.direction if info else None, grows, waits, early, _reach(match)))
+            tx.append(
+                TxMatch(match, info.direction if info else None, grows, waits, early, _must(match) if grows else ())
+            )
     asked = signature.flow.direction if signature.direction is None else signature.direction
     sides = {condition.side for condition in tx} - {None}
     if asked is not None:
@@ -365,16 +370,16 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
     )
 
 
-def _reach(match: BufferMatch) -> int | None:
-    """How far into the buffer all its conditions look, if that is bounded."""
-    reach = 0
-    for matcher in match.matchers:
-        if not isinstance(matcher, Content) or matcher.relative or matcher.endswith or matcher.negated:
-            return None
-        if not isinstance(matcher.offset, int) or not isinstance(matcher.depth, int):
-            return None
-        reach = max(reach, matcher.offset + matcher.depth)
-    return None if match.transforms else reach
+def _must(match: BufferMatch) -> tuple[Content, ...]:
+    """The contents with a place of their own."""
+    return tuple(
+        matcher
+        for matcher in match.matchers
+        if isinstance(matcher, Content)
+        and not (matcher.negated or matcher.relative or matcher.endswith or match.transforms)
+        and isinstance(matcher.offset, int)
+        and isinstance(matcher.depth, int)
+    )
 
 
 class _SharedPatterns:
@@ -382,14 +387,16 @@ class _SharedPatterns:
 
     def __init__(self, store: DatabaseStore | None) -> None:
         self._store = store
-        self._made: dict[tuple[tuple[bytes, bool, int], ...], PatternSet] = {}
+        self._made: dict[tuple[tuple[tuple[bytes, bool, int], ...], ...], PatternSet] = {}
 
-    def make(self, patterns: list[tuple[bytes, bool, int]]) -> PatternSet | None:
-        if not patterns:
+    def make(
+        self, patterns: list[tuple[bytes, bool, int]], firsts: Sequence[tuple[bytes, bool, int]] = ()
+    ) -> PatternSet | None:
+        if not patterns and not firsts:
             return None
-        key = tuple(patterns)
+        key = (tuple(patterns), tuple(firsts))
         if key not in self._made:
-            self._made[key] = PatternSet(key, self._store)
+            self._made[key] = PatternSet(key[0], self._store, key[1])
         return self._made[key]
 
 
@@ -426,7 +433,10 @@ def _packet_patterns(
         for rule in rules:
             fast = rule.signature.fast_pattern
             if fast is not None and direction in rule.directions and _in_payload(rule):
-                patterns.append((fast.pattern, fast.nocase, rule.index * 2 + in_stream))
+                where = ON_PACKET
+                if in_stream:
+                    where = ON_STREAM if rule.signature.rule_type is RuleType.STREAM else ON_START
+                patterns.append((fast.pattern, fast.nocase, rule.index * 4 + where))
     return shared.make(patterns)
 
 
@@ -489,8 +499,10 @@ def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedP
     @dataclass(slots=True)
     class Draft:
         match: BufferMatch
-        patterns: list[tuple[bytes, bool, int]]
-        always: list[int]
+        patterns: list[tuple[bytes, bool, int]] = field(default_factory=list)
+        firsts: list[tuple[bytes, bool, int]] = field(default_factory=list)
+        ends: dict[int, int] = field(default_factory=dict)
+        always: list[int] = field(default_factory=list)
 
     drafts: dict[tuple[str, tuple[str, ...], Direction], Draft] = {}
     for rule in rules:
@@ -502,10 +514,14 @@ def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedP
         side = direction if anchor.side is None else anchor.side
         buffer = "file.data" if anchor.match.buffer in _HTTP_BODIES else anchor.match.buffer
         key = (buffer, anchor.match.transform_names, side)
-        draft = drafts.setdefault(key, Draft(anchor.match, [], []))
+        draft = drafts.setdefault(key, Draft(anchor.match))
         fast = rule.signature.fast_pattern
         if searched and fast is not None:
-            draft.patterns.append((fast.pattern, fast.nocase, rule.index))
+            # A body is searched in pieces, of which only one is its beginning.
+            firsts = draft.firsts if fast.first and buffer not in GROWING_BUFFERS else draft.patterns
+            firsts.append((fast.pattern, fast.nocase, rule.index))
+            if fast.end is not None:
+                draft.ends[rule.index] = fast.end
         else:
             draft.always.append(rule.index)
     return tuple(
@@ -516,7 +532,8 @@ def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedP
             side=side,
             grows=name in GROWING_BUFFERS,
             key=(name, side),
-            patterns=shared.make(draft.patterns),
+            patterns=shared.make(draft.patterns, draft.firsts),
+            ends=draft.ends,
             always=tuple(draft.always),
         )
         for index, ((name, _, side), draft) in enumerate(drafts.items())

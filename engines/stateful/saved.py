@@ -178,7 +178,11 @@ class _Writer:
 
 
 def _fast_pattern(fast: FastPattern | None) -> list[Any] | None:
-    return None if fast is None else [fast.buffer, fast.pattern, fast.nocase, list(fast.transform_names)]
+    return (
+        None
+        if fast is None
+        else [fast.buffer, fast.pattern, fast.nocase, list(fast.transform_names), fast.end, fast.first]
+    )
 
 
 def _header_test(test: Any) -> Any:
@@ -258,7 +262,7 @@ class _Reader:
         share, pairs = self._share, self._pairs
         pattern = None
         if fast is not None:
-            pattern = FastPattern(share(fast[0]), fast[1], fast[2], tuple(map(share, fast[3])))
+            pattern = FastPattern(share(fast[0]), fast[1], fast[2], tuple(map(share, fast[3])), fast[4], fast[5])
         return Signature(
             ref=RuleRef("stateful", sid, msg, self._file, line, gid, rev),
             text=text,
