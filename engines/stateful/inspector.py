@@ -435,7 +435,12 @@ class Inspector:
         if self._layers:
             self._app_rules(segment, direction, with_packet or watching)
             for layer in self._layers:
-                if layer.give_up_oldest(self._limits.max_transactions) and self._enforces(layer):
+                if (
+                    layer.parser is not None
+                    and len(layer.parser.transactions) > self._limits.max_transactions
+                    and layer.give_up_oldest(self._limits.max_transactions)
+                    and self._enforces(layer)
+                ):
                     problem = problem or "transaction_overflow"
         if not self._pd_done[direction] and self._protocol_final(direction):
             self._pd_rules(direction)
@@ -556,7 +561,7 @@ class Inspector:
     def _to_search(self, direction: Direction, data: bytes) -> bytes:
         """As much of the new bytes as the depth allows. Empty when nothing is to search."""
         left = self._limits.stream_depth - self._offset[direction]
-        if not data or left <= 0 or not (self._group.stream[direction] or self._ruleset.tx_payload):
+        if not data or left <= 0 or not (self._ruleset.tx_payload or self._group.stream[direction].rules):
             return b""
         return data if len(data) <= left else data[:left]
 

@@ -74,6 +74,8 @@ class PatternSet:
         if self._database is not None:
             # By position: by keyword the call takes three times as long. 0: flags, of which there are none.
             self._database.scan(data, _collect, 0, found.append)
+            if not found:
+                return found
         else:
             lowered: bytes | None = None
             for literal, nocase, first, index in self._few:
@@ -82,8 +84,8 @@ class PatternSet:
                 text = data if lowered is None or not nocase else lowered
                 if text.startswith(literal) if first else literal in text:
                     found.append(index)
-        if not found:
-            return found
+            if not found:
+                return found
         values = self._values
         if len(found) == 1:
             return list(values[found[0]])

@@ -6,6 +6,7 @@ browsers and servers speak it, none of which any rule matches, next to what Hype
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -55,6 +56,8 @@ def rows(folder: Path, turns: int) -> Iterator[Row]:
         few.write_text(few_policy(where))
         yield from _loading(large, few, where / "cache", turns)
         compiled = compile_policy(load_policy(large))
+        gc.collect()
+        gc.freeze()  # as the leader of a generation does
         yield _http(compiled, turns)
         yield from _idle(compiled, compile_policy(load_policy(few)), turns)
 
