@@ -107,7 +107,7 @@ def load_compiled(policy: str) -> Compiled:
     from nfw.policy.compile import compile_policy
     from nfw.policy.loader import load_policy, paused_gc
 
-    cache = default_cache(_tell)
+    cache = default_cache(process.tell)
     with paused_gc():
         compiled = compile_policy(load_policy(policy, check_key=False, cache=cache), cache)
         gc.collect()
@@ -380,10 +380,6 @@ class Leader:
     def _say(self, kind: str, value: Any) -> None:
         with contextlib.suppress(OSError):
             self.supervisor.send(pack(kind, value))
-
-
-def _tell(text: str) -> None:
-    print(f"nfw: {text}", file=sys.stderr, flush=True)
 
 
 def describe(status: int) -> str:

@@ -23,6 +23,7 @@ from engines.stateful.signature import Action, Signature
 from engines.watch.segments import OverlapPolicy
 from engines.watch.session import SessionOptions
 from nfw.capture import Captured
+from nfw.giveups import GiveUps
 from nfw.watch import DropLog, MidstreamPolicy, Watcher, WatchOptions
 
 # Variables of Suricata's stock configuration that rule sets use; HOME_NET and EXTERNAL_NET can be set.
@@ -220,9 +221,11 @@ def replay(
     options: ReplayOptions,
     event: Callable[[dict[str, Any]], None],
     store: DatabaseStore | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Summary:
-    """Run all packets; ``event`` gets each EVE record. ``store``: pattern databases made earlier. What ``packets``
-    raises ends the capture there and is raised again when everything before it has been judged."""
+    """Run all packets; ``event`` gets each EVE record. ``store``: pattern databases made earlier; ``say`` is told of
+    rules that gave up. What ``packets`` raises ends the capture there and is raised again when everything before it has
+    been judged."""
     ruleset = compile_ruleset(signatures, "action", (), options.limits, options.action_order, store)
     watching = options.watch()
     watcher = Watcher(ruleset, event, watching)
@@ -246,4 +249,5 @@ def replay(
             unread += not carried
     finally:
         watcher.finish(now)
+        GiveUps(ruleset, say).look(now)
     return Summary(seen, unread, watcher.counts, ruleset.hit_counts())

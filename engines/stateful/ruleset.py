@@ -12,7 +12,7 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
@@ -21,11 +21,11 @@ from engines.stateful.defaults import Defaults, make_defaults
 from engines.stateful.flowbits import AddressBits
 from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
-from engines.stateful.match import Content
+from engines.stateful.match import Base64Decode, Content, Regex
 from engines.stateful.prefilter import DatabaseStore, PatternSet
 from engines.stateful.signature import Action, BufferMatch, RuleType, Signature
 from engines.stateful.threshold import ThresholdTable
-from engines.verdict import Direction
+from engines.verdict import Direction, RuleRef
 
 PAYLOAD = "payload"
 # Buffers that may grow while their side of the transaction goes on; any other is final once it is there.
@@ -184,6 +184,7 @@ class RuleSet:
         "_other_app",
         "_other_packets",
         "_packet_groups",
+        "_regexes",
         "address_bits",
         "app_denies",
         "default_hits",
@@ -223,6 +224,7 @@ class RuleSet:
         aware = [rule for rule in rules if rule.app_protos or rule.tx or rule.signature.app_layer_protocols]
         self.needs_protocol = bool(aware)
         self.app_denies = any(rule.signature.action in _DENIES for rule in aware)
+        self._regexes = [(rule, regex) for rule in rules for regex in _regexes(rule.signature)]
         shared = _SharedPatterns(store)
         numbers = {1, 6, 17, 58}.union(*(rule.signature.ip_protocols for rule in rules))
         self._packet_groups = {number: _packet_group(rules, number, shared) for number in numbers}
@@ -251,11 +253,28 @@ class RuleSet:
             counts[action.name] = self.default_hits[action.index]
         return counts
 
+    def gave_up(self) -> dict[RuleRef, int]:
+        """Rules whose regular expressions reached their limit of backtracking, and so did not match, and how often."""
+        counts: dict[RuleRef, int] = {}
+        for rule, regex in self._regexes:
+            if regex.gave_up[0]:
+                counts[rule.signature.ref] = counts.get(rule.signature.ref, 0) + regex.gave_up[0]
+        return counts
+
     def memory(self) -> int:
         """Bytes of all pattern databases."""
         sets = [patterns for group in self._packet_groups.values() for patterns in group.patterns]
         sets += [buffer.patterns for group in self._app_groups.values() for side in group.buffers for buffer in side]
         return sum(patterns.memory() for patterns in {id(item): item for item in sets if item is not None}.values())
+
+
+def _regexes(signature: Signature) -> Iterator[Regex]:
+    for match in signature.buffers:
+        for matcher in match.matchers:
+            if isinstance(matcher, Regex):
+                yield matcher
+            elif isinstance(matcher, Base64Decode):
+                yield from (inner for inner in matcher.inner if isinstance(inner, Regex))
 
 
 def compile_ruleset(

@@ -101,7 +101,7 @@ def replay(
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        summary = run(watched(), signatures, options, event, cache)
+        summary = run(watched(), signatures, options, event, cache, tell)
     finally:
         signal.signal(signal.SIGINT, before)
         if out is not None and out is not sys.stdout:

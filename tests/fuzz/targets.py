@@ -348,7 +348,7 @@ def _all() -> Iterator[Target]:
     yield Target("rules", rules, _rules, _RULE_WORDS, 9000)
     yield Target("thresholds", thresholds, _thresholds, (b", ", b"track by_src", b"ip ", b"[", b"!", b"\n", b"\\\n"))
     yield Target("regex", regex, _expressions, _REGEX_WORDS, 300)
-    seeds = {
+    seeds: dict[str, Callable[[], list[bytes]]] = {
         "http": partial(_hex, "http1"),
         "dns": _framed_dns,
         **{name: partial(_hex, name) for name in ("http2", "tls", "ssh", "websocket")},

@@ -14,7 +14,7 @@ import pcre2
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, quoted
 from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.keywords.draft import RuleDraft
-from engines.stateful.match import Regex
+from engines.stateful.match import LIMIT_STEPS, LIMIT_STEPS_RAISED, Regex
 
 # Backtracking steps one search may take, and their nesting: Suricata's defaults.
 MATCH_LIMIT = 3500
@@ -71,7 +71,7 @@ def _pcre(draft: RuleDraft, value: str | None) -> None:
     if not body:
         raise KeywordError("pcre: the expression is empty")
     buffer, relative = _flags(flags)
-    regex = Regex(_compiled(body, flags), negated, relative, text)
+    regex = _matcher(text, body, flags, negated, relative)
     if not buffer:
         draft.add(regex, relative=relative)
         return
@@ -87,7 +87,7 @@ def _pcre(draft: RuleDraft, value: str | None) -> None:
 def regex_matcher(text: str, negated: bool, relative: bool) -> Regex:
     """The matcher of ``/expression/flags``, which was parsed before."""
     body, flags, _ = _split(text)
-    return Regex(_compiled(body, flags), negated, relative, text)
+    return _matcher(text, body, flags, negated, relative)
 
 
 def _split(text: str) -> tuple[str, str, str]:
@@ -103,8 +103,9 @@ def _split(text: str) -> tuple[str, str, str]:
     return text[1:end], flags, captures
 
 
-def _compiled(body: str, flags: str) -> Any:
-    return compile_regex(body.encode("utf-8", "surrogateescape"), "".join(f for f in flags if f in "ismxAEGO"))
+def _matcher(text: str, body: str, flags: str, negated: bool, relative: bool) -> Regex:
+    pattern = compile_regex(body.encode("utf-8", "surrogateescape"), "".join(f for f in flags if f in "ismxAEGO"))
+    return Regex(pattern, negated, relative, text, LIMIT_STEPS_RAISED if "O" in flags else LIMIT_STEPS)
 
 
 def _flags(flags: str) -> tuple[str, bool]:
