@@ -12,13 +12,15 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from engines.decode.anomalies import packet_events
+from engines.decode.anomalies import frame_events, packet_events
+from engines.decode.link import ARP, Frame
 from engines.flow import CloseReason, Flow
-from engines.packet import ACK, RST, SYN, TCP, UDP, Packet, quoted
+from engines.packet import ACK, RST, SYN, TCP, UDP, Packet, decode, quoted
+from engines.stateful.header import NO_IP
 from engines.stateful.inspector import Alert, FlowFacts, Inspector, Outcome, Segment
 from engines.stateful.ruleset import RuleSet
 from engines.stateful.signature import Action
-from engines.verdict import Direction, Scope, Verdict
+from engines.verdict import ACCEPT, Direction, Scope, Verdict
 from engines.watch.segments import OverlapPolicy
 from engines.watch.session import Session, SessionOptions, State
 from nfw import events
@@ -155,6 +157,21 @@ class Watcher:
         else:
             self._datagram(packet, flow, direction, now)
 
+    def frame(self, number: int, frame: Frame, now: float, link_type: int, data: bytes) -> None:
+        """Judge what is no IP: ``frame`` as decoded of ``data``, all that was captured."""
+        self._number, self._vlans = number, frame.vlans
+        self._events = frozenset()
+        if self._wants_events:
+            self._events = frozenset(f"decoder.{event}" for event in frame_events(link_type, data))
+        facts = FlowFacts(0, NO_IP, b"", b"", 0, 0)
+        inspector = Inspector(self.ruleset, facts, now, watching=True, enforcing=self.options.enforce)
+        nothing = decode(b"")
+        payload = frame.payload if frame.ethertype == ARP else b""
+        segment = Segment(_TO_SERVER, False, payload, b"", nothing, now, 0, True, self._events, self._vlans)
+        outcome = inspector.inspect(segment)
+        for alert in outcome.alerts:
+            self._log(alert, self._base("alert", nothing, None, now), "alert")
+
     def _flow(self, packet: Packet, now: float, vlan: tuple[int, ...], size: int) -> tuple[Flow, Direction]:
         key = _key(packet, vlan)
         flow = self._flows.pop(key, None)
@@ -235,23 +252,30 @@ class Watcher:
         context: _Context = flow.context
         session, inspector = context.session, context.inspector
         assert session is not None
-        payload, added = packet.payload, False
-        chunk, offset = b"", 0
+        payload, added, odd = packet.payload, False, self._events
+        pieces: list[tuple[bytes, int]] = []
         if self._checksum_ok(packet):
             if session.state is State.NONE and self._midstream(packet, flow, direction, now):
                 return
-            step = session.segment(packet, direction, payload)
+            step = session.segment(packet, direction, payload, now)
+            if step.events:
+                odd = odd.union(f"stream.{event}" for event in step.events)
+            payload = step.kept or payload
             if not step.accepted and self.options.enforce and session.state is not State.NONE:
                 self._dropped("stream error", packet, flow, direction, now)
                 return
             added = step.added
             self._feed(context, step.deliveries, step.closed)
             if session.established:
-                chunk, offset = session.chunk(direction)
-        segment = Segment(
-            direction, flow.established, payload, chunk, packet, now, offset, added, self._events, self._vlans
-        )
+                pieces = session.chunks(direction)
+        # Data with the ACK that ends the handshake belongs to the connection it opens.
+        established = flow.established or (session.established and bool(payload))
+        chunk, offset = pieces[0] if pieces else (b"", 0)
+        segment = Segment(direction, established, payload, chunk, packet, now, offset, added, odd, self._vlans)
         outcome = inspector.inspect(segment)
+        for chunk, offset in pieces[1:]:
+            more = inspector.inspect(Segment(direction, established, b"", chunk, None, now, offset))
+            outcome = _both(outcome, more)
         flow.established = flow.established or session.established
         session.settle()
         self._judged(outcome, packet, flow, direction, now)
@@ -366,9 +390,9 @@ class Watcher:
                     continue
                 step = session.finish(direction)
                 self._feed(context, step.deliveries, step.closed)
-                chunk, offset = session.chunk(direction, end=True)
-                segment = Segment(direction, True, b"", chunk, None, now, offset)
-                self._alerts(inspector.inspect(segment), flow, now)
+                for chunk, offset in session.chunks(direction, end=True) or [(b"", 0)]:
+                    segment = Segment(direction, True, b"", chunk, None, now, offset)
+                    self._alerts(inspector.inspect(segment), flow, now)
         self._number = number
         self._record(flow, now, reason)
 
@@ -466,6 +490,12 @@ def _timeout(flow: Flow) -> float:
     if session.state < State.ESTABLISHED:
         return _TCP_NEW
     return _TCP_CLOSED if session.state is State.CLOSED else _TIMEOUTS[TCP]
+
+
+def _both(first: Outcome, second: Outcome) -> Outcome:
+    """Of one packet, judged in two steps: what was decided first stays."""
+    decision = first.decision if first.decision is not ACCEPT else second.decision
+    return Outcome(decision, (*first.alerts, *second.alerts))
 
 
 def _facts(flow: Flow) -> FlowFacts:

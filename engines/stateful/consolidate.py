@@ -56,13 +56,15 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
     packet_tests = [_header_buffer(matches[id(b)]) for b in draft.buffers if b.name in packetbuffers.NAMES]
     header = draft.header
     if header.protocol in LINK_PROTOCOLS:
-        draft.never(f"{header.protocol} packets do not reach a firewall at the IP layer")
+        draft.in_captures(f"{header.protocol} packets do not reach a firewall at the IP layer")
     if app_buffers and header.app_proto and header.app_proto not in PARSED:
         draft.never(f"no parser for {header.app_proto}")
     if header.hook:
         _check_hook(draft, app_buffers)
     if draft.never_matches:
         draft.warnings.append(f"never matches: {draft.never_matches}")
+    elif draft.captures_only:
+        draft.warnings.append(f"matches in captures only: {draft.captures_only}")
     first = draft.app_layer_protocols[0] if draft.app_layer_protocols else None
     return Signature(
         action=header.action,
@@ -103,6 +105,7 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
         stream_sizes=tuple(draft.stream_sizes),
         packet_events=tuple(draft.packet_events),
         never_matches=draft.never_matches,
+        captures_only=draft.captures_only,
         reject_to=header.reject_to,
     )
 

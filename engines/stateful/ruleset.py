@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from engines.stateful.defaults import Defaults, make_defaults
 from engines.stateful.flowbits import AddressBits
+from engines.stateful.header import NO_IP
 from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
 from engines.stateful.prefilter import PatternSet
@@ -199,7 +200,7 @@ class RuleSet:
         self.needs_protocol = bool(aware)
         self.app_denies = any(rule.signature.action in _DENIES for rule in aware)
         shared = _SharedPatterns()
-        numbers = {1, 6, 17, 58}.union(*(rule.signature.ip_protocols for rule in rules))
+        numbers = {1, 6, 17, 58, NO_IP}.union(*(rule.signature.ip_protocols for rule in rules))
         self._packet_groups = {number: _packet_group(rules, number, shared) for number in numbers}
         self._other_packets = _packet_group(rules, -1, shared)
         names = set(_PROTOCOLS).union(*(rule.app_protos for rule in rules))
@@ -238,12 +239,15 @@ def compile_ruleset(
     default_actions: Sequence[str] = (),
     limits: StatefulLimits = DEFAULT_LIMITS,
     action_order: Sequence[Action] = tuple(Action),
+    *,
+    captures: bool = False,
 ) -> RuleSet:
     """Compile rules in the order they were written.
 
     ``order``: ``strict`` keeps that order; ``action`` sorts by action (``action_order``; Suricata: ``action-order``),
     flowbit setters before readers, priority, then as written. ``default_actions``: names of
-    :data:`engines.stateful.defaults.NAMES`, in strict order only. Raises ValueError for an unknown order and for
+    :data:`engines.stateful.defaults.NAMES`, in strict order only. ``captures``: with the rules that can match there
+    only. Raises ValueError for an unknown order and for
     default actions that do not fit.
     """
     if order not in {"strict", "action"}:
@@ -251,7 +255,7 @@ def compile_ruleset(
     if default_actions and order != "strict":
         raise ValueError("default actions need strict order")
     defaults = make_defaults(default_actions)
-    ordered = [signature for signature in signatures if not signature.never_matches]
+    ordered = [s for s in signatures if not s.never_matches and (captures or not s.captures_only)]
     if order == "action":
         rank = {action: number for number, action in enumerate((*action_order, *Action))}
         rank.update({action: number for number, action in enumerate(action_order)})
@@ -357,7 +361,10 @@ class _SharedPatterns:
 
 
 def _packet_group(rules: Iterable[Rule], protocol: int, shared: _SharedPatterns) -> PacketGroup:
-    ours = [r for r in rules if not r.signature.ip_protocols or protocol in r.signature.ip_protocols]
+    if protocol == NO_IP:  # `alert ip` is about none of these
+        ours = [r for r in rules if protocol in r.signature.ip_protocols or r.signature.protocol == "pkthdr"]
+    else:
+        ours = [r for r in rules if not r.signature.ip_protocols or protocol in r.signature.ip_protocols]
     packet_types = {RuleType.LIKE_IP_ONLY, RuleType.PKT, RuleType.PKT_STREAM}
     stream_types = {RuleType.STREAM, RuleType.PKT_STREAM}
     if protocol != _TCP:  # `alert ip` with a content: there are no streams here

@@ -242,6 +242,7 @@ class Signature:
     suppressions: tuple[Suppression, ...] = ()  # of threshold.config, as rate_filter
     rate_filter: RateFilter | None = None
     never_matches: str = ""  # why no traffic can match it (a warning says so); left out when rules are compiled
+    captures_only: str = ""  # why no traffic matches it though a capture may (a warning says so)
     reject_to: str = ""  # reject's target: "" and "src" the sender, "dst", "both"
 
     @property

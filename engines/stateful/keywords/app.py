@@ -13,7 +13,9 @@ ssl_state      one instance per state reached: ``client_hello``, ``server_hello`
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from engines.stateful.header import APP_PROTOCOLS, nearest
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, int_test, required, split_list, unquote
@@ -155,6 +157,40 @@ def _tls_text(keyword: str, buffer: str) -> Callable[[RuleDraft, str | None], No
     return parse
 
 
+_DATES = ("%Y", "%Y-%m", "%Y-%m-%d", "%Y-%m-%d %H", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S")
+
+
+def _date(text: str, keyword: str) -> int:
+    """Seconds since the epoch, UTC."""
+    for form in _DATES:
+        with contextlib.suppress(ValueError):
+            return int(datetime.strptime(text.strip().replace("T", " "), form).replace(tzinfo=UTC).timestamp())
+    raise KeywordError(f"{keyword}: expected a date like 2025-12-31 or 2025-12-31T23:59:59, found {text.strip()!r}")
+
+
+def _tls_date(keyword: str, buffer: str) -> Callable[[RuleDraft, str | None], None]:
+    """``date``, ``<date``, ``>date``, ``date<>date``; the ends count in, as in Suricata."""
+
+    def parse(draft: RuleDraft, value: str | None) -> None:
+        text = unquote(required(value, "a date, with < or > or two of them with <> between"))
+        first, between, second = text.partition("<>")
+        low: float = 0
+        high: float = float("inf")
+        if between:
+            low, high = _date(first, keyword), _date(second, keyword)
+            if low >= high:
+                raise KeywordError(f"{keyword}: {second.strip()!r} is not after {first.strip()!r}")
+        elif text.startswith("<"):
+            high = _date(text[1:], keyword)
+        elif text.startswith(">"):
+            low = _date(text[1:], keyword)
+        else:
+            low = high = _date(text, keyword)
+        _into(draft, keyword, buffer, IntegerValue(lambda seconds: low <= seconds <= high))
+
+    return parse
+
+
 _TLS, _DNS = "tls-keywords.html", "dns-keywords.html"
 KEYWORDS = [
     Keyword("app-layer-protocol", "the protocol that was detected", "app-layer.html", Kind.APP, _app_layer_protocol),
@@ -165,6 +201,20 @@ KEYWORDS = [
     Keyword("tls.version", "the version negotiated", f"{_TLS}#tls-version", Kind.APP, _tls_version),
     Keyword("ssl_version", "the version of a hello", f"{_TLS}#ssl-version", Kind.APP, _ssl_version),
     Keyword("ssl_state", "how far the handshake is", f"{_TLS}#ssl-state", Kind.APP, _ssl_state),
+    Keyword(
+        "tls_cert_notbefore",
+        "the certificate's first day",
+        f"{_TLS}#tls-cert-notbefore",
+        Kind.APP,
+        _tls_date("tls_cert_notbefore", "tls.cert_notbefore"),
+    ),
+    Keyword(
+        "tls_cert_notafter",
+        "the certificate's last day",
+        f"{_TLS}#tls-cert-notafter",
+        Kind.APP,
+        _tls_date("tls_cert_notafter", "tls.cert_notafter"),
+    ),
     Keyword(
         "tls.subject",
         "text in the certificate's subject (old form)",

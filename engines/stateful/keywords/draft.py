@@ -133,10 +133,15 @@ class RuleDraft:
     noalert: bool = False
     pass_alert: bool = False
     never_matches: str = ""  # why, when something the rule asks for is known never to be there
+    captures_only: str = ""
 
     def never(self, why: str) -> None:
         """The rule loads and can never match; the first reason stays."""
         self.never_matches = self.never_matches or why
+
+    def in_captures(self, why: str) -> None:
+        """The rule can match in a capture, and on the packet path never; the first reason stays."""
+        self.captures_only = self.captures_only or why
 
     def once(self, keyword: str) -> None:
         """The keyword may occur only once in a rule."""

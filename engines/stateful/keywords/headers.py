@@ -119,6 +119,9 @@ def _igmp_type(packet: Any) -> int | None:
 MAX_VLAN_LAYERS = 3
 
 
+_NO_TAGS = "a router has taken VLAN tags off before a packet comes to the IP layer"
+
+
 def _vlan_layers(draft: RuleDraft, value: str | None) -> None:
     test = int_test(required(value, "a number of layers"), "vlan.layers", MAX_VLAN_LAYERS).test
 
@@ -127,6 +130,7 @@ def _vlan_layers(draft: RuleDraft, value: str | None) -> None:
         return found is not None and test(len(found))
 
     draft.packet("vlan.layers", layers)
+    draft.in_captures(_NO_TAGS)
 
 
 def _vlan_id(draft: RuleDraft, value: str | None) -> None:
@@ -151,6 +155,7 @@ def _vlan_id(draft: RuleDraft, value: str | None) -> None:
         return -len(found) <= layer < len(found) and test(found[layer])
 
     draft.packet("vlan.id", identifier)
+    draft.in_captures(_NO_TAGS)
 
 
 _MSS_OPTION, _NOP, _END = 2, 1, 0

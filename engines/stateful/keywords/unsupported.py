@@ -22,6 +22,5 @@ UNSUPPORTED: dict[str, str] = {
 # away is all that is needed once the part named here is there.
 PENDING: dict[str, str] = {
     "websocket.payload": "waits for the inspector to go on with WebSocket after an HTTP upgrade to it",
-    "stream-event": "waits for TCP reassembly to name what is odd about a segment",
     "file.name": "waits for a parser that gives file names",
 }
