@@ -32,12 +32,14 @@ GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_bo
 
 # Header protocol -> the detected protocols it covers (Suricata: AppProtoEquals).
 _COVERS: dict[str, frozenset[str]] = {
-    "http": frozenset({"http", "http1", "http2"}),
+    "http": frozenset({"http", "http1", "http2", "doh2"}),
     "http1": frozenset({"http", "http1"}),
+    "http2": frozenset({"http2", "doh2"}),
+    "dns": frozenset({"dns", "doh2"}),
     "dcerpc": frozenset({"dcerpc", "smb"}),
 }
 # Protocols with a parser get a group even if no rule names them: rules on tcp with sticky buffers go there.
-_PROTOCOLS = ("http", "http2", "dns", "tls", "ssh")
+_PROTOCOLS = ("http", "http2", "doh2", "dns", "tls", "ssh")
 _DENIES = frozenset({Action.DROP, Action.REJECT})
 _TCP = 6
 _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
@@ -170,6 +172,7 @@ class RuleSet:
         "last_hit",
         "limits",
         "needs_protocol",
+        "needs_sides",
         "order",
         "rules",
         "thresholds",
@@ -198,6 +201,9 @@ class RuleSet:
         self.tx_payload = any(rule.tx and rule.payload for rule in rules)
         aware = [rule for rule in rules if rule.app_protos or rule.tx or rule.signature.app_layer_protocols]
         self.needs_protocol = bool(aware)
+        # What each side says is kept for rules that ask.
+        modes = {test.mode for rule in rules for test in rule.signature.app_layer_protocols}
+        self.needs_sides = not modes.isdisjoint({"to_server", "to_client", "either"})
         self.app_denies = any(rule.signature.action in _DENIES for rule in aware)
         shared = _SharedPatterns()
         numbers = {1, 6, 17, 58, NO_IP}.union(*(rule.signature.ip_protocols for rule in rules))
@@ -267,8 +273,6 @@ def compile_ruleset(
 
 def covered_protocols(name: str) -> frozenset[str]:
     """The detected protocols that an application protocol written in a rule stands for."""
-    if name.startswith("="):  # app-layer-protocol:name,exact
-        return frozenset({name[1:]})
     return _COVERS.get(name, frozenset({name}))
 
 

@@ -14,7 +14,7 @@ from engines.packet import decode
 from engines.stateful.keywords.classification import PRIORITIES, read_classifications
 from engines.stateful.match import match_buffer, transform
 from engines.stateful.ruleset import covered_protocols
-from engines.stateful.signature import Action, Signature, Threshold
+from engines.stateful.signature import Action, AppProtocolTest, Signature, Threshold
 from engines.stateful.threshold import Effect, ThresholdTable
 from engines.verdict import Direction
 from tests.unit.rulekit import parse, refusal, rule
@@ -307,8 +307,7 @@ def test_threshold_and_actions() -> None:
 
 def test_application_conditions() -> None:
     signature = rule("app-layer-protocol:!http; app-layer-protocol:!tls;", "drop tcp any any -> any 443")
-    assert signature.app_layer_protocol == ("http", True)
-    assert signature.app_layer_protocols == (("http", True), ("tls", True))
+    assert signature.app_layer_protocols == (AppProtocolTest("http", True), AppProtocolTest("tls", True))
     assert rule("app-layer-event:http.missing_host_header;").app_events == (("http", "missing_host_header"),)
     (buffer,) = rule("ssl_version:tls1.0,tls1.1;").buffers
     assert (buffer.buffer, match_buffer(buffer, b"\3\1", {}), match_buffer(buffer, b"\3\3", {})) == (
@@ -515,8 +514,7 @@ def test_hooks() -> None:
 
 
 def test_app_layer_protocol_exact() -> None:
-    assert rule("app-layer-protocol:http,exact;").app_layer_protocols == (("=http", False),)
-    assert covered_protocols("=http") == {"http"}
+    assert rule("app-layer-protocol:http,exact;").app_layer_protocols == (AppProtocolTest("http", False, "exact"),)
     assert covered_protocols("http") > {"http"}
 
 

@@ -147,8 +147,6 @@ def test_igmp() -> None:
         ("alert tcp any any -> any any", 'dce_stub_data; content:"a";', "no parser for dce_stub_data"),
         ("alert smtp any any -> any any", 'file_data; content:"a";', "no parser for smtp"),
         ("alert sip any any -> any any", 'sip.method; content:"a";', "no parser for sip"),
-        ("alert websocket any any -> any any", 'websocket.payload; content:"a";', "WebSocket"),
-        ("alert tcp any any -> any any", "app-layer-protocol:http,original;", "not kept"),
     ],
 )
 def test_what_never_matches_says_so_and_is_not_compiled(header: str, options: str, why: str) -> None:

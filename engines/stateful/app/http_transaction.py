@@ -54,7 +54,7 @@ class Head:
 class HttpTransaction(BaseTransaction):
     """See :class:`engines.stateful.app.Transaction`. ``request`` or ``response`` is None until its head is complete."""
 
-    __slots__ = ("_cache", "_target", "authority", "request", "response", "version")
+    __slots__ = ("_cache", "_target", "authority", "inner", "request", "response", "version")
 
     def __init__(self, tx_id: int, version: bytes = b"") -> None:
         super().__init__(tx_id)
@@ -62,13 +62,15 @@ class HttpTransaction(BaseTransaction):
         self.response: Head | None = None
         self.version = version  # HTTP/2 has none on the wire
         self.authority: bytes | None = None  # HTTP/2 :authority
+        self.inner: list[BaseTransaction | None] = [None, None]  # by direction: the DNS message inside (RFC 8484)
         self._target: Target | None = None
         self._cache: dict[tuple[str, Direction], Sequence[bytes]] = {}
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
         entry = BUFFERS.get(name)
         if entry is None:
-            return ()
+            inner = self.inner if direction is None else (self.inner[direction],)
+            return tuple(data for tx in inner if tx is not None for data in tx.buffer(name, direction))
         sides, getter, cacheable = entry
         if direction is None:
             if len(sides) == 1:
