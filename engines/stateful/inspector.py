@@ -746,7 +746,8 @@ class Inspector:
     def _carry_out(self, found: list[_Match], segment: Segment) -> tuple[Decision | None, list[Alert]]:
         decision: Decision | None = None
         alerts: list[Alert] = []
-        for match in found:
+        room = self._limits.max_alerts
+        for place, match in enumerate(found):
             signature = match.rule.signature
             effect = self._effect(match, segment.now)
             if effect is Effect.NONE:
@@ -764,7 +765,9 @@ class Inspector:
                     elif decision.verdict is not Verdict.ACCEPT:
                         decision = made
             wanted = signature.pass_alert if action is Action.PASS else not signature.noalert
-            if wanted and effect is Effect.FULL and len(alerts) < self._limits.max_alerts:
+            if place >= room:
+                self._ruleset.overflowed += 1
+            elif wanted and effect is Effect.FULL:
                 alerts.append(self._alert(match, segment.now))
             if action is Action.PASS:
                 break

@@ -174,6 +174,7 @@ class RuleSet:
         "needs_protocol",
         "needs_sides",
         "order",
+        "overflowed",
         "rules",
         "thresholds",
         "tx_payload",
@@ -194,6 +195,7 @@ class RuleSet:
         self.limits = limits
         self.hits = [0] * len(rules)
         self.last_hit = [0.0] * len(rules)
+        self.overflowed = 0  # matches beyond ``limits.max_alerts`` of their packet
         self.default_hits = [0] * len(defaults.all)
         self.thresholds = ThresholdTable(limits.max_thresholds)
         self.address_bits = AddressBits(limits.max_address_bits)

@@ -298,6 +298,7 @@ def test_more_alerts_than_are_logged_still_act() -> None:
     flow = Flow(compiled(f"{text}\ndrop tcp {ANY} (flow:established; sid:99;)", "strict")).handshake()
     flow.data(UP, b"x")
     assert (flow.last.decision.verdict, len(flow.sids)) == (Verdict.DROP, 15)
+    assert flow.rules.overflowed == 15
 
 
 def test_flowbits_from_setter_to_reader() -> None:

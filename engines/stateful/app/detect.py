@@ -93,6 +93,16 @@ def recognised(direction: Direction, udp: bool = False) -> frozenset[str]:
     return (_UDP_NAMES if udp else _TCP_NAMES)[direction]
 
 
+def is_answer(data: bytes, udp: bool = False) -> bool:
+    """Whether these first bytes are what only a server says. For a flow picked up in the middle: was its first sender
+    the client?"""
+
+    def says(side: Direction) -> bool:
+        return any(probe(data) for _, probe in (_UDP if udp else _TCP)[side])
+
+    return bool(data) and says(Direction.TO_CLIENT) and not says(Direction.TO_SERVER)
+
+
 # --- probes ----------------------------------------------------------------------------------------------------------
 
 

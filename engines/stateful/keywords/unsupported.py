@@ -9,7 +9,7 @@ UNSUPPORTED: dict[str, str] = {
         "needs data sets": "dataset datarep iprep",
         "needs files kept or hashed": "filestore filemd5 filesha1 filesha256 filemagic file.magic filename fileext "
         "filesize",
-        "is not built yet": "frame domain tld asn1 rpc l3_proto replace byterange config tls.store"
+        "is not built yet": "frame asn1 rpc l3_proto replace byterange config tls.store"
         " "
         "ssh.protoversion ssh.softwareversion ip.src ip.dst tenant_id ether.hdr sctp.hdr sctp.chunk_type "
         "sctp.chunk_cnt sctp.vtag sctp.chunk_data flow.age flow.bytes flow.pkts rdp.cookie template.buffer",
