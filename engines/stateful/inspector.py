@@ -40,8 +40,9 @@ _TO_SERVER = Direction.TO_SERVER
 _TO_CLIENT = Direction.TO_CLIENT
 _BOTH = (_TO_SERVER, _TO_CLIENT)
 _VERDICTS = {Action.PASS: Verdict.ACCEPT, Action.DROP: Verdict.DROP, Action.REJECT: Verdict.REJECT}
-# Protocols another one may start inside of (CONNECT, Upgrade): parsed even if only rules on that one are there.
-_TUNNELS = frozenset({"http"})
+# Protocols another one may start inside of (CONNECT, Upgrade, STARTTLS): parsed even if only rules on that one
+# are there.
+_TUNNELS = frozenset({"http", "smtp", "ftp"})
 # The key of the EVE object for a protocol whose name differs from it.
 _LOG_KEYS = {"http2": "http", "http1": "http"}
 
@@ -143,6 +144,7 @@ class Inspector:
         "_established",
         "_expired",
         "_facts",
+        "_first",
         "_found",
         "_group",
         "_idle",
@@ -199,6 +201,7 @@ class Inspector:
         self._layers: list[Layer] = []
         self._detector: Detector | None = _detector(facts.protocol)
         self._early = (bytearray(), bytearray())  # bytes before detection had an answer
+        self._first = _TO_SERVER  # who spoke first
         self._payload_bytes = [0, 0]
         self._offset = [0, 0]  # stream bytes searched
         self._tail = [b"", b""]  # the last of them
@@ -374,6 +377,8 @@ class Inspector:
         early = self._early[direction]
         if self._facts.protocol == _UDP:
             early.clear()  # every datagram is a message of its own
+        if not early and not self._early[direction.reply]:
+            self._first = direction
         early += data
         name = self._detector.feed(direction, data)
         if name == FAILED:
@@ -398,7 +403,7 @@ class Inspector:
         parser = make(self._limits.app, group.body_denies) if make is not None and wanted else None
         layer = Layer(name, group, self._ruleset.rules, parser)
         self._layers.append(layer)
-        for side in _BOTH:
+        for side in (self._first, self._first.reply):
             early = bytes(self._early[side])
             self._early[side].clear()
             if early and parser is not None:

@@ -28,6 +28,10 @@ from engines.verdict import Direction
 PAYLOAD = "payload"
 # Buffers that may grow while their side of the transaction goes on; any other is final once it is there.
 GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body"})
+# Buffers that may get more instances while it goes on, each of them final.
+COLLECTING_BUFFERS = frozenset({"file.name", "smtp.rcpt_to", "email.url"})
+# Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
+_DIALOGUES = ("smtp.", "email.", "file.")
 
 # Header protocol -> the detected protocols it covers (Suricata: AppProtoEquals).
 _COVERS: dict[str, frozenset[str]] = {
@@ -36,7 +40,7 @@ _COVERS: dict[str, frozenset[str]] = {
     "dcerpc": frozenset({"dcerpc", "smb"}),
 }
 # Protocols with a parser get a group even if no rule names them: rules on tcp with sticky buffers go there.
-_PROTOCOLS = ("http", "http2", "dns", "tls", "ssh")
+_PROTOCOLS = ("http", "http2", "dns", "tls", "ssh", "smtp", "ftp", "ftp-data")
 _DENIES = frozenset({Action.DROP, Action.REJECT})
 _TCP = 6
 _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
@@ -301,11 +305,12 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
         if match.buffer == PAYLOAD:
             payload.append(match)
         else:
-            grows = match.buffer in GROWING_BUFFERS
+            body = match.buffer in GROWING_BUFFERS
+            grows = body or match.buffer in COLLECTING_BUFFERS
             info = BUFFERS.get(match.buffer)
-            waits = grows and any(matcher.negated for matcher in match.matchers)
+            waits = body and any(matcher.negated for matcher in match.matchers)
             # A server's certificate follows its hello; every other buffer but bodies is in the first message.
-            early = not grows and not match.buffer.startswith("tls.cert") and match.buffer != "tls.subjectaltname"
+            early = not grows and not match.buffer.startswith(("tls.cert", "tls.subjectaltname", *_DIALOGUES))
             tx.append(TxMatch(match, info.direction if info else None, grows, waits, early))
     asked = signature.flow.direction if signature.direction is None else signature.direction
     sides = {condition.side for condition in tx} - {None}
@@ -452,7 +457,7 @@ def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedP
             name=name,
             transforms=draft.match.transforms,
             side=side,
-            grows=name in GROWING_BUFFERS,
+            grows=name in GROWING_BUFFERS or name in COLLECTING_BUFFERS,
             key=(name, side),
             patterns=shared.make(draft.patterns),
             always=tuple(draft.always),

@@ -106,6 +106,12 @@ def _prefix(*patterns: bytes, at: int = 0) -> _Probe:
     return probe
 
 
+def _command(*words: bytes) -> _Probe:
+    """The first words of a dialogue in lines, in any case; ``words`` in upper case."""
+    probe = _prefix(*words)
+    return lambda data: probe(data[:64].upper())
+
+
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # Methods nobody else's protocol begins with; those shared with RTSP or SIP need the whole line.
 _METHOD = re.compile(rb"(?:GET|POST|HEAD|PUT|DELETE|PATCH|TRACE|CONNECT|PROPFIND|REPORT|MKCOL|LOCK|UNLOCK|COPY|MOVE) ")
@@ -240,8 +246,11 @@ _TO_SERVER: list[tuple[str, _Probe]] = [
     ("tls", _tls_record(22)),
     ("tls", _sslv2_hello),
     ("ssh", _prefix(b"SSH-")),
-    ("smtp", _prefix(b"EHLO ", b"HELO ", b"ehlo ", b"helo ")),
-    ("ftp", _prefix(b"USER ", b"FEAT\r\n", b"AUTH TLS\r\n", b"AUTH SSL\r\n", b"SYST\r\n", b"PASV\r\n")),
+    ("smtp", _command(b"EHLO", b"HELO")),
+    (
+        "ftp",
+        _command(b"USER ", b"PASS ", b"PORT ", b"FEAT\r\n", b"AUTH TLS\r\n", b"AUTH SSL\r\n", b"SYST\r\n", b"PASV\r\n"),
+    ),
     ("smb", _prefix(b"\xffSMB", b"\xfeSMB", b"\xfdSMB", at=4)),
     ("dcerpc", _prefix(b"\x05\x00\x0b", b"\x05\x01\x0b")),
     ("rdp", lambda data: False if data[0] != 3 else None if len(data) < 6 else data[1] == 0 and data[5] == 0xE0),

@@ -10,6 +10,7 @@ from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.app.http2 import Http2Parser
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.quic import QuicParser
+from engines.stateful.app.smtp import SmtpParser
 from engines.stateful.app.ssh import SshParser
 from engines.stateful.app.tls import TlsParser
 from engines.stateful.app.websocket import WebSocketParser
@@ -28,6 +29,7 @@ PARSERS: dict[str, Factory] = {
     "dns": DnsParser,
     "tls": TlsParser,
     "ssh": SshParser,
+    "smtp": SmtpParser,
     "websocket": WebSocketParser,
 }
 

@@ -36,8 +36,6 @@ _BUFFERS: dict[str, str] = {
     "sip": "sip.method sip.uri sip.request_line sip.response_line sip.stat_code sip.stat_msg sip.protocol sip.from "
     "sip.to sip.via sip.user_agent sip.content_type sip.content_length",
     "smb": "smb.named_pipe smb_named_pipe smb.share smb_share smb.ntlmssp_user smb.ntlmssp_domain",
-    "smtp": "smtp.helo smtp.mail_from smtp.rcpt_to email.from email.to email.cc email.subject email.url email.date "
-    "email.message_id email.x_mailer email.received",
     "snmp": "snmp.community snmp.usm",
 }
 _VALUES: dict[str, str] = {
@@ -94,7 +92,7 @@ def _value(name: str, proto: str) -> Callable[[RuleDraft, str | None], None]:
     return parse
 
 
-_PAGES = {"smtp": "email-keywords.html", "llmnr": "index.html", "mdns": "mdns-keywords.html"}
+_PAGES = {"llmnr": "index.html", "mdns": "mdns-keywords.html"}
 
 
 def _page(proto: str) -> str:

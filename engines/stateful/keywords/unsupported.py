@@ -7,8 +7,7 @@ UNSUPPORTED: dict[str, str] = {
     for why, names in {
         "needs scripts run by the engine": "lua luaxform",
         "needs data sets": "dataset datarep iprep",
-        "needs files kept or hashed": "filestore filemd5 filesha1 filesha256 filemagic file.magic filename fileext "
-        "filesize",
+        "needs files kept or hashed": "filestore filemd5 filesha1 filesha256 filemagic file.magic filesize",
         "is not built yet": "frame domain tld asn1 rpc l3_proto replace byterange config tls.store"
         " "
         "ssh.protoversion ssh.softwareversion ip.src ip.dst tenant_id ether.hdr sctp.hdr sctp.chunk_type "
@@ -23,5 +22,4 @@ UNSUPPORTED: dict[str, str] = {
 PENDING: dict[str, str] = {
     "websocket.payload": "waits for the inspector to go on with WebSocket after an HTTP upgrade to it",
     "stream-event": "waits for TCP reassembly to name what is odd about a segment",
-    "file.name": "waits for a parser that gives file names",
 }
