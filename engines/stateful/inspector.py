@@ -23,6 +23,7 @@ from engines.stateful.app import Transaction
 from engines.stateful.app.detect import FAILED, Detector
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
 from engines.stateful.defaults import Condition, DefaultAction
+from engines.stateful.expect import Expected
 from engines.stateful.flowbits import FlowBits, FlowInts
 from engines.stateful.layer import Layer
 from engines.stateful.match import match_buffer
@@ -380,6 +381,10 @@ class Inspector:
         if not early and not self._early[direction.reply]:
             self._first = direction
         early += data
+        expected = self._announced()
+        if expected is not None:
+            self._protocol_known(expected.protocol, expected)
+            return
         name = self._detector.feed(direction, data)
         if name == FAILED:
             self._detection_failed()
@@ -388,12 +393,19 @@ class Inspector:
         elif len(early) >= self._limits.detect_bytes:
             self._detection_failed()
 
+    def _announced(self) -> Expected | None:
+        """What another flow said this one would be."""
+        expectations, facts = self._ruleset.expectations, self._facts
+        if not expectations or facts.protocol != _TCP:
+            return None
+        return expectations.take(facts.client, facts.server, facts.server_port, self._segment.now)
+
     def _detection_failed(self) -> None:
         self._detector = None
         for early in self._early:
             early.clear()
 
-    def _protocol_known(self, name: str) -> None:
+    def _protocol_known(self, name: str, expected: Expected | None = None) -> None:
         self._detector = None
         self.app_proto = name
         self._protocols |= {name}
@@ -401,6 +413,8 @@ class Inspector:
         make = (UDP_PARSERS if self._facts.protocol == _UDP else PARSERS).get(name)
         wanted = group.has_transactions or (name in _TUNNELS and self._ruleset.needs_protocol)
         parser = make(self._limits.app, group.body_denies) if make is not None and wanted else None
+        if parser is not None:
+            parser.begin(self._facts.client, self._facts.server, expected)
         layer = Layer(name, group, self._ruleset.rules, parser)
         self._layers.append(layer)
         for side in (self._first, self._first.reply):
@@ -413,6 +427,11 @@ class Inspector:
         parser = layer.parser
         assert parser is not None
         parser.feed(direction, data)
+        if parser.expects:
+            for expected in parser.expects:
+                facts = self._facts
+                self._ruleset.expectations.add(facts.client, facts.server, expected, self._segment.now)
+            parser.expects.clear()
         if parser.tunnel:
             # CONNECT or Upgrade: another protocol starts inside the connection.
             self._detector = Detector()

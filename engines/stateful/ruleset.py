@@ -6,8 +6,8 @@
                                                └─ AppGroup per application protocol: per packet, per transaction buffer
 
 Immutable once compiled and made to be shared by forked workers; only the counters (``hits``, ``last_hit``,
-``default_hits``) and what rules remember across flows (``thresholds``, ``address_bits``) change, in each process for
-itself.
+``default_hits``) and what is remembered across flows (``thresholds``, ``address_bits``, ``expectations``) change, in
+each process for itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from engines.stateful.defaults import Defaults, make_defaults
+from engines.stateful.expect import Expectations
 from engines.stateful.flowbits import AddressBits
 from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
@@ -29,9 +30,9 @@ PAYLOAD = "payload"
 # Buffers that may grow while their side of the transaction goes on; any other is final once it is there.
 GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body"})
 # Buffers that may get more instances while it goes on, each of them final.
-COLLECTING_BUFFERS = frozenset({"file.name", "smtp.rcpt_to", "email.url"})
+COLLECTING_BUFFERS = frozenset({"file.name", "smtp.rcpt_to", "email.url", "ftp.reply", "ftp.completion_code"})
 # Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
-_DIALOGUES = ("smtp.", "email.", "file.")
+_DIALOGUES = ("smtp.", "email.", "file.", "ftp.")
 
 # Header protocol -> the detected protocols it covers (Suricata: AppProtoEquals).
 _COVERS: dict[str, frozenset[str]] = {
@@ -168,6 +169,7 @@ class RuleSet:
         "app_denies",
         "default_hits",
         "defaults",
+        "expectations",
         "headers",
         "hits",
         "last_hit",
@@ -197,6 +199,7 @@ class RuleSet:
         self.default_hits = [0] * len(defaults.all)
         self.thresholds = ThresholdTable(limits.max_thresholds)
         self.address_bits = AddressBits(limits.max_address_bits)
+        self.expectations = Expectations(limits.max_expectations)
         # A rule that has conditions on a transaction's buffers and on the payload around it.
         self.tx_payload = any(rule.tx and rule.payload for rule in rules)
         aware = [rule for rule in rules if rule.app_protos or rule.tx or rule.signature.app_layer_protocols]

@@ -220,7 +220,7 @@ def test_events(script: Script, event: str) -> None:
 
 
 def test_bounds() -> None:
-    limits = AppLimits(mail_recipients=2, mail_pipelined=3, mail_early=10)
+    limits = AppLimits(mail_recipients=2, dialogue_pipelined=3, dialogue_early=10)
     parser = SmtpParser(limits)
     play(parser, [(S, b"220 x\r\n"), (C, b"NOOP\r\n" * 4)])
     assert parser.gave_up

@@ -58,7 +58,7 @@ class AppLimits:
     # Names of files of one transaction. -> the oldest is let go
     file_names: int = 1024
     # A line of a command, reply or header (Suricata's limit, too). -> event truncated_line, rest of the line skipped
-    mail_line: int = 4 << 10
+    dialogue_line: int = 4 << 10
     # Header fields of one entity of a mail, together; Postfix stops at 100 KiB. -> event mime_long_header_value
     mail_head: int = 128 << 10
     # Entities within each other whose delimiters are looked for; scanners stop at 10 to 30. -> event mime_parse_failed
@@ -68,9 +68,11 @@ class AppLimits:
     # Recipients of a mail; Postfix takes 1,000. -> gave_up
     mail_recipients: int = 4096
     # Commands of SMTP without a reply yet. -> gave_up
-    mail_pipelined: int = 1024
+    dialogue_pipelined: int = 1024
     # What a client sends before the reply says whether it is a message or more commands. -> taken for a message
-    mail_early: int = 64 << 10
+    dialogue_early: int = 64 << 10
+    # Replies to one FTP command, together; a long HELP has 4 KiB. -> the rest is not searched
+    ftp_reply: int = 32 << 10
 
 
 DEFAULT_LIMITS = AppLimits()

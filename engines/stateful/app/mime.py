@@ -236,9 +236,9 @@ class Message:
     def _head_line(self, line: bytes) -> None:
         if self._mid_line:
             return  # the rest of a line that was too long
-        if len(line.rstrip(b"\n")) >= self._limits.mail_line:
+        if len(line.rstrip(b"\n")) >= self._limits.dialogue_line:
             self._event("truncated_line")
-            line = line[: self._limits.mail_line]
+            line = line[: self._limits.dialogue_line]
         line = line.rstrip(b"\r\n")
         if not line:
             self._head_end()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from engines.stateful.app import AppParser
 from engines.stateful.app.dns import DnsParser
+from engines.stateful.app.ftp import FtpDataParser, FtpParser
 from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.app.http2 import Http2Parser
 from engines.stateful.app.limits import AppLimits
@@ -30,6 +31,8 @@ PARSERS: dict[str, Factory] = {
     "tls": TlsParser,
     "ssh": SshParser,
     "smtp": SmtpParser,
+    "ftp": FtpParser,
+    "ftp-data": FtpDataParser,
     "websocket": WebSocketParser,
 }
 

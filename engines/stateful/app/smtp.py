@@ -197,7 +197,7 @@ class SmtpParser(BaseParser):
         if self._waits():
             buffer += data
             self._too_early()
-            if len(buffer) > self._limits.mail_early:
+            if len(buffer) > self._limits.dialogue_early:
                 self._reply_to_wait(go_ahead=self._sent[-1] is _Command.DATA)
             return
         if buffer:
@@ -228,7 +228,7 @@ class SmtpParser(BaseParser):
     def _command_line(self, data: bytes, position: int) -> int:
         """One line; the same position when it is not complete."""
         end = data.find(b"\n", position) + 1
-        limit = self._limits.mail_line
+        limit = self._limits.dialogue_line
         if self._skipping[0]:
             self._skipping[0] = not end
             return end or len(data)
@@ -277,7 +277,7 @@ class SmtpParser(BaseParser):
         elif word == b"RSET":
             command = _Command.RSET
         self._sent.append(command)
-        if len(self._sent) > self._limits.mail_pipelined:
+        if len(self._sent) > self._limits.dialogue_pipelined:
             self.give_up("too_many_pipelined_commands")
         if command in (_Command.DATA, _Command.STARTTLS):
             self._state = _State.WAITING
@@ -312,7 +312,7 @@ class SmtpParser(BaseParser):
         assert tx is not None
         whole = data.rfind(b"\n", position) + 1
         rest = len(data) - max(whole, position)
-        size = self._limits.mail_line
+        size = self._limits.dialogue_line
         end = max(whole, position) + rest // size * size
         if end <= position:
             return position
@@ -360,7 +360,7 @@ class SmtpParser(BaseParser):
         if available < self._chunk:
             # Whole lines only, as in a message that comes line by line.
             whole = max(data.rfind(b"\n", position, end) + 1, position)
-            end = whole + (end - whole) // self._limits.mail_line * self._limits.mail_line
+            end = whole + (end - whole) // self._limits.dialogue_line * self._limits.dialogue_line
         self._message_bytes(data[position:end])
         self._chunk -= end - position
         tx.touch(Direction.TO_SERVER)
@@ -390,14 +390,14 @@ class SmtpParser(BaseParser):
                 position = end or len(data)
                 continue
             if not end:
-                if len(data) - position >= self._limits.mail_line:
+                if len(data) - position >= self._limits.dialogue_line:
                     self._event("truncated_line")
                     self._skipping[1] = True
                     position = len(data)
                 break
             line = data[position:end]
             position = end
-            if len(line) > self._limits.mail_line:
+            if len(line) > self._limits.dialogue_line:
                 self._event("truncated_line")
             elif line.strip(b"\r\n"):
                 self._reply(line.rstrip(b"\r\n"))

@@ -23,6 +23,7 @@ QUIC = frozenset({"quic"})
 DNS = frozenset({"dns", "doh2"})
 SSH = frozenset({"ssh"})
 SMTP = frozenset({"smtp"})
+FTP = frozenset({"ftp"})
 JA3 = frozenset({"tls", "quic"})
 FILES = frozenset({"http", "http1", "http2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
 
@@ -75,7 +76,7 @@ def _fingerprint(content: ContentDraft) -> str:
 
 
 _H, _T, _D, _S, _F = "http-keywords.html", "tls-keywords.html", "dns-keywords.html", "ssh-keywords.html", "file.html"
-_J, _Q, _M = "ja-keywords.html", "quic-keywords.html", "email-keywords.html"
+_J, _Q, _M, _P = "ja-keywords.html", "quic-keywords.html", "email-keywords.html", "ftp-keywords.html"
 
 _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("http.uri", HTTP, TO_SERVER, _H, modifier="http_uri"),
@@ -151,6 +152,10 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("smtp.helo", SMTP, TO_SERVER, "smtp-keywords.html"),
     BufferInfo("smtp.mail_from", SMTP, TO_SERVER, "smtp-keywords.html"),
     BufferInfo("smtp.rcpt_to", SMTP, TO_SERVER, "smtp-keywords.html", multiple=True),
+    BufferInfo("ftp.command", FTP, TO_SERVER, _P),
+    BufferInfo("ftp.command_data", FTP, TO_SERVER, _P),
+    BufferInfo("ftp.reply", FTP, TO_CLIENT, _P, multiple=True),
+    BufferInfo("ftp.completion_code", FTP, TO_CLIENT, _P, multiple=True),
     BufferInfo("email.from", SMTP, TO_SERVER, _M),
     BufferInfo("email.to", SMTP, TO_SERVER, _M),
     BufferInfo("email.cc", SMTP, TO_SERVER, _M),
@@ -174,6 +179,11 @@ _VALUES: tuple[BufferInfo, ...] = (
     BufferInfo("websocket.opcode", frozenset({"websocket"}), None, "websocket-keywords.html"),
     BufferInfo("websocket.flags", frozenset({"websocket"}), None, "websocket-keywords.html"),
     BufferInfo("websocket.mask", frozenset({"websocket"}), None, "websocket-keywords.html"),
+    BufferInfo("ftp.dynamic_port", FTP, None, _P),
+    BufferInfo("ftp.mode", FTP, None, _P),
+    BufferInfo("ftp.reply_received", FTP, TO_CLIENT, _P),
+    BufferInfo("ftpbounce", FTP, TO_SERVER, _P),
+    BufferInfo("ftpdata_command", frozenset({"ftp-data"}), None, _P),
     BufferInfo("ssl_version", TLS, None, _T),
     BufferInfo("ssl_state", TLS, None, _T, multiple=True),
 )
