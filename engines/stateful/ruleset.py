@@ -28,11 +28,11 @@ from engines.verdict import Direction
 
 PAYLOAD = "payload"
 # Buffers that may grow while their side of the transaction goes on; any other is final once it is there.
-GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body"})
+GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body", "dcerpc.stub_data"})
 # Buffers that may get more instances while it goes on, each of them final.
 COLLECTING_BUFFERS = frozenset({"file.name", "smtp.rcpt_to", "email.url", "ftp.reply", "ftp.completion_code"})
 # Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
-_DIALOGUES = ("smtp.", "email.", "file.", "ftp.")
+_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.")
 
 # Header protocol -> the detected protocols it covers (Suricata: AppProtoEquals).
 _COVERS: dict[str, frozenset[str]] = {
@@ -41,7 +41,7 @@ _COVERS: dict[str, frozenset[str]] = {
     "dcerpc": frozenset({"dcerpc", "smb"}),
 }
 # Protocols with a parser get a group even if no rule names them: rules on tcp with sticky buffers go there.
-_PROTOCOLS = ("http", "http2", "dns", "tls", "ssh", "smtp", "ftp", "ftp-data")
+_PROTOCOLS = ("http", "http2", "dns", "tls", "ssh", "smtp", "ftp", "ftp-data", "dcerpc", "smb")
 _DENIES = frozenset({Action.DROP, Action.REJECT})
 _TCP = 6
 _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)

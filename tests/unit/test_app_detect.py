@@ -41,6 +41,8 @@ FIRST_BYTES = [
     (C, b"capa\r\n", "pop3"),
     (C, b"\xff\xfd\x03", "telnet"),
     (C, b"\0\0\0\x54\xffSMBr", "smb"),
+    (C, b"\x05\0\x0b\x03\x10\0\0\0\x48\0", "dcerpc"),
+    (S, b"\x05\0\x0c\x03\x10\0\0\0\x44\0", "dcerpc"),
     (C, framed(QUERY), "dns"),
     (C, b"\x10\x0c\0\x04MQTT\x04\x02", "mqtt"),
     (C, b"\0\0\0\x08\x04\xd2\x16\x2f", "pgsql"),

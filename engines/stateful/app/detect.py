@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from engines.stateful.app.dcerpc import looks_like_pdu
 from engines.verdict import Direction
 
 FAILED = "failed"
@@ -265,7 +266,7 @@ _TO_SERVER: list[tuple[str, _Probe]] = [
     ("pop3", _command(b"CAPA\r\n")),
     ("telnet", _TELNET),
     ("smb", _prefix(b"\xffSMB", b"\xfeSMB", b"\xfdSMB", at=4)),
-    ("dcerpc", _prefix(b"\x05\x00\x0b", b"\x05\x01\x0b")),
+    ("dcerpc", looks_like_pdu),
     ("rdp", lambda data: False if data[0] != 3 else None if len(data) < 6 else data[1] == 0 and data[5] == 0xE0),
     ("mqtt", lambda data: False if data[0] != 0x10 else None if len(data) < 10 else b"MQ" in data[2:8]),
     ("pgsql", _prefix(b"\0\3\0\0", b"\4\xd2\x16\x2f", at=4)),
@@ -283,6 +284,7 @@ _TO_CLIENT: list[tuple[str, _Probe]] = [
     ("rfb", _prefix(b"RFB 003.")),
     ("telnet", _TELNET),
     ("smb", _prefix(b"\xffSMB", b"\xfeSMB", b"\xfdSMB", at=4)),
+    ("dcerpc", looks_like_pdu),
     ("sip", _prefix(b"SIP/2.0")),
     ("http2", _http2_server),
     ("dns", _dns_tcp(True)),

@@ -73,6 +73,8 @@ class AppLimits:
     dialogue_early: int = 64 << 10
     # Replies to one FTP command, together; a long HELP has 4 KiB. -> the rest is not searched
     ftp_reply: int = 32 << 10
+    # The data of one DCERPC call that rules can see, each way (Suricata: 1 MiB). -> the rest is not searched
+    dcerpc_stub: int = 128 << 10
 
 
 DEFAULT_LIMITS = AppLimits()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engines.stateful.app import AppParser
+from engines.stateful.app.dcerpc import DcerpcParser
 from engines.stateful.app.dns import DnsParser
 from engines.stateful.app.ftp import FtpDataParser, FtpParser
 from engines.stateful.app.http1 import Http1Parser
@@ -31,6 +32,7 @@ PARSERS: dict[str, Factory] = {
     "tls": TlsParser,
     "ssh": SshParser,
     "smtp": SmtpParser,
+    "dcerpc": DcerpcParser,
     "ftp": FtpParser,
     "ftp-data": FtpDataParser,
     "websocket": WebSocketParser,

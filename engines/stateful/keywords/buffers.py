@@ -24,6 +24,7 @@ DNS = frozenset({"dns", "doh2"})
 SSH = frozenset({"ssh"})
 SMTP = frozenset({"smtp"})
 FTP = frozenset({"ftp"})
+DCERPC = frozenset({"dcerpc", "smb"})
 JA3 = frozenset({"tls", "quic"})
 FILES = frozenset({"http", "http1", "http2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
 
@@ -152,6 +153,7 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("smtp.helo", SMTP, TO_SERVER, "smtp-keywords.html"),
     BufferInfo("smtp.mail_from", SMTP, TO_SERVER, "smtp-keywords.html"),
     BufferInfo("smtp.rcpt_to", SMTP, TO_SERVER, "smtp-keywords.html", multiple=True),
+    BufferInfo("dcerpc.stub_data", DCERPC, None, "dcerpc-keywords.html", aliases=("dce_stub_data",)),
     BufferInfo("ftp.command", FTP, TO_SERVER, _P),
     BufferInfo("ftp.command_data", FTP, TO_SERVER, _P),
     BufferInfo("ftp.reply", FTP, TO_CLIENT, _P, multiple=True),
@@ -179,6 +181,8 @@ _VALUES: tuple[BufferInfo, ...] = (
     BufferInfo("websocket.opcode", frozenset({"websocket"}), None, "websocket-keywords.html"),
     BufferInfo("websocket.flags", frozenset({"websocket"}), None, "websocket-keywords.html"),
     BufferInfo("websocket.mask", frozenset({"websocket"}), None, "websocket-keywords.html"),
+    BufferInfo("dcerpc.iface", DCERPC, None, "dcerpc-keywords.html"),
+    BufferInfo("dcerpc.opnum", DCERPC, None, "dcerpc-keywords.html"),
     BufferInfo("ftp.dynamic_port", FTP, None, _P),
     BufferInfo("ftp.mode", FTP, None, _P),
     BufferInfo("ftp.reply_received", FTP, TO_CLIENT, _P),

@@ -14,7 +14,6 @@ from engines.stateful.keywords.draft import RuleDraft
 
 # What each protocol's keywords are; a buffer takes contents after it.
 _BUFFERS: dict[str, str] = {
-    "dcerpc": "dce_stub_data dcerpc.stub_data",
     "dnp3": "dnp3_data dnp3.data",
     "http2": "http2.header_name http2.header",
     "ike": "ike.init_spi ike.resp_spi ike.vendor ike.nonce_payload ike.key_exchange_payload",
@@ -38,7 +37,6 @@ _BUFFERS: dict[str, str] = {
     "snmp": "snmp.community snmp.usm",
 }
 _VALUES: dict[str, str] = {
-    "dcerpc": "dce_iface dce_opnum dcerpc.iface dcerpc.opnum",
     "dnp3": "dnp3_func dnp3_ind dnp3_obj dnp3.func dnp3.ind dnp3.obj",
     "enip": "cip_service enip_command",
     "http2": "http2.frametype http2.errorcode http2.priority http2.window http2.size_update http2.settings",
@@ -74,7 +72,6 @@ _CHOICES = {
 
 
 def _value(name: str, proto: str) -> Callable[[RuleDraft, str | None], None]:
-    # DCERPC is also carried by SMB.
     protos = frozenset({proto, "smb"} if proto == "dcerpc" else {proto})
 
     def parse(draft: RuleDraft, value: str | None) -> None:
