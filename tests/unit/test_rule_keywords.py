@@ -205,7 +205,7 @@ def buffers(signature: Signature) -> list[tuple[str, tuple[str, ...], int]]:
         ('pcre:"/a/U"; pcre:"/b/Hi";', [("http.uri", 1), ("http.header", 1)]),
         ('content:"a"; http_uri; pcre:"/b/R"; isdataat:1,relative;', [("http.uri", 3)]),
         ('content:"a"; urilen:>9; urilen:<99,raw;', [("payload", 1), ("http.uri", 1), ("http.uri.raw", 1)]),
-        ('file_data; content:"a"; file.data; content:"b";', [("file.data", 2)]),
+        ('file_data; content:"a"; file.data; content:"b";', [("file.data", 1), ("file.data", 1)]),
         ('dns.query; content:"a"; dns.query; content:"b";', [("dns.query", 1), ("dns.query", 1)]),
         ('http.uri; content:"a"; to_lowercase; content:"b";', [("http.uri", 1), ("http.uri", 1)]),
         (
