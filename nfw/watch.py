@@ -139,7 +139,7 @@ class Watcher:
             return
         if packet.is_icmp_error:
             inner = quoted(packet)
-            flow = self._flows.get(_key(inner, vlan)) if inner is not None else None
+            flow = self._flows.get(flow_key(inner, vlan)) if inner is not None else None
             self._alone(packet, now, established=flow is not None and flow.established, flow=flow)
             return
         flow, direction = self._flow(packet, now, vlan, size or packet.end)
@@ -156,7 +156,7 @@ class Watcher:
             self._datagram(packet, flow, direction, now)
 
     def _flow(self, packet: Packet, now: float, vlan: tuple[int, ...], size: int) -> tuple[Flow, Direction]:
-        key = _key(packet, vlan)
+        key = flow_key(packet, vlan)
         flow = self._flows.pop(key, None)
         if flow is not None and (now - flow.last_seen > _timeout(flow) or self._reused(flow, packet)):
             self._end(flow, now)
@@ -452,7 +452,7 @@ def _add_header(event: dict[str, Any], packet: Packet) -> None:
         event["icmp_type"], event["icmp_code"] = packet.icmp_type, packet.icmp_code
 
 
-def _key(packet: Packet, vlan: tuple[int, ...]) -> Hashable:
+def flow_key(packet: Packet, vlan: tuple[int, ...]) -> Hashable:
     """The same for both directions of a flow."""
     first, second = sorted(((packet.src, packet.sport), (packet.dst, packet.dport)))
     conversation = b"" if packet.protocol in (TCP, UDP) else packet.key[1 + 2 * len(packet.src) :]

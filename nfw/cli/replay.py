@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,24 @@ from nfw.cli.app import Failure, emit, tell
 
 if TYPE_CHECKING:
     from nfw.capture import Captured
+    from nfw.policyreplay import PolicySummary
+    from nfw.replay import Summary
 
 _LONG = 20_000_000  # bytes of capture from which on a progress bar is worth its lines
+# Runs packets and gives what to print below the alerts; records go to the second argument.
+_Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any]
 
 
 @click.command()
 @click.argument("capture")
-@click.option("--rules", "rule_files", multiple=True, required=True, metavar="FILE", help="A rule file; repeatable.")
+@click.option("--rules", "rule_files", multiple=True, metavar="FILE", help="A rule file; repeatable.")
+@click.option("--policy", metavar="FILE", help="A whole policy, as the firewall would apply it.")
 @click.option(
-    "--mode", type=click.Choice(["ids", "ips"]), default="ids", show_default=True, help="ips: drops act, inline."
+    "--tls",
+    type=click.Choice(["stop", "inspect"]),
+    help="With --policy: flows in a TLS scope are left, or inspected as they are on the wire.  [default: stop]",
 )
+@click.option("--mode", type=click.Choice(["ids", "ips"]), help="ips: drops act, inline.  [default: ids]")
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting, named as Suricata's; repeatable."
 )
@@ -34,47 +42,44 @@ _LONG = 20_000_000  # bytes of capture from which on a progress bar is worth its
 def replay(
     capture: str,
     rule_files: tuple[str, ...],
-    mode: str,
+    policy: str | None,
+    tls: str | None,
+    mode: str | None,
     settings: tuple[str, ...],
     variables: tuple[str, ...],
     eve: str | None,
     strict: bool,
 ) -> int:
-    """Run rules over a CAPTURE (pcap, pcapng) as Suricata would, and say what they find.
+    """Run rules over a CAPTURE (pcap, pcapng) as Suricata would, or a policy as the firewall would, and say what they
+    find.
 
     Settings: exception-policy, host-os-policy, packet-alert-max, stream.midstream, stream.inline and others of
     Suricata's configuration; a wrong name prints the nearest.
     """
-    from nfw.capture import CaptureError, read_capture
-    from nfw.replay import replay as run
+    if policy is None:
+        if not rule_files:
+            raise click.UsageError("nothing to run over the capture: expected --rules FILE or --policy FILE")
+        if tls is not None:
+            raise click.UsageError("--tls is for --policy: rules alone intercept nothing")
+        runner = _rules_runner(rule_files, mode or "ids", settings, variables, strict)
+    else:
+        given = {"--rules": rule_files, "--mode": mode, "--set": settings, "--var": variables, "--strict": strict}
+        for name, value in given.items():
+            if value:
+                raise click.UsageError(f"{name} does not go with --policy: the policy says all that")
+        runner = _policy_runner(policy, tls == "inspect")
+    return _run(Path(capture), runner, eve)
 
-    options = _options(mode, settings)
-    signatures = _rules(rule_files, variables, strict)
-    path = Path(capture)
+
+def _run(path: Path, runner: _Runner, eve: str | None) -> int:
+    from nfw.capture import CaptureError, read_capture
+
     packets_of = iter(_progress(path, read_capture(path)))
     try:
         first = next(packets_of, None)  # what cannot be read at all is said before anything is written
     except CaptureError as error:
         raise Failure(str(error)) from None
-    counted: dict[int, list[Any]] = {}
-    drops: dict[str, int] = {}
-    flows = 0
-    out = _output(eve)
-
-    def event(record: dict[str, Any]) -> None:
-        nonlocal flows
-        kind = record["event_type"]
-        if kind == "alert":
-            alert = record["alert"]
-            counted.setdefault(alert["signature_id"], [0, alert["signature"]])[0] += 1
-        elif kind == "drop":
-            reason = record["drop"]["reason"]
-            drops[reason] = drops.get(reason, 0) + 1
-        elif kind == "flow":
-            flows += 1
-        if out is not None:
-            out.write(json.dumps(record, separators=(",", ":")) + "\n")
-
+    tally = _Tally(_output(eve))
     wrong = None
     stopped = False
     read = 0
@@ -98,24 +103,109 @@ def replay(
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        summary = run(watched(), signatures, options, event)
+        summary = runner(watched(), tally.event)
     finally:
         signal.signal(signal.SIGINT, before)
-        if out is not None and out is not sys.stdout:
-            out.close()
+        tally.close()
     if eve != "-":
-        alerts = sum(number for number, _ in counted.values())
-        emit(f"{summary.packets} packets, {flows} flows, {alerts} alerts, {sum(drops.values())} dropped packets")
-        if summary.unread:
-            emit(f"{summary.unread} packets carry no IP and were not looked at")
-        for sid, (number, text) in sorted(counted.items()):
-            emit(f"{number:8} × {sid}  {text}")
-        for reason, number in sorted(drops.items()):
-            emit(f"{number:8} dropped: {reason}")
+        tally.show(summary)
     if wrong is not None:
         tell(wrong)
         return 130 if stopped else 1
     return 0
+
+
+class _Tally:
+    """Counts the records that go by and writes them where they are wanted."""
+
+    def __init__(self, out: Any) -> None:
+        self._out = out
+        self._alerts: dict[int, list[Any]] = {}
+        self._drops: dict[str, int] = {}
+        self._flows = 0
+
+    def event(self, record: dict[str, Any]) -> None:
+        kind = record["event_type"]
+        if kind == "alert":
+            alert = record["alert"]
+            self._alerts.setdefault(alert["signature_id"], [0, alert["signature"]])[0] += 1
+        elif kind == "drop":
+            reason = record["drop"]["reason"]
+            self._drops[reason] = self._drops.get(reason, 0) + 1
+        elif kind == "flow":
+            self._flows += 1
+        if self._out is not None:
+            self._out.write(json.dumps(record, separators=(",", ":")) + "\n")
+
+    def close(self) -> None:
+        if self._out is not None and self._out is not sys.stdout:
+            self._out.close()
+
+    def show(self, summary: Summary | PolicySummary) -> None:
+        from nfw.replay import Summary
+
+        alerts = sum(number for number, _ in self._alerts.values())
+        policy = None if isinstance(summary, Summary) else summary
+        dropped = sum(self._drops.values()) if policy is None else policy.dropped
+        emit(f"{summary.packets} packets, {self._flows} flows, {alerts} alerts, {dropped} dropped packets")
+        if summary.unread:
+            emit(f"{summary.unread} packets carry no IP and were not looked at")
+        for sid, (number, text) in sorted(self._alerts.items()):
+            emit(f"{number:8} × {sid}  {text}")
+        if policy is not None:
+            _show_policy(policy)
+            return
+        for reason, number in sorted(self._drops.items()):
+            emit(f"{number:8} dropped: {reason}")
+
+
+def _show_policy(summary: PolicySummary) -> None:
+    if summary.intercepted:
+        emit(f"{summary.intercepted} flows are in a TLS scope and would be intercepted")
+    if summary.injected:
+        emit(f"{summary.injected} resets and ICMP errors would be sent")
+    if summary.incomplete:
+        emit(f"{summary.incomplete} datagrams were never complete: not every fragment came")
+    emit("verdicts by stage and reason:")
+    for what, number in sorted(summary.verdicts.items()):
+        emit(f"{number:8} {what.stage:9} {what.verdict:9} {what.reason}")
+    emit("stateless rules:")
+    for rule, hits in summary.stateless:
+        name = f" ({rule.name})" if rule.name else ""
+        emit(f"{hits:8} × priority {rule.priority}: {rule.action.value}{name}")
+    emit(f"{summary.stateless_default:8} × default")
+    for name, hits in summary.counters.items():
+        emit(f"{hits:8} × counter {name}")
+    if summary.hits:
+        emit("stateful rules and default actions:")
+        for name, hits in sorted(summary.hits.items()):
+            emit(f"{hits:8} × {name}")
+
+
+def _rules_runner(
+    rule_files: tuple[str, ...], mode: str, settings: tuple[str, ...], variables: tuple[str, ...], strict: bool
+) -> _Runner:
+    from nfw.replay import replay as run
+
+    options = _options(mode, settings)
+    signatures = _rules(rule_files, variables, strict)
+    return lambda packets, event: run(packets, signatures, options, event)
+
+
+def _policy_runner(file: str, inspect_tls: bool) -> _Runner:
+    from nfw.policy.compile import compile_policy
+    from nfw.policy.errors import PolicyErrors
+    from nfw.policy.loader import load_policy
+    from nfw.policyreplay import replay_policy
+
+    try:
+        loaded = load_policy(file)
+        compiled = compile_policy(loaded)
+    except PolicyErrors as refused:
+        raise Failure(*(str(error) for error in refused), f"{file}: nothing was replayed") from None
+    for warning in loaded.warnings:
+        tell(f"{warning} [warning]")
+    return lambda packets, event: replay_policy(packets, compiled, event, inspect_tls=inspect_tls)
 
 
 def _options(mode: str, settings: tuple[str, ...]) -> Any:
