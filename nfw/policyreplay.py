@@ -152,7 +152,7 @@ class _Tracing(Pipeline):
     ) -> Answer | None:
         decision = outcome.decision
         if decision.verdict is Verdict.ACCEPT:
-            self.decided = "pass_rule" if decision.reason == "rule" else decision.reason
+            self.decided = "pass_rule" if decision.reason in ("rule", "rate_filter") else decision.reason
         return super()._outcome(outcome, flow, context, packet, now)
 
 

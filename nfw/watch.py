@@ -18,7 +18,7 @@ from engines.packet import ACK, RST, SYN, TCP, UDP, Packet, quoted
 from engines.stateful.inspector import Alert, FlowFacts, Inspector, Outcome, Segment
 from engines.stateful.ruleset import RuleSet
 from engines.stateful.signature import Action
-from engines.verdict import Direction, Scope, Verdict
+from engines.verdict import Decision, Direction, Scope, Verdict
 from engines.watch.segments import OverlapPolicy
 from engines.watch.session import Session, SessionOptions, State
 from nfw import events
@@ -32,6 +32,9 @@ _TIMEOUTS = {TCP: 600.0, UDP: 300.0, ICMP: 300.0, ICMPV6: 300.0}
 _OTHER_TIMEOUT, _TCP_NEW, _TCP_CLOSED = 300.0, 60.0, 60.0
 _SHORTEST_TIMEOUT = 60.0
 MAX_FLOWS = 262_144
+
+# Reasons of decisions that a rule has made, by itself or by its rate_filter.
+_BY_RULE = frozenset({"rule", "rate_filter"})
 
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
@@ -213,11 +216,11 @@ class Watcher:
         )
         decision = outcome.decision
         drops = decision.verdict is not Verdict.ACCEPT
-        verdict = decision.verdict.value if drops else "pass" if decision.reason == "rule" else "alert"
+        verdict = decision.verdict.value if drops else "pass" if decision.reason in _BY_RULE else "alert"
         for alert in outcome.alerts:
             self._log(alert, self._base("alert", packet, flow, now), verdict)
         if drops:
-            self._dropped("rules", packet, None, _TO_SERVER, now, verdict)
+            self._dropped(_drop_reason(decision), packet, None, _TO_SERVER, now, verdict)
         else:
             self._count("ips.accepted")
 
@@ -279,14 +282,14 @@ class Watcher:
         """Log what was found and carry out what was decided about a packet."""
         decision = outcome.decision
         drops = decision.verdict is not Verdict.ACCEPT
-        verdict = decision.verdict.value if drops else "pass" if decision.reason == "rule" else "alert"
+        verdict = decision.verdict.value if drops else "pass" if decision.reason in _BY_RULE else "alert"
         self._alerts(outcome, flow, now, verdict, packet)
         context: _Context = flow.context
-        if decision.scope is Scope.FLOW and decision.reason == "rule" and not context.action:
+        if decision.scope is Scope.FLOW and decision.reason in _BY_RULE and not context.action:
             context.action = "drop" if drops else "pass"
         if drops:
             blocking = next((alert for alert in outcome.alerts if alert.rule.ref == decision.rule), None)
-            self._dropped("rules", packet, flow, direction, now, verdict, blocking)
+            self._dropped(_drop_reason(decision), packet, flow, direction, now, verdict, blocking)
         else:
             self._count("ips.accepted")
 
@@ -443,6 +446,10 @@ class Watcher:
 
     def _count(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1
+
+
+def _drop_reason(decision: Decision) -> str:
+    return "threshold detection_filter" if decision.reason == "rate_filter" else "rules"
 
 
 def _add_header(event: dict[str, Any], packet: Packet) -> None:

@@ -13,7 +13,7 @@ itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from engines.stateful.defaults import Defaults, make_defaults
@@ -70,6 +70,7 @@ class Rule:
     tx: tuple[TxMatch, ...]
     checks: bool  # more than header and buffers is to be checked: packet tests, flowbits, application protocol ...
     changes: bool  # a match leaves something behind: flowbits, flowints, xbits
+    limited: Signature | None = None  # the rule with the action of its rate_filter
 
 
 class Header(NamedTuple):
@@ -197,7 +198,7 @@ class RuleSet:
         self.tx_payload = any(rule.tx and rule.payload for rule in rules)
         aware = [rule for rule in rules if rule.app_protos or rule.tx or rule.signature.app_layer_protocols]
         self.needs_protocol = bool(aware)
-        self.app_denies = any(rule.signature.action in _DENIES for rule in aware)
+        self.app_denies = any(_denies(rule) for rule in aware)
         shared = _SharedPatterns()
         numbers = {1, 6, 17, 58}.union(*(rule.signature.ip_protocols for rule in rules))
         self._packet_groups = {number: _packet_group(rules, number, shared) for number in numbers}
@@ -318,6 +319,7 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
     else:
         directions = frozenset(_BOTH)
     app_protos = covered_protocols(signature.app_proto) if signature.app_proto else frozenset()
+    rate = signature.rate_filter
     return Rule(
         index=index,
         signature=signature,
@@ -338,7 +340,13 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
             or signature.app_layer_protocols
         ),
         changes=bool(signature.flowbit_sets or signature.flowints or signature.xbit_sets),
+        limited=replace(signature, action=rate.new_action) if rate is not None else None,
     )
+
+
+def _denies(rule: Rule) -> bool:
+    limited = rule.limited
+    return rule.signature.action in _DENIES or (limited is not None and limited.action in _DENIES)
 
 
 class _SharedPatterns:
@@ -388,7 +396,7 @@ def _search(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns
 def _app_group(rules: Iterable[Rule], name: str, shared: _SharedPatterns) -> AppGroup:
     ours = [r for r in rules if _has_place(r, name)]
     tx = [r for r in ours if r.signature.rule_type is RuleType.APP_TX]
-    denying = [r for r in ours if r.signature.action in _DENIES]
+    denying = [r for r in ours if _denies(r)]
     return AppGroup(
         name=name,
         per_packet=tuple(r for r in ours if r.signature.rule_type is RuleType.APP_LAYER),

@@ -107,8 +107,7 @@ class Suppression:
 
 @dataclass(frozen=True, slots=True)
 class RateFilter:
-    """``rate_filter``: above ``count`` matches in ``seconds`` the rule does ``new_action``, for ``timeout`` seconds
-    (0: as long as the rate holds)."""
+    """``rate_filter``: above ``count`` matches in ``seconds`` the rule does ``new_action``, for ``timeout`` seconds."""
 
     track: str  # as in Threshold
     count: int

@@ -14,9 +14,11 @@ import click
 from nfw.cli.app import Failure, emit, tell
 
 if TYPE_CHECKING:
+    from engines.stateful.parser import Variables
+    from engines.stateful.signature import Signature
     from nfw.capture import Captured
     from nfw.policyreplay import PolicySummary
-    from nfw.replay import Summary
+    from nfw.replay import ReplayOptions, Summary
 
 _LONG = 20_000_000  # bytes of capture from which on a progress bar is worth its lines
 # Runs packets and gives what to print below the alerts; records go to the second argument.
@@ -37,6 +39,7 @@ _Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting, named as Suricata's; repeatable."
 )
 @click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable of the rules; repeatable.")
+@click.option("--threshold", metavar="FILE", help="A threshold.config: suppress, threshold, event_filter, rate_filter.")
 @click.option("--eve", metavar="FILE", help="Write the EVE records there, one line each; - is standard output.")
 @click.option("--strict", is_flag=True, help="Stop when a rule is refused instead of going on without it.")
 def replay(
@@ -47,6 +50,7 @@ def replay(
     mode: str | None,
     settings: tuple[str, ...],
     variables: tuple[str, ...],
+    threshold: str | None,
     eve: str | None,
     strict: bool,
 ) -> int:
@@ -61,9 +65,17 @@ def replay(
             raise click.UsageError("nothing to run over the capture: expected --rules FILE or --policy FILE")
         if tls is not None:
             raise click.UsageError("--tls is for --policy: rules alone intercept nothing")
-        runner = _rules_runner(rule_files, mode or "ids", settings, variables, strict)
+        options = _options(mode or "ids", settings)
+        runner = _rules_runner(options, _rules(rule_files, _variables(variables), threshold, strict))
     else:
-        given = {"--rules": rule_files, "--mode": mode, "--set": settings, "--var": variables, "--strict": strict}
+        given = {
+            "--rules": rule_files,
+            "--mode": mode,
+            "--set": settings,
+            "--var": variables,
+            "--threshold": threshold,
+            "--strict": strict,
+        }
         for name, value in given.items():
             if value:
                 raise click.UsageError(f"{name} does not go with --policy: the policy says all that")
@@ -182,13 +194,9 @@ def _show_policy(summary: PolicySummary) -> None:
             emit(f"{hits:8} × {name}")
 
 
-def _rules_runner(
-    rule_files: tuple[str, ...], mode: str, settings: tuple[str, ...], variables: tuple[str, ...], strict: bool
-) -> _Runner:
+def _rules_runner(options: ReplayOptions, signatures: list[Signature]) -> _Runner:
     from nfw.replay import replay as run
 
-    options = _options(mode, settings)
-    signatures = _rules(rule_files, variables, strict)
     return lambda packets, event: run(packets, signatures, options, event)
 
 
@@ -208,7 +216,7 @@ def _policy_runner(file: str, inspect_tls: bool) -> _Runner:
     return lambda packets, event: replay_policy(packets, compiled, event, inspect_tls=inspect_tls)
 
 
-def _options(mode: str, settings: tuple[str, ...]) -> Any:
+def _options(mode: str, settings: tuple[str, ...]) -> ReplayOptions:
     from nfw.replay import ReplayOptions, SettingError, apply_setting
 
     options = ReplayOptions(enforce=mode == "ips")
@@ -225,10 +233,8 @@ def _options(mode: str, settings: tuple[str, ...]) -> Any:
     return options
 
 
-def _rules(files: tuple[str, ...], written: tuple[str, ...], strict: bool) -> list[Any]:
-    from engines.stateful.parser import Variables, parse_rules
-    from nfw.policy.files import read_bounded
-    from nfw.policy.read_stateful import MAX_RULE_FILE_BYTES
+def _variables(written: tuple[str, ...]) -> Variables:
+    from engines.stateful.parser import Variables
     from nfw.replay import ADDRESS_VARIABLES, PORT_VARIABLES
 
     addresses, ports = dict(ADDRESS_VARIABLES), dict(PORT_VARIABLES)
@@ -237,16 +243,18 @@ def _rules(files: tuple[str, ...], written: tuple[str, ...], strict: bool) -> li
         if not equals or not name:
             raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--var")
         (ports if name in ports or "PORT" in name else addresses)[name.lstrip("$")] = value
-    variables = Variables(addresses=addresses, ports=ports)
-    signatures: list[Any] = []
+    return Variables(addresses=addresses, ports=ports)
+
+
+def _rules(files: tuple[str, ...], variables: Variables, threshold: str | None, strict: bool) -> list[Signature]:
+    from engines.stateful.parser import parse_rules
+    from engines.stateful.thresholdconfig import parse_threshold_config
+
+    signatures: list[Signature] = []
     refused = 0
     known: set[tuple[int, int]] = set()
     for file in files:
-        try:
-            text = read_bounded(Path(file), MAX_RULE_FILE_BYTES).decode("utf-8", "surrogateescape")
-        except OSError as error:
-            raise Failure(f"{file}: rule file {error.strerror}") from None
-        parsed = parse_rules(text, file, variables, known_sids=known)
+        parsed = parse_rules(_read(file, "rule file"), file, variables, known_sids=known)
         for problem in parsed.errors:
             tell(str(problem))
         refused += len(parsed.errors)
@@ -257,7 +265,26 @@ def _rules(files: tuple[str, ...], written: tuple[str, ...], strict: bool) -> li
         raise Failure("no rule is left; nothing was replayed")
     if refused:
         tell(f"{refused} rules are refused, {len(signatures)} are used")
+    if threshold is not None:
+        config = parse_threshold_config(_read(threshold, "threshold file"), threshold, variables)
+        signatures, warnings = config.apply(signatures)
+        for problem in config.errors:
+            tell(str(problem))
+        for warning in warnings:
+            tell(f"{warning} [warning]")
+        if config.errors and strict:
+            raise Failure(f"{len(config.errors)} lines of {threshold} are refused; nothing was replayed")
     return signatures
+
+
+def _read(file: str, what: str) -> str:
+    from nfw.policy.files import read_bounded
+    from nfw.policy.read_stateful import MAX_RULE_FILE_BYTES
+
+    try:
+        return read_bounded(Path(file), MAX_RULE_FILE_BYTES).decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise Failure(f"{file}: {what} {error.strerror}") from None
 
 
 def _output(eve: str | None) -> Any:

@@ -8,13 +8,22 @@ from pathlib import Path
 from engines.stateful.parser import Variables as RuleVariables
 from engines.stateful.parser import parse_rules
 from engines.stateful.signature import RuleError, Signature
+from engines.stateful.thresholdconfig import parse_threshold_config
 from nfw.policy.errors import PolicyError, Problems, shorten, suggest
 from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.files import read_bounded
 from nfw.policy.model import RuleOrder, RuleSource, Stateful, StreamException, Variables
 from nfw.policy.yamlpos import Node, Scalar, Sequence
 
-KEYS = ("order", "default_actions", "stream_exception", "stream_depth", "rule_files", "rules")
+KEYS = (
+    "order",
+    "default_actions",
+    "stream_exception",
+    "stream_depth",
+    "rule_files",
+    "rules",
+    "threshold_file",
+)
 MAX_RULE_FILE_BYTES = 64 * 1024 * 1024  # all of Emerging Threats is half of that
 
 
@@ -28,13 +37,18 @@ def read_stateful(node: Node | None, variables: Variables, base: Path, text: str
     order = section.choice("order", RuleOrder.STRICT)
     defaults = _read_default_actions(section, order)
     sources = [*_read_files(section, base), *_read_inline(section, text)]
+    thresholds = _read_file(section, "threshold_file", "threshold.config", base)
+    signatures = parse_sources(sources, variables, problems)
+    if thresholds is not None:
+        signatures = _apply_thresholds(thresholds, signatures, variables, problems)
     return Stateful(
         order=order,
         default_actions=defaults,
         stream_exception=section.choice("stream_exception", StreamException.DROP),
         stream_depth=section.size("stream_depth", Stateful().stream_depth, 0, 1 << 32),
         sources=tuple(sources),
-        signatures=parse_sources(sources, variables, problems),
+        threshold_file=thresholds,
+        signatures=signatures,
     )
 
 
@@ -51,6 +65,19 @@ def parse_sources(sources: list[RuleSource], variables: Variables, problems: Pro
         signatures += parsed.signatures
     _check_unique(signatures, problems)
     return tuple(signatures)
+
+
+def _apply_thresholds(
+    source: RuleSource, signatures: tuple[Signature, ...], variables: Variables, problems: Problems
+) -> tuple[Signature, ...]:
+    known = RuleVariables(dict(variables.addresses), dict(variables.ports))
+    config = parse_threshold_config(source.text, source.file, known)
+    for error in config.errors:
+        problems.add(_placed(error))
+    changed, warnings = config.apply(signatures)
+    for warning in warnings:
+        problems.add_warning(_placed(warning))
+    return tuple(changed)
 
 
 def _placed(error: RuleError) -> PolicyError:
@@ -117,6 +144,21 @@ def _read_files(section: Section, base: Path) -> list[RuleSource]:
         if text is not None:
             found.append(RuleSource(str(path), text))
     return found
+
+
+def _read_file(section: Section, key: str, example: str, base: Path) -> RuleSource | None:
+    """The text file a setting names."""
+    name = section.text(key, f"a file name such as {example}")
+    if not name:
+        return None
+    path = base / name
+    try:
+        data = read_bounded(path, MAX_RULE_FILE_BYTES)
+    except OSError as error:
+        section.error(section.get(key), f"{key}: {path} {error.strerror}")
+        return None
+    text = decode_rules(data, str(path), section.problems)
+    return None if text is None else RuleSource(str(path), text)
 
 
 def decode_rules(data: bytes, file: str, problems: Problems) -> str | None:

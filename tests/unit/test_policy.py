@@ -445,3 +445,25 @@ def test_mangled_policies_are_refused_in_words(policies: Path) -> None:
             read(bytes(data), policies / "mangled.yaml")
         assert caught.value.errors
         assert all(error.message and "\n" not in error.message for error in caught.value)
+
+
+def test_a_threshold_file_changes_the_rules_it_names(tmp_path: Path) -> None:
+    (tmp_path / "t.config").write_text("suppress gen_id 1, sig_id 1\nsuppress gen_id 1, sig_id 7\n")
+    rules = "[alert tcp any any -> any any (sid:1;), alert tcp any any -> any any (sid:2;)]"
+    policy = read(f"stateful: {{threshold_file: t.config, rules: {rules}}}", tmp_path / "p.yaml")
+    assert [len(signature.suppressions) for signature in policy.stateful.signatures] == [1, 0]
+    assert [str(warning) for warning in policy.warnings] == [
+        f"{tmp_path / 't.config'}:2: there is no rule with gid 1 and sid 7"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("nope.config", "threshold_file: nope.config does not exist"),
+        ("[a]", "threshold_file: expected a file name such as threshold.config, got a list"),
+        (".", "threshold_file: . is a directory; expected a file"),
+    ],
+)
+def test_a_threshold_file_that_is_none(value: str, says: str) -> None:
+    assert refusal(f"stateful: {{threshold_file: {value}}}") == [f"1:28: {says}"]

@@ -356,3 +356,21 @@ def test_scapy_is_not_loaded_by_other_commands() -> None:
     code = "import sys; from nfw.cli.app import call; call(['--version']); sys.exit('scapy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": "."}, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_threshold_config_for_the_rules(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    capture, rules = files
+    config = Path(rules).with_name("t.config")
+    config.write_text("suppress gen_id 1, sig_id 7, track by_dst, ip $SERVERS\nsuppress gen_id 1, sig_id 8\nnonsense\n")
+    ordered = ["replay", capture, "--rules", rules, "--threshold", str(config), "--var"]
+    assert call([*ordered, "SERVERS=10.0.0.2"]) == 0
+    told = capsys.readouterr()
+    assert "0 alerts" in told.out
+    assert f"{config}:3:1: expected event_filter" in told.err
+    assert f"{config}:2: there is no rule with gid 1 and sid 8 [warning]" in told.err
+    assert call([*ordered, "SERVERS=10.0.0.9"]) == 0
+    assert "1 alerts" in capsys.readouterr().out
+    assert call([*ordered, "SERVERS=10.0.0.9", "--strict"]) == 1
+    assert "1 lines of" in capsys.readouterr().err
+    assert call([*ordered[:-2], str(config) + "x"]) == 1
+    assert "threshold file does not exist" in capsys.readouterr().err
