@@ -225,8 +225,9 @@ class Signature:
     pass_alert: bool = False  # `alert;` inside a pass rule
     priority: int = 3
     classtype: str = ""
+    category: str = ""  # the class's description; an unknown class's name
     metadata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    references: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()  # as URLs; "system,text" where the system is not known
     target: str = ""
     # What the rule can match on, from flow: or from buffers that exist in one direction only; None: both.
     direction: Direction | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -15,7 +16,8 @@ from nfw.cli.app import Failure, emit, tell
 
 if TYPE_CHECKING:
     from engines.stateful.parser import Variables
-    from engines.stateful.signature import Signature
+    from engines.stateful.ruleconfig import RuleConfig
+    from engines.stateful.signature import RuleError, Signature
     from nfw.capture import Captured
     from nfw.policyreplay import PolicySummary
     from nfw.replay import ReplayOptions, Summary
@@ -40,6 +42,8 @@ _Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any
 )
 @click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable of the rules; repeatable.")
 @click.option("--threshold", metavar="FILE", help="A threshold.config: suppress, threshold, event_filter, rate_filter.")
+@click.option("--classification", metavar="FILE", help="A classification.config, instead of Suricata's own.")
+@click.option("--reference", metavar="FILE", help="A reference.config, instead of Suricata's own.")
 @click.option("--eve", metavar="FILE", help="Write the EVE records there, one line each; - is standard output.")
 @click.option("--strict", is_flag=True, help="Stop when a rule is refused instead of going on without it.")
 def replay(
@@ -51,6 +55,8 @@ def replay(
     settings: tuple[str, ...],
     variables: tuple[str, ...],
     threshold: str | None,
+    classification: str | None,
+    reference: str | None,
     eve: str | None,
     strict: bool,
 ) -> int:
@@ -66,7 +72,8 @@ def replay(
         if tls is not None:
             raise click.UsageError("--tls is for --policy: rules alone intercept nothing")
         options = _options(mode or "ids", settings)
-        runner = _rules_runner(options, _rules(rule_files, _variables(variables), threshold, strict))
+        files = _Files(rule_files, threshold, classification, reference)
+        runner = _rules_runner(options, _rules(files, _variables(variables), strict))
     else:
         given = {
             "--rules": rule_files,
@@ -74,6 +81,8 @@ def replay(
             "--set": settings,
             "--var": variables,
             "--threshold": threshold,
+            "--classification": classification,
+            "--reference": reference,
             "--strict": strict,
         }
         for name, value in given.items():
@@ -246,15 +255,24 @@ def _variables(written: tuple[str, ...]) -> Variables:
     return Variables(addresses=addresses, ports=ports)
 
 
-def _rules(files: tuple[str, ...], variables: Variables, threshold: str | None, strict: bool) -> list[Signature]:
-    from engines.stateful.parser import parse_rules
-    from engines.stateful.thresholdconfig import parse_threshold_config
+class _Files(NamedTuple):
+    """What a set of rules is written in."""
 
+    rules: tuple[str, ...]
+    threshold: str | None
+    classification: str | None
+    reference: str | None
+
+
+def _rules(files: _Files, variables: Variables, strict: bool) -> list[Signature]:
+    from engines.stateful.parser import parse_rules
+
+    config = _rule_config(files, strict)
     signatures: list[Signature] = []
     refused = 0
     known: set[tuple[int, int]] = set()
-    for file in files:
-        parsed = parse_rules(_read(file, "rule file"), file, variables, known_sids=known)
+    for file in files.rules:
+        parsed = parse_rules(_read(file, "rule file"), file, variables, config=config, known_sids=known)
         for problem in parsed.errors:
             tell(str(problem))
         refused += len(parsed.errors)
@@ -265,16 +283,41 @@ def _rules(files: tuple[str, ...], variables: Variables, threshold: str | None, 
         raise Failure("no rule is left; nothing was replayed")
     if refused:
         tell(f"{refused} rules are refused, {len(signatures)} are used")
-    if threshold is not None:
-        config = parse_threshold_config(_read(threshold, "threshold file"), threshold, variables)
-        signatures, warnings = config.apply(signatures)
-        for problem in config.errors:
-            tell(str(problem))
-        for warning in warnings:
-            tell(f"{warning} [warning]")
-        if config.errors and strict:
-            raise Failure(f"{len(config.errors)} lines of {threshold} are refused; nothing was replayed")
-    return signatures
+    return signatures if files.threshold is None else _thresholds(files.threshold, signatures, variables, strict)
+
+
+def _rule_config(files: _Files, strict: bool) -> RuleConfig:
+    from engines.stateful.ruleconfig import DEFAULT_CONFIG, read_classifications, read_references
+
+    config = DEFAULT_CONFIG
+    if files.classification is not None:
+        text = _read(files.classification, "classification file")
+        classes, errors = read_classifications(text, files.classification)
+        config = dataclasses.replace(config, classes=classes)
+        _refused_lines(files.classification, errors, strict)
+    if files.reference is not None:
+        references, errors = read_references(_read(files.reference, "reference file"), files.reference)
+        config = dataclasses.replace(config, references=references)
+        _refused_lines(files.reference, errors, strict)
+    return config
+
+
+def _thresholds(file: str, signatures: list[Signature], variables: Variables, strict: bool) -> list[Signature]:
+    from engines.stateful.thresholdconfig import parse_threshold_config
+
+    config = parse_threshold_config(_read(file, "threshold file"), file, variables)
+    changed, warnings = config.apply(signatures)
+    _refused_lines(file, config.errors, strict)
+    for warning in warnings:
+        tell(f"{warning} [warning]")
+    return changed
+
+
+def _refused_lines(file: str, errors: list[RuleError], strict: bool) -> None:
+    for error in errors:
+        tell(str(error))
+    if errors and strict:
+        raise Failure(f"{len(errors)} lines of {file} are refused; nothing was replayed")
 
 
 def _read(file: str, what: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from engines.stateful.parser import Variables as RuleVariables
 from engines.stateful.parser import parse_rules
+from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig, read_classifications, read_references
 from engines.stateful.signature import RuleError, Signature
 from engines.stateful.thresholdconfig import parse_threshold_config
 from nfw.policy.errors import PolicyError, Problems, shorten, suggest
@@ -22,6 +24,8 @@ KEYS = (
     "stream_depth",
     "rule_files",
     "rules",
+    "classification_file",
+    "reference_file",
     "threshold_file",
 )
 MAX_RULE_FILE_BYTES = 64 * 1024 * 1024  # all of Emerging Threats is half of that
@@ -37,8 +41,11 @@ def read_stateful(node: Node | None, variables: Variables, base: Path, text: str
     order = section.choice("order", RuleOrder.STRICT)
     defaults = _read_default_actions(section, order)
     sources = [*_read_files(section, base), *_read_inline(section, text)]
+    classes = _read_file(section, "classification_file", "classification.config", base)
+    references = _read_file(section, "reference_file", "reference.config", base)
     thresholds = _read_file(section, "threshold_file", "threshold.config", base)
-    signatures = parse_sources(sources, variables, problems)
+    config = _rule_config(classes, references, problems)
+    signatures = parse_sources(sources, variables, problems, config)
     if thresholds is not None:
         signatures = _apply_thresholds(thresholds, signatures, variables, problems)
     return Stateful(
@@ -47,17 +54,21 @@ def read_stateful(node: Node | None, variables: Variables, base: Path, text: str
         stream_exception=section.choice("stream_exception", StreamException.DROP),
         stream_depth=section.size("stream_depth", Stateful().stream_depth, 0, 1 << 32),
         sources=tuple(sources),
+        classification_file=classes,
+        reference_file=references,
         threshold_file=thresholds,
         signatures=signatures,
     )
 
 
-def parse_sources(sources: list[RuleSource], variables: Variables, problems: Problems) -> tuple[Signature, ...]:
+def parse_sources(
+    sources: list[RuleSource], variables: Variables, problems: Problems, config: RuleConfig = DEFAULT_CONFIG
+) -> tuple[Signature, ...]:
     """All signatures, in order; what is wrong goes to ``problems`` with the file, line and column of the rule."""
     known = RuleVariables(dict(variables.addresses), dict(variables.ports))
     signatures: list[Signature] = []
     for source in sources:
-        parsed = parse_rules(source.positioned_text(), source.file, known)
+        parsed = parse_rules(source.positioned_text(), source.file, known, config=config)
         for error in parsed.errors:
             problems.add(_placed(error))
         for warning in (*parsed.warnings, *parsed.skipped):
@@ -65,6 +76,19 @@ def parse_sources(sources: list[RuleSource], variables: Variables, problems: Pro
         signatures += parsed.signatures
     _check_unique(signatures, problems)
     return tuple(signatures)
+
+
+def _rule_config(classes: RuleSource | None, references: RuleSource | None, problems: Problems) -> RuleConfig:
+    config, errors = DEFAULT_CONFIG, list[RuleError]()
+    if classes is not None:
+        found, errors = read_classifications(classes.text, classes.file)
+        config = replace(config, classes=found)
+    if references is not None:
+        prefixes, more = read_references(references.text, references.file)
+        config, errors = replace(config, references=prefixes), errors + more
+    for error in errors:
+        problems.add(_placed(error))
+    return config
 
 
 def _apply_thresholds(

@@ -467,3 +467,22 @@ def test_a_threshold_file_changes_the_rules_it_names(tmp_path: Path) -> None:
 )
 def test_a_threshold_file_that_is_none(value: str, says: str) -> None:
     assert refusal(f"stateful: {{threshold_file: {value}}}") == [f"1:28: {says}"]
+
+
+def test_classes_and_references_of_a_policy(tmp_path: Path) -> None:
+    (tmp_path / "c.config").write_text("config classification: ours,Our own,1\n")
+    (tmp_path / "r.config").write_text("config reference: wiki https://wiki.example/\n")
+    rules = "['alert tcp any any -> any any (classtype:ours; reference:wiki,x; sid:1;)']"
+    text = f"stateful: {{classification_file: c.config, reference_file: r.config, rules: {rules}}}"
+    policy = read(text, tmp_path / "p.yaml")
+    (signature,) = policy.stateful.signatures
+    assert (signature.priority, signature.category, signature.references) == (1, "Our own", ("https://wiki.example/x",))
+    assert policy.warnings == ()
+    (tmp_path / "c.config").write_text("config classification: ours\n")
+    (tmp_path / "r.config").write_text("\nnonsense\n")
+    with pytest.raises(PolicyErrors) as caught:
+        read(text, tmp_path / "p.yaml")
+    assert [str(error) for error in caught.value] == [
+        f"{tmp_path}/c.config:1:1: expected config classification: name,description,priority",
+        f"{tmp_path}/r.config:2:1: expected config reference: system URL",
+    ]

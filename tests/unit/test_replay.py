@@ -374,3 +374,19 @@ def test_a_threshold_config_for_the_rules(files: tuple[str, str], capsys: pytest
     assert "1 lines of" in capsys.readouterr().err
     assert call([*ordered[:-2], str(config) + "x"]) == 1
     assert "threshold file does not exist" in capsys.readouterr().err
+
+
+def test_classes_and_references_of_ones_own(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    capture, rules = files
+    Path(rules).write_text("alert tcp any any -> any any (classtype:ours; reference:wiki,x; sid:7;)\n")
+    classes, references = Path(rules).with_name("c.config"), Path(rules).with_name("r.config")
+    classes.write_text("config classification: ours,Our own,1\nnonsense\n")
+    references.write_text("config reference: wiki https://wiki.example/\n")
+    told = ["replay", capture, "--rules", rules, "--classification", str(classes), "--reference", str(references)]
+    assert call([*told, "--eve", "-"]) == 0
+    written = capsys.readouterr()
+    alert = json.loads(written.out.splitlines()[0])["alert"]
+    assert (alert["severity"], alert["category"], alert["references"]) == (1, "Our own", ["https://wiki.example/x"])
+    assert f"{classes}:2:1: expected config classification" in written.err
+    assert call([*told, "--strict"]) == 1
+    assert f"1 lines of {classes} are refused" in capsys.readouterr().err

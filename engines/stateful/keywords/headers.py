@@ -312,7 +312,7 @@ def _flag_bits(text: str) -> int:
 
 
 def _geoip(draft: RuleDraft, value: str | None) -> None:
-    if not draft.geoip:
+    if draft.config.country is None:
         raise KeywordError("geoip needs a GeoIP database, and none is configured", in_value=False)
     raise KeywordError("geoip is not supported", in_value=False)
 
