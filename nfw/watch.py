@@ -26,9 +26,9 @@ from engines.watch.session import Session, SessionOptions, State
 from nfw import events
 from nfw.pipeline import flow_event
 
-ICMP, ESP, ICMPV6, SCTP = 1, 50, 58, 132
+ICMP, IPIP, IPV6, ESP, ICMPV6, SCTP = 1, 4, 41, 50, 58, 132
 # Protocols whose packets belong to flows (Suricata: flow.c); packets of all others are judged one by one.
-_WITH_FLOWS = frozenset({TCP, UDP, ICMP, ICMPV6, SCTP, ESP})
+_WITH_FLOWS = frozenset({TCP, UDP, ICMP, ICMPV6, SCTP, ESP, IPIP, IPV6})
 # Suricata: flow-timeouts, the stock configuration. Seconds without a packet.
 _TIMEOUTS = {TCP: 600.0, UDP: 300.0, ICMP: 300.0, ICMPV6: 300.0}
 _OTHER_TIMEOUT, _TCP_NEW, _TCP_CLOSED = 300.0, 60.0, 60.0
@@ -261,7 +261,8 @@ class Watcher:
             if step.events:
                 odd = odd.union(f"stream.{event}" for event in step.events)
             payload = step.kept or payload
-            if not step.accepted and self.options.enforce and session.state is not State.NONE:
+            # What was refused for a reason; what merely fits nowhere is judged for itself (Suricata: drop-invalid).
+            if step.events and not step.accepted and self.options.enforce:
                 self._dropped("stream error", packet, flow, direction, now)
                 return
             added = step.added
@@ -302,17 +303,22 @@ class Watcher:
     def _judged(self, outcome: Outcome, packet: Packet, flow: Flow, direction: Direction, now: float) -> None:
         """Log what was found and carry out what was decided about a packet."""
         decision = outcome.decision
-        drops = decision.verdict is not Verdict.ACCEPT
-        verdict = decision.verdict.value if drops else "pass" if decision.reason == "rule" else "alert"
+        verdict = self._settled(outcome, flow.context)
         self._alerts(outcome, flow, now, verdict, packet)
-        context: _Context = flow.context
-        if decision.scope is Scope.FLOW and decision.reason == "rule" and not context.action:
-            context.action = "drop" if drops else "pass"
-        if drops:
+        if decision.verdict is not Verdict.ACCEPT:
             blocking = next((alert for alert in outcome.alerts if alert.rule.ref == decision.rule), None)
             self._dropped("rules", packet, flow, direction, now, verdict, blocking)
         else:
             self._count("ips.accepted")
+
+    @staticmethod
+    def _settled(outcome: Outcome, context: _Context) -> str:
+        """The verdict as records name it; remembers one on the flow."""
+        decision = outcome.decision
+        drops = decision.verdict is not Verdict.ACCEPT
+        if decision.scope is Scope.FLOW and decision.reason == "rule" and not context.action:
+            context.action = "drop" if drops else "pass"
+        return decision.verdict.value if drops else "pass" if decision.reason == "rule" else "alert"
 
     def _dropped(
         self,
@@ -391,8 +397,8 @@ class Watcher:
                 step = session.finish(direction)
                 self._feed(context, step.deliveries, step.closed)
                 for chunk, offset in session.chunks(direction, end=True) or [(b"", 0)]:
-                    segment = Segment(direction, True, b"", chunk, None, now, offset)
-                    self._alerts(inspector.inspect(segment), flow, now)
+                    outcome = inspector.inspect(Segment(direction, True, b"", chunk, None, now, offset))
+                    self._alerts(outcome, flow, now, self._settled(outcome, context))
         self._number = number
         self._record(flow, now, reason)
 

@@ -65,7 +65,6 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
         draft.warnings.append(f"never matches: {draft.never_matches}")
     elif draft.captures_only:
         draft.warnings.append(f"matches in captures only: {draft.captures_only}")
-    first = draft.app_layer_protocols[0] if draft.app_layer_protocols else None
     return Signature(
         action=header.action,
         ref=RuleRef("stateful", draft.sid, draft.msg, file, line, draft.gid, draft.rev),
@@ -87,7 +86,6 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
         flowbit_sets=tuple(draft.flowbit_sets),
         threshold=draft.threshold,
         detection_filter=draft.detection_filter,
-        app_layer_protocol=first,
         noalert=draft.noalert,
         pass_alert=draft.pass_alert,
         priority=_priority(draft),

@@ -170,6 +170,7 @@ class RuleSet:
         "last_hit",
         "limits",
         "needs_protocol",
+        "needs_sides",
         "order",
         "rules",
         "thresholds",
@@ -198,6 +199,9 @@ class RuleSet:
         self.tx_payload = any(rule.tx and rule.payload for rule in rules)
         aware = [rule for rule in rules if rule.app_protos or rule.tx or rule.signature.app_layer_protocols]
         self.needs_protocol = bool(aware)
+        # What each side says is kept for rules that ask.
+        modes = {test.mode for rule in rules for test in rule.signature.app_layer_protocols}
+        self.needs_sides = not modes.isdisjoint({"to_server", "to_client", "either"})
         self.app_denies = any(rule.signature.action in _DENIES for rule in aware)
         shared = _SharedPatterns()
         numbers = {1, 6, 17, 58, NO_IP}.union(*(rule.signature.ip_protocols for rule in rules))
@@ -267,8 +271,6 @@ def compile_ruleset(
 
 def covered_protocols(name: str) -> frozenset[str]:
     """The detected protocols that an application protocol written in a rule stands for."""
-    if name.startswith("="):  # app-layer-protocol:name,exact
-        return frozenset({name[1:]})
     return _COVERS.get(name, frozenset({name}))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from engines.stateful.header import Header
 from engines.stateful.keywords.base import KeywordError, integer
 from engines.stateful.match import MAX_MATCHERS_PER_BUFFER, Base64Decode, Content, Number, StepMatcher
-from engines.stateful.signature import FlowbitOp, FlowintOp, PacketTest, StreamSize, Threshold, XbitOp
+from engines.stateful.signature import AppProtocolTest, FlowbitOp, FlowintOp, PacketTest, StreamSize, Threshold, XbitOp
 from engines.verdict import Direction
 
 PAYLOAD = "payload"
@@ -126,7 +126,7 @@ class RuleDraft:
     xbit_checks: list[XbitOp] = field(default_factory=list)
     xbit_sets: list[XbitOp] = field(default_factory=list)
     stream_sizes: list[StreamSize] = field(default_factory=list)
-    app_layer_protocols: list[tuple[str, bool]] = field(default_factory=list)
+    app_layer_protocols: list[AppProtocolTest] = field(default_factory=list)
     app_events: list[tuple[str, str]] = field(default_factory=list)
     threshold: Threshold | None = None
     detection_filter: Threshold | None = None

@@ -58,7 +58,6 @@ _VALUES: dict[str, str] = {
     "smb": "smb.version",
     "tls": "tls_cert_valid tls_cert_expired",
     "snmp": "snmp.version snmp.pdu_type snmp.trap_type",
-    "websocket": "websocket.flags websocket.mask websocket.opcode",
 }
 
 
