@@ -15,19 +15,19 @@ its bytes are counted in ``held`` and must not leave.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engines.stateful.app import Transaction
-from engines.stateful.app.detect import FAILED, Detector
+from engines.stateful.app.detect import FAILED, Detector, recognised
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
 from engines.stateful.defaults import Condition, DefaultAction
 from engines.stateful.flowbits import FlowBits, FlowInts
 from engines.stateful.layer import Layer
 from engines.stateful.match import match_buffer
 from engines.stateful.ruleset import Rule, RuleSet, Search, covered_protocols
-from engines.stateful.signature import Action, RuleType, Signature, Threshold
+from engines.stateful.signature import Action, AppProtocolTest, RuleType, Signature, Threshold
 from engines.stateful.threshold import Effect, track_key
 from engines.stateful.tlsfacts import TlsFacts, TlsTransaction
 from engines.verdict import ACCEPT, Decision, Direction, Scope, Verdict
@@ -152,6 +152,8 @@ class Inspector:
         "_limits",
         "_logged",
         "_offset",
+        "_original",
+        "_other_side",
         "_outcome",
         "_payload_bytes",
         "_pd_done",
@@ -159,6 +161,7 @@ class Inspector:
         "_reachable",
         "_ruleset",
         "_segment",
+        "_spoken",
         "_suspect",
         "_tail",
         "_tls",
@@ -194,6 +197,9 @@ class Inspector:
         self.app_proto = ""  # of the bytes: on a decrypted flow what TLS carries
         self.held = [0, 0]
         self._protocols: frozenset[str] = frozenset()
+        self._original = ""  # what it was before another protocol began inside it
+        self._spoken = ["", ""]  # what the bytes of each side say, where rules ask
+        self._other_side: Detector | None = None
         self._decrypted = decrypted
         self._tls: Layer | None = None  # a hello that waits to be judged with the first plaintext
         self._layers: list[Layer] = []
@@ -366,6 +372,8 @@ class Inspector:
         if self._detector is not None:
             self._detect(direction, data)
             return
+        if self._other_side is not None:
+            self._listen(direction, data)
         if self._layers and self._layers[-1].parser is not None and not self._layers[-1].parser.tunnel:
             self._parse(self._layers[-1], direction, data)
 
@@ -379,7 +387,7 @@ class Inspector:
         if name == FAILED:
             self._detection_failed()
         elif name is not None:
-            self._protocol_known(name)
+            self._protocol_known(name, direction)
         elif len(early) >= self._limits.detect_bytes:
             self._detection_failed()
 
@@ -388,8 +396,13 @@ class Inspector:
         for early in self._early:
             early.clear()
 
-    def _protocol_known(self, name: str) -> None:
+    def _protocol_known(self, name: str, by: Direction | None = None) -> None:
+        """``by``: the side whose bytes told; None: both have agreed on it."""
         self._detector = None
+        self._spoken = [name, name] if by is None else [name if side is by else "" for side in _BOTH]
+        if by is not None and (self._ruleset.needs_sides or self._group.pd_only):
+            self._other_side = _detector(self._facts.protocol)
+            self._listen(by.reply, bytes(self._early[by.reply]))
         self.app_proto = name
         self._protocols |= {name}
         group = self._ruleset.app_group(name)
@@ -404,14 +417,32 @@ class Inspector:
             if early and parser is not None:
                 self._parse(layer, side, early)
 
+    def _listen(self, direction: Direction, data: bytes) -> None:
+        """What the side speaks that has not told what the flow is."""
+        if self._other_side is None or self._spoken[direction] or not data:
+            return
+        name = self._other_side.feed(direction, data)
+        if name is None and not self._other_side.final_for(direction):
+            return
+        failed = name is None or name == FAILED
+        self._spoken[direction] = self.app_proto if failed or name is None else name
+        self._other_side = None
+        if failed and self.app_proto in recognised(direction, self._facts.protocol == _UDP):
+            # Nothing was found out about this side, so there is nothing to judge (Suricata: only one direction).
+            self._pd_done[direction] = True
+
     def _parse(self, layer: Layer, direction: Direction, data: bytes) -> None:
         parser = layer.parser
         assert parser is not None
         parser.feed(direction, data)
         if parser.tunnel:
             # CONNECT or Upgrade: another protocol starts inside the connection.
-            self._detector = Detector()
+            self._original = layer.name
             self._pd_done = [False, False]
+            if parser.carries:
+                self._protocol_known(parser.carries)
+            else:
+                self._detector = Detector()
             for side in _BOTH:
                 rest = parser.unparsed(side)
                 if rest:
@@ -437,7 +468,7 @@ class Inspector:
             for layer in self._layers:
                 if layer.give_up_oldest(self._limits.max_transactions) and self._enforces(layer):
                     problem = problem or "transaction_overflow"
-        if not self._pd_done[direction] and self._protocol_final(direction):
+        if (with_packet or not watching) and not self._pd_done[direction] and self._protocol_final(direction):
             self._pd_rules(direction)
         if not found and not self._ruleset.defaults and problem is None:
             self._update_idle()
@@ -471,7 +502,9 @@ class Inspector:
 
     def _protocol_final(self, direction: Direction) -> bool:
         """Nothing that direction may say changes the protocol any more."""
-        return self._detector is None or self._detector.final_for(direction)
+        if self._detector is not None:
+            return self._detector.final_for(direction)
+        return self._other_side is None or bool(self._spoken[direction])
 
     def _packet_rules(self, segment: Segment, direction: Direction) -> None:
         group = self._group
@@ -623,8 +656,8 @@ class Inspector:
         signature, segment = rule.signature, self._segment
         if rule.app_protos and rule.app_protos.isdisjoint(self._protocols):
             return False
-        for name, negated in signature.app_layer_protocols:
-            if not self._protocol_is(name, negated, direction):
+        for asked in signature.app_layer_protocols:
+            if not self._protocol_is(asked, direction):
                 return False
         for test in signature.packet_tests:
             if not test(segment):
@@ -641,11 +674,20 @@ class Inspector:
             return self._ruleset.address_bits.check(signature.xbit_checks, source, destination, segment.now)
         return True
 
-    def _protocol_is(self, name: str, negated: bool, direction: Direction) -> bool:
+    def _protocol_is(self, asked: AppProtocolTest, direction: Direction) -> bool:
         """``app-layer-protocol``. What a flow is not is known when detection has come to an end."""
+        name, negated, mode = asked
+        known: Iterable[str] = self._protocols
+        if mode == "original":
+            known = (self._original,)
+        elif mode == "either":
+            known = self._spoken
+        elif mode in {"to_server", "to_client"}:
+            known = (self._spoken[mode == "to_client"],)
         if name in {"failed", "unknown"}:
-            return (not self._protocols) != negated and self._protocol_final(direction)
-        if covered_protocols(name).isdisjoint(self._protocols):
+            return (not any(known)) != negated and self._protocol_final(direction)
+        wanted = frozenset({name}) if mode == "exact" else covered_protocols(name)
+        if wanted.isdisjoint(known):
             return negated and self._protocol_final(direction)
         return not negated
 

@@ -44,6 +44,7 @@ _Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any
 @click.option("--threshold", metavar="FILE", help="A threshold.config: suppress, threshold, event_filter, rate_filter.")
 @click.option("--classification", metavar="FILE", help="A classification.config, instead of Suricata's own.")
 @click.option("--reference", metavar="FILE", help="A reference.config, instead of Suricata's own.")
+@click.option("--geoip", metavar="FILE", help="A MaxMind database of countries, for rules with geoip.")
 @click.option("--eve", metavar="FILE", help="Write the EVE records there, one line each; - is standard output.")
 @click.option("--strict", is_flag=True, help="Stop when a rule is refused instead of going on without it.")
 def replay(
@@ -57,6 +58,7 @@ def replay(
     threshold: str | None,
     classification: str | None,
     reference: str | None,
+    geoip: str | None,
     eve: str | None,
     strict: bool,
 ) -> int:
@@ -72,7 +74,7 @@ def replay(
         if tls is not None:
             raise click.UsageError("--tls is for --policy: rules alone intercept nothing")
         options = _options(mode or "ids", settings)
-        files = _Files(rule_files, threshold, classification, reference)
+        files = _Files(rule_files, threshold, classification, reference, geoip)
         runner = _rules_runner(options, _rules(files, _variables(variables), strict))
     else:
         given = {
@@ -83,6 +85,7 @@ def replay(
             "--threshold": threshold,
             "--classification": classification,
             "--reference": reference,
+            "--geoip": geoip,
             "--strict": strict,
         }
         for name, value in given.items():
@@ -262,6 +265,7 @@ class _Files(NamedTuple):
     threshold: str | None
     classification: str | None
     reference: str | None
+    geoip: str | None
 
 
 def _rules(files: _Files, variables: Variables, strict: bool) -> list[Signature]:
@@ -288,6 +292,7 @@ def _rules(files: _Files, variables: Variables, strict: bool) -> list[Signature]
 
 def _rule_config(files: _Files, strict: bool) -> RuleConfig:
     from engines.stateful.ruleconfig import DEFAULT_CONFIG, read_classifications, read_references
+    from nfw.geoip import GeoIpError, open_countries
 
     config = DEFAULT_CONFIG
     if files.classification is not None:
@@ -299,6 +304,11 @@ def _rule_config(files: _Files, strict: bool) -> RuleConfig:
         references, errors = read_references(_read(files.reference, "reference file"), files.reference)
         config = dataclasses.replace(config, references=references)
         _refused_lines(files.reference, errors, strict)
+    if files.geoip is not None:
+        try:
+            config = dataclasses.replace(config, country=open_countries(Path(files.geoip)))
+        except GeoIpError as error:
+            raise Failure(f"--geoip: {error}") from None
     return config
 
 

@@ -115,6 +115,8 @@ def _stateful(stateful: Stateful, base: Path) -> list[str]:
         source = getattr(stateful, key)
         if source is not None:
             lines.append(f"  {key}: {_path(Path(source.file), base)}")
+    if stateful.geoip is not None:
+        lines.append(f"  geoip: {_path(stateful.geoip, base)}")
     inline = [source.text for source in stateful.sources if source.inline]
     if inline:
         lines.append("  rules:")

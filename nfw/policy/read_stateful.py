@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from engines.stateful.parser import parse_rules
 from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig, read_classifications, read_references
 from engines.stateful.signature import RuleError, Signature
 from engines.stateful.thresholdconfig import parse_threshold_config
+from nfw.geoip import GeoIpError, open_countries
 from nfw.policy.errors import PolicyError, Problems, shorten, suggest
 from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.files import read_bounded
@@ -27,6 +29,7 @@ KEYS = (
     "classification_file",
     "reference_file",
     "threshold_file",
+    "geoip",
 )
 MAX_RULE_FILE_BYTES = 64 * 1024 * 1024  # all of Emerging Threats is half of that
 
@@ -45,6 +48,9 @@ def read_stateful(node: Node | None, variables: Variables, base: Path, text: str
     references = _read_file(section, "reference_file", "reference.config", base)
     thresholds = _read_file(section, "threshold_file", "threshold.config", base)
     config = _rule_config(classes, references, problems)
+    geoip = _read_geoip(section, base)
+    if geoip is not None:
+        config = replace(config, country=geoip[1])
     signatures = parse_sources(sources, variables, problems, config)
     if thresholds is not None:
         signatures = _apply_thresholds(thresholds, signatures, variables, problems)
@@ -57,6 +63,7 @@ def read_stateful(node: Node | None, variables: Variables, base: Path, text: str
         classification_file=classes,
         reference_file=references,
         threshold_file=thresholds,
+        geoip=geoip[0] if geoip is not None else None,
         signatures=signatures,
     )
 
@@ -168,6 +175,17 @@ def _read_files(section: Section, base: Path) -> list[RuleSource]:
         if text is not None:
             found.append(RuleSource(str(path), text))
     return found
+
+
+def _read_geoip(section: Section, base: Path) -> tuple[Path, Callable[[bytes], str]] | None:
+    name = section.text("geoip", "a file name such as countries.mmdb")
+    if not name:
+        return None
+    try:
+        return base / name, open_countries(base / name)
+    except GeoIpError as error:
+        section.error(section.get("geoip"), f"geoip: {error}")
+        return None
 
 
 def _read_file(section: Section, key: str, example: str, base: Path) -> RuleSource | None:

@@ -75,6 +75,24 @@ def test_what_was_never_acknowledged_is_judged_at_the_end_without_a_packet_numbe
     assert alerts(run(rule, conversation()[:4], tmp_path)) == [(1, None)]
 
 
+def test_arp_meets_its_own_rules_and_no_others(tmp_path: Path) -> None:
+    rules = "alert arp any any -> any any (sid:1;)\nalert ip any any -> any any (sid:2;)\n"
+    rules += "alert pkthdr any any -> any any (decode-event:arp.unsupported_opcode; sid:3;)"
+    frame = b"\xff" * 6 + bytes(6) + b"\x08\x06" + b"\0\1\x08\0\6\4\0\x63" + bytes(20)
+    (tmp_path / "x.pcap").write_bytes(pcap([frame], 1))
+    parsed = parse_rules(rules, "t.rules", Variables({}, {}))
+    records: list[dict[str, Any]] = []
+    replay(read_capture(tmp_path / "x.pcap"), parsed.signatures, ReplayOptions(), records.append)
+    assert alerts(records) == [(1, 1), (3, 1)]
+
+
+def test_data_with_the_last_step_of_the_handshake_is_of_an_established_flow(tmp_path: Path) -> None:
+    packets = conversation()
+    del packets[2]
+    rule = 'alert tcp any any -> any any (flow:established,to_server; content:"secret"; sid:1;)'
+    assert alerts(run(rule, packets, tmp_path, stream__inline="yes")) == [(1, 3)]
+
+
 def test_ip_rules_once_a_direction_packet_rules_each_packet(tmp_path: Path) -> None:
     rules = "alert ip any any -> any any (sid:1;)\nalert tcp any any -> any any (flow:to_client; sid:2;)"
     seen = Counter(sid for sid, _ in alerts(run(rules, conversation(), tmp_path)))

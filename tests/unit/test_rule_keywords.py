@@ -129,7 +129,6 @@ class View:
         ("app-layer-protocol:htpt;", "did you mean http?"),
         ("app-layer-protocol:http; app-layer-protocol:tls;", "cannot be combined"),
         ("app-layer-event:nope.x;", "not known"),
-        ("geoip:src,DE;", "database"),
         ("target:me;", "src_ip"),
         ("flags:X;", "flags"),
         ("flags:SS;", "twice"),
@@ -137,6 +136,8 @@ class View:
         ("ttl:300;", "not between"),
         ("ip_proto:6;", "rule for ip"),
         ("tls.version:1.9;", "tls.version"),
+        ("tls_cert_notafter:>soon;", "expected a date like"),
+        ("tls_cert_notafter:2025<>2024;", "is not after"),
         ("ssl_state:hello;", "ssl_state"),
         ("xbits:set,a;", "xbits"),
         ("flowint:a,%,1;", "expected one of"),
@@ -513,3 +514,19 @@ def test_app_layer_protocol_exact() -> None:
     assert rule("app-layer-protocol:http,exact;").app_layer_protocols == (("=http", False),)
     assert covered_protocols("=http") == {"http"}
     assert covered_protocols("http") > {"http"}
+
+
+@pytest.mark.parametrize(
+    ("value", "matches"),
+    [
+        ("2025", [False, True, False]),
+        (">2025-01-01", [False, True, True]),
+        ("<2025-01-01T00:00:00", [True, True, False]),
+        ("2024-12<>2025-01-01 00:00", [False, True, False]),
+    ],
+)
+def test_certificate_dates(value: str, matches: list[bool]) -> None:
+    """Against 2024-01-01, 2025-01-01 and 2026-01-01 00:00:00 UTC; the ends of a range count in."""
+    (buffer,) = rule(f"tls_cert_notbefore:{value};").buffers
+    times = (1704067200, 1735689600, 1767225600)
+    assert [match_buffer(buffer, time.to_bytes(8, "big"), {}) for time in times] == matches

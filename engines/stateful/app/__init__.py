@@ -50,6 +50,7 @@ class AppParser(Protocol):
         bool  # nothing more to parse, as meant by the protocol: an SSH banner was read, TLS is encrypted from here
     )
     tunnel: bool  # this protocol ended inside the connection (CONNECT, Upgrade); the next one starts at ``unparsed``
+    carries: str  # the name of that next one where both sides have said it, otherwise its bytes have to tell
 
     def feed(self, direction: Direction, data: bytes) -> None: ...
 

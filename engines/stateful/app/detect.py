@@ -88,6 +88,11 @@ class Detector:
             self._failed[direction] = True
 
 
+def recognised(direction: Direction, udp: bool = False) -> frozenset[str]:
+    """Protocols there is a probe for in what that side says."""
+    return (_UDP_NAMES if udp else _TCP_NAMES)[direction]
+
+
 # --- probes ----------------------------------------------------------------------------------------------------------
 
 
@@ -281,3 +286,6 @@ _UDP_TO_CLIENT: list[tuple[str, _Probe]] = [
 ]
 _TCP = (_TO_SERVER, _TO_CLIENT)
 _UDP = (_UDP_TO_SERVER, _UDP_TO_CLIENT)
+_TCP_NAMES, _UDP_NAMES = (
+    tuple(frozenset(name for name, _ in side) for side in transport) for transport in (_TCP, _UDP)
+)

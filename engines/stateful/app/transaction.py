@@ -65,6 +65,7 @@ class BaseParser:
         self.reason = ""
         self.finished = False
         self.tunnel = False
+        self.carries = ""
         self._next_id = 0
 
     def feed(self, direction: Direction, data: bytes) -> None:

@@ -21,7 +21,5 @@ UNSUPPORTED: dict[str, str] = {
 # Parsed and compiled, but nothing fills them yet: a rule that uses one loads and is said to never match. Taking a line
 # away is all that is needed once the part named here is there.
 PENDING: dict[str, str] = {
-    "websocket.payload": "waits for the inspector to go on with WebSocket after an HTTP upgrade to it",
-    "stream-event": "waits for TCP reassembly to name what is odd about a segment",
     "file.name": "waits for a parser that gives file names",
 }
