@@ -89,6 +89,7 @@ class PolicySummary:
     intercepted: int  # flows in a TLS scope
     injected: int  # resets and ICMP errors that would have been sent
     incomplete: int  # datagrams of which not every fragment came
+    short: int  # packets of which the capture has only a part
 
     @property
     def dropped(self) -> int:
@@ -393,11 +394,12 @@ def replay_policy(
     inspected as they are on the wire instead of being left. What ``packets`` raises ends the capture there and is
     raised again when everything before it has been judged."""
     played = PolicyReplay(compiled, event, inspect_tls=inspect_tls)
-    seen = unread = 0
+    seen = unread = short = 0
     now = 0.0
     try:
         for captured in packets:
             seen, now = captured.number, max(now, captured.time)
+            short += captured.wire > len(captured.data)
             frame = decode_link(captured.link_type, captured.data)
             if frame.ethertype in (IPV4, IPV6):
                 played.packet(captured.number, frame.payload, now)
@@ -417,4 +419,5 @@ def replay_policy(
         intercepted=played.intercepted,
         injected=played.injected,
         incomplete=played.incomplete,
+        short=short,
     )

@@ -188,7 +188,7 @@ class Watcher:
         direction = _TO_SERVER if from_client else _TO_CLIENT
         if packet.src == packet.dst and packet.sport == packet.dport:
             direction = _TO_SERVER
-        flow.last_seen = now
+        flow.last_seen = max(flow.last_seen, now)  # as in Suricata: a time that goes back ends no flow
         flow.packets[direction] += 1
         flow.bytes[direction] += size
         flow.flags[direction] |= packet.tcp_flags

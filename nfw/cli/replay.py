@@ -45,6 +45,7 @@ _Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any
 @click.option("--classification", metavar="FILE", help="A classification.config, instead of Suricata's own.")
 @click.option("--reference", metavar="FILE", help="A reference.config, instead of Suricata's own.")
 @click.option("--geoip", metavar="FILE", help="A MaxMind database of countries, for rules with geoip.")
+@click.option("--filter", "expression", metavar="EXPR", help="Only the packets this pcap filter lets through.")
 @click.option("--eve", metavar="FILE", help="Write the EVE records there, one line each; - is standard output.")
 @click.option("--strict", is_flag=True, help="Stop when a rule is refused instead of going on without it.")
 def replay(
@@ -59,11 +60,12 @@ def replay(
     classification: str | None,
     reference: str | None,
     geoip: str | None,
+    expression: str | None,
     eve: str | None,
     strict: bool,
 ) -> int:
-    """Run rules over a CAPTURE (pcap, pcapng) as Suricata would, or a policy as the firewall would, and say what they
-    find.
+    """Run rules over a CAPTURE (pcap, pcapng, also gzip) as Suricata would, or a policy as the firewall would, and say
+    what they find.
 
     Settings: exception-policy, host-os-policy, packet-alert-max, stream.midstream, stream.inline and others of
     Suricata's configuration; a wrong name prints the nearest.
@@ -92,17 +94,21 @@ def replay(
             if value:
                 raise click.UsageError(f"{name} does not go with --policy: the policy says all that")
         runner = _policy_runner(policy, tls == "inspect")
-    return _run(Path(capture), runner, eve)
+    return _run(Path(capture), expression, runner, eve)
 
 
-def _run(path: Path, runner: _Runner, eve: str | None) -> int:
-    from nfw.capture import CaptureError, read_capture
+def _run(path: Path, expression: str | None, runner: _Runner, eve: str | None) -> int:
+    from nfw.capture import CaptureError, FilterError, filtered, read_capture
 
-    packets_of = iter(_progress(path, read_capture(path)))
+    packets_of = _progress(path, read_capture(path))
+    if expression is not None:
+        packets_of = filtered(packets_of, expression)
     try:
         first = next(packets_of, None)  # what cannot be read at all is said before anything is written
     except CaptureError as error:
         raise Failure(str(error)) from None
+    except FilterError as error:
+        raise click.BadParameter(str(error), param_hint="--filter") from None
     tally = _Tally(_output(eve))
     wrong = None
     stopped = False
@@ -184,6 +190,8 @@ class _Tally:
 
 
 def _show_policy(summary: PolicySummary) -> None:
+    if summary.short:
+        emit(f"{summary.short} packets are cut short by the capture: the firewall would have seen more of them")
     if summary.intercepted:
         emit(f"{summary.intercepted} flows are in a TLS scope and would be intercepted")
     if summary.injected:

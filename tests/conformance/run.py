@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from engines.stateful.parser import Variables, parse_rules
 from engines.stateful.thresholdconfig import parse_threshold_config
-from nfw.capture import Captured, CaptureError, read_capture
+from nfw.capture import Captured, CaptureError, filtered, read_capture
 from nfw.replay import ADDRESS_VARIABLES, PORT_VARIABLES, ReplayOptions, SettingError, apply_setting, replay
 
 ENTRY_SECONDS = 30
@@ -129,7 +129,9 @@ def _replay(folder: Path, entry: Mapping[str, Any]) -> list[str]:
 
     def packets() -> Iterable[Captured]:
         try:
-            yield from read_capture(folder / entry["dir"] / entry["pcap"])
+            read = read_capture(folder / entry["dir"] / entry["pcap"])
+            expression = entry["options"].get("bpf")
+            yield from read if expression is None else filtered(read, expression)
         except CaptureError as error:
             broken.append(str(error))
 

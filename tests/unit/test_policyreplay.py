@@ -379,6 +379,16 @@ def test_every_error_of_the_policy_is_told(files: tuple[str, str], capsys: pytes
     assert told.out == ""
 
 
+def test_a_capture_of_pieces_says_so(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    capture, policy = files
+    data = bytes(Talk().say(0, "PA", b"x" * 100).packets[0][1])
+    Path(capture).write_bytes(pcap([data[:60]])[:-64] + struct.pack("<I", len(data)) + data[:60])
+    assert call(["replay", capture, "--policy", policy, "--filter", "tcp"]) == 0
+    out = capsys.readouterr().out
+    assert "1 packets are cut short by the capture" in out
+    assert "flow      drop      invalid_packet" in out
+
+
 def test_what_never_matches_is_said(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     capture, policy = files
     with Path(policy).open("a") as file:
