@@ -15,7 +15,7 @@ its bytes are counted in ``held`` and must not leave.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -771,14 +771,14 @@ class Inspector:
         alerts: list[Alert] = []
         room = self._limits.max_alerts
         for place, match in enumerate(found):
-            signature = match.rule.signature
-            effect = self._effect(match, segment.now)
+            effect, signature = self._effect(match, segment.now)
             if effect is Effect.NONE:
                 continue
             action = signature.action
             if action is not Action.ALERT:
                 scope = Scope.FLOW if match.acts_on_flow else Scope.PACKET
-                made = Decision(_VERDICTS[action], scope, "rule", signature.ref)
+                reason = "rule" if signature is match.rule.signature else "rate_filter"
+                made = Decision(_VERDICTS[action], scope, reason, signature.ref)
                 if decision is None:
                     decision = made
                 elif scope is Scope.FLOW and decision.scope is Scope.PACKET:
@@ -791,29 +791,41 @@ class Inspector:
             if place >= room:
                 self._ruleset.overflowed += 1
             elif wanted and effect is Effect.FULL:
-                alerts.append(self._alert(match, segment.now))
+                alerts.append(self._alert(match, signature, segment.now))
             if action is Action.PASS:
                 break
         return decision, alerts
 
-    def _effect(self, match: _Match, now: float) -> Effect:
+    def _effect(self, match: _Match, now: float) -> tuple[Effect, Signature]:
+        """What is left of a match, and the rule, by its rate_filter with another action."""
         signature = match.rule.signature
+        if signature.suppressions:
+            source, _, destination, _ = self._tuples[match.direction]
+            if any(suppression.covers(source, destination) for suppression in signature.suppressions):
+                return Effect.SILENT, signature
         if signature.detection_filter is not None:
             effect = self._count(match, signature.detection_filter, now)
             if effect is Effect.NONE:
-                return effect
+                return effect, signature
         if signature.threshold is not None:
-            return self._count(match, signature.threshold, now)
-        return Effect.FULL
+            return self._count(match, signature.threshold, now), signature
+        limited = match.rule.limited
+        if limited is not None:
+            rate = signature.rate_filter
+            assert rate is not None
+            if self._ruleset.thresholds.exceeded(match.rank, rate, self._tracked(match, rate.track), now):
+                return Effect.FULL, limited
+        return Effect.FULL, signature
 
     def _count(self, match: _Match, threshold: Threshold, now: float) -> Effect:
-        facts = self._facts
-        to_server = match.direction is _TO_SERVER
-        key = track_key(threshold.track, facts.id, facts.client, facts.server, to_server)
+        key = self._tracked(match, threshold.track)
         return self._ruleset.thresholds.count(match.rank, threshold, key, now)
 
-    def _alert(self, match: _Match, now: float) -> Alert:
-        signature = match.rule.signature
+    def _tracked(self, match: _Match, track: str) -> Hashable:
+        facts = self._facts
+        return track_key(track, facts.id, facts.client, facts.server, match.direction is _TO_SERVER)
+
+    def _alert(self, match: _Match, signature: Signature, now: float) -> Alert:
         blocked = signature.action in (Action.DROP, Action.REJECT)
         tx: dict[str, object] = {}
         if match.tx is not None:

@@ -13,7 +13,7 @@ each process for itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from engines.stateful.defaults import Defaults, make_defaults
@@ -78,19 +78,23 @@ class Rule:
     tx: tuple[TxMatch, ...]
     checks: bool  # more than header and buffers is to be checked: packet tests, flowbits, application protocol ...
     changes: bool  # a match leaves something behind: flowbits, flowints, xbits
+    limited: Signature | None = None  # the rule with the action of its rate_filter
 
 
 class Header(NamedTuple):
-    """Addresses and ports of a rule. Many rules share one, so a flow asks each only once."""
+    """Addresses, their countries and ports of a rule. Many rules share one, so a flow asks each only once."""
 
     source: Callable[[bytes], bool] | None
     source_port: Callable[[int], bool] | None
     destination: Callable[[bytes], bool] | None
     destination_port: Callable[[int], bool] | None
     bidirectional: bool
+    countries: Callable[[bytes, bytes], bool] | None = None
 
     def covers(self, source: bytes, source_port: int, destination: bytes, destination_port: int) -> bool:
         """The header allows a packet with these (packed) addresses and ports."""
+        if self.countries is not None and not self.countries(source, destination):
+            return False
         return self._one_way(source, source_port, destination, destination_port) or (
             self.bidirectional and self._one_way(destination, destination_port, source, source_port)
         )
@@ -213,7 +217,7 @@ class RuleSet:
         # What each side says is kept for rules that ask.
         modes = {test.mode for rule in rules for test in rule.signature.app_layer_protocols}
         self.needs_sides = not modes.isdisjoint({"to_server", "to_client", "either"})
-        self.app_denies = any(rule.signature.action in _DENIES for rule in aware)
+        self.app_denies = any(_denies(rule) for rule in aware)
         shared = _SharedPatterns()
         numbers = {1, 6, 17, 58, NO_IP}.union(*(rule.signature.ip_protocols for rule in rules))
         self._packet_groups = {number: _packet_group(rules, number, shared) for number in numbers}
@@ -300,10 +304,10 @@ class _Headers:
         self._numbers: dict[tuple[object, ...], int] = {}
 
     def number(self, s: Signature) -> int:
-        header = Header(s.source, s.source_port, s.destination, s.destination_port, s.bidirectional)
-        if not any(header[:4]):
+        header = Header(s.source, s.source_port, s.destination, s.destination_port, s.bidirectional, s.countries)
+        if not any(header[:4]) and header.countries is None:
             return 0
-        key = (*map(id, header[:4]), header.bidirectional)
+        key = (*map(id, header[:4]), header.bidirectional, header.countries and id(header.countries))
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self.all)
@@ -336,6 +340,7 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
     else:
         directions = frozenset(_BOTH)
     app_protos = covered_protocols(signature.app_proto) if signature.app_proto else frozenset()
+    rate = signature.rate_filter
     return Rule(
         index=index,
         signature=signature,
@@ -356,7 +361,13 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
             or signature.app_layer_protocols
         ),
         changes=bool(signature.flowbit_sets or signature.flowints or signature.xbit_sets),
+        limited=replace(signature, action=rate.new_action) if rate is not None else None,
     )
+
+
+def _denies(rule: Rule) -> bool:
+    limited = rule.limited
+    return rule.signature.action in _DENIES or (limited is not None and limited.action in _DENIES)
 
 
 class _SharedPatterns:
@@ -409,7 +420,7 @@ def _search(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns
 def _app_group(rules: Iterable[Rule], name: str, shared: _SharedPatterns) -> AppGroup:
     ours = [r for r in rules if _has_place(r, name)]
     tx = [r for r in ours if r.signature.rule_type is RuleType.APP_TX]
-    denying = [r for r in ours if r.signature.action in _DENIES]
+    denying = [r for r in ours if _denies(r)]
     return AppGroup(
         name=name,
         per_packet=tuple(r for r in ours if r.signature.rule_type is RuleType.APP_LAYER),

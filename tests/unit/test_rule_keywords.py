@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from engines.packet import decode
-from engines.stateful.keywords.classification import PRIORITIES, read_classifications
 from engines.stateful.match import match_buffer, transform
 from engines.stateful.ruleset import covered_protocols
 from engines.stateful.signature import Action, AppProtocolTest, Signature, Threshold
@@ -130,7 +129,6 @@ class View:
         ("app-layer-protocol:htpt;", "did you mean http?"),
         ("app-layer-protocol:http; app-layer-protocol:tls;", "cannot be combined"),
         ("app-layer-event:nope.x;", "not known"),
-        ("geoip:src,DE;", "database"),
         ("target:me;", "src_ip"),
         ("flags:X;", "flags"),
         ("flags:SS;", "twice"),
@@ -336,12 +334,10 @@ def test_warnings_do_not_refuse() -> None:
     assert "no-such-class" in found.warnings[0].message
 
 
-def test_classification_file() -> None:
-    assert PRIORITIES["trojan-activity"] == 1
-    assert len(PRIORITIES) == 42
-    assert read_classifications("# x\nconfig classification: a-b,Some, text,2\n") == {"a-b": 2}
-    with pytest.raises(ValueError, match="line 1"):
-        read_classifications("nonsense")
+def test_an_unknown_reference_system_is_told_and_kept() -> None:
+    found = parse("alert tcp any any -> any any (reference:nobody,17; sid:1;)")
+    assert found.signatures[0].references == ("nobody,17",)
+    assert "'nobody' is not known" in found.warnings[0].message
 
 
 # --- header keywords ------------------------------------------------------------------------------------------------

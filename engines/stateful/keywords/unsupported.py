@@ -19,5 +19,4 @@ UNSUPPORTED: dict[str, str] = {
 
 # Parsed and compiled, but nothing fills them yet: a rule that uses one loads and is said to never match. Taking a line
 # away is all that is needed once the part named here is there.
-PENDING: dict[str, str] = {
-}
+PENDING: dict[str, str] = {}
