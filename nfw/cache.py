@@ -26,6 +26,7 @@ import msgpack
 
 import engines
 from engines.stateful.parser import ParsedRules, Variables, parse_rules
+from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig
 from engines.stateful.saved import load_rules, save_rules
 from nfw import __version__
 
@@ -198,13 +199,22 @@ def parse_rules_cached(
     file: str,
     variables: Variables,
     *,
+    config: RuleConfig = DEFAULT_CONFIG,
     known_sids: set[tuple[int, int]] | None = None,
 ) -> ParsedRules:
     """As :func:`engines.stateful.parser.parse_rules`, from the cache if it was done before."""
     if cached is None:
-        return parse_rules(text, file, variables, known_sids=known_sids)
+        return parse_rules(text, file, variables, config=config, known_sids=known_sids)
     digest = hashlib.sha256(b"rules")
-    given = (file, sorted(variables.addresses.items()), sorted(variables.ports.items()), sorted(known_sids or ()))
+    given = (
+        file,
+        sorted(variables.addresses.items()),
+        sorted(variables.ports.items()),
+        sorted(config.classes.items()),
+        sorted(config.references.items()),
+        config.country is not None,  # what a database says is asked when packets come
+        sorted(known_sids or ()),
+    )
     for part in (repr(given), text):
         data = part.encode("utf-8", "surrogateescape")
         digest.update(b"%d " % len(data) + data)
@@ -213,14 +223,14 @@ def parse_rules_cached(
     if saved is not None:
         try:
             value = msgpack.unpackb(saved, unicode_errors="surrogateescape", strict_map_key=True)
-            parsed = load_rules(value, text, file, variables)
+            parsed = load_rules(value, text, file, variables, config=config)
         except (ValueError, msgpack.UnpackException) as problem:
             cached.refuse(key, f"does not hold rules: {problem}")
         else:
             if known_sids is not None:
                 known_sids.update((signature.ref.gid, signature.ref.id) for signature in parsed.signatures)
             return parsed
-    parsed = parse_rules(text, file, variables, known_sids=known_sids)
+    parsed = parse_rules(text, file, variables, config=config, known_sids=known_sids)
     cached.put(key, msgpack.packb(save_rules(parsed, text), unicode_errors="surrogateescape"))
     return parsed
 

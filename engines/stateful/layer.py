@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, MutableSequence, Sequence
 
 from engines.stateful.app import AppParser, Transaction
+from engines.stateful.app.files import Instances
 from engines.stateful.match import Content, match_buffer
 from engines.stateful.ruleset import AppGroup, BufferGroup, Rule
 from engines.verdict import Direction
@@ -23,13 +24,14 @@ _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
 class _State:
     """What was judged on one transaction; lists have one entry per direction."""
 
-    __slots__ = ("appeared", "done", "pending", "progress", "seen")
+    __slots__ = ("appeared", "done", "hopeless", "pending", "progress", "seen")
 
     def __init__(self) -> None:
         self.progress = [-1, -1]
         self.appeared = [-1, -1]  # Transaction.appeared when that direction was judged
         self.pending: tuple[dict[int, int], dict[int, int]] = ({}, {})  # rule index -> bits of the buffers that matched
         self.done: tuple[set[int], set[int]] = (set(), set())
+        self.hopeless: tuple[set[int], set[int]] = (set(), set())  # cannot match unless another buffer appears
         self.seen: tuple[dict[int, int], dict[int, int]] = ({}, {})  # buffer group -> instances, or bytes if it grows
 
 
@@ -92,6 +94,13 @@ class Layer:
                 return True
         return False
 
+    def rename(self, name: str, group: AppGroup) -> None:
+        """The protocol turned out to carry another one: other rules are about it. What has matched stays matched."""
+        self.name, self.group = name, group
+        for state in self._states.values():
+            state.progress = [-1, -1]
+            state.seen = ({}, {})
+
     def give_up_oldest(self, limit: int) -> bool:
         """Forget transactions beyond ``limit``; True when there were any."""
         if self.parser is None or len(self.parser.transactions) <= limit:
@@ -138,6 +147,7 @@ class Layer:
         appeared = tx.appeared
         if appeared != state.appeared[direction]:
             state.appeared[direction] = appeared
+            state.hopeless[direction].clear()
             for buffer, name, side, key, index in group.settled[direction]:
                 instances = fetched[key] = tx.buffer(name, side)
                 if len(instances) != 1 or buffer.transforms:
@@ -162,8 +172,8 @@ class Layer:
             candidates.update(patterns.scan(payload))
         if not candidates:
             return
-        done = state.done[direction]
-        for index in sorted(candidates - done):
+        done, hopeless = state.done[direction], state.hopeless[direction]
+        for index in sorted(candidates.difference(done, hopeless)):
             rule = self._rules[index]
             if not applies(rule, direction):
                 pending.pop(index, None)
@@ -171,6 +181,9 @@ class Layer:
             bits = _judge(rule, tx, direction, pending.get(index, 0), payload, fetched)
             if bits is None:
                 pending.pop(index, None)
+            elif bits == _HOPELESS:
+                pending.setdefault(index, 0)
+                hopeless.add(index)
             elif bits >= 0:
                 pending[index] = bits
             else:
@@ -182,7 +195,9 @@ class Layer:
     def _search(buffer: BufferGroup, instances: Sequence[bytes], seen: dict[int, int], candidates: set[int]) -> None:
         """Add the rules worth judging because of what is new in a buffer."""
         before = seen.get(buffer.index, 0)
-        size = sum(map(len, instances)) + 1 if buffer.grows else len(instances)
+        size = len(instances)
+        if buffer.grows:
+            size += sum(map(len, instances)) + (instances.gone if isinstance(instances, Instances) else 0)
         if size == before:
             return
         seen[buffer.index] = size
@@ -190,11 +205,16 @@ class Layer:
         patterns = buffer.patterns
         if patterns is None:
             return
-        if buffer.grows and len(instances) == 1 and before and not buffer.transforms:
-            # Only the new end, and as much before it as a pattern across the border can need.
-            start = max(before - 1 - patterns.longest, 0)
-            candidates.update(patterns.scan(instances[0][start:]))
-            return
+        if buffer.grows and before and not buffer.transforms:
+            in_order = isinstance(instances, Instances)
+            if in_order or len(instances) == 1:
+                # Only the new end, and as much before it as a pattern across the border can need.
+                at = instances.gone if isinstance(instances, Instances) else 0
+                for data in instances:
+                    if at + len(data) + 1 > before:
+                        candidates.update(patterns.scan(data[max(before - at - 1 - patterns.longest, 0) :]))
+                    at += len(data) + 1
+                return
         for data in instances if buffer.grows else instances[before:]:
             for function in buffer.transforms:
                 data = function(data)
@@ -241,6 +261,7 @@ def _hopeless(must: Sequence[Content], instances: Sequence[bytes]) -> bool:
 
 
 _MATCHED = -1
+_HOPELESS = -2
 
 
 def _judge(
@@ -251,7 +272,8 @@ def _judge(
     payload: bytes,
     fetched: dict[tuple[str, Direction], Sequence[bytes]],
 ) -> int | None:
-    """-1: it matches. None: it cannot any more. Otherwise the bits of the buffers that matched; others may follow.
+    """-1: it matches. None: it cannot any more. -2: not with these buffers, though they may still grow. Otherwise the
+    bits of the buffers that matched; others may follow.
 
     ``fetched`` remembers the buffers asked for during this inspection.
     """
@@ -271,7 +293,7 @@ def _judge(
             bits |= bit
             continue
         if open_ended and condition.must and _hopeless(condition.must, instances):
-            return None
+            return _HOPELESS
         if open_ended and condition.waits:
             waiting = True
             continue

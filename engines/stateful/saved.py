@@ -4,7 +4,8 @@ What is written holds lists, numbers, texts and bytes only: nothing in it can be
 that has no plain form (a test on packet headers, say) is written as its place in the source and parsed again. Fields
 that this module does not know are no loss for the same reason: a rule that sets one is parsed again.
 
-The reader trusts that the source, its file name and the variables are those of the writer; the owner's key says so.
+The reader trusts that the source, its file name, variables and configuration are those of the writer; the owner's key
+says so.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ from engines.stateful.match import (
     compile_program,
 )
 from engines.stateful.parser import ParsedRules, reparse
+from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig
 from engines.stateful.signature import (
     Action,
+    AppProtocolTest,
     BufferMatch,
     FastPattern,
     FlowbitOp,
@@ -66,7 +69,7 @@ _OWN = ("ref", "text", "buffers", "fast_pattern", "flowbit_checks", "flowbit_set
 # Fields whose values are plain as they are.
 _PLAIN = (
     "protocol", "app_proto", "bidirectional", "noalert", "pass_alert", "priority", "classtype", "target",
-    "transactional", "never_matches", "reject_to",
+    "transactional", "never_matches", "reject_to", "category", "captures_only",
 )  # fmt: skip
 _HEADER = ("source", "source_port", "destination", "destination_port")
 _THRESHOLDS = ("threshold", "detection_filter")
@@ -78,9 +81,7 @@ _EXTRACTION_VALUES = operator.attrgetter(*(field.name for field in dataclasses.f
 _PLAIN_VALUES = operator.attrgetter(*_PLAIN)
 _SHAPES = _PLAIN + _HEADER + _THRESHOLDS + ("action", "rule_type", "ip_protocols", "flow", "direction")
 _OTHERS = [
-    field
-    for field in dataclasses.fields(Signature)
-    if field.name not in {*_OWN, *_SHAPES, "app_layer_protocol", "app_layer_protocols"}
+    field for field in dataclasses.fields(Signature) if field.name not in {*_OWN, *_SHAPES, "app_layer_protocols"}
 ]
 _OTHER_VALUES = operator.attrgetter(*(field.name for field in _OTHERS))
 _OTHER_DEFAULTS = tuple(field.default for field in _OTHERS)
@@ -98,11 +99,13 @@ def save_rules(parsed: ParsedRules, source: str) -> list[Any]:
     return [writer.shapes, writer.pairs, rules, told]
 
 
-def load_rules(saved: Any, source: str, file: str, variables: Variables, *, geoip: bool = False) -> ParsedRules:
+def load_rules(
+    saved: Any, source: str, file: str, variables: Variables, *, config: RuleConfig = DEFAULT_CONFIG
+) -> ParsedRules:
     """What :func:`save_rules` was given. Raises ValueError when ``saved`` is something else."""
     try:
         shapes, pairs, rules, told = saved
-        reader = _Reader(source, file, variables, geoip, shapes, pairs)
+        reader = _Reader(source, file, variables, config, shapes, pairs)
         parsed = ParsedRules([reader.rule(row) for row in rules])
         for group, rows in zip((parsed.errors, parsed.warnings, parsed.skipped), told, strict=True):
             group.extend(RuleError(*row) for row in rows)
@@ -163,7 +166,7 @@ class _Writer:
         shape["ip_protocols"] = sorted(signature.ip_protocols)
         shape["flow"] = [None if side is None else int(side), *flow]
         shape["direction"] = None if direction is None else int(direction)
-        shape["app_layer_protocols"] = [list(pair) for pair in signature.app_layer_protocols]
+        shape["app_layer_protocols"] = [list(test) for test in signature.app_layer_protocols]
         key = repr(shape)
         if key not in self._shape_at:
             self._shape_at[key] = len(self.shapes)
@@ -243,11 +246,11 @@ class _Reader:
         source: str,
         file: str,
         variables: Variables,
-        geoip: bool,
+        config: RuleConfig,
         shapes: list[dict[str, Any]],
         pairs: list[list[Any]],
     ) -> None:
-        self._source, self._file, self._geoip = source, file, geoip
+        self._source, self._file, self._config = source, file, config
         self._headers = HeaderParser(variables)
         self._shared: dict[str, str] = {}  # texts that many rules have, each kept once
         self._shapes = [self._shape(shape) for shape in shapes]
@@ -257,7 +260,7 @@ class _Reader:
         place, line = row[0], row[1]
         text = place if isinstance(place, str) else self._source[place[0] : place[1]]
         if row[2] == _PARSED_AGAIN:
-            return reparse(text, self._file, line, self._headers, self._geoip)
+            return reparse(text, self._file, line, self._headers, self._config)
         _, _, (sid, msg, gid, rev), shape, buffers, fast, checks, sets, metadata, references = row
         share, pairs = self._share, self._pairs
         pattern = None
@@ -290,10 +293,7 @@ class _Reader:
         direction, *rest = shape["flow"]
         made["flow"] = FlowSpec(_direction(direction), *rest)
         made["direction"] = _direction(shape["direction"])
-        protocols = made["app_layer_protocols"] = tuple(
-            (name, negated) for name, negated in shape["app_layer_protocols"]
-        )
-        made["app_layer_protocol"] = protocols[0] if protocols else None
+        made["app_layer_protocols"] = tuple(AppProtocolTest(*test) for test in shape["app_layer_protocols"])
         return made
 
     def _header_test(self, saved: Any, port: bool) -> Any:

@@ -29,7 +29,7 @@ HOSTILE = b"a" * 5000 + b"!"
 RULES = r"""
 alert tcp any any -> any any (msg:"exponential"; pcre:"/^(a|aa)+$/"; sid:1;)
 alert tcp any any -> any any (msg:"no limit asked for"; pcre:"/^(a|aa)+$/O"; sid:2;)
-alert tcp any any -> any any (msg:"inside"; base64_decode:bytes 4000; base64_data; pcre:"/^(.|..)+[^\xa6\x69\x9a]$/s"; sid:3;)
+alert tcp any any -> any any (base64_decode:bytes 4000; base64_data; pcre:"/^(.|..)+[^\xa6\x69\x9a]$/s"; sid:3;)
 alert tcp any any -> any any (msg:"harmless"; pcre:"/a+!$/"; sid:4;)
 """
 

@@ -49,9 +49,9 @@ class Body:
             self._view = bytes(self._data)
         return self._view
 
-    def end(self, start: int) -> bytes:
-        """What is there so far from ``start`` on, decoded."""
-        return bytes(self._data[start:])
+    def since(self, offset: int) -> bytes:
+        """What came after the first bytes, decoded."""
+        return bytes(self._data[offset:])
 
     def feed(self, data: bytes) -> bool:
         """Take the next bytes; True when no more are wanted."""
