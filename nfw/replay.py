@@ -246,4 +246,6 @@ def replay(
             unread += not carried
     finally:
         watcher.finish(now)
+    if ruleset.overflowed:
+        watcher.counts["detect.alert_queue_overflow"] = ruleset.overflowed
     return Summary(seen, unread, watcher.counts, ruleset.hit_counts())

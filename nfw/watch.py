@@ -16,6 +16,7 @@ from engines.decode.anomalies import frame_events, packet_events
 from engines.decode.link import ARP, Frame
 from engines.flow import CloseReason, Flow
 from engines.packet import ACK, RST, SYN, TCP, UDP, Packet, decode, quoted
+from engines.stateful.app.detect import is_answer
 from engines.stateful.header import NO_IP
 from engines.stateful.inspector import Alert, FlowFacts, Inspector, Outcome, Segment
 from engines.stateful.ruleset import RuleSet
@@ -211,14 +212,22 @@ class Watcher:
         ends = (packet.src, packet.dst, packet.sport, packet.dport)
         session = None
         if packet.protocol == TCP:
-            if self.options.session.midstream and packet.tcp_flags & (SYN | ACK) == SYN | ACK:
+            if self.options.session.midstream and self._from_server(packet):
                 ends = (packet.dst, packet.src, packet.dport, packet.sport)
             policy = self.options.os_policy
             session = Session(self.options.session, (policy(ends[1]), policy(ends[0])))
+        elif packet.protocol == UDP and is_answer(packet.payload, udp=True):
+            ends = (packet.dst, packet.src, packet.dport, packet.sport)
         flow = Flow(self._last_id, packet.protocol, packet.family, *ends, now, (packet.key, b""))
         inspector = Inspector(self.ruleset, _facts(flow), now, watching=True, enforcing=self.options.enforce)
         flow.context = _Context(key, inspector, session)
         return flow
+
+    @staticmethod
+    def _from_server(packet: Packet) -> bool:
+        """The first segment seen of a connection: it answers a SYN, or is what only a server says."""
+        flags = packet.tcp_flags & (SYN | ACK)
+        return flags == SYN | ACK or (flags == ACK and is_answer(packet.payload))
 
     def _alone(self, packet: Packet, now: float, *, established: bool, flow: Flow | None = None) -> None:
         """A packet that is no part of a flow's conversation."""

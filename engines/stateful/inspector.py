@@ -23,6 +23,7 @@ from engines.stateful.app import Transaction
 from engines.stateful.app.detect import FAILED, Detector, recognised
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
 from engines.stateful.defaults import Condition, DefaultAction
+from engines.stateful.expect import Expected
 from engines.stateful.flowbits import FlowBits, FlowInts
 from engines.stateful.layer import Layer
 from engines.stateful.match import match_buffer
@@ -40,10 +41,11 @@ _TO_SERVER = Direction.TO_SERVER
 _TO_CLIENT = Direction.TO_CLIENT
 _BOTH = (_TO_SERVER, _TO_CLIENT)
 _VERDICTS = {Action.PASS: Verdict.ACCEPT, Action.DROP: Verdict.DROP, Action.REJECT: Verdict.REJECT}
-# Protocols another one may start inside of (CONNECT, Upgrade): parsed even if only rules on that one are there.
-_TUNNELS = frozenset({"http"})
+# Protocols another one may start inside of (CONNECT, Upgrade, STARTTLS) or be found in (DNS): parsed even if rules ask
+# only for the name of what a flow speaks.
+_CARRIERS = frozenset({"http", "http2", "smtp", "ftp"})
 # The key of the EVE object for a protocol whose name differs from it.
-_LOG_KEYS = {"http2": "http", "http1": "http"}
+_LOG_KEYS = {"http2": "http", "doh2": "http", "http1": "http"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ class Inspector:
         "_established",
         "_expired",
         "_facts",
+        "_first",
         "_found",
         "_group",
         "_idle",
@@ -205,6 +208,7 @@ class Inspector:
         self._layers: list[Layer] = []
         self._detector: Detector | None = _detector(facts.protocol)
         self._early = (bytearray(), bytearray())  # bytes before detection had an answer
+        self._first = _TO_SERVER  # who spoke first
         self._payload_bytes = [0, 0]
         self._offset = [0, 0]  # stream bytes searched
         self._tail = [b"", b""]  # the last of them
@@ -382,7 +386,13 @@ class Inspector:
         early = self._early[direction]
         if self._facts.protocol == _UDP:
             early.clear()  # every datagram is a message of its own
+        if not early and not self._early[direction.reply]:
+            self._first = direction
         early += data
+        expected = self._announced()
+        if expected is not None:
+            self._protocol_known(expected.protocol, expected=expected)
+            return
         name = self._detector.feed(direction, data)
         if name == FAILED:
             self._detection_failed()
@@ -391,12 +401,19 @@ class Inspector:
         elif len(early) >= self._limits.detect_bytes:
             self._detection_failed()
 
+    def _announced(self) -> Expected | None:
+        """What another flow said this one would be."""
+        expectations, facts = self._ruleset.expectations, self._facts
+        if not expectations or facts.protocol != _TCP:
+            return None
+        return expectations.take(facts.client, facts.server, facts.server_port, self._segment.now)
+
     def _detection_failed(self) -> None:
         self._detector = None
         for early in self._early:
             early.clear()
 
-    def _protocol_known(self, name: str, by: Direction | None = None) -> None:
+    def _protocol_known(self, name: str, by: Direction | None = None, expected: Expected | None = None) -> None:
         """``by``: the side whose bytes told; None: both have agreed on it."""
         self._detector = None
         self._spoken = [name, name] if by is None else [name if side is by else "" for side in _BOTH]
@@ -407,11 +424,13 @@ class Inspector:
         self._protocols |= {name}
         group = self._ruleset.app_group(name)
         make = (UDP_PARSERS if self._facts.protocol == _UDP else PARSERS).get(name)
-        wanted = group.has_transactions or (name in _TUNNELS and self._ruleset.needs_protocol)
+        wanted = group.has_transactions or (name in _CARRIERS and self._ruleset.needs_protocol)
         parser = make(self._limits.app, group.body_denies) if make is not None and wanted else None
+        if parser is not None:
+            parser.begin(self._facts.client, self._facts.server, expected)
         layer = Layer(name, group, self._ruleset.rules, parser)
         self._layers.append(layer)
-        for side in _BOTH:
+        for side in (self._first, self._first.reply):
             early = bytes(self._early[side])
             self._early[side].clear()
             if early and parser is not None:
@@ -435,6 +454,13 @@ class Inspector:
         parser = layer.parser
         assert parser is not None
         parser.feed(direction, data)
+        if parser.name != layer.name:
+            self._renamed(layer, parser.name)
+        if parser.expects:
+            for expected in parser.expects:
+                facts = self._facts
+                self._ruleset.expectations.add(facts.client, facts.server, expected, self._segment.now)
+            parser.expects.clear()
         if parser.tunnel:
             # CONNECT or Upgrade: another protocol starts inside the connection.
             self._original = layer.name
@@ -447,6 +473,18 @@ class Inspector:
                 rest = parser.unparsed(side)
                 if rest:
                     self._feed(side, rest)
+
+    def _renamed(self, layer: Layer, name: str) -> None:
+        """The layer's protocol turned out to carry another one."""
+        self._protocols = self._protocols - {layer.name} | {name}
+        self.app_proto = name
+        layer.rename(name, self._ruleset.app_group(name))
+        if self._other_side is not None:
+            # Both sides have it from here on, so the other one's bytes are asked no more (as in Suricata).
+            self._other_side = None
+            for side in _BOTH:
+                self._pd_done[side] = self._pd_done[side] or not self._spoken[side]
+        self._spoken = [name, name]
 
     # -- matching --------------------------------------------------------------------------------------------------
 
@@ -468,7 +506,7 @@ class Inspector:
             for layer in self._layers:
                 if layer.give_up_oldest(self._limits.max_transactions) and self._enforces(layer):
                     problem = problem or "transaction_overflow"
-        if (with_packet or not watching) and not self._pd_done[direction] and self._protocol_final(direction):
+        if (with_packet or not watching) and not self._pd_done[direction] and self._side_final(direction):
             self._pd_rules(direction)
         if not found and not self._ruleset.defaults and problem is None:
             self._update_idle()
@@ -502,9 +540,13 @@ class Inspector:
 
     def _protocol_final(self, direction: Direction) -> bool:
         """Nothing that direction may say changes the protocol any more."""
-        if self._detector is not None:
-            return self._detector.final_for(direction)
-        return self._other_side is None or bool(self._spoken[direction])
+        return self._detector is None or self._detector.final_for(direction)
+
+    def _side_final(self, direction: Direction) -> bool:
+        """What that side itself speaks will not change any more."""
+        if self._detector is not None or self._other_side is None:
+            return self._protocol_final(direction)
+        return bool(self._spoken[direction])
 
     def _packet_rules(self, segment: Segment, direction: Direction) -> None:
         group = self._group
@@ -678,17 +720,19 @@ class Inspector:
         """``app-layer-protocol``. What a flow is not is known when detection has come to an end."""
         name, negated, mode = asked
         known: Iterable[str] = self._protocols
+        final = self._protocol_final(direction)
         if mode == "original":
             known = (self._original,)
         elif mode == "either":
-            known = self._spoken
+            known, final = self._spoken, self._side_final(_TO_SERVER) and self._side_final(_TO_CLIENT)
         elif mode in {"to_server", "to_client"}:
-            known = (self._spoken[mode == "to_client"],)
+            side = _TO_CLIENT if mode == "to_client" else _TO_SERVER
+            known, final = (self._spoken[side],), self._side_final(side)
         if name in {"failed", "unknown"}:
-            return (not any(known)) != negated and self._protocol_final(direction)
+            return (not any(known)) != negated and final
         wanted = frozenset({name}) if mode == "exact" else covered_protocols(name)
         if wanted.isdisjoint(known):
-            return negated and self._protocol_final(direction)
+            return negated and final
         return not negated
 
     def _stream_size(self, side: str, test: Any) -> bool:
@@ -725,7 +769,8 @@ class Inspector:
     def _carry_out(self, found: list[_Match], segment: Segment) -> tuple[Decision | None, list[Alert]]:
         decision: Decision | None = None
         alerts: list[Alert] = []
-        for match in found:
+        room = self._limits.max_alerts
+        for place, match in enumerate(found):
             effect, signature = self._effect(match, segment.now)
             if effect is Effect.NONE:
                 continue
@@ -743,7 +788,9 @@ class Inspector:
                     elif decision.verdict is not Verdict.ACCEPT:
                         decision = made
             wanted = signature.pass_alert if action is Action.PASS else not signature.noalert
-            if wanted and effect is Effect.FULL and len(alerts) < self._limits.max_alerts:
+            if place >= room:
+                self._ruleset.overflowed += 1
+            elif wanted and effect is Effect.FULL:
                 alerts.append(self._alert(match, signature, segment.now))
             if action is Action.PASS:
                 break

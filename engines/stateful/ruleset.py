@@ -6,8 +6,8 @@
                                                └─ AppGroup per application protocol: per packet, per transaction buffer
 
 Immutable once compiled and made to be shared by forked workers; only the counters (``hits``, ``last_hit``,
-``default_hits``) and what rules remember across flows (``thresholds``, ``address_bits``) change, in each process for
-itself.
+``default_hits``) and what is remembered across flows (``thresholds``, ``address_bits``, ``expectations``) change, in
+each process for itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from engines.stateful.defaults import Defaults, make_defaults
+from engines.stateful.expect import Expectations
 from engines.stateful.flowbits import AddressBits
 from engines.stateful.header import NO_IP
 from engines.stateful.keywords.buffers import BUFFERS
@@ -28,16 +29,22 @@ from engines.verdict import Direction
 
 PAYLOAD = "payload"
 # Buffers that may grow while their side of the transaction goes on; any other is final once it is there.
-GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body"})
+GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body", "dcerpc.stub_data"})
+# Buffers that may get more instances while it goes on, each of them final.
+COLLECTING_BUFFERS = frozenset({"file.name", "smtp.rcpt_to", "email.url", "ftp.reply", "ftp.completion_code"})
+# Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
+_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.")
 
 # Header protocol -> the detected protocols it covers (Suricata: AppProtoEquals).
 _COVERS: dict[str, frozenset[str]] = {
-    "http": frozenset({"http", "http1", "http2"}),
+    "http": frozenset({"http", "http1", "http2", "doh2"}),
     "http1": frozenset({"http", "http1"}),
+    "http2": frozenset({"http2", "doh2"}),
+    "dns": frozenset({"dns", "doh2"}),
     "dcerpc": frozenset({"dcerpc", "smb"}),
 }
 # Protocols with a parser get a group even if no rule names them: rules on tcp with sticky buffers go there.
-_PROTOCOLS = ("http", "http2", "dns", "tls", "ssh")
+_PROTOCOLS = ("http", "http2", "doh2", "dns", "tls", "ssh", "smtp", "ftp", "ftp-data", "dcerpc", "smb")
 _DENIES = frozenset({Action.DROP, Action.REJECT})
 _TCP = 6
 _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
@@ -169,6 +176,7 @@ class RuleSet:
         "app_denies",
         "default_hits",
         "defaults",
+        "expectations",
         "headers",
         "hits",
         "last_hit",
@@ -176,6 +184,7 @@ class RuleSet:
         "needs_protocol",
         "needs_sides",
         "order",
+        "overflowed",
         "rules",
         "thresholds",
         "tx_payload",
@@ -196,9 +205,11 @@ class RuleSet:
         self.limits = limits
         self.hits = [0] * len(rules)
         self.last_hit = [0.0] * len(rules)
+        self.overflowed = 0  # matches beyond ``limits.max_alerts`` of their packet
         self.default_hits = [0] * len(defaults.all)
         self.thresholds = ThresholdTable(limits.max_thresholds)
         self.address_bits = AddressBits(limits.max_address_bits)
+        self.expectations = Expectations(limits.max_expectations)
         # A rule that has conditions on a transaction's buffers and on the payload around it.
         self.tx_payload = any(rule.tx and rule.payload for rule in rules)
         aware = [rule for rule in rules if rule.app_protos or rule.tx or rule.signature.app_layer_protocols]
@@ -311,11 +322,12 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
         if match.buffer == PAYLOAD:
             payload.append(match)
         else:
-            grows = match.buffer in GROWING_BUFFERS
+            body = match.buffer in GROWING_BUFFERS
+            grows = body or match.buffer in COLLECTING_BUFFERS
             info = BUFFERS.get(match.buffer)
-            waits = grows and any(matcher.negated for matcher in match.matchers)
+            waits = body and any(matcher.negated for matcher in match.matchers)
             # A server's certificate follows its hello; every other buffer but bodies is in the first message.
-            early = not grows and not match.buffer.startswith("tls.cert") and match.buffer != "tls.subjectaltname"
+            early = not grows and not match.buffer.startswith(("tls.cert", "tls.subjectaltname", *_DIALOGUES))
             tx.append(TxMatch(match, info.direction if info else None, grows, waits, early))
     asked = signature.flow.direction if signature.direction is None else signature.direction
     sides = {condition.side for condition in tx} - {None}
@@ -472,7 +484,7 @@ def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedP
             name=name,
             transforms=draft.match.transforms,
             side=side,
-            grows=name in GROWING_BUFFERS,
+            grows=name in GROWING_BUFFERS or name in COLLECTING_BUFFERS,
             key=(name, side),
             patterns=shared.make(draft.patterns),
             always=tuple(draft.always),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dnslib import DNSRecord
 from scapy.compat import raw
 from scapy.layers.inet import GRE, IP, TCP, UDP, fragment
 
@@ -93,6 +94,25 @@ def test_data_with_the_last_step_of_the_handshake_is_of_an_established_flow(tmp_
     del packets[2]
     rule = 'alert tcp any any -> any any (flow:established,to_server; content:"secret"; sid:1;)'
     assert alerts(run(rule, packets, tmp_path, stream__inline="yes")) == [(1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("data", "client"),
+    [(REQUEST, "10.0.0.1"), (ANSWER, "10.0.0.2"), (b"SSH-2.0-x\r\n", "10.0.0.1"), (b"\xff\xff", "10.0.0.1")],
+)
+def test_a_connection_picked_up_with_an_answer_is_turned_round(data: bytes, client: str, tmp_path: Path) -> None:
+    """The first sender is the client unless it says what only a server says."""
+    rule = "alert tcp any any -> any any (sid:1;)"
+    packets = [segment(C, "PA", 101, 501, data).data]
+    (record,) = [r for r in run(rule, packets, tmp_path, stream__midstream="yes") if r["event_type"] == "flow"]
+    assert record["src_ip"] == client
+
+
+def test_a_dns_answer_without_its_question_comes_from_the_server(tmp_path: Path) -> None:
+    answer = DNSRecord.question("a.test").reply().pack()
+    packet = raw(IP(src="10.0.0.9", dst="10.0.0.1") / UDP(sport=53, dport=4000) / answer)
+    (record,) = run("alert udp any any -> any 1 (sid:1;)", [packet], tmp_path)
+    assert (record["src_ip"], record["dest_ip"]) == ("10.0.0.1", "10.0.0.9")
 
 
 def test_ip_rules_once_a_direction_packet_rules_each_packet(tmp_path: Path) -> None:

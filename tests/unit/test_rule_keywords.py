@@ -13,7 +13,7 @@ import pytest
 from engines.packet import decode
 from engines.stateful.match import match_buffer, transform
 from engines.stateful.ruleset import covered_protocols
-from engines.stateful.signature import Action, Signature, Threshold
+from engines.stateful.signature import Action, AppProtocolTest, Signature, Threshold
 from engines.stateful.threshold import Effect, ThresholdTable
 from engines.verdict import Direction
 from tests.unit.rulekit import parse, refusal, rule
@@ -203,7 +203,7 @@ def buffers(signature: Signature) -> list[tuple[str, tuple[str, ...], int]]:
         ('pcre:"/a/U"; pcre:"/b/Hi";', [("http.uri", 1), ("http.header", 1)]),
         ('content:"a"; http_uri; pcre:"/b/R"; isdataat:1,relative;', [("http.uri", 3)]),
         ('content:"a"; urilen:>9; urilen:<99,raw;', [("payload", 1), ("http.uri", 1), ("http.uri.raw", 1)]),
-        ('file_data; content:"a"; file.data; content:"b";', [("file.data", 2)]),
+        ('file_data; content:"a"; file.data; content:"b";', [("file.data", 1), ("file.data", 1)]),
         ('dns.query; content:"a"; dns.query; content:"b";', [("dns.query", 1), ("dns.query", 1)]),
         ('http.uri; content:"a"; to_lowercase; content:"b";', [("http.uri", 1), ("http.uri", 1)]),
         (
@@ -244,6 +244,15 @@ def test_absent() -> None:
         ("compress_whitespace", b"a \t b  c", b"a b c"),
         ("url_decode", b"a%20b+c%zz%4", b"a b c%zz%4"),
         ("header_lowercase", b"Host: A\r\nX-Y: B\r\n", b"host: A\r\nx-y: B\r\n"),
+        ("domain", b"www.BBC.co.uk", b"BBC.co.uk"),
+        ("domain", b"a.b.example.com.", b"example.com"),
+        ("domain", b"\xff..example.com", b"example.com"),
+        ("domain", b"www.xn--85x722f.xn--55qx5d.cn", b"xn--85x722f.xn--55qx5d.cn"),
+        ("domain", b"co.uk", b"co.uk"),
+        ("domain", b"", b""),
+        ("tld", b"www.bbc.co.uk", b"co.uk"),
+        ("tld", b"a.b.example.com.", b"com"),
+        ("tld", b"localhost", b"localhost"),
         ("strip_pseudo_headers", b":method: GET\r\nhost: a\r\n", b"host: a\r\n"),
         ("to_md5", b"a", hashlib.md5(b"a").digest()),
         ("to_sha1", b"a", hashlib.sha1(b"a").digest()),
@@ -305,8 +314,7 @@ def test_threshold_and_actions() -> None:
 
 def test_application_conditions() -> None:
     signature = rule("app-layer-protocol:!http; app-layer-protocol:!tls;", "drop tcp any any -> any 443")
-    assert signature.app_layer_protocol == ("http", True)
-    assert signature.app_layer_protocols == (("http", True), ("tls", True))
+    assert signature.app_layer_protocols == (AppProtocolTest("http", True), AppProtocolTest("tls", True))
     assert rule("app-layer-event:http.missing_host_header;").app_events == (("http", "missing_host_header"),)
     (buffer,) = rule("ssl_version:tls1.0,tls1.1;").buffers
     assert (buffer.buffer, match_buffer(buffer, b"\3\1", {}), match_buffer(buffer, b"\3\3", {})) == (
@@ -511,8 +519,7 @@ def test_hooks() -> None:
 
 
 def test_app_layer_protocol_exact() -> None:
-    assert rule("app-layer-protocol:http,exact;").app_layer_protocols == (("=http", False),)
-    assert covered_protocols("=http") == {"http"}
+    assert rule("app-layer-protocol:http,exact;").app_layer_protocols == (AppProtocolTest("http", False, "exact"),)
     assert covered_protocols("http") > {"http"}
 
 
