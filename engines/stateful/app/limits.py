@@ -75,6 +75,13 @@ class AppLimits:
     ftp_reply: int = 32 << 10
     # The data of one DCERPC call that rules can see, each way (Suricata: 1 MiB). -> the rest is not searched
     dcerpc_stub: int = 128 << 10
+    # How much of one SMB record is read: more than rules see of a file. -> the rest is passed over
+    smb_record: int = 128 << 10
+    # Requests without a response, names of open files, trees; servers grant some hundred credits. -> oldest forgotten
+    smb_table: int = 4096
+    # Files on their way and pipes in use on one connection. -> the oldest is taken for complete
+    smb_files: int = 64
+    smb_pipes: int = 64
 
 
 DEFAULT_LIMITS = AppLimits()

@@ -21,6 +21,7 @@ from engines.stateful.keywords import (
     packetevents,
     regex,
     sizes,
+    smb,
     transforms,
     unparsed,
 )
@@ -36,6 +37,7 @@ _FAMILIES = (
     dcerpc,
     regex,
     sizes,
+    smb,
     byteops,
     buffers,
     transforms,
