@@ -124,6 +124,41 @@ def test_a_file_read() -> None:
         assert tx.is_complete(S)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_data_of_files_is_not_waited_for(version: int) -> None:
+    """Neither kept nor held until the record is complete; of a pipe it is."""
+    content = bytes(range(256)) * 8
+    fid = b"\x34\x12"
+    if version == 2:
+        there = [*opened(), (C, framed(write(FILE, content)))]
+        back = [*opened(), (C, framed(read(FILE))), (S, framed(was_read(content)))]
+    else:
+        tree = b"\0\\\\s\\a\0A:\0"
+        start = [
+            (C, framed(smb1(0x75, andx(struct.pack("<HH", 0, 1)), tree, wide=False))),
+            (S, framed(smb1(0x75, andx(bytes(2)), b"A:\0", response=True))),
+        ]
+        words = andx(fid + struct.pack("<IIHHHHHI", 0, 0, 0, 0, 0, len(content), 64, 0))
+        there = [*start, (C, framed(smb1(0x2F, words, b"\0" + content, 3)))]
+        words = andx(struct.pack("<HHHHHH8x", 0, 0, 0, len(content), 60, 0))
+        asked = (C, framed(smb1(0x2E, andx(fid + bytes(18)), b"", 6)))
+        back = [*start, asked, (S, framed(smb1(0x2E, words, b"\0" + content, 6, response=True)))]
+    for script, side in ((there, C), (back, S)):
+        for _, transactions in every_way(SmbParser, script):
+            assert [list(tx.buffer("file.data", side)) for tx in transactions if tx.files] == [[content]]
+        parser = SmbParser()
+        play(parser, script[:-1])
+        parser.feed(side, script[-1][1][:400])
+        assert parser.held(side) == 0
+        (data,) = parser.transactions[-1].buffer("file.data", side)
+        assert 250 < len(data) < 400
+        assert content.startswith(data)
+    parser = SmbParser()
+    play(parser, opened("\\\\server\\IPC$", 2, "spoolss"))
+    parser.feed(C, framed(write(FILE, request(1, content)))[:400])
+    assert parser.held(C) == 400
+
+
 def test_overlapping_writes() -> None:
     script = [*opened(), (C, framed(write(FILE, b"abcdef", 0)) + framed(write(FILE, b"XXXXghi", 2, 4)))]
     for _, transactions in every_way(SmbParser, script):
@@ -282,6 +317,7 @@ SCRIPT = [
     (S, framed(ioctl_done(bind_ack([0]), 5))),
     (C, framed(ioctl(OTHER, request(1, b"x", flags=FIRST), 6)) + framed(ioctl(OTHER, request(1, b"x", flags=LAST), 7))),
     (C, framed(session_setup("joe", "CORP"))),
+    (C, framed(write(FILE, bytes(400), 8, 8))),
     (C, framed(smb1(0x75, andx(struct.pack("<HH", 0, 0)), b"\0\\\0\\\0a\0\0\0A:\0"))),
 ]
 

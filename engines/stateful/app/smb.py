@@ -1,7 +1,7 @@
 """SMB 1, 2 and 3: one transaction per command, per file and direction, and per DCERPC call on a pipe.
 
-Promise: nothing raises, every table is bounded, and no more of a record is kept than ``AppLimits.smb_record``: what a
-longer one has beyond that is data of a file that rules would not see anyway. Encrypted and compressed records are
+Promise: nothing raises, every table is bounded, and no more of a record is kept than ``AppLimits.smb_record``. Data of
+files is not waited for; of other records what is beyond that is passed over. Encrypted and compressed records are
 passed over.
 
 ::
@@ -17,6 +17,7 @@ Source: [MS-CIFS], [MS-SMB2], [MS-NLMP]; Suricata user guide, "SMB Keywords", an
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
@@ -37,6 +38,8 @@ _NO_DATA = frozenset({0xC0000011})  # end of file
 _SUCCESS = frozenset({0, 0x80000005})  # and: more of the message follows
 _NTLM_AUTHENTICATE = b"NTLMSSP\0\x03\0\0\0"
 _MAX_CHAIN = 32  # messages of one record
+_OVERHEAD = 64  # of a piece of a file that waits, besides its bytes
+_ENOUGH = 256  # bytes of a record by which it is clear what the rest is
 
 
 class _Commands2:
@@ -120,15 +123,16 @@ def _text(value: bytes) -> str:
 class _Transfer:
     """A file on its way, from offsets to a stream; what comes early waits, as much as rules may see."""
 
-    __slots__ = ("_early", "_early_size", "_file", "_limit", "_next", "tx")
+    __slots__ = ("_early", "_early_size", "_file", "_limit", "_next", "_number", "tx")
 
     def __init__(self, tx: SmbTransaction, file: File, limits: AppLimits) -> None:
         self.tx = tx
         self._file = file
         self._limit = limits.file
         self._next = 0
-        self._early: dict[int, bytes] = {}
+        self._early: list[tuple[int, int, bytes]] = []  # a heap: offset, which came when, bytes
         self._early_size = 0
+        self._number = 0
 
     def data(self, offset: int, data: bytes) -> None:
         if offset < self._next:
@@ -138,14 +142,15 @@ class _Transfer:
         if not data:
             return
         if offset > self._next and not self._file.full:
-            self._early[offset] = data
-            self._early_size += len(data)
+            self._number += 1
+            heapq.heappush(self._early, (offset, self._number, data))
+            self._early_size += len(data) + _OVERHEAD
             if self._early_size <= self._limit:
                 return
             self._rest()
         else:
             self._take(offset, data)
-            while self._early and min(self._early) <= self._next:
+            while self._early and self._early[0][0] <= self._next:
                 self._first_early()
         self.tx.touch(self.tx.side)
 
@@ -161,9 +166,8 @@ class _Transfer:
         self._next = offset + len(data)
 
     def _first_early(self) -> None:
-        offset = min(self._early)
-        data = self._early.pop(offset)
-        self._early_size -= len(data)
+        offset, _, data = heapq.heappop(self._early)
+        self._early_size -= len(data) + _OVERHEAD
         data = data[max(self._next - offset, 0) :]
         if data:
             self._take(max(offset, self._next), data)
@@ -186,11 +190,14 @@ class _Sent(NamedTuple):
 
 
 class _Side:
-    __slots__ = ("buffer", "lost", "skip")
+    __slots__ = ("buffer", "file_at", "file_left", "lost", "skip", "transfer")
 
     def __init__(self) -> None:
         self.buffer = bytearray()
-        self.skip = 0  # bytes of a record that nobody looks at
+        self.skip = 0  # bytes to come of a record whose messages were read
+        self.transfer: _Transfer | None = None  # takes the first of them, at that offset
+        self.file_at = 0
+        self.file_left = 0
         self.lost = False
 
 
@@ -216,14 +223,10 @@ class SmbParser(BaseParser):
         side = self._sides[direction]
         if side.skip:
             skipped = min(side.skip, len(data))
-            side.skip -= skipped
+            self._more(side, data[:skipped])
             data = data[skipped:]
         buffer = side.buffer
         buffer += data
-        if direction is _UP:
-            for transfer in self._transfers.values():
-                if transfer.tx.files is not None:
-                    transfer.tx.files.judged()
         at = 0
         while not side.skip:
             after = self._record(direction, side, at)
@@ -235,7 +238,7 @@ class SmbParser(BaseParser):
     def close(self, direction: Direction) -> None:
         side = self._sides[direction]
         side.buffer.clear()
-        side.skip, side.lost = 0, True
+        side.skip, side.transfer, side.lost = 0, None, True
         for pipe in self._pipes.values():
             pipe.lost(direction)
         for key in [key for key in self._transfers if key[1] is direction]:
@@ -268,12 +271,70 @@ class SmbParser(BaseParser):
         seen = min(size, self._limits.smb_record)
         start = at + 4
         if len(buffer) - start < seen:
-            return at
+            message = bytes(buffer[start : start + _ENOUGH])
+            if len(message) < _ENOUGH or not self._is_file_data(direction, message):
+                return at
+            message = bytes(buffer[start:])
+            self._messages(direction, message)
+            side.skip = size - len(message)
+            return len(buffer)
         if not buffer[at]:
             self._messages(direction, bytes(buffer[start : start + seen]))
-        left = max(size - (len(buffer) - start), 0)
-        side.skip = left
+        side.skip = max(size - (len(buffer) - start), 0)
+        if not side.skip:
+            side.transfer = None
         return min(start + size, len(buffer))
+
+    def _more(self, side: _Side, data: bytes) -> None:
+        """The next bytes of a record whose messages were read: of a file, if it carries one."""
+        side.skip -= len(data)
+        if side.transfer is None:
+            return
+        taken = data[: side.file_left]
+        side.transfer.data(side.file_at, taken)
+        side.file_at += len(taken)
+        side.file_left -= len(taken)
+        if not side.file_left or not side.skip:
+            side.transfer = None
+
+    def _is_file_data(self, direction: Direction, message: bytes) -> bool:
+        """The rest of this record is data of a file, which need not be waited for: nothing is written or read before
+        the record is complete, and every piece is judged."""
+        if message[:4] == b"\xfeSMB":
+            command, body = _number(message, 12, 2), message[_HEADER2:]
+            if _number(message, 20, 4):
+                return False
+            if direction is _UP and command == _Commands2.WRITE:
+                tree, file, at = message[36:40] + message[40:48], body[16:32], _number(body, 2, 2)
+            elif direction is _DOWN and command == _Commands2.READ:
+                sent = self._sent.get((2, message[24:32]))
+                if sent is None or sent.command != command:
+                    return False
+                tree, file, at = sent.tree, sent.file, body[2]
+            else:
+                return False
+        elif message[:4] == b"\xffSMB":
+            tree, words = _tree1(message), message[_HEADER1 + 1 :]
+            if words[0] != 0xFF:
+                return False
+            if direction is _UP and message[4] == _Commands1.WRITE:
+                file, at = tree + words[4:6], _number(words, 22, 2)
+            elif direction is _DOWN and message[4] == _Commands1.READ:
+                sent = self._sent.get(_key1(message, message[4]))
+                if sent is None:
+                    return False
+                file, at = sent.file, _number(words, 12, 2)
+            else:
+                return False
+        else:
+            return False
+        known = self._trees.get(tree)
+        return (
+            file not in self._pipes
+            and not known
+            and at <= _ENOUGH - 16
+            and (known is False or looks_like_pdu(message[at : at + 16]) is False)
+        )
 
     def _messages(self, direction: Direction, record: bytes) -> None:
         kind = record[:4]
@@ -309,7 +370,7 @@ class SmbParser(BaseParser):
         if command == _Commands2.WRITE:
             file = body[16:32]
             data = _slice(message, _number(body, 2, 2), _number(body, 4, 4))
-            self._written(tree, file, _number(body, 8, 8), data)
+            self._carried(_UP, tree, file, _number(body, 8, 8), data, _number(body, 4, 4))
             return _Sent(None, command, tree, file)
         if command == _Commands2.READ:
             return _Sent(None, command, tree, body[16:32], b"", _number(body, 8, 8))
@@ -341,8 +402,9 @@ class SmbParser(BaseParser):
             if status in _NO_DATA:
                 self._ended(sent.file, _DOWN)
             elif status in _SUCCESS:
-                data = _slice(message, body[2] if len(body) > 2 else 0, _number(body, 4, 4))
-                self._read(sent.tree, sent.file, sent.offset, data)
+                size = _number(body, 4, 4)
+                data = _slice(message, body[2] if len(body) > 2 else 0, size)
+                self._carried(_DOWN, sent.tree, sent.file, sent.offset, data, size)
         elif command == _Commands2.IOCTL and tx is None:
             self._pipe(sent.file).feed(_DOWN, _slice(message, _number(body, 32, 4), _number(body, 36, 4)))
         elif command == _Commands2.CREATE and not status:
@@ -359,9 +421,9 @@ class SmbParser(BaseParser):
         if response != (direction is _DOWN):
             return
         command, at = message[4], _HEADER1
-        tree = b"1" + message[24:26] + message[28:30]  # tree and user
+        tree = _tree1(message)
         for _ in range(_MAX_CHAIN):
-            key = (command << 8, message[26:28] + message[30:32])  # process and multiplex id
+            key = _key1(message, command)
             self._call = (1, command)
             size = 2 * message[at] if at < len(message) else 0
             words = message[at + 1 : at + 1 + size]
@@ -382,7 +444,7 @@ class SmbParser(BaseParser):
             file = tree + words[4:6]
             size = _number(words, 20, 2) | _number(words, 18, 2) << 16
             offset = _number(words, 6, 4) | _number(words, 24, 4) << 32
-            self._written(tree, file, offset, _slice(message, _number(words, 22, 2), size))
+            self._carried(_UP, tree, file, offset, _slice(message, _number(words, 22, 2), size), size)
             return _Sent(None, command, tree, file)
         if command == _Commands1.READ:
             offset = _number(words, 6, 4) | _number(words, 20, 4) << 32
@@ -417,7 +479,7 @@ class SmbParser(BaseParser):
         if command == _Commands1.READ and status in _SUCCESS:
             size = _number(words, 10, 2) | _number(words, 14, 2) << 16
             data = _slice(message, _number(words, 12, 2), size)
-            self._read(sent.tree, sent.file, sent.offset, data)
+            self._carried(_DOWN, sent.tree, sent.file, sent.offset, data, size)
         elif command == _Commands1.TRANS and sent.file:
             self._pipe(sent.file).feed(_DOWN, _slice(message, _number(words, 14, 2), _number(words, 12, 2)))
         elif command == _Commands1.CREATE and not status:
@@ -468,13 +530,8 @@ class SmbParser(BaseParser):
 
     # -- files and pipes -------------------------------------------------------------------------------------------
 
-    def _written(self, tree: bytes, file: bytes, offset: int, data: bytes) -> None:
-        self._carried(_UP, tree, file, offset, data)
-
-    def _read(self, tree: bytes, file: bytes, offset: int, data: bytes) -> None:
-        self._carried(_DOWN, tree, file, offset, data)
-
-    def _carried(self, direction: Direction, tree: bytes, file: bytes, offset: int, data: bytes) -> None:
+    def _carried(self, direction: Direction, tree: bytes, file: bytes, offset: int, data: bytes, size: int) -> None:
+        """Bytes read or written, ``size`` of them, the last of which may still come."""
         known = self._trees.get(tree)
         if file in self._pipes:
             self._pipes[file].feed(direction, data)
@@ -482,7 +539,10 @@ class SmbParser(BaseParser):
             if looks_like_pdu(data[:16]) is not False:
                 self._pipe(file).feed(direction, data)
         else:
-            self._transfer(file, direction).data(offset, data)
+            transfer = self._transfer(file, direction)
+            transfer.data(offset, data)
+            side = self._sides[direction]
+            side.transfer, side.file_at, side.file_left = transfer, offset + len(data), size - len(data)
 
     def _pipe(self, file: bytes) -> Dialogue:
         pipe = self._pipes.get(file)
@@ -516,6 +576,16 @@ class SmbParser(BaseParser):
         pipe = self._pipes.pop(file, None)
         if pipe is not None:
             pipe.end()
+
+
+def _tree1(message: bytes) -> bytes:
+    """Tree and user of a message of version 1."""
+    return b"1" + message[24:26] + message[28:30]
+
+
+def _key1(message: bytes, command: int) -> tuple[int, bytes]:
+    """Command, process and multiplex id of a message of version 1."""
+    return command << 8, message[26:28] + message[30:32]
 
 
 def _number(data: bytes, at: int, size: int) -> int:
