@@ -53,10 +53,11 @@ class AppLimits:
 
     # How much of one attachment, form part or transferred file rules can see (Suricata: content-limit). -> rest skipped
     file: int = 100 << 10
-    # Bytes of a transaction's files kept after they were judged. -> the oldest is let go
+    # Files of a transaction kept after they were judged, and their bytes. -> the oldest is let go
+    file_count: int = 64
     file_total: int = 256 << 10
     # Names of files of one transaction. -> the oldest is let go
-    file_names: int = 1024
+    file_names: int = 256
     # A line of a command, reply or header (Suricata's limit, too). -> event truncated_line, rest of the line skipped
     dialogue_line: int = 4 << 10
     # Header fields of one entity of a mail, together; Postfix stops at 100 KiB. -> event mime_long_header_value
