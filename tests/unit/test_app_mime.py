@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import email.message
 import quopri
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -37,6 +38,13 @@ from tests.unit.corpus import corpus
 )
 def test_parameter(value: bytes, name: bytes, expected: bytes | None) -> None:
     assert parameter(value, name) == expected
+
+
+@pytest.mark.parametrize("piece", [b" ", b";", b"a", b'"', b"=", b";a", b'="', b"\\", b'=";'])
+def test_a_hostile_field_costs_no_more_than_its_size(piece: bytes) -> None:
+    started = time.process_time()
+    parameter(b"a/b;" + piece * (200_000 // len(piece)), b"boundary")
+    assert time.process_time() - started < 2
 
 
 @given(st.binary(max_size=300))

@@ -23,7 +23,7 @@ from urllib.parse import unquote_to_bytes
 from engines.stateful.app.files import File, Files
 from engines.stateful.app.limits import AppLimits
 
-_PARAMETER = re.compile(rb';[ \t\r\n]*([^=;"]+)=[ \t]*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))', re.DOTALL)
+_PARAMETER = re.compile(rb';([^=;"]+)=[ \t]*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))', re.DOTALL)
 _SPACE = b" \t\r\n"
 # Lengths in RFC 2045 and, where it has none, in Suricata.
 _LINE, _CODED_LINE, _NAME, _VALUE, _BOUNDARY, _FILE_NAME = 998, 76, 75, 2000, 254, 255
