@@ -92,6 +92,13 @@ class Layer:
                 return True
         return False
 
+    def rename(self, name: str, group: AppGroup) -> None:
+        """The protocol turned out to carry another one: other rules are about it. What has matched stays matched."""
+        self.name, self.group = name, group
+        for state in self._states.values():
+            state.progress = [-1, -1]
+            state.seen = ({}, {})
+
     def give_up_oldest(self, limit: int) -> bool:
         """Forget transactions beyond ``limit``; True when there were any."""
         if self.parser is None or len(self.parser.transactions) <= limit:

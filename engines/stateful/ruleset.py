@@ -13,12 +13,13 @@ each process for itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from engines.stateful.defaults import Defaults, make_defaults
 from engines.stateful.expect import Expectations
 from engines.stateful.flowbits import AddressBits
+from engines.stateful.header import NO_IP
 from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
 from engines.stateful.prefilter import PatternSet
@@ -36,12 +37,14 @@ _DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.")
 
 # Header protocol -> the detected protocols it covers (Suricata: AppProtoEquals).
 _COVERS: dict[str, frozenset[str]] = {
-    "http": frozenset({"http", "http1", "http2"}),
+    "http": frozenset({"http", "http1", "http2", "doh2"}),
     "http1": frozenset({"http", "http1"}),
+    "http2": frozenset({"http2", "doh2"}),
+    "dns": frozenset({"dns", "doh2"}),
     "dcerpc": frozenset({"dcerpc", "smb"}),
 }
 # Protocols with a parser get a group even if no rule names them: rules on tcp with sticky buffers go there.
-_PROTOCOLS = ("http", "http2", "dns", "tls", "ssh", "smtp", "ftp", "ftp-data", "dcerpc", "smb")
+_PROTOCOLS = ("http", "http2", "doh2", "dns", "tls", "ssh", "smtp", "ftp", "ftp-data", "dcerpc", "smb")
 _DENIES = frozenset({Action.DROP, Action.REJECT})
 _TCP = 6
 _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
@@ -75,19 +78,23 @@ class Rule:
     tx: tuple[TxMatch, ...]
     checks: bool  # more than header and buffers is to be checked: packet tests, flowbits, application protocol ...
     changes: bool  # a match leaves something behind: flowbits, flowints, xbits
+    limited: Signature | None = None  # the rule with the action of its rate_filter
 
 
 class Header(NamedTuple):
-    """Addresses and ports of a rule. Many rules share one, so a flow asks each only once."""
+    """Addresses, their countries and ports of a rule. Many rules share one, so a flow asks each only once."""
 
     source: Callable[[bytes], bool] | None
     source_port: Callable[[int], bool] | None
     destination: Callable[[bytes], bool] | None
     destination_port: Callable[[int], bool] | None
     bidirectional: bool
+    countries: Callable[[bytes, bytes], bool] | None = None
 
     def covers(self, source: bytes, source_port: int, destination: bytes, destination_port: int) -> bool:
         """The header allows a packet with these (packed) addresses and ports."""
+        if self.countries is not None and not self.countries(source, destination):
+            return False
         return self._one_way(source, source_port, destination, destination_port) or (
             self.bidirectional and self._one_way(destination, destination_port, source, source_port)
         )
@@ -175,7 +182,9 @@ class RuleSet:
         "last_hit",
         "limits",
         "needs_protocol",
+        "needs_sides",
         "order",
+        "overflowed",
         "rules",
         "thresholds",
         "tx_payload",
@@ -196,6 +205,7 @@ class RuleSet:
         self.limits = limits
         self.hits = [0] * len(rules)
         self.last_hit = [0.0] * len(rules)
+        self.overflowed = 0  # matches beyond ``limits.max_alerts`` of their packet
         self.default_hits = [0] * len(defaults.all)
         self.thresholds = ThresholdTable(limits.max_thresholds)
         self.address_bits = AddressBits(limits.max_address_bits)
@@ -204,9 +214,12 @@ class RuleSet:
         self.tx_payload = any(rule.tx and rule.payload for rule in rules)
         aware = [rule for rule in rules if rule.app_protos or rule.tx or rule.signature.app_layer_protocols]
         self.needs_protocol = bool(aware)
-        self.app_denies = any(rule.signature.action in _DENIES for rule in aware)
+        # What each side says is kept for rules that ask.
+        modes = {test.mode for rule in rules for test in rule.signature.app_layer_protocols}
+        self.needs_sides = not modes.isdisjoint({"to_server", "to_client", "either"})
+        self.app_denies = any(_denies(rule) for rule in aware)
         shared = _SharedPatterns()
-        numbers = {1, 6, 17, 58}.union(*(rule.signature.ip_protocols for rule in rules))
+        numbers = {1, 6, 17, 58, NO_IP}.union(*(rule.signature.ip_protocols for rule in rules))
         self._packet_groups = {number: _packet_group(rules, number, shared) for number in numbers}
         self._other_packets = _packet_group(rules, -1, shared)
         names = set(_PROTOCOLS).union(*(rule.app_protos for rule in rules))
@@ -245,12 +258,15 @@ def compile_ruleset(
     default_actions: Sequence[str] = (),
     limits: StatefulLimits = DEFAULT_LIMITS,
     action_order: Sequence[Action] = tuple(Action),
+    *,
+    captures: bool = False,
 ) -> RuleSet:
     """Compile rules in the order they were written.
 
     ``order``: ``strict`` keeps that order; ``action`` sorts by action (``action_order``; Suricata: ``action-order``),
     flowbit setters before readers, priority, then as written. ``default_actions``: names of
-    :data:`engines.stateful.defaults.NAMES`, in strict order only. Raises ValueError for an unknown order and for
+    :data:`engines.stateful.defaults.NAMES`, in strict order only. ``captures``: with the rules that can match there
+    only. Raises ValueError for an unknown order and for
     default actions that do not fit.
     """
     if order not in {"strict", "action"}:
@@ -258,7 +274,7 @@ def compile_ruleset(
     if default_actions and order != "strict":
         raise ValueError("default actions need strict order")
     defaults = make_defaults(default_actions)
-    ordered = [signature for signature in signatures if not signature.never_matches]
+    ordered = [s for s in signatures if not s.never_matches and (captures or not s.captures_only)]
     if order == "action":
         rank = {action: number for number, action in enumerate((*action_order, *Action))}
         rank.update({action: number for number, action in enumerate(action_order)})
@@ -270,8 +286,6 @@ def compile_ruleset(
 
 def covered_protocols(name: str) -> frozenset[str]:
     """The detected protocols that an application protocol written in a rule stands for."""
-    if name.startswith("="):  # app-layer-protocol:name,exact
-        return frozenset({name[1:]})
     return _COVERS.get(name, frozenset({name}))
 
 
@@ -290,10 +304,10 @@ class _Headers:
         self._numbers: dict[tuple[object, ...], int] = {}
 
     def number(self, s: Signature) -> int:
-        header = Header(s.source, s.source_port, s.destination, s.destination_port, s.bidirectional)
-        if not any(header[:4]):
+        header = Header(s.source, s.source_port, s.destination, s.destination_port, s.bidirectional, s.countries)
+        if not any(header[:4]) and header.countries is None:
             return 0
-        key = (*map(id, header[:4]), header.bidirectional)
+        key = (*map(id, header[:4]), header.bidirectional, header.countries and id(header.countries))
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self.all)
@@ -326,6 +340,7 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
     else:
         directions = frozenset(_BOTH)
     app_protos = covered_protocols(signature.app_proto) if signature.app_proto else frozenset()
+    rate = signature.rate_filter
     return Rule(
         index=index,
         signature=signature,
@@ -346,7 +361,13 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
             or signature.app_layer_protocols
         ),
         changes=bool(signature.flowbit_sets or signature.flowints or signature.xbit_sets),
+        limited=replace(signature, action=rate.new_action) if rate is not None else None,
     )
+
+
+def _denies(rule: Rule) -> bool:
+    limited = rule.limited
+    return rule.signature.action in _DENIES or (limited is not None and limited.action in _DENIES)
 
 
 class _SharedPatterns:
@@ -365,7 +386,10 @@ class _SharedPatterns:
 
 
 def _packet_group(rules: Iterable[Rule], protocol: int, shared: _SharedPatterns) -> PacketGroup:
-    ours = [r for r in rules if not r.signature.ip_protocols or protocol in r.signature.ip_protocols]
+    if protocol == NO_IP:  # `alert ip` is about none of these
+        ours = [r for r in rules if protocol in r.signature.ip_protocols or r.signature.protocol == "pkthdr"]
+    else:
+        ours = [r for r in rules if not r.signature.ip_protocols or protocol in r.signature.ip_protocols]
     packet_types = {RuleType.LIKE_IP_ONLY, RuleType.PKT, RuleType.PKT_STREAM}
     stream_types = {RuleType.STREAM, RuleType.PKT_STREAM}
     if protocol != _TCP:  # `alert ip` with a content: there are no streams here
@@ -396,7 +420,7 @@ def _search(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns
 def _app_group(rules: Iterable[Rule], name: str, shared: _SharedPatterns) -> AppGroup:
     ours = [r for r in rules if _has_place(r, name)]
     tx = [r for r in ours if r.signature.rule_type is RuleType.APP_TX]
-    denying = [r for r in ours if r.signature.action in _DENIES]
+    denying = [r for r in ours if _denies(r)]
     return AppGroup(
         name=name,
         per_packet=tuple(r for r in ours if r.signature.rule_type is RuleType.APP_LAYER),

@@ -147,11 +147,6 @@ def test_igmp() -> None:
         ("alert tcp any any -> any any", 'krb5.cname; content:"a";', "no parser for krb5.cname"),
         ("alert nfs any any -> any any", 'file_data; content:"a";', "no parser for nfs"),
         ("alert sip any any -> any any", 'sip.method; content:"a";', "no parser for sip"),
-        ("alert tcp any any -> any any", "stream-event:pkt_invalid_ack;", "TCP reassembly"),
-        ("alert tcp any any -> any any", "engine-event:stream.pkt_invalid_ack;", "TCP reassembly"),
-        ("alert arp any any -> any any", "", "arp packets do not reach"),
-        ("alert websocket any any -> any any", 'websocket.payload; content:"a";', "WebSocket"),
-        ("alert tcp any any -> any any", "app-layer-protocol:http,original;", "not kept"),
     ],
 )
 def test_what_never_matches_says_so_and_is_not_compiled(header: str, options: str, why: str) -> None:
@@ -161,6 +156,25 @@ def test_what_never_matches_says_so_and_is_not_compiled(header: str, options: st
     assert [w.message.startswith("never matches: ") for w in found.warnings] == [True]
     assert why in found.warnings[0].message
     assert [r.signature.sid for r in compile_ruleset(found.signatures).rules] == [2]
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "why"),
+    [
+        ("alert tcp any any -> any any", "stream-event:pkt_invalid_ack;", "stream-event is about"),
+        ("alert tcp any any -> any any", "engine-event:stream.pkt_invalid_ack;", "stream-event is about"),
+        ("alert pkthdr any any -> any any", "decode-event:ipv4.trunc_pkt;", "decode-event is about"),
+        ("alert ip any any -> any any", "vlan.id:100;", "VLAN tags"),
+        ("alert arp any any -> any any", "", "arp packets do not reach"),
+    ],
+)
+def test_what_matches_in_captures_only_says_so_and_is_compiled_for_them(header: str, options: str, why: str) -> None:
+    found = parse(f"{header} ({options} sid:1;)\nalert tcp any any -> any any (sid:2;)")
+    assert not found.errors
+    assert why in found.warnings[0].message
+    assert found.warnings[0].message.startswith("matches in captures only: ")
+    assert [r.signature.sid for r in compile_ruleset(found.signatures).rules] == [2]
+    assert {r.signature.sid for r in compile_ruleset(found.signatures, captures=True).rules} == {1, 2}
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ class AppParser(Protocol):
         bool  # nothing more to parse, as meant by the protocol: an SSH banner was read, TLS is encrypted from here
     )
     tunnel: bool  # this protocol ended inside the connection (CONNECT, Upgrade); the next one starts at ``unparsed``
+    carries: str  # the name of that next one where both sides have said it, otherwise its bytes have to tell
 
     expects: list[Expected]  # flows it announced; the inspector takes them away
 

@@ -89,6 +89,21 @@ class Detector:
             self._failed[direction] = True
 
 
+def recognised(direction: Direction, udp: bool = False) -> frozenset[str]:
+    """Protocols there is a probe for in what that side says."""
+    return (_UDP_NAMES if udp else _TCP_NAMES)[direction]
+
+
+def is_answer(data: bytes, udp: bool = False) -> bool:
+    """Whether these first bytes are what only a server says. For a flow picked up in the middle: was its first sender
+    the client?"""
+
+    def says(side: Direction) -> bool:
+        return any(probe(data) for _, probe in (_UDP if udp else _TCP)[side])
+
+    return bool(data) and says(Direction.TO_CLIENT) and not says(Direction.TO_SERVER)
+
+
 # --- probes ----------------------------------------------------------------------------------------------------------
 
 
@@ -306,3 +321,6 @@ _UDP_TO_CLIENT: list[tuple[str, _Probe]] = [
 ]
 _TCP = (_TO_SERVER, _TO_CLIENT)
 _UDP = (_UDP_TO_SERVER, _UDP_TO_CLIENT)
+_TCP_NAMES, _UDP_NAMES = (
+    tuple(frozenset(name for name, _ in side) for side in transport) for transport in (_TCP, _UDP)
+)

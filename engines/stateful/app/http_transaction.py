@@ -57,7 +57,7 @@ class Head:
 class HttpTransaction(BaseTransaction):
     """See :class:`engines.stateful.app.Transaction`. ``request`` or ``response`` is None until its head is complete."""
 
-    __slots__ = ("_cache", "_form", "_form_fed", "_target", "authority", "request", "response", "version")
+    __slots__ = ("_cache", "_form", "_form_fed", "_target", "authority", "inner", "request", "response", "version")
 
     def __init__(self, tx_id: int, version: bytes = b"") -> None:
         super().__init__(tx_id)
@@ -65,6 +65,7 @@ class HttpTransaction(BaseTransaction):
         self.response: Head | None = None
         self.version = version  # HTTP/2 has none on the wire
         self.authority: bytes | None = None  # HTTP/2 :authority
+        self.inner: list[BaseTransaction | None] = [None, None]  # by direction: the DNS message inside (RFC 8484)
         self._target: Target | None = None
         self._form: Form | None = None  # the request's body read as one
         self._form_fed = 0
@@ -73,7 +74,8 @@ class HttpTransaction(BaseTransaction):
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
         entry = BUFFERS.get(name)
         if entry is None:
-            return ()
+            inner = self.inner if direction is None else (self.inner[direction],)
+            return tuple(data for tx in inner if tx is not None for data in tx.buffer(name, direction))
         sides, getter, cacheable = entry
         if direction is None:
             if len(sides) == 1:

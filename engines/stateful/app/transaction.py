@@ -66,6 +66,7 @@ class BaseParser:
         self.reason = ""
         self.finished = False
         self.tunnel = False
+        self.carries = ""
         self.expects: list[Expected] = []
         self._next_id = 0
 

@@ -16,7 +16,7 @@ from engines.verdict import Direction
 
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
-HTTP = frozenset({"http", "http1", "http2"})
+HTTP = frozenset({"http", "http1", "http2", "doh2"})
 HTTP1 = frozenset({"http", "http1"})
 TLS = frozenset({"tls"})
 QUIC = frozenset({"quic"})
@@ -27,7 +27,7 @@ FTP = frozenset({"ftp"})
 DCERPC = frozenset({"dcerpc", "smb"})
 SMB = frozenset({"smb"})
 JA3 = frozenset({"tls", "quic"})
-FILES = frozenset({"http", "http1", "http2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
+FILES = frozenset({"http", "http1", "http2", "doh2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
 
 
 @dataclass(frozen=True, slots=True)

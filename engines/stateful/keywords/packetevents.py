@@ -12,7 +12,6 @@ from typing import Any
 
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, required, unquote
 from engines.stateful.keywords.draft import RuleDraft
-from engines.stateful.keywords.unsupported import PENDING
 from engines.stateful.signature import PacketView
 
 _DECODERS = {
@@ -26,6 +25,7 @@ _PAGE = "header-keywords.html"
 
 def _has(draft: RuleDraft, keyword: str, event: str) -> None:
     draft.packet_events.append(event)
+    draft.in_captures(f"{keyword} is about what nobody keeps of a packet on its way")
     draft.packet(keyword, lambda view: event in view.events)
 
 
@@ -41,7 +41,6 @@ def _stream_event(draft: RuleDraft, value: str | None) -> None:
     text = unquote(required(value, "an event like pkt_invalid_ack"))
     if not _EVENT.match(text):
         raise KeywordError(f"stream-event: expected a name like pkt_invalid_ack, found {text!r}")
-    draft.never(f"stream-event {PENDING['stream-event']}")  # engine-event may ask for it, too
     _has(draft, "stream-event", f"stream.{text}")
 
 

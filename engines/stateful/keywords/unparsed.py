@@ -48,9 +48,8 @@ _VALUES: dict[str, str] = {
     "nfs": "nfs_procedure nfs_version nfs3_procedure",
     "ntp": "ntp.version ntp.stratum ntp.mode",
     "rfb": "rfb.sectype rfb.secresult",
-    "tls": "tls_cert_notbefore tls_cert_notafter tls_cert_valid tls_cert_expired",
+    "tls": "tls_cert_valid tls_cert_expired",
     "snmp": "snmp.version snmp.pdu_type snmp.trap_type",
-    "websocket": "websocket.flags websocket.mask websocket.opcode",
 }
 
 
