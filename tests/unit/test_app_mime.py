@@ -112,7 +112,7 @@ def test_odd_quoted_printable(coded: bytes, plain: bytes, events: list[str]) -> 
 def read(mail: bytes, limits: AppLimits | None = None) -> tuple[Message, list[str]]:
     """The message, whole and line by line, which must be the same."""
     both = []
-    for pieces in ([mail], mail.splitlines(keepends=True)):
+    for pieces in ([mail], [line + b"\n" for line in mail.split(b"\n")[:-1]] + [mail.rpartition(b"\n")[2]]):
         limits = limits or AppLimits()
         events: list[str] = []
         message = Message(Files(limits), limits, events.append)
