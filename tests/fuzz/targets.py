@@ -314,7 +314,7 @@ def _packets() -> list[bytes]:
 
 
 def _flows() -> list[bytes]:
-    names = ("http1", "http2", "ssh", "tls", "websocket")
+    names = ("http1", *sorted(PARSERS.keys() - {"dns", "http"}))
     return _framed_dns() + [seed for name in names for seed in _hex(name)]
 
 
@@ -344,20 +344,23 @@ _REGEX_WORDS = (
 )
 
 
+_MAIL_WORDS = (
+    TURN, b"\r\n", b"DATA\r\n", b"MAIL FROM:<", b"BDAT 9 LAST\r\n", b"--b\r\n", b"STARTTLS\r\n",
+    b"Content-Type: multipart/mixed; boundary=b\r\n", b"Content-Transfer-Encoding: base64\r\n", b"\r\n.\r\n", b"354 go\r\n", b"250 ok\r\n",
+)  # fmt: skip
+
+
 def _all() -> Iterator[Target]:
     yield Target("rules", rules, _rules, _RULE_WORDS, 9000)
     yield Target("thresholds", thresholds, _thresholds, (b", ", b"track by_src", b"ip ", b"[", b"!", b"\n", b"\\\n"))
     yield Target("regex", regex, _expressions, _REGEX_WORDS, 300)
-    seeds: dict[str, Callable[[], list[bytes]]] = {
-        "http": partial(_hex, "http1"),
-        "dns": _framed_dns,
-        **{name: partial(_hex, name) for name in ("http2", "tls", "ssh", "websocket")},
-    }
-    words = {"http": _HTTP_WORDS}
+    words = {"http": _HTTP_WORDS, "smtp": _MAIL_WORDS}
     for name, make in PARSERS.items():
         prefix = {"http2": "http"}.get(name, name)
         run = partial(protocol, make, prefix)
-        yield Target(name, run, seeds.get(name, lambda: [b"\0"]), words.get(name, (TURN, b"\r\n", b"\xff\xff")), 20_000)
+        folder = {"http": "http1", "ftp-data": "mime"}.get(name, name)
+        seeds = _framed_dns if name == "dns" else partial(_hex, folder)
+        yield Target(name, run, seeds, words.get(name, (TURN, b"\r\n", b"\xff\xff")), 20_000)
     for name, make in UDP_PARSERS.items():
         yield Target(f"{name}-udp", partial(protocol, make, name), partial(_hex, name), (TURN,))
     yield Target("flow-tcp", partial(inspector, 6), _flows, _HTTP_WORDS, 20_000)
