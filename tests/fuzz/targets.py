@@ -346,7 +346,8 @@ _REGEX_WORDS = (
 
 _MAIL_WORDS = (
     TURN, b"\r\n", b"DATA\r\n", b"MAIL FROM:<", b"BDAT 9 LAST\r\n", b"--b\r\n", b"STARTTLS\r\n",
-    b"Content-Type: multipart/mixed; boundary=b\r\n", b"Content-Transfer-Encoding: base64\r\n", b"\r\n.\r\n", b"354 go\r\n", b"250 ok\r\n",
+    b"Content-Type: multipart/mixed; boundary=b\r\n",
+    b"Content-Transfer-Encoding: base64\r\n", b"\r\n.\r\n", b"354 go\r\n", b"250 ok\r\n",
 )  # fmt: skip
 
 
