@@ -278,13 +278,15 @@ class _Files(NamedTuple):
 
 def _rules(files: _Files, variables: Variables, strict: bool) -> list[Signature]:
     from engines.stateful.parser import parse_rules
+    from nfw.policy.files import list_reader
 
     config = _rule_config(files, strict)
     signatures: list[Signature] = []
     refused = 0
     known: set[tuple[int, int]] = set()
     for file in files.rules:
-        parsed = parse_rules(_read(file, "rule file"), file, variables, config=config, known_sids=known)
+        with_lists = dataclasses.replace(config, read_list=list_reader(file))
+        parsed = parse_rules(_read(file, "rule file"), file, variables, config=with_lists, known_sids=known)
         for problem in parsed.errors:
             tell(str(problem))
         refused += len(parsed.errors)
