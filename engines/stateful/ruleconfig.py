@@ -90,11 +90,13 @@ REFERENCES: Mapping[str, str] = {
 @dataclass(frozen=True, slots=True)
 class RuleConfig:
     """``classes`` and ``references`` by name in lower case. ``country``: two letters for a packed address, "" where
-    the database has none; None: there is no database."""
+    the database has none; None: there is no database. ``read_list``: the content of a file that a rule names (filemd5),
+    or OSError with a ``strerror``; None: such rules are refused."""
 
     classes: Mapping[str, RuleClass] = field(default_factory=lambda: CLASSES)
     references: Mapping[str, str] = field(default_factory=lambda: REFERENCES)
     country: Callable[[bytes], str] | None = None
+    read_list: Callable[[str], bytes] | None = None
 
 
 DEFAULT_CONFIG = RuleConfig()
