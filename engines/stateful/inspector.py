@@ -799,10 +799,11 @@ class Inspector:
     def _effect(self, match: _Match, now: float) -> tuple[Effect, Signature]:
         """What is left of a match, and the rule, by its rate_filter with another action."""
         signature = match.rule.signature
-        if signature.suppressions:
-            source, _, destination, _ = self._tuples[match.direction]
-            if any(suppression.covers(source, destination) for suppression in signature.suppressions):
-                return Effect.SILENT, signature
+        source, _, destination, _ = self._tuples[match.direction]
+        if not source:  # no IP: thresholds are not about it (Suricata: PacketAlertHandle)
+            return Effect.FULL, signature
+        if any(suppression.covers(source, destination) for suppression in signature.suppressions):
+            return Effect.SILENT, signature
         if signature.detection_filter is not None:
             effect = self._count(match, signature.detection_filter, now)
             if effect is Effect.NONE:
