@@ -164,6 +164,7 @@ class Inspector:
         "_reachable",
         "_ruleset",
         "_segment",
+        "_session",
         "_spoken",
         "_suspect",
         "_tail",
@@ -204,6 +205,7 @@ class Inspector:
         self._spoken = ["", ""]  # what the bytes of each side say, where rules ask
         self._other_side: Detector | None = None
         self._decrypted = decrypted
+        self._session: TlsTransaction | None = None  # the TLS session the plaintext comes from
         self._tls: Layer | None = None  # a hello that waits to be judged with the first plaintext
         self._layers: list[Layer] = []
         self._detector: Detector | None = _detector(facts.protocol)
@@ -325,19 +327,35 @@ class Inspector:
             and not any(layer.group.per_packet for layer in self._layers)
         )
 
-    def tls_hello(self, facts: TlsFacts, now: float, session_holding: bool = False) -> Outcome:
+    def tls_hello(
+        self, facts: TlsFacts, now: float, session_holding: bool = False, server_follows: bool = False
+    ) -> Outcome:
         """The client's hello of a decrypted flow. Its rules are judged now if the session is held until then,
-        otherwise together with the first plaintext (AWS: ``EnableTLSSessionHolding``)."""
+        otherwise together with the first plaintext (AWS: ``EnableTLSSessionHolding``). ``server_follows``: so is
+        :meth:`tls_server`."""
         if self._outcome is not None:
             return self._outcome
         group = self._ruleset.app_group("tls")
-        layer = Layer("tls", group, self._ruleset.rules, None, [TlsTransaction(facts)])
+        self._session = TlsTransaction(facts, server_follows)
+        layer = Layer("tls", group, self._ruleset.rules, None, [self._session])
         self._protocols |= {"tls"}
         if not session_holding:
             self._tls = layer
             return _NOTHING
         self._layers.insert(0, layer)
         self._segment = Segment(_TO_SERVER, False, b"", b"", None, now)
+        return self._run(self._segment, False, defaults=False)
+
+    def tls_server(self, chain: Sequence[bytes], now: float) -> Outcome:
+        """The certificates (DER, leaf first) the server of a decrypted flow has shown; judged like the hello."""
+        if self._outcome is not None:
+            return self._outcome
+        if self._session is None:
+            return _NOTHING
+        self._session.saw_server(chain)
+        if self._tls is not None:
+            return _NOTHING
+        self._segment = Segment(_TO_CLIENT, False, b"", b"", None, now)
         return self._run(self._segment, False, defaults=False)
 
     def close(self, direction: Direction, now: float) -> Outcome:

@@ -58,17 +58,20 @@ class File:
 class Files:
     """The files of one side of a transaction."""
 
-    __slots__ = ("_gone", "_limits", "files", "names")
+    __slots__ = ("_gone", "_kept", "_limits", "files", "names")
 
     def __init__(self, limits: AppLimits) -> None:
         self._limits = limits
         self._gone = 0
+        self._kept = 0  # bytes of all files but the newest
         self.files: list[File] = []
         self.names = Instances([], 0)
 
     def open(self, name: bytes) -> File:
         """A new file begins; whatever was open ends."""
         self.close()
+        if self.files:
+            self._kept += len(self.files[-1].data)
         self._let_go()
         made = File(name, self._limits.file)
         self.files.append(made)
@@ -86,7 +89,9 @@ class Files:
 
     def judged(self) -> None:
         """Rules have looked at everything that is here."""
-        for file in self.files:
+        for file in reversed(self.files):
+            if file.seen:
+                break
             file.seen = file.closed
 
     def data(self) -> Instances:
@@ -94,8 +99,13 @@ class Files:
         return Instances([file.view() for file in self.files], self._gone)
 
     def _let_go(self) -> None:
-        kept = sum(len(file.data) for file in self.files)
-        while self.files and self.files[0].seen and kept > self._limits.file_total:
+        """Forget the oldest if they are too many, or too large together."""
+        limits = self._limits
+        while (
+            self.files
+            and self.files[0].seen
+            and (self._kept > limits.file_total or len(self.files) >= limits.file_count)
+        ):
             oldest = self.files.pop(0)
-            kept -= len(oldest.data)
+            self._kept -= len(oldest.data)
             self._gone += len(oldest.data) + 1

@@ -225,7 +225,8 @@ class FtpParser(BaseParser):
         if tx is None:
             tx = self._last = FtpTransaction(self.take_id(), b"", b"")
             self.transactions.append(tx)
-            tx.skip(Direction.TO_SERVER)
+            for side in Direction:  # rules have nothing to look at in a greeting
+                tx.skip(side)
         if line and tx.reply_size + len(line) <= self._limits.ftp_reply and not (tx.done and not self._more):
             tx.reply_size += len(line)
             # Only the last line of a reply has a code of its own (RFC 959, section 4.2).
@@ -243,7 +244,8 @@ class FtpParser(BaseParser):
             if found is not None and not code.startswith(b"1"):
                 self._answered(tx, code)
                 return
-        tx.touch(Direction.TO_CLIENT)
+        if not tx.is_complete(Direction.TO_CLIENT):
+            tx.touch(Direction.TO_CLIENT)
 
     def _answered(self, tx: FtpTransaction, code: bytes) -> None:
         if self._open:

@@ -12,6 +12,7 @@ from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.app.http2 import Http2Parser
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.quic import QuicParser
+from engines.stateful.app.smb import SmbParser
 from engines.stateful.app.smtp import SmtpParser
 from engines.stateful.app.ssh import SshParser
 from engines.stateful.app.tls import TlsParser
@@ -31,6 +32,7 @@ PARSERS: dict[str, Factory] = {
     "dns": DnsParser,
     "tls": TlsParser,
     "ssh": SshParser,
+    "smb": SmbParser,
     "smtp": SmtpParser,
     "dcerpc": DcerpcParser,
     "ftp": FtpParser,

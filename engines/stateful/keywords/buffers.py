@@ -25,6 +25,7 @@ SSH = frozenset({"ssh"})
 SMTP = frozenset({"smtp"})
 FTP = frozenset({"ftp"})
 DCERPC = frozenset({"dcerpc", "smb"})
+SMB = frozenset({"smb"})
 JA3 = frozenset({"tls", "quic"})
 FILES = frozenset({"http", "http1", "http2", "doh2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
 
@@ -154,6 +155,10 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("smtp.mail_from", SMTP, TO_SERVER, "smtp-keywords.html"),
     BufferInfo("smtp.rcpt_to", SMTP, TO_SERVER, "smtp-keywords.html", multiple=True),
     BufferInfo("dcerpc.stub_data", DCERPC, None, "dcerpc-keywords.html", aliases=("dce_stub_data",)),
+    BufferInfo("smb.named_pipe", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_named_pipe",)),
+    BufferInfo("smb.share", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_share",)),
+    BufferInfo("smb.ntlmssp_user", SMB, TO_SERVER, "smb-keywords.html"),
+    BufferInfo("smb.ntlmssp_domain", SMB, TO_SERVER, "smb-keywords.html"),
     BufferInfo("ftp.command", FTP, TO_SERVER, _P),
     BufferInfo("ftp.command_data", FTP, TO_SERVER, _P),
     BufferInfo("ftp.reply", FTP, TO_CLIENT, _P, multiple=True),
@@ -183,6 +188,7 @@ _VALUES: tuple[BufferInfo, ...] = (
     BufferInfo("websocket.mask", frozenset({"websocket"}), None, "websocket-keywords.html"),
     BufferInfo("dcerpc.iface", DCERPC, None, "dcerpc-keywords.html"),
     BufferInfo("dcerpc.opnum", DCERPC, None, "dcerpc-keywords.html"),
+    BufferInfo("smb.version", SMB, None, "smb-keywords.html"),
     BufferInfo("ftp.dynamic_port", FTP, None, _P),
     BufferInfo("ftp.mode", FTP, None, _P),
     BufferInfo("ftp.reply_received", FTP, TO_CLIENT, _P),
