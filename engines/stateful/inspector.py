@@ -800,10 +800,12 @@ class Inspector:
                 if decision is None:
                     decision = made
                 elif scope is Scope.FLOW and decision.scope is Scope.PACKET:
-                    # The packet is decided; the first action on the flow still is this one.
-                    if action is Action.PASS:
+                    # The packet is decided; the first action on the flow still is this one, but that a pass behind a
+                    # drop of the packet does nothing (Suricata 8: skip_action_set).
+                    dropped = decision.verdict is not Verdict.ACCEPT
+                    if action is Action.PASS and not dropped:
                         self._decide(made)
-                    elif decision.verdict is not Verdict.ACCEPT:
+                    elif action is not Action.PASS and dropped:
                         decision = made
             wanted = signature.pass_alert if action is Action.PASS else not signature.noalert
             if place >= room:
