@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -181,9 +182,19 @@ def _fits(record: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
         value: Any = record
         for part in _FIELDS.get(name, name).split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        if value != wanted:
+        if value != wanted and not _same_address(value, wanted):
             return False
     return True
+
+
+def _same_address(value: object, wanted: object) -> bool:
+    """IPv6 addresses have more than one text; Suricata writes all the zeros."""
+    if not (isinstance(value, str) and isinstance(wanted, str) and ":" in value and ":" in wanted):
+        return False
+    try:
+        return ip_address(value) == ip_address(wanted)
+    except ValueError:
+        return False
 
 
 @dataclass(slots=True)
