@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import NamedTuple
 
+from engines.stateful.app.digests import ALGORITHMS
 from engines.stateful.defaults import Defaults, make_defaults
 from engines.stateful.expect import Expectations
 from engines.stateful.flowbits import AddressBits
@@ -33,7 +34,9 @@ PAYLOAD = "payload"
 # Buffers that may grow while their side of the transaction goes on; any other is final once it is there.
 GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body", "dcerpc.stub_data"})
 # Buffers that may get more instances while it goes on, each of them final.
-COLLECTING_BUFFERS = frozenset({"file.name", "smtp.rcpt_to", "email.url", "ftp.reply", "ftp.completion_code"})
+COLLECTING_BUFFERS = frozenset(
+    {"file.name", *ALGORITHMS, "smtp.rcpt_to", "email.url", "ftp.reply", "ftp.completion_code"}
+)
 # Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
 _DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.")
 
@@ -327,6 +330,10 @@ def compile_ruleset(
         ordered.sort(key=lambda s: (rank[s.action], _flowbit_rank(s), s.priority))
     headers = _Headers()
     rules = tuple(_rule(index, signature, headers.number(signature)) for index, signature in enumerate(ordered))
+    asked = {condition.match.buffer for rule in rules for condition in rule.tx}
+    hashes = frozenset(asked.intersection(ALGORITHMS))
+    if hashes:
+        limits = replace(limits, app=replace(limits.app, hashes=hashes))
     return RuleSet(rules, tuple(headers.all), order, defaults, limits, store)
 
 

@@ -282,13 +282,16 @@ class _Files(NamedTuple):
 
 def _rules(files: _Files, variables: Variables, strict: bool, cache: Cache | None) -> list[Signature]:
     from nfw.cache import parse_rules_cached
+    from nfw.policy.files import list_reader
 
     config = _rule_config(files, strict)
     signatures: list[Signature] = []
     refused = 0
     known: set[tuple[int, int]] = set()
     for file in files.rules:
-        parsed = parse_rules_cached(cache, _read(file, "rule file"), file, variables, config=config, known_sids=known)
+        with_lists = dataclasses.replace(config, read_list=list_reader(file))
+        text = _read(file, "rule file")
+        parsed = parse_rules_cached(cache, text, file, variables, config=with_lists, known_sids=known)
         for problem in parsed.errors:
             tell(str(problem))
         refused += len(parsed.errors)

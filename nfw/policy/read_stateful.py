@@ -15,7 +15,7 @@ from nfw.cache import Cache, parse_rules_cached
 from nfw.geoip import GeoIpError, open_countries
 from nfw.policy.errors import PolicyError, Problems, shorten, suggest
 from nfw.policy.fields import Section, describe, open_section
-from nfw.policy.files import read_bounded
+from nfw.policy.files import list_reader, read_bounded
 from nfw.policy.model import RuleOrder, RuleSource, Stateful, StreamException, Variables
 from nfw.policy.yamlpos import Node, Scalar, Sequence
 
@@ -81,7 +81,8 @@ def parse_sources(
     known = RuleVariables(dict(variables.addresses), dict(variables.ports))
     signatures: list[Signature] = []
     for source in sources:
-        parsed = parse_rules_cached(cache, source.positioned_text(), source.file, known, config=config)
+        known_lists = replace(config, read_list=list_reader(source.file))
+        parsed = parse_rules_cached(cache, source.positioned_text(), source.file, known, config=known_lists)
         for error in parsed.errors:
             problems.add(_placed(error))
         for warning in (*parsed.warnings, *parsed.skipped):

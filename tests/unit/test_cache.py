@@ -11,6 +11,7 @@ import pytest
 
 from engines.stateful.parser import Variables
 from engines.stateful.prefilter import PatternSet
+from engines.stateful.ruleconfig import RuleConfig
 from nfw.cache import Cache, default_cache, parse_rules_cached
 from nfw.policy.compile import compile_policy
 from nfw.policy.loader import load_policy
@@ -219,6 +220,17 @@ def test_rules_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     again = parse_rules_cached(Cache(tmp_path, said), RULES, "f", NO_VARIABLES)
     assert [signature.text for signature in again.signatures] == [signature.text for signature in first.signatures]
     assert said == []
+
+
+def test_rules_that_name_a_file_of_their_own_are_parsed_each_time(tmp_path: Path) -> None:
+    lists = {"bad.md5": b"0" * 32}
+    config = RuleConfig(read_list=lists.__getitem__)
+    rule = "alert http any any -> any any (filemd5:bad.md5; sid:1;)"
+    for _ in range(2):
+        assert not parse_rules_cached(Cache(tmp_path, Said()), rule, "f", NO_VARIABLES, config=config).errors
+    assert entries(tmp_path) == []
+    lists["bad.md5"] = b"no digest"
+    assert parse_rules_cached(Cache(tmp_path, Said()), rule, "f", NO_VARIABLES, config=config).errors
 
 
 @pytest.mark.parametrize(
