@@ -292,8 +292,9 @@ _TO_CLIENT: list[tuple[str, _Probe]] = [
     ("http", _prefix(b"HTTP/0", b"HTTP/1")),
     ("tls", _tls_record(22, 21)),
     ("ssh", _prefix(b"SSH-")),
-    ("smtp", _greeting(re.compile(rb"(?i)\bE?SMTP\b"))),
-    ("ftp", _greeting(re.compile(rb"(?i)ftp"))),
+    # The name of the host says nothing.
+    ("smtp", _greeting(re.compile(rb"(?i)\bE?SMTP(?=[^\w.]|\.\W)"))),
+    ("ftp", _greeting(re.compile(rb"(?i)ftp[\w-]*(?=[^\w.-]|\.\W)"))),
     ("pop3", _prefix(b"+OK ", b"+OK\r\n", b"-ERR ")),
     ("imap", _prefix(b"* OK", b"* PREAUTH", b"* BYE")),
     ("rfb", _prefix(b"RFB 003.")),
