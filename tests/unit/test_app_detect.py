@@ -88,6 +88,9 @@ def test_tcp(direction: Direction, data: bytes, name: str | None, cut: int) -> N
 FIRST_DATAGRAMS = [
     (C, QUERY, "dns"),
     (S, ANSWER, "dns"),
+    (C, b"NOTIFY sip:a@b SIP/2.0\r\n\r\n", "sip"),
+    (S, b"\r\nBYE sips:a@b SIP/2.0\r\n\r\n", "sip"),
+    (S, b"SIP/2.0 200 OK\r\n\r\n", "sip"),
     (C, b"\0\1boot.img\0octet\0", "tftp"),
     (C, b"\0\1boot.img\0else\0", None),
     (C, QUERY[:-1], None),
