@@ -161,9 +161,8 @@ def test_what_never_matches_says_so_and_is_not_compiled(header: str, options: st
 @pytest.mark.parametrize(
     ("header", "options", "why"),
     [
-        ("alert tcp any any -> any any", "stream-event:pkt_invalid_ack;", "stream-event is about"),
-        ("alert tcp any any -> any any", "engine-event:stream.pkt_invalid_ack;", "stream-event is about"),
-        ("alert pkthdr any any -> any any", "decode-event:ipv4.trunc_pkt;", "decode-event is about"),
+        ("alert tcp any any -> any any", "stream-event:pkt_invalid_ack;", "with a stream-event is dropped"),
+        ("alert tcp any any -> any any", "engine-event:stream.pkt_invalid_ack;", "with a stream-event is dropped"),
         ("alert ip any any -> any any", "vlan.id:100;", "VLAN tags"),
         ("alert arp any any -> any any", "", "arp packets do not reach"),
     ],

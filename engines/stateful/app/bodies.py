@@ -70,7 +70,11 @@ class Body:
     def feed(self, data: bytes) -> bool:
         """Take the next bytes; True when no more will be kept."""
         self.length += len(data)
-        if not self.full:
+        if self.full:
+            return True
+        if not self._decoders and len(self._data) + len(data) < self._limit:
+            self._data += data  # what most bodies come to
+        else:
             self._decode(data, 0)
         return self.full or len(self._data) >= self._limit
 
