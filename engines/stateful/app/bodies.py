@@ -72,7 +72,7 @@ class Body:
         self.length += len(data)
         if self.full:
             return True
-        if not self._decoders and len(self._data) + len(data) < self._limit:
+        if not self._decoders and self._digests is None and len(self._data) + len(data) < self._limit:
             self._data += data  # what most bodies come to
         else:
             self._decode(data, 0)
