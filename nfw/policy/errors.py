@@ -9,16 +9,17 @@ from __future__ import annotations
 import difflib
 import enum
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 MAX_PROBLEMS = 1000  # a person reads ten; a wrong file type can yield one per line. Past it only a count is kept.
 
 
 class Level(enum.Enum):
-    """How bad: an error refuses the policy, a warning is only told."""
+    """How bad: an error refuses the policy; what only AWS refuses and a warning are told."""
 
     ERROR = "error"
+    AWS_REFUSES = "aws-refuses"
     WARNING = "warning"
 
 
@@ -30,6 +31,7 @@ class PolicyError:
     line: int
     column: int
     message: str
+    level: Level = field(default=Level.ERROR, compare=False)
 
     def __str__(self) -> str:
         at = self.file
@@ -39,9 +41,9 @@ class PolicyError:
                 at += f":{self.column}"
         return f"{at}: {self.message}"
 
-    def to_json(self, level: Level = Level.ERROR) -> dict[str, object]:
+    def to_json(self, level: Level | None = None) -> dict[str, object]:
         return {
-            "level": level.value,
+            "level": (level or self.level).value,
             "file": self.file,
             "line": self.line,
             "column": self.column,
@@ -89,8 +91,21 @@ class Problems:
     def error(self, place: Place | None, message: str) -> None:
         self.add(PolicyError(self.file, place.line if place else 0, place.column if place else 0, message))
 
-    def warning(self, place: Place | None, message: str) -> None:
-        self.add_warning(PolicyError(self.file, place.line if place else 0, place.column if place else 0, message))
+    def warning(self, place: Place | None, message: str, level: Level = Level.WARNING) -> None:
+        at = (place.line, place.column) if place else (0, 0)
+        self.add_warning(PolicyError(self.file, *at, message, level))
+
+    def aws_refuses(self, place: Place | None, message: str) -> None:
+        """Means something here, but AWS would not take it."""
+        self.warning(place, message, Level.AWS_REFUSES)
+
+    def merge(self, other: Problems) -> None:
+        """Take over what was found in another file."""
+        for error in other.errors:
+            self.add(error)
+        for warning in other.warnings:
+            self.add_warning(warning)
+        self.untold += other.untold
 
     def add(self, error: PolicyError) -> None:
         if len(self.errors) < MAX_PROBLEMS:
@@ -99,6 +114,8 @@ class Problems:
             self.untold += 1
 
     def add_warning(self, warning: PolicyError) -> None:
+        if warning.level is Level.ERROR:
+            warning = replace(warning, level=Level.WARNING)
         if len(self.warnings) < MAX_PROBLEMS:
             self.warnings.append(warning)
 
