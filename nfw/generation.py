@@ -137,7 +137,14 @@ class Leader:
         from nfw.policy.loader import load_policy
 
         try:
-            policy = load_policy(self.settings.policy, check_key=False)
+            settings = self.settings
+            policy = load_policy(
+                settings.policy,
+                *settings.more,
+                map_file=settings.map_file or None,
+                name=settings.name,
+                check_key=False,
+            )
             compiled = compile_policy(policy)
         except PolicyErrors as errors:
             raise StartError(*[str(error) for error in errors.errors]) from errors

@@ -39,7 +39,9 @@ def domain_rules(domains: DomainList, order: RuleOrder) -> list[str]:
             continue
         protocol = "tls" if kind is DomainType.TLS_SNI else "http"
         name = protocol.upper()
-        for target in domains.targets:
+        for name_or_suffix in domains.targets:
+            # http.host is always lower case, and a pattern that is not would never match it.
+            target = name_or_suffix.lower() if protocol == "http" else name_or_suffix
             nocase = " nocase;" if protocol == "tls" else ""
             where = "ssl_state:client_hello; tls.sni;" if protocol == "tls" else "http.host;"
             if target.startswith("."):

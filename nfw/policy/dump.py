@@ -247,12 +247,17 @@ def _endpoints(
     return parts
 
 
-def _path(path: Path, base: Path) -> str:
+def relative_path(path: Path, base: Path) -> str:
     """Relative to the policy's directory when below it, as a person would write it."""
     text = os.fspath(path)
     below = os.fspath(base) + os.sep
     if os.fspath(base) != "." and text.startswith(below):
         text = text[len(below) :]
+    return text
+
+
+def _path(path: Path, base: Path) -> str:
+    text = relative_path(path, base)
     # A file that happens to be called "system" is not the system's store.
     return _text(f"./{text}" if text == "system" else text)
 

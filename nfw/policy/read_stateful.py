@@ -241,6 +241,7 @@ def _read_references(section: Section, problems: Problems) -> dict[str, IpSetRef
         entry = open_section(value, f"references.{key.text}", ("arn", "networks"), example, problems)
         if entry is None:
             continue
+        entry.require("arn", "the ARN of the set")
         entry.require("networks", "a list such as [198.51.100.0/24]")
         networks = entry.values("networks", "[198.51.100.0/24]", parse_address_item)
         found[key.text] = IpSetReference(entry.text("arn", "a text"), networks)
@@ -259,7 +260,7 @@ def _read_domains(section: Section) -> DomainList | None:
     seen: set[str] = set()
     for target in targets:
         if duplicate_target(target, seen):
-            part.error(part.get("targets"), f"targets: {target} is there twice (its leading dot aside)")
+            section.problems.warning(part.get("targets"), f"targets: {target} is there twice (its leading dot aside)")
     types = part.values("types", "[tls_sni, http_host]", _domain_type)
     if action is None or not targets or not types:
         return None

@@ -88,13 +88,13 @@ def read_inbound(node: Node | None, variables: Variables, base: Path, problems: 
             part = open_section(entry, "certificate", ("certificate", "private_key", "arn"), example[1:-1], problems)
             if part is not None:
                 certificate, key = part.text("certificate", "a file name"), part.text("private_key", "a file name")
-                certificates.append(
-                    ServerCertificate(
-                        base / certificate if certificate else None,
-                        base / key if key else None,
-                        part.text("arn", "a text"),
-                    )
-                )
+                paths = base / certificate if certificate else None, base / key if key else None
+                arn = part.text("arn", "a text")
+                if None in paths and (paths != (None, None) or not arn):
+                    part.error(None, "certificate: expected certificate and private_key, arn, or all of them")
+                certificates.append(ServerCertificate(*paths, arn))
+        section.require("certificates", "the servers' certificates")
+        section.require("scopes", f"a list such as [{_SCOPE_EXAMPLE}]")
         scopes = [_read_scope(scope, variables, problems) for scope in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
         warn_inbound(section.node, problems)
         found.append(InboundTls(tuple(certificates), tuple(scope for scope in scopes if scope is not None)))

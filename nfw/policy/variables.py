@@ -13,6 +13,7 @@ from nfw.policy.errors import Problems, shorten, suggest
 from nfw.policy.fields import describe
 from nfw.policy.model import DEFAULT_VARIABLES, IpSetReference, Variables
 from nfw.policy.values import (
+    SET_REFERENCE,
     VARIABLE_NAME,
     VARIABLE_REFERENCE,
     Network,
@@ -216,7 +217,7 @@ def _parse(name: str, items: list[Scalar], kind: str, problems: Problems) -> tup
     parsed: list[str] = []
     for item in items:
         text = item.text.strip()
-        if VARIABLE_REFERENCE.match(text):
+        if VARIABLE_REFERENCE.match(text) or (kind == "addresses" and SET_REFERENCE.match(text)):
             parsed.append(text)
             continue
         if kind == "addresses" and _looks_like_port(text):

@@ -139,7 +139,6 @@ def tuple_(**changes: Any) -> dict[str, Any]:
         ({}, "RulesSource cannot be null or empty, context: RuleGroup"),
         (stateless(stateless_rule()), "StatelessRulesAndCustomActions is invalid, context: RulesSource"),
         (source(RulesString=5), "RuleGroup.RulesSource.RulesString: expected a string, got 5"),
-        (source(RulesString="# nothing\n"), "RulesString cannot be null or empty, context: RulesSource"),
         (source(RulesString=["a"]), "RuleGroup.RulesSource.RulesString: expected a string, got a list"),
         (source(RulesString="x" * 2_000_001), "Member must have length less than or equal to 2000000"),
         (

@@ -11,6 +11,7 @@ from engines.stateful.signature import Action
 from engines.stateless.rule import StatelessAction
 from nfw.policy.compile import compile_policy
 from nfw.policy.domains import domain_rules
+from nfw.policy.errors import Level
 from nfw.policy.model import DomainAction, DomainList, DomainType, RuleOrder
 from tests.unit.awskit import ARN, counting, group, load, policy, refusal, stateful, stateless, stateless_rule
 
@@ -56,6 +57,33 @@ def test_generated_rules(
     domains = DomainList(action, targets, types)
     assert "\n".join(domain_rules(domains, RuleOrder.ACTION)) == rules
     assert "\n".join(domain_rules(domains, RuleOrder.STRICT)) == rules.replace(" priority:1;", "")
+
+
+def test_host_names_are_compared_in_lower_case() -> None:
+    tls, http = domain_rules(DomainList(DomainAction.DENY, ("Evil.COM",), (SNI, HOST)), RuleOrder.STRICT)
+    assert 'content:"Evil.COM"; startswith; nocase;' in tls
+    assert 'content:"evil.com"; startswith; endswith;' in http
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        ("pass tcp any any -> any any (sid:1; priority:2;)", "keywords `priority` or `classtype`"),
+        ("pass tcp any any -> any any (sid:1; classtype:misc-activity;)", "keywords `priority` or `classtype`"),
+        ("rejectboth tcp any any -> any any (sid:1;)", "Action rejectboth is not supported"),
+        ('pass tcp any any -> any any (pcre:"/a/"; sid:1;)', "Using pcre without one of the following options"),
+        ('pass tcp any any -> any any (content:"a"; pcre:"/a/"; sid:1;)', ""),
+        ("pass tcp any any -> any any (\\\nsid:1;)", "Illegal option syntax"),
+        ('pass tcp any any -> any any (msg:"' + "x" * 8130 + '"; sid:1;)', ""),
+        ('pass tcp any any -> any any (msg:"' + "x" * 8140 + '"; sid:1;)', "Rule exceeds max length (8192)"),
+        ('pass tcp any any -> any any (msg:"priority"; sid:1;)', ""),
+    ],
+)
+def test_rules_only_aws_refuses(tmp_path: Path, rule: str, reason: str) -> None:
+    loaded = load(tmp_path, policy(groups=("g",)), group("g", stateful(rule)))
+    told = [str(warning) for warning in loaded.warnings if warning.level is Level.AWS_REFUSES]
+    assert len(told) == (1 if reason else 0)
+    assert all(reason in line for line in told)
 
 
 def test_an_allow_list_of_both_types_ends_each_with_its_drop() -> None:

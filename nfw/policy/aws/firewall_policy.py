@@ -405,7 +405,7 @@ class PolicyReader:
             fields = open_fields(node, part.at("RuleVariables.HOME_NET"), ("Definition",), part.problems)
             if fields is not None:
                 items = read_definition(fields, name.text, parse_address_item)
-                report_cycles(fields, {"HOME_NET": items}, {"HOME_NET", "EXTERNAL_NET"})
+                report_cycles(fields, {"HOME_NET": items}, {*addresses, *ports})
                 addresses["HOME_NET"] = items or addresses["HOME_NET"]
                 written = True
         if not written and not self.known.home_net and policy.list_of("StatefulRuleGroupReferences"):

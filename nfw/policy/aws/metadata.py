@@ -9,12 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nfw.policy.aws.documents import Document
-from nfw.policy.fields import describe, open_section
+from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.model import RuleSource
+from nfw.policy.values import parse_address_item
 from nfw.policy.yamlpos import Mapping as MappingNode
 from nfw.policy.yamlpos import Scalar
 
-KEYS = ("name", "arn", "ungrouped", "sources", "policy_variables", "rule_names")
+KEYS = (
+    "name",
+    "arn",
+    "ungrouped",
+    "capacity",
+    "sources",
+    "five_tuple",
+    "policy_variables",
+    "ip_sets",
+    "rule_names",
+    "exact_scopes",
+)
+# The ARN of a certificate that has none: files alone name it.
+LOCAL_CERTIFICATE = "arn:aws:acm:us-east-1:000000000000:certificate/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +36,8 @@ class Own:
     """``name`` and ``arn`` go before the resource's; ``ungrouped``: the rules are in no group of the policy's.
 
     ``sources``: (rule file or None for rules in the policy, number of lines) of the parts that ``RulesString`` was put
-    together from. ``policy_variables``: those of RuleVariables that are the policy's and not the group's.
+    together from. ``policy_variables``: those of RuleVariables that are the policy's and not the group's. ``ip_sets``:
+    what the references hold. ``computed_capacity``: the group has none. ``exact_scopes``: none is another's mirror.
     """
 
     name: str = ""
@@ -30,6 +45,10 @@ class Own:
     ungrouped: bool = False
     sources: tuple[tuple[str | None, int], ...] = ()
     policy_variables: frozenset[str] = frozenset()
+    computed_capacity: bool = False
+    five_tuple: bool = False
+    exact_scopes: bool = False
+    ip_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rule_names: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -52,7 +71,17 @@ def read_own(document: Document) -> Own:
                 names[int(key.text)] = value.text
     elif node is not None:
         section.error(node, f"rule_names: expected an object, got {describe(node)}")
+    sets: dict[str, tuple[str, ...]] = {}
+    held = section.get("ip_sets")
+    if isinstance(held, MappingNode):
+        wrapped = Section(held, "ip_sets", [key.text for key, _ in held.entries], document.problems)
+        for key, _ in held.entries:
+            sets[key.text] = wrapped.values(key.text, "[198.51.100.0/24]", parse_address_item)
     return Own(
+        computed_capacity=section.text("capacity", "computed") == "computed",
+        five_tuple=section.flag("five_tuple", False),
+        exact_scopes=section.flag("exact_scopes", False),
+        ip_sets=sets,
         name=section.text("name", "a text"),
         arn=section.text("arn", "a text"),
         ungrouped=section.flag("ungrouped", False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,9 +13,10 @@ from engines.stateful.parser import rule_texts
 from engines.stateless.rule import StatelessAction, StatelessRule, TcpFlagsMatch
 from nfw.policy.aws.documents import Document, entry
 from nfw.policy.aws.fields import Fields, clip, open_fields
+from nfw.policy.aws.lint import lint
 from nfw.policy.aws.mapfile import MapFile
 from nfw.policy.aws.metadata import Own, read_own, split_source
-from nfw.policy.capacity import MAX_CAPACITY, stateless_units
+from nfw.policy.capacity import MAX_CAPACITY
 from nfw.policy.domains import domain_rules, duplicate_target, parse_target
 from nfw.policy.errors import Problems, shorten
 from nfw.policy.fields import describe
@@ -31,9 +33,19 @@ from nfw.policy.model import (
     Variables,
 )
 from nfw.policy.read_stateful import inline_source
-from nfw.policy.values import TCP, TCP_FLAGS, UDP, VARIABLE_REFERENCE, Network, parse_address_item, parse_port_item
+from nfw.policy.values import (
+    SET_REFERENCE,
+    TCP,
+    TCP_FLAGS,
+    UDP,
+    VARIABLE_NAME,
+    VARIABLE_REFERENCE,
+    Network,
+    parse_address_item,
+    parse_port_item,
+)
 from nfw.policy.variables import on_cycles
-from nfw.policy.yamlpos import Scalar
+from nfw.policy.yamlpos import Node, Scalar, Sequence
 
 GROUP_FIELDS = ("RulesSource", "RuleVariables", "ReferenceSets", "StatefulRuleOptions", "SummaryConfiguration")
 SOURCE_FIELDS = ("RulesString", "RulesSourceList", "StatefulRules", "StatelessRulesAndCustomActions")
@@ -58,13 +70,12 @@ GENERATED = {
 }
 TARGET_TYPES = {"TLS_SNI": DomainType.TLS_SNI, "HTTP_HOST": DomainType.HTTP_HOST}
 MAX_RULES_BYTES = 2_000_000
-MAX_RULE_LENGTH = 8192 - 17  # AWS adds " gid:1000000000;" or so to a rule before it measures it
 MAX_REFERENCES = 5
 MAX_CUSTOM_ACTIONS = 10
 _ACTION_NAME = re.compile(r"[a-zA-Z0-9]{1,128}\Z")
 _DIMENSION = re.compile(r"[a-zA-Z0-9-_ ]{1,128}\Z")
 _COUNTER = re.compile(r"[a-zA-Z0-9-_. ]{1,128}\Z")
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}\Z")
+MAX_NAME = 32  # of a variable
 _ADDRESS = re.compile(r"[a-fA-F\d:.]+(/\d{1,3})?\Z")
 _STATELESS = "StatelessRulesAndCustomActions"
 
@@ -162,8 +173,9 @@ def read_stateless_group(document: Document, reference: Reference) -> tuple[Stat
         rule = _stateless_rule(fields, counters, lines, document, reference)
         if rule is not None:
             rules.append(rule)
-    capacity = read_capacity(document)
-    units = stateless_units(rules)
+    own = read_own(document)
+    capacity = None if own.computed_capacity else read_capacity(document)
+    units = sum(map(_units, part.list_of("StatelessRules")))
     if capacity is not None and units > capacity:
         place = document.capacity or group.node
         group.error(
@@ -173,10 +185,16 @@ def read_stateless_group(document: Document, reference: Reference) -> tuple[Stat
             f"protocols), and Capacity is {capacity}",
         )
     rules.sort(key=lambda rule: rule.priority)
-    own = read_own(document)
     name = own.name or document.name
     rules = [replace(rule, group=name, name=own.rule_names.get(rule.priority, "")) for rule in rules]
     return StatelessGroup(name, reference.priority, own.arn or reference.arn, capacity), rules
+
+
+def _units(rule: Node) -> int:
+    """As :func:`nfw.policy.capacity.stateless_rule_units`, of what is written: what can never match counts, too."""
+    match = entry(entry(rule, "RuleDefinition"), "MatchAttributes")
+    settings = [entry(match, key) for key in MATCH_FIELDS if key != "TCPFlags"]
+    return math.prod(max(1, len(each.items)) if isinstance(each, Sequence) else 1 for each in settings)
 
 
 def _stateless_rule(
@@ -232,6 +250,11 @@ def _stateless_rule(
                 f"TCPFlags, Protocols cannot exist together, context: {context}.MatchAttributes.TCPFlags; "
                 "expected 6 (TCP) among Protocols",
             )
+    # What has no ports, or no flags, never matches a rule about them.
+    if tcp_flags and protocols:
+        protocols = tuple(number for number in dict.fromkeys(protocols) if number == TCP)
+    elif (source_ports or destination_ports) and protocols:
+        protocols = tuple(number for number in dict.fromkeys(protocols) if number in (TCP, UDP))
     if action is None or priority is None or len(problems.errors) + problems.untold != before:
         return None
     return StatelessRule(
@@ -289,10 +312,10 @@ def read_custom_actions(part: Fields, key: str, context: str) -> dict[str, str]:
                 dimensions[0].constraint(
                     value_node, "Value", "Member must satisfy regular expression pattern: ^[a-zA-Z0-9-_ ]+$"
                 )
-        if not value:
+        if not value.strip():
             dimensions[0].missing("Value", "the name of the metric's dimension")
         elif name:
-            found[name] = value.strip() or value
+            found[name] = value.strip()
     return found
 
 
@@ -422,7 +445,7 @@ def read_stateful_group(
     group, source = opened
     own = read_own(document)
     variables = _without(_read_variables(group, outer), own)
-    references = _read_references(group, known)
+    references = _read_references(group, known, own)
     sources: tuple[RuleSource, ...] = ()
     domains: DomainList | None = None
     context = next(key for key in SOURCE_FIELDS if key in source)
@@ -433,12 +456,14 @@ def read_stateful_group(
         units = len(rule_texts(found.text)) if found is not None else None
     elif context == "StatefulRules":
         found = _stateful_rules(source, document)
-        sources = (found,) if found is not None else ()
+        sources = split_source(found, own, str(Path(document.file).parent)) if found is not None else ()
         units = len(source.list_of(context))
     else:
         domains = _domain_list(source)
         units = len(domain_rules(domains, order)) if domains is not None else None
-    capacity = read_capacity(document)
+    for each in sources:
+        lint(each, order, document.problems)
+    capacity = None if own.computed_capacity else read_capacity(document)
     if capacity is not None and units is not None and units > capacity:
         group.error(
             document.capacity,
@@ -457,7 +482,7 @@ def read_stateful_group(
         references=references,
         sources=sources,
         domains=domains,
-        five_tuple=context == "StatefulRules",
+        five_tuple=own.five_tuple or context == "StatefulRules",
         file=document.file,
         line=source.node.line,
     )
@@ -493,8 +518,7 @@ def _rules_string(source: Fields, document: Document) -> RuleSource | None:
         )
         return None
     if not rule_texts(node.value):
-        source.error(node, "RulesString cannot be null or empty, context: RulesSource; expected Suricata rules")
-        return None
+        source.problems.aws_refuses(node, "RulesString cannot be null or empty, context: RulesSource")
     return rule_source(node, document)
 
 
@@ -636,11 +660,29 @@ def _read_variables(group: Fields, outer: Variables) -> Variables:
     if part is None:
         return Variables({})
     addresses = read_sets(part, "IPSets", parse_address_item)
-    ports = read_sets(part, "PortSets", parse_port_item)
+    ports = read_sets(part, "PortSets", _port_item)
     for name in sorted(set(addresses) & set(ports)):
         part.error(part.key("PortSets"), f"{name} is in IPSets and in PortSets; expected it in one of them")
-    report_cycles(part, {**addresses, **ports}, set(outer.addresses) | set(outer.ports) | set(addresses) | set(ports))
+    for name in ("HOME_NET", "EXTERNAL_NET"):
+        if name in ports:
+            part.error(part.key("PortSets"), f"{name} is invalid, context: RuleVariables.PortSets; it holds addresses")
+    report_cycles(part, {**addresses, **ports}, {*outer.addresses, *outer.ports, *addresses, *ports})
+    for name, items in ports.items():
+        for item in items:
+            reference = VARIABLE_REFERENCE.match(item)
+            if item.startswith("@") or (reference and reference[2] not in {*outer.ports, *ports}):
+                part.error(part.key("PortSets"), f"Definition is invalid, parameter: [{item}]; {name} holds ports")
+    for name, items in addresses.items():
+        for item in items:
+            reference = VARIABLE_REFERENCE.match(item)
+            if reference and reference[2] in {*outer.ports, *ports}:
+                part.error(part.key("IPSets"), f"Definition is invalid, parameter: [{item}]; {name} holds addresses")
     return Variables(addresses, ports)
+
+
+def _port_item(text: str) -> str:
+    """``any`` by its numbers: beside addresses nothing else would tell that it is about ports."""
+    return "0:65535" if text.lower() == "any" else parse_port_item(text)
 
 
 def _without(variables: Variables, own: Own) -> Variables:
@@ -654,7 +696,7 @@ def read_sets(part: Fields, key: str, parse: Callable[[str], str]) -> dict[str, 
     """Named ``{Definition: [...]}`` objects."""
     found: dict[str, tuple[str, ...]] = {}
     for name, node in part.members(key):
-        if not _NAME.match(name.text):
+        if not VARIABLE_NAME.match(name.text):
             part.problems.error(
                 name,
                 f"Value '{clip(name.text)}' at '{part.where}.{key}' failed to satisfy constraint: Map keys must "
@@ -662,6 +704,8 @@ def read_sets(part: Fields, key: str, parse: Callable[[str], str]) -> dict[str, 
                 "expression pattern: ^[A-Za-z][A-Za-z0-9_]*$]",
             )
             continue
+        if len(name.text) > MAX_NAME:
+            part.problems.aws_refuses(name, f"Member must have length less than or equal to {MAX_NAME}: {name.text}")
         fields = open_fields(node, part.at(f"{key}.{name.text}"), ("Definition",), part.problems)
         if fields is not None:
             items = read_definition(fields, name.text, parse)
@@ -676,7 +720,7 @@ def read_definition(fields: Fields, name: str, parse: Callable[[str], str]) -> t
     for node in fields.strings("Definition"):
         for text in _items(node.text):
             try:
-                items.append(text if VARIABLE_REFERENCE.match(text) or text.startswith("@") else parse(_masked(text)))
+                items.append(text if _is_reference(text) else parse(_masked(text)))
             except ValueError as error:
                 fields.error(
                     node, f"Definition is invalid, parameter: [{clip(node.text)}], context: {fields.where}; {error}"
@@ -686,6 +730,10 @@ def read_definition(fields: Fields, name: str, parse: Callable[[str], str]) -> t
             None, f"{name} cannot be null or empty, context: {fields.where}; expected a Definition with values"
         )
     return tuple(items)
+
+
+def _is_reference(text: str) -> bool:
+    return VARIABLE_REFERENCE.match(text) is not None or SET_REFERENCE.match(text) is not None
 
 
 def _items(text: str) -> list[str]:
@@ -727,7 +775,7 @@ def report_cycles(part: Fields, sets: Mapping[str, tuple[str, ...]], known: set[
         part.error(None, f"{name} is invalid, context: {part.where}; it refers to itself, directly or through another")
 
 
-def _read_references(group: Fields, known: MapFile) -> dict[str, IpSetReference]:
+def _read_references(group: Fields, known: MapFile, own: Own) -> dict[str, IpSetReference]:
     part = group.object_of("ReferenceSets", ("IPSetReferences", "ContextSets"))
     found: dict[str, IpSetReference] = {}
     if part is None:
@@ -744,14 +792,14 @@ def _read_references(group: Fields, known: MapFile) -> dict[str, IpSetReference]
         fields = open_fields(node, part.at(f"IPSetReferences.{name.text}"), ("ReferenceArn",), group.problems)
         if fields is None:
             continue
-        if not _NAME.match(name.text):
+        if not VARIABLE_NAME.match(name.text):
             group.problems.error(name, f"{shorten(name.text)} is invalid, context: ReferenceSets.IPSetReferences")
             continue
         arn = fields.string("ReferenceArn")
         if not arn:
             fields.missing("ReferenceArn", "the ARN of a prefix list or resource group")
             continue
-        networks = known.ip_sets.get(arn)
+        networks = own.ip_sets.get(name.text, known.ip_sets.get(arn))
         if networks is None:
             fields.error(
                 fields.get("ReferenceArn"),

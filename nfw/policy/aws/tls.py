@@ -6,7 +6,7 @@ from engines.tls.scope import TlsScope
 from nfw.policy.aws.documents import Document
 from nfw.policy.aws.fields import Fields, open_fields
 from nfw.policy.aws.mapfile import CertificateFiles, MapFile
-from nfw.policy.aws.metadata import read_own
+from nfw.policy.aws.metadata import LOCAL_CERTIFICATE, read_own
 from nfw.policy.aws.rule_group import read_addresses, read_ports, read_protocols
 from nfw.policy.model import CertificateAuthority, InboundTls, OnRevocation, Revocation, ServerCertificate, Tls
 from nfw.policy.read_tls import read_authority, warn_inbound, warn_revocation
@@ -44,6 +44,7 @@ def read_tls_configuration(
     root = open_fields(document.body, where, ("ServerCertificateConfigurations",), document.problems)
     if root is None:
         return None, ()
+    own = read_own(document)
     entries = root.objects("ServerCertificateConfigurations", CONFIGURATION_FIELDS)
     if not entries:
         root.missing("ServerCertificateConfigurations", "at least one configuration")
@@ -52,7 +53,7 @@ def read_tls_configuration(
     outbound: list[TlsScope] = []
     inbound: list[InboundTls] = []
     for fields in entries:
-        scopes = _read_scopes(fields)
+        scopes = _read_scopes(fields, own.exact_scopes)
         if "CertificateAuthorityArn" in fields:
             found = _read_authority(fields, known, check_key, now)
             if ca is not None and found is not None and found.arn != ca.arn:
@@ -81,12 +82,10 @@ def read_tls_configuration(
             )
     if ca is None:
         return None, tuple(inbound)
-    return Tls(ca=ca, scopes=tuple(outbound), revocation=revocation, arn=read_own(document).arn or document.arn), tuple(
-        inbound
-    )
+    return Tls(ca=ca, scopes=tuple(outbound), revocation=revocation, arn=own.arn or document.arn), tuple(inbound)
 
 
-def _read_scopes(fields: Fields) -> list[TlsScope]:
+def _read_scopes(fields: Fields, exact: bool) -> list[TlsScope]:
     scopes: list[TlsScope] = []
     if not fields.list_of("Scopes"):
         fields.missing("Scopes", "a list such as [{DestinationPorts: [{FromPort: 443, ToPort: 443}], Protocols: [6]}]")
@@ -107,7 +106,7 @@ def _read_scopes(fields: Fields) -> list[TlsScope]:
         )
         # AWS adds the way back to what it stores; a connection is judged by the way it is opened.
         mirror = TlsScope(scope.destinations, scope.destination_ports, scope.sources, scope.source_ports)
-        if mirror == scope or mirror not in scopes:
+        if exact or mirror == scope or mirror not in scopes:
             scopes.append(scope)
     return scopes
 
@@ -117,7 +116,8 @@ def _read_authority(fields: Fields, known: MapFile, check_key: bool, now: float)
     files = _files(fields, "CertificateAuthorityArn", arn, known)
     if files is None:
         return None
-    return read_authority(files.section, files.certificate, files.private_key, arn, check_key, now)
+    known_as = "" if arn.startswith(LOCAL_CERTIFICATE) else arn
+    return read_authority(files.section, files.certificate, files.private_key, known_as, check_key, now)
 
 
 def _files(fields: Fields, key: str, arn: str, known: MapFile) -> CertificateFiles | None:
@@ -140,7 +140,8 @@ def _read_certificates(fields: Fields, known: MapFile) -> tuple[ServerCertificat
             continue
         files = known.certificates.get(arn)
         certificate = files.certificate if files is not None else None
-        found.append(ServerCertificate(certificate, files.private_key if files is not None else None, arn))
+        key = files.private_key if files is not None else None
+        found.append(ServerCertificate(certificate, key, "" if arn.startswith(LOCAL_CERTIFICATE) else arn))
     if len(found) > MAX_CERTIFICATES:
         fields.problems.aws_refuses(
             fields.key("ServerCertificates"), f"Certificates limit exceeded, parameter: [{len(found)}]"
