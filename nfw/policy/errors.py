@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+MAX_MESSAGE = 1000  # characters
 MAX_PROBLEMS = 1000  # a person reads ten; a wrong file type can yield one per line. Past it only a count is kept.
 
 
@@ -108,12 +109,14 @@ class Problems:
         self.untold += other.untold
 
     def add(self, error: PolicyError) -> None:
+        error = _tidy(error)
         if len(self.errors) < MAX_PROBLEMS:
             self.errors.append(error)
         else:
             self.untold += 1
 
     def add_warning(self, warning: PolicyError) -> None:
+        warning = _tidy(warning)
         if warning.level is Level.ERROR:
             warning = replace(warning, level=Level.WARNING)
         if len(self.warnings) < MAX_PROBLEMS:
@@ -141,6 +144,13 @@ def suggest(word: str, known: Iterable[str], *, nothing: str = "known: {}") -> s
     if near:
         return f'did you mean "{folded[near[0]]}"?'
     return nothing.format(", ".join(names))
+
+
+def _tidy(error: PolicyError) -> PolicyError:
+    """One printable line of bounded length, whatever of the policy's text it quotes."""
+    if error.message.isprintable() and len(error.message) <= MAX_MESSAGE:
+        return error
+    return replace(error, message=shorten(error.message, MAX_MESSAGE)[1:-1])
 
 
 def shorten(text: str, limit: int = 60) -> str:
