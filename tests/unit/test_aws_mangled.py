@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from nfw.policy import dump_policy, load_policy
 from nfw.policy.aws.write import write_template
 from nfw.policy.errors import PolicyErrors
-from tests.unit.awskit import NOW, golden_folder, group, load, policy, refusal, stateful
+from nfw.policy.loader import load_policy_text
+from tests.unit.awskit import NOW, golden_folder, group, load, meaning, policy, refusal, stateful
 from tests.unit.test_aws_cloudformation import YAML
 
 PLACED = re.compile(r"[^\n]+?(:\d+)?(:\d+)?: [^\n]+\Z")
@@ -39,7 +40,8 @@ def answers(*paths: Path, map_file: Path | None = None) -> bool:
         good = not refused.errors
     else:
         told = list(loaded.warnings)
-        dump_policy(loaded)  # what loads can be written
+        again = load_policy_text(dump_policy(loaded).encode(), loaded.file.parent / "again.yaml", now=NOW.timestamp())
+        assert meaning(again) == meaning(loaded)
         write_template(loaded)
         good = True
     assert time.monotonic() - started < 20
@@ -210,7 +212,7 @@ def test_anything_as_a_file(folder: Path, data: bytes) -> None:
 
 def test_a_rule_string_as_long_as_aws_takes(tmp_path: Path) -> None:
     """Two megabytes, all wrong: a thousand messages, each with its place, in a time a person waits."""
-    line = 'alert tcp any any -> any any (content:some text without quotes around; sid:%d;)'
+    line = "alert tcp any any -> any any (content:some text without quotes around; sid:%d;)"
     rules = "\n".join(line % sid for sid in range(1, 24_000))[:2_000_000]
     started = time.monotonic()
     found = refusal(tmp_path, policy(groups=("g",)), group("g", stateful(rules), capacity=30_000))
