@@ -21,7 +21,8 @@ reply's, so no packet needs its addresses compared or swapped.
 *TCP.* ``TRANSITIONS`` is the state machine of the conversation as seen from its middle, with the names of RFC 9293
 section 3.3.2: ``FIN_WAIT_1`` means that one side, whichever, has sent its FIN. Segments become events only after their
 sequence or acknowledgment number was found plausible. A flow is *established* once each SYN was acknowledged; the
-segment that does so still counts as not established, as in Suricata, whose packets take the state from before them.
+segment that does so still counts as not established, as in Suricata, whose packets take the state from before them,
+unless it has data.
 
 *A closed flow stays* for a short time, so that stragglers find it instead of looking like mid-stream TCP, and so that a
 forged RST gains nothing: packets that follow it are still KNOWN and still judged by what the flow's inspector saw.
@@ -401,6 +402,8 @@ class FlowTable:
                 return Tracked(flow, direction, Kind.INVALID, established, reason)
             if flow.established and not established:
                 self._store(flow)
+                if packet.end > packet.payload_offset:  # data with the last step is of the connection it opens
+                    known = self._tcp[packet.key]
         flow.last_seen = now
         flow.packets[direction] += 1
         flow.bytes[direction] += packet.end

@@ -283,6 +283,14 @@ def tcp_window_scale(packet: Packet) -> int | None:
     return None
 
 
+def tcp_timestamps(packet: Packet) -> tuple[int, int] | None:
+    """TSval and TSecr, None without the option (RFC 7323 section 3.2)."""
+    for kind, value in tcp_options(packet):
+        if kind == 8 and len(value) == 8:
+            return int.from_bytes(value[:4], "big"), int.from_bytes(value[4:], "big")
+    return None
+
+
 def tcp_fast_open(packet: Packet) -> bool:
     """Whether the fast open option is there, also by its experimental number (RFC 7413 section 4.1.1)."""
     return any(kind == 34 or (kind in (253, 254) and value[:2] == b"\xf9\x89") for kind, value in tcp_options(packet))

@@ -221,7 +221,7 @@ def replay(
 ) -> Summary:
     """Run all packets; ``event`` gets each EVE record. What ``packets`` raises ends the capture there and is raised
     again when everything before it has been judged."""
-    ruleset = compile_ruleset(signatures, "action", (), options.limits, options.action_order)
+    ruleset = compile_ruleset(signatures, "action", (), options.limits, options.action_order, captures=True)
     watching = options.watch()
     watcher = Watcher(ruleset, event, watching)
     # Receivers put fragments together by the same policy as segments.
@@ -241,7 +241,11 @@ def replay(
                     odd = frozenset(f"decoder.{event}" for event in layer.events)
                     watcher.packet(captured.number, layer.packet, captured.time, layer.vlans, odd, size)
                     carried, size = True, 0
+                else:
+                    watcher.frame(captured.number, layer.frame, captured.time, captured.link_type, captured.data)
             unread += not carried
     finally:
         watcher.finish(now)
+    if ruleset.overflowed:
+        watcher.counts["detect.alert_queue_overflow"] = ruleset.overflowed
     return Summary(seen, unread, watcher.counts, ruleset.hit_counts())

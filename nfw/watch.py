@@ -12,26 +12,32 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from engines.decode.anomalies import packet_events
+from engines.decode.anomalies import frame_events, packet_events
+from engines.decode.link import ARP, Frame
 from engines.flow import CloseReason, Flow
-from engines.packet import ACK, RST, SYN, TCP, UDP, Packet, quoted
+from engines.packet import ACK, RST, SYN, TCP, UDP, Packet, decode, quoted
+from engines.stateful.app.detect import is_answer
+from engines.stateful.header import NO_IP
 from engines.stateful.inspector import Alert, FlowFacts, Inspector, Outcome, Segment
 from engines.stateful.ruleset import RuleSet
 from engines.stateful.signature import Action
-from engines.verdict import Direction, Scope, Verdict
+from engines.verdict import ACCEPT, Decision, Direction, Scope, Verdict
 from engines.watch.segments import OverlapPolicy
 from engines.watch.session import Session, SessionOptions, State
 from nfw import events
 from nfw.pipeline import flow_event
 
-ICMP, ESP, ICMPV6, SCTP = 1, 50, 58, 132
+ICMP, IPIP, IPV6, ESP, ICMPV6, SCTP = 1, 4, 41, 50, 58, 132
 # Protocols whose packets belong to flows (Suricata: flow.c); packets of all others are judged one by one.
-_WITH_FLOWS = frozenset({TCP, UDP, ICMP, ICMPV6, SCTP, ESP})
+_WITH_FLOWS = frozenset({TCP, UDP, ICMP, ICMPV6, SCTP, ESP, IPIP, IPV6})
 # Suricata: flow-timeouts, the stock configuration. Seconds without a packet.
 _TIMEOUTS = {TCP: 600.0, UDP: 300.0, ICMP: 300.0, ICMPV6: 300.0}
 _OTHER_TIMEOUT, _TCP_NEW, _TCP_CLOSED = 300.0, 60.0, 60.0
 _SHORTEST_TIMEOUT = 60.0
 MAX_FLOWS = 262_144
+
+# Reasons of decisions that a rule has made, by itself or by its rate_filter.
+_BY_RULE = frozenset({"rule", "rate_filter"})
 
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
@@ -139,7 +145,7 @@ class Watcher:
             return
         if packet.is_icmp_error:
             inner = quoted(packet)
-            flow = self._flows.get(_key(inner, vlan)) if inner is not None else None
+            flow = self._flows.get(flow_key(inner, vlan)) if inner is not None else None
             self._alone(packet, now, established=flow is not None and flow.established, flow=flow)
             return
         flow, direction = self._flow(packet, now, vlan, size or packet.end)
@@ -155,8 +161,23 @@ class Watcher:
         else:
             self._datagram(packet, flow, direction, now)
 
+    def frame(self, number: int, frame: Frame, now: float, link_type: int, data: bytes) -> None:
+        """Judge what is no IP: ``frame`` as decoded of ``data``, all that was captured."""
+        self._number, self._vlans = number, frame.vlans
+        self._events = frozenset()
+        if self._wants_events:
+            self._events = frozenset(f"decoder.{event}" for event in frame_events(link_type, data))
+        facts = FlowFacts(0, NO_IP, b"", b"", 0, 0)
+        inspector = Inspector(self.ruleset, facts, now, watching=True, enforcing=self.options.enforce)
+        nothing = decode(b"")
+        payload = frame.payload if frame.ethertype == ARP else b""
+        segment = Segment(_TO_SERVER, False, payload, b"", nothing, now, 0, True, self._events, self._vlans)
+        outcome = inspector.inspect(segment)
+        for alert in outcome.alerts:
+            self._log(alert, self._base("alert", nothing, None, now), "alert")
+
     def _flow(self, packet: Packet, now: float, vlan: tuple[int, ...], size: int) -> tuple[Flow, Direction]:
-        key = _key(packet, vlan)
+        key = flow_key(packet, vlan)
         flow = self._flows.pop(key, None)
         if flow is not None and (now - flow.last_seen > _timeout(flow) or self._reused(flow, packet)):
             self._end(flow, now)
@@ -168,7 +189,7 @@ class Watcher:
         direction = _TO_SERVER if from_client else _TO_CLIENT
         if packet.src == packet.dst and packet.sport == packet.dport:
             direction = _TO_SERVER
-        flow.last_seen = now
+        flow.last_seen = max(flow.last_seen, now)  # as in Suricata: a time that goes back ends no flow
         flow.packets[direction] += 1
         flow.bytes[direction] += size
         flow.flags[direction] |= packet.tcp_flags
@@ -191,14 +212,22 @@ class Watcher:
         ends = (packet.src, packet.dst, packet.sport, packet.dport)
         session = None
         if packet.protocol == TCP:
-            if self.options.session.midstream and packet.tcp_flags & (SYN | ACK) == SYN | ACK:
+            if self.options.session.midstream and self._from_server(packet):
                 ends = (packet.dst, packet.src, packet.dport, packet.sport)
             policy = self.options.os_policy
             session = Session(self.options.session, (policy(ends[1]), policy(ends[0])))
+        elif packet.protocol == UDP and is_answer(packet.payload, udp=True):
+            ends = (packet.dst, packet.src, packet.dport, packet.sport)
         flow = Flow(self._last_id, packet.protocol, packet.family, *ends, now, (packet.key, b""))
         inspector = Inspector(self.ruleset, _facts(flow), now, watching=True, enforcing=self.options.enforce)
         flow.context = _Context(key, inspector, session)
         return flow
+
+    @staticmethod
+    def _from_server(packet: Packet) -> bool:
+        """The first segment seen of a connection: it answers a SYN, or is what only a server says."""
+        flags = packet.tcp_flags & (SYN | ACK)
+        return flags == SYN | ACK or (flags == ACK and is_answer(packet.payload))
 
     def _alone(self, packet: Packet, now: float, *, established: bool, flow: Flow | None = None) -> None:
         """A packet that is no part of a flow's conversation."""
@@ -213,11 +242,11 @@ class Watcher:
         )
         decision = outcome.decision
         drops = decision.verdict is not Verdict.ACCEPT
-        verdict = decision.verdict.value if drops else "pass" if decision.reason == "rule" else "alert"
+        verdict = decision.verdict.value if drops else "pass" if decision.reason in _BY_RULE else "alert"
         for alert in outcome.alerts:
             self._log(alert, self._base("alert", packet, flow, now), verdict)
         if drops:
-            self._dropped("rules", packet, None, _TO_SERVER, now, verdict)
+            self._dropped(_drop_reason(decision), packet, None, _TO_SERVER, now, verdict)
         else:
             self._count("ips.accepted")
 
@@ -235,23 +264,31 @@ class Watcher:
         context: _Context = flow.context
         session, inspector = context.session, context.inspector
         assert session is not None
-        payload, added = packet.payload, False
-        chunk, offset = b"", 0
+        payload, added, odd = packet.payload, False, self._events
+        pieces: list[tuple[bytes, int]] = []
         if self._checksum_ok(packet):
             if session.state is State.NONE and self._midstream(packet, flow, direction, now):
                 return
-            step = session.segment(packet, direction, payload)
-            if not step.accepted and self.options.enforce and session.state is not State.NONE:
+            step = session.segment(packet, direction, payload, now)
+            if step.events:
+                odd = odd.union(f"stream.{event}" for event in step.events)
+            payload = step.kept or payload
+            # What was refused for a reason; what merely fits nowhere is judged for itself (Suricata: drop-invalid).
+            if step.events and not step.accepted and self.options.enforce:
                 self._dropped("stream error", packet, flow, direction, now)
                 return
             added = step.added
             self._feed(context, step.deliveries, step.closed)
             if session.established:
-                chunk, offset = session.chunk(direction)
-        segment = Segment(
-            direction, flow.established, payload, chunk, packet, now, offset, added, self._events, self._vlans
-        )
+                pieces = session.chunks(direction)
+        # Data with the ACK that ends the handshake belongs to the connection it opens.
+        established = flow.established or (session.established and bool(payload))
+        chunk, offset = pieces[0] if pieces else (b"", 0)
+        segment = Segment(direction, established, payload, chunk, packet, now, offset, added, odd, self._vlans)
         outcome = inspector.inspect(segment)
+        for chunk, offset in pieces[1:]:
+            more = inspector.inspect(Segment(direction, established, b"", chunk, None, now, offset))
+            outcome = _both(outcome, more)
         flow.established = flow.established or session.established
         session.settle()
         self._judged(outcome, packet, flow, direction, now)
@@ -278,17 +315,22 @@ class Watcher:
     def _judged(self, outcome: Outcome, packet: Packet, flow: Flow, direction: Direction, now: float) -> None:
         """Log what was found and carry out what was decided about a packet."""
         decision = outcome.decision
-        drops = decision.verdict is not Verdict.ACCEPT
-        verdict = decision.verdict.value if drops else "pass" if decision.reason == "rule" else "alert"
+        verdict = self._settled(outcome, flow.context)
         self._alerts(outcome, flow, now, verdict, packet)
-        context: _Context = flow.context
-        if decision.scope is Scope.FLOW and decision.reason == "rule" and not context.action:
-            context.action = "drop" if drops else "pass"
-        if drops:
+        if decision.verdict is not Verdict.ACCEPT:
             blocking = next((alert for alert in outcome.alerts if alert.rule.ref == decision.rule), None)
-            self._dropped("rules", packet, flow, direction, now, verdict, blocking)
+            self._dropped(_drop_reason(decision), packet, flow, direction, now, verdict, blocking)
         else:
             self._count("ips.accepted")
+
+    @staticmethod
+    def _settled(outcome: Outcome, context: _Context) -> str:
+        """The verdict as records name it; remembers one on the flow."""
+        decision = outcome.decision
+        drops = decision.verdict is not Verdict.ACCEPT
+        if decision.scope is Scope.FLOW and decision.reason in _BY_RULE and not context.action:
+            context.action = "drop" if drops else "pass"
+        return decision.verdict.value if drops else "pass" if decision.reason in _BY_RULE else "alert"
 
     def _dropped(
         self,
@@ -366,9 +408,9 @@ class Watcher:
                     continue
                 step = session.finish(direction)
                 self._feed(context, step.deliveries, step.closed)
-                chunk, offset = session.chunk(direction, end=True)
-                segment = Segment(direction, True, b"", chunk, None, now, offset)
-                self._alerts(inspector.inspect(segment), flow, now)
+                for chunk, offset in session.chunks(direction, end=True) or [(b"", 0)]:
+                    outcome = inspector.inspect(Segment(direction, True, b"", chunk, None, now, offset))
+                    self._alerts(outcome, flow, now, self._settled(outcome, context))
         self._number = number
         self._record(flow, now, reason)
 
@@ -445,6 +487,10 @@ class Watcher:
         self.counts[name] = self.counts.get(name, 0) + 1
 
 
+def _drop_reason(decision: Decision) -> str:
+    return "threshold detection_filter" if decision.reason == "rate_filter" else "rules"
+
+
 def _add_header(event: dict[str, Any], packet: Packet) -> None:
     if packet.family:
         event["ip_v"] = packet.family
@@ -452,7 +498,7 @@ def _add_header(event: dict[str, Any], packet: Packet) -> None:
         event["icmp_type"], event["icmp_code"] = packet.icmp_type, packet.icmp_code
 
 
-def _key(packet: Packet, vlan: tuple[int, ...]) -> Hashable:
+def flow_key(packet: Packet, vlan: tuple[int, ...]) -> Hashable:
     """The same for both directions of a flow."""
     first, second = sorted(((packet.src, packet.sport), (packet.dst, packet.dport)))
     conversation = b"" if packet.protocol in (TCP, UDP) else packet.key[1 + 2 * len(packet.src) :]
@@ -466,6 +512,12 @@ def _timeout(flow: Flow) -> float:
     if session.state < State.ESTABLISHED:
         return _TCP_NEW
     return _TCP_CLOSED if session.state is State.CLOSED else _TIMEOUTS[TCP]
+
+
+def _both(first: Outcome, second: Outcome) -> Outcome:
+    """Of one packet, judged in two steps: what was decided first stays."""
+    decision = first.decision if first.decision is not ACCEPT else second.decision
+    return Outcome(decision, (*first.alerts, *second.alerts))
 
 
 def _facts(flow: Flow) -> FlowFacts:

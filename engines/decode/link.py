@@ -2,8 +2,8 @@
 
 Promises: :func:`decode_link` never raises, and ends: each header takes bytes off the frame, and there are bounds.
 
-Sources: IEEE 802.1Q (VLAN), RFC 3032 (MPLS), RFC 1661 and RFC 1662 (PPP), RFC 2516 (PPPoE), the link type pages of
-tcpdump.org (LINKTYPE_NULL, LINKTYPE_LINUX_SLL, LINKTYPE_LINUX_SLL2).
+Sources: IEEE 802.1Q (VLAN), RFC 3032 (MPLS), RFC 1661 and RFC 1662 (PPP), RFC 2516 (PPPoE), RFC 8300 (NSH), the link
+type pages of tcpdump.org (LINKTYPE_NULL, LINKTYPE_LINUX_SLL, LINKTYPE_LINUX_SLL2).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ PPP_IN_GRE = 0x880B  # RFC 2637 section 4.1
 _VLAN_TAGS = frozenset({0x8100, 0x88A8, 0x9100, 0x9200})  # 802.1Q, 802.1ad, and QinQ from before 802.1ad
 _MPLS = frozenset({0x8847, 0x8848})
 _PPPOE_SESSION = 0x8864
+_NSH = 0x894F
+_NSH_PROTOCOLS = {1: IPV4, 2: IPV6, 3: TRANSPARENT_ETHERNET}  # RFC 8300 section 2.2
 _PPP_PROTOCOLS = {0x0021: IPV4, 0x0057: IPV6}
 # Address family of BSD's loopback header; that of IPv6 differs among the systems that write it.
 _BSD_FAMILIES = {2: IPV4, 10: IPV6, 24: IPV6, 28: IPV6, 30: IPV6}
@@ -94,6 +96,8 @@ def decode_ethertype(ethertype: int, data: bytes, ethernet: bytes = b"") -> Fram
         frame = _ppp(data[6 : 6 + _word(data, 4)], tags)
     elif ethertype in _MPLS:
         frame = _mpls(data, tags)
+    elif ethertype == _NSH:
+        frame = _nsh(data, tags)
     else:
         return Frame(tags, ethertype, data, None, ethernet)
     return Frame(frame.vlans, frame.ethertype, frame.payload, frame.problem, ethernet)
@@ -139,6 +143,19 @@ def _mpls(data: bytes, vlans: tuple[int, ...]) -> Frame:
                 return Frame(vlans + frame.vlans, frame.ethertype, frame.payload, frame.problem)
             return _ip(payload, vlans)
     return Frame(vlans, 0, b"", "too_many_labels")
+
+
+def _nsh(data: bytes, vlans: tuple[int, ...]) -> Frame:
+    """Network service header, RFC 8300 section 2: its length in words is in the second byte, what follows in the
+    fourth."""
+    header = (data[1] & 0x3F) * 4 if len(data) >= 8 else 0
+    if header < 8 or len(data) < header:
+        return _truncated(vlans)
+    ethertype = _NSH_PROTOCOLS.get(data[3], 0) if data[0] >> 6 == 0 else 0
+    if ethertype == TRANSPARENT_ETHERNET:
+        frame = decode_ethernet(data[header:])
+        return Frame(vlans + frame.vlans, frame.ethertype, frame.payload, frame.problem)
+    return Frame(vlans, ethertype, data[header:], None if ethertype else "unknown_type")
 
 
 def _truncated(vlans: tuple[int, ...] = ()) -> Frame:

@@ -14,9 +14,9 @@ from engines.stateful.header import APP_PROTOCOLS, HOOKS, LINK_PROTOCOLS, Family
 from engines.stateful.keywords import packetbuffers
 from engines.stateful.keywords.base import IntTest, KeywordError
 from engines.stateful.keywords.buffers import BUFFERS, HTTP, rank
-from engines.stateful.keywords.classification import DEFAULT_PRIORITY
 from engines.stateful.keywords.draft import PAYLOAD, BufferDraft, ContentDraft, RuleDraft
 from engines.stateful.match import Absent, ByteJump, OneOf, Regex, Size, compile_program, match_buffer, transform
+from engines.stateful.ruleconfig import DEFAULT_PRIORITY
 from engines.stateful.signature import (
     BufferMatch,
     FastPattern,
@@ -56,14 +56,15 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
     packet_tests = [_header_buffer(matches[id(b)]) for b in draft.buffers if b.name in packetbuffers.NAMES]
     header = draft.header
     if header.protocol in LINK_PROTOCOLS:
-        draft.never(f"{header.protocol} packets do not reach a firewall at the IP layer")
+        draft.in_captures(f"{header.protocol} packets do not reach a firewall at the IP layer")
     if app_buffers and header.app_proto and header.app_proto not in PARSED:
         draft.never(f"no parser for {header.app_proto}")
     if header.hook:
         _check_hook(draft, app_buffers)
     if draft.never_matches:
         draft.warnings.append(f"never matches: {draft.never_matches}")
-    first = draft.app_layer_protocols[0] if draft.app_layer_protocols else None
+    elif draft.captures_only:
+        draft.warnings.append(f"matches in captures only: {draft.captures_only}")
     return Signature(
         action=header.action,
         ref=RuleRef("stateful", draft.sid, draft.msg, file, line, draft.gid, draft.rev),
@@ -85,11 +86,12 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
         flowbit_sets=tuple(draft.flowbit_sets),
         threshold=draft.threshold,
         detection_filter=draft.detection_filter,
-        app_layer_protocol=first,
         noalert=draft.noalert,
         pass_alert=draft.pass_alert,
         priority=_priority(draft),
         classtype=draft.classtype,
+        category=draft.category,
+        countries=draft.countries,
         metadata={name: tuple(values) for name, values in draft.metadata.items()},
         references=tuple(draft.references),
         target=draft.target,
@@ -103,6 +105,7 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
         stream_sizes=tuple(draft.stream_sizes),
         packet_events=tuple(draft.packet_events),
         never_matches=draft.never_matches,
+        captures_only=draft.captures_only,
         reject_to=header.reject_to,
     )
 
@@ -304,6 +307,7 @@ def _rule_type(draft: RuleDraft, app_proto: str, ip_protocols: frozenset[int], h
         return RuleType.PKT_STREAM if bounded or draft.stream_sizes else RuleType.STREAM
     conditions = (
         draft.packet_tests
+        or draft.needs_packet
         or flow_state
         or draft.flowbit_checks
         or draft.xbit_checks

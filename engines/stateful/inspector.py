@@ -15,19 +15,20 @@ its bytes are counted in ``held`` and must not leave.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engines.stateful.app import Transaction
-from engines.stateful.app.detect import FAILED, Detector
+from engines.stateful.app.detect import FAILED, Detector, recognised
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
 from engines.stateful.defaults import Condition, DefaultAction
+from engines.stateful.expect import Expected
 from engines.stateful.flowbits import FlowBits, FlowInts
 from engines.stateful.layer import Layer
 from engines.stateful.match import match_buffer
 from engines.stateful.ruleset import Rule, RuleSet, Search, covered_protocols
-from engines.stateful.signature import Action, RuleType, Signature, Threshold
+from engines.stateful.signature import Action, AppProtocolTest, RuleType, Signature, Threshold
 from engines.stateful.threshold import Effect, track_key
 from engines.stateful.tlsfacts import TlsFacts, TlsTransaction
 from engines.verdict import ACCEPT, Decision, Direction, Scope, Verdict
@@ -40,10 +41,11 @@ _TO_SERVER = Direction.TO_SERVER
 _TO_CLIENT = Direction.TO_CLIENT
 _BOTH = (_TO_SERVER, _TO_CLIENT)
 _VERDICTS = {Action.PASS: Verdict.ACCEPT, Action.DROP: Verdict.DROP, Action.REJECT: Verdict.REJECT}
-# Protocols another one may start inside of (CONNECT, Upgrade): parsed even if only rules on that one are there.
-_TUNNELS = frozenset({"http"})
+# Protocols another one may start inside of (CONNECT, Upgrade, STARTTLS) or be found in (DNS): parsed even if rules ask
+# only for the name of what a flow speaks.
+_CARRIERS = frozenset({"http", "http2", "smtp", "ftp"})
 # The key of the EVE object for a protocol whose name differs from it.
-_LOG_KEYS = {"http2": "http", "http1": "http"}
+_LOG_KEYS = {"http2": "http", "doh2": "http", "http1": "http"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ class Inspector:
         "_established",
         "_expired",
         "_facts",
+        "_first",
         "_found",
         "_group",
         "_idle",
@@ -152,6 +155,8 @@ class Inspector:
         "_limits",
         "_logged",
         "_offset",
+        "_original",
+        "_other_side",
         "_outcome",
         "_payload_bytes",
         "_pd_done",
@@ -159,6 +164,8 @@ class Inspector:
         "_reachable",
         "_ruleset",
         "_segment",
+        "_session",
+        "_spoken",
         "_suspect",
         "_tail",
         "_tls",
@@ -194,11 +201,16 @@ class Inspector:
         self.app_proto = ""  # of the bytes: on a decrypted flow what TLS carries
         self.held = [0, 0]
         self._protocols: frozenset[str] = frozenset()
+        self._original = ""  # what it was before another protocol began inside it
+        self._spoken = ["", ""]  # what the bytes of each side say, where rules ask
+        self._other_side: Detector | None = None
         self._decrypted = decrypted
+        self._session: TlsTransaction | None = None  # the TLS session the plaintext comes from
         self._tls: Layer | None = None  # a hello that waits to be judged with the first plaintext
         self._layers: list[Layer] = []
         self._detector: Detector | None = _detector(facts.protocol)
         self._early = (bytearray(), bytearray())  # bytes before detection had an answer
+        self._first = _TO_SERVER  # who spoke first
         self._payload_bytes = [0, 0]
         self._offset = [0, 0]  # stream bytes searched
         self._tail = [b"", b""]  # the last of them
@@ -315,19 +327,35 @@ class Inspector:
             and not any(layer.group.per_packet for layer in self._layers)
         )
 
-    def tls_hello(self, facts: TlsFacts, now: float, session_holding: bool = False) -> Outcome:
+    def tls_hello(
+        self, facts: TlsFacts, now: float, session_holding: bool = False, server_follows: bool = False
+    ) -> Outcome:
         """The client's hello of a decrypted flow. Its rules are judged now if the session is held until then,
-        otherwise together with the first plaintext (AWS: ``EnableTLSSessionHolding``)."""
+        otherwise together with the first plaintext (AWS: ``EnableTLSSessionHolding``). ``server_follows``: so is
+        :meth:`tls_server`."""
         if self._outcome is not None:
             return self._outcome
         group = self._ruleset.app_group("tls")
-        layer = Layer("tls", group, self._ruleset.rules, None, [TlsTransaction(facts)])
+        self._session = TlsTransaction(facts, server_follows)
+        layer = Layer("tls", group, self._ruleset.rules, None, [self._session])
         self._protocols |= {"tls"}
         if not session_holding:
             self._tls = layer
             return _NOTHING
         self._layers.insert(0, layer)
         self._segment = Segment(_TO_SERVER, False, b"", b"", None, now)
+        return self._run(self._segment, False, defaults=False)
+
+    def tls_server(self, chain: Sequence[bytes], now: float) -> Outcome:
+        """The certificates (DER, leaf first) the server of a decrypted flow has shown; judged like the hello."""
+        if self._outcome is not None:
+            return self._outcome
+        if self._session is None:
+            return _NOTHING
+        self._session.saw_server(chain)
+        if self._tls is not None:
+            return _NOTHING
+        self._segment = Segment(_TO_CLIENT, False, b"", b"", None, now)
         return self._run(self._segment, False, defaults=False)
 
     def close(self, direction: Direction, now: float) -> Outcome:
@@ -366,6 +394,8 @@ class Inspector:
         if self._detector is not None:
             self._detect(direction, data)
             return
+        if self._other_side is not None:
+            self._listen(direction, data)
         if self._layers and self._layers[-1].parser is not None and not self._layers[-1].parser.tunnel:
             self._parse(self._layers[-1], direction, data)
 
@@ -374,48 +404,105 @@ class Inspector:
         early = self._early[direction]
         if self._facts.protocol == _UDP:
             early.clear()  # every datagram is a message of its own
+        if not early and not self._early[direction.reply]:
+            self._first = direction
         early += data
+        expected = self._announced()
+        if expected is not None:
+            self._protocol_known(expected.protocol, expected=expected)
+            return
         name = self._detector.feed(direction, data)
         if name == FAILED:
             self._detection_failed()
         elif name is not None:
-            self._protocol_known(name)
+            self._protocol_known(name, direction)
         elif len(early) >= self._limits.detect_bytes:
             self._detection_failed()
+
+    def _announced(self) -> Expected | None:
+        """What another flow said this one would be."""
+        expectations, facts = self._ruleset.expectations, self._facts
+        if not expectations or facts.protocol != _TCP:
+            return None
+        return expectations.take(facts.client, facts.server, facts.server_port, self._segment.now)
 
     def _detection_failed(self) -> None:
         self._detector = None
         for early in self._early:
             early.clear()
 
-    def _protocol_known(self, name: str) -> None:
+    def _protocol_known(self, name: str, by: Direction | None = None, expected: Expected | None = None) -> None:
+        """``by``: the side whose bytes told; None: both have agreed on it."""
         self._detector = None
+        self._spoken = [name, name] if by is None else [name if side is by else "" for side in _BOTH]
+        if by is not None and (self._ruleset.needs_sides or self._group.pd_only):
+            self._other_side = _detector(self._facts.protocol)
+            self._listen(by.reply, bytes(self._early[by.reply]))
         self.app_proto = name
         self._protocols |= {name}
         group = self._ruleset.app_group(name)
         make = (UDP_PARSERS if self._facts.protocol == _UDP else PARSERS).get(name)
-        wanted = group.has_transactions or (name in _TUNNELS and self._ruleset.needs_protocol)
+        wanted = group.has_transactions or (name in _CARRIERS and self._ruleset.needs_protocol)
         parser = make(self._limits.app, group.body_denies) if make is not None and wanted else None
+        if parser is not None:
+            parser.begin(self._facts.client, self._facts.server, expected)
         layer = Layer(name, group, self._ruleset.rules, parser)
         self._layers.append(layer)
-        for side in _BOTH:
+        for side in (self._first, self._first.reply):
             early = bytes(self._early[side])
             self._early[side].clear()
             if early and parser is not None:
                 self._parse(layer, side, early)
 
+    def _listen(self, direction: Direction, data: bytes) -> None:
+        """What the side speaks that has not told what the flow is."""
+        if self._other_side is None or self._spoken[direction] or not data:
+            return
+        name = self._other_side.feed(direction, data)
+        if name is None and not self._other_side.final_for(direction):
+            return
+        failed = name is None or name == FAILED
+        self._spoken[direction] = self.app_proto if failed or name is None else name
+        self._other_side = None
+        if failed and self.app_proto in recognised(direction, self._facts.protocol == _UDP):
+            # Nothing was found out about this side, so there is nothing to judge (Suricata: only one direction).
+            self._pd_done[direction] = True
+
     def _parse(self, layer: Layer, direction: Direction, data: bytes) -> None:
         parser = layer.parser
         assert parser is not None
         parser.feed(direction, data)
+        if parser.name != layer.name:
+            self._renamed(layer, parser.name)
+        if parser.expects:
+            for expected in parser.expects:
+                facts = self._facts
+                self._ruleset.expectations.add(facts.client, facts.server, expected, self._segment.now)
+            parser.expects.clear()
         if parser.tunnel:
             # CONNECT or Upgrade: another protocol starts inside the connection.
-            self._detector = Detector()
+            self._original = layer.name
             self._pd_done = [False, False]
+            if parser.carries:
+                self._protocol_known(parser.carries)
+            else:
+                self._detector = Detector()
             for side in _BOTH:
                 rest = parser.unparsed(side)
                 if rest:
                     self._feed(side, rest)
+
+    def _renamed(self, layer: Layer, name: str) -> None:
+        """The layer's protocol turned out to carry another one."""
+        self._protocols = self._protocols - {layer.name} | {name}
+        self.app_proto = name
+        layer.rename(name, self._ruleset.app_group(name))
+        if self._other_side is not None:
+            # Both sides have it from here on, so the other one's bytes are asked no more (as in Suricata).
+            self._other_side = None
+            for side in _BOTH:
+                self._pd_done[side] = self._pd_done[side] or not self._spoken[side]
+        self._spoken = [name, name]
 
     # -- matching --------------------------------------------------------------------------------------------------
 
@@ -437,7 +524,7 @@ class Inspector:
             for layer in self._layers:
                 if layer.give_up_oldest(self._limits.max_transactions) and self._enforces(layer):
                     problem = problem or "transaction_overflow"
-        if not self._pd_done[direction] and self._protocol_final(direction):
+        if (with_packet or not watching) and not self._pd_done[direction] and self._side_final(direction):
             self._pd_rules(direction)
         if not found and not self._ruleset.defaults and problem is None:
             self._update_idle()
@@ -472,6 +559,12 @@ class Inspector:
     def _protocol_final(self, direction: Direction) -> bool:
         """Nothing that direction may say changes the protocol any more."""
         return self._detector is None or self._detector.final_for(direction)
+
+    def _side_final(self, direction: Direction) -> bool:
+        """What that side itself speaks will not change any more."""
+        if self._detector is not None or self._other_side is None:
+            return self._protocol_final(direction)
+        return bool(self._spoken[direction])
 
     def _packet_rules(self, segment: Segment, direction: Direction) -> None:
         group = self._group
@@ -623,8 +716,8 @@ class Inspector:
         signature, segment = rule.signature, self._segment
         if rule.app_protos and rule.app_protos.isdisjoint(self._protocols):
             return False
-        for name, negated in signature.app_layer_protocols:
-            if not self._protocol_is(name, negated, direction):
+        for asked in signature.app_layer_protocols:
+            if not self._protocol_is(asked, direction):
                 return False
         for test in signature.packet_tests:
             if not test(segment):
@@ -641,12 +734,23 @@ class Inspector:
             return self._ruleset.address_bits.check(signature.xbit_checks, source, destination, segment.now)
         return True
 
-    def _protocol_is(self, name: str, negated: bool, direction: Direction) -> bool:
+    def _protocol_is(self, asked: AppProtocolTest, direction: Direction) -> bool:
         """``app-layer-protocol``. What a flow is not is known when detection has come to an end."""
+        name, negated, mode = asked
+        known: Iterable[str] = self._protocols
+        final = self._protocol_final(direction)
+        if mode == "original":
+            known = (self._original,)
+        elif mode == "either":
+            known, final = self._spoken, self._side_final(_TO_SERVER) and self._side_final(_TO_CLIENT)
+        elif mode in {"to_server", "to_client"}:
+            side = _TO_CLIENT if mode == "to_client" else _TO_SERVER
+            known, final = (self._spoken[side],), self._side_final(side)
         if name in {"failed", "unknown"}:
-            return (not self._protocols) != negated and self._protocol_final(direction)
-        if covered_protocols(name).isdisjoint(self._protocols):
-            return negated and self._protocol_final(direction)
+            return (not any(known)) != negated and final
+        wanted = frozenset({name}) if mode == "exact" else covered_protocols(name)
+        if wanted.isdisjoint(known):
+            return negated and final
         return not negated
 
     def _stream_size(self, side: str, test: Any) -> bool:
@@ -683,15 +787,16 @@ class Inspector:
     def _carry_out(self, found: list[_Match], segment: Segment) -> tuple[Decision | None, list[Alert]]:
         decision: Decision | None = None
         alerts: list[Alert] = []
-        for match in found:
-            signature = match.rule.signature
-            effect = self._effect(match, segment.now)
+        room = self._limits.max_alerts
+        for place, match in enumerate(found):
+            effect, signature = self._effect(match, segment.now)
             if effect is Effect.NONE:
                 continue
             action = signature.action
             if action is not Action.ALERT:
                 scope = Scope.FLOW if match.acts_on_flow else Scope.PACKET
-                made = Decision(_VERDICTS[action], scope, "rule", signature.ref)
+                reason = "rule" if signature is match.rule.signature else "rate_filter"
+                made = Decision(_VERDICTS[action], scope, reason, signature.ref)
                 if decision is None:
                     decision = made
                 elif scope is Scope.FLOW and decision.scope is Scope.PACKET:
@@ -701,30 +806,44 @@ class Inspector:
                     elif decision.verdict is not Verdict.ACCEPT:
                         decision = made
             wanted = signature.pass_alert if action is Action.PASS else not signature.noalert
-            if wanted and effect is Effect.FULL and len(alerts) < self._limits.max_alerts:
-                alerts.append(self._alert(match, segment.now))
+            if place >= room:
+                self._ruleset.overflowed += 1
+            elif wanted and effect is Effect.FULL:
+                alerts.append(self._alert(match, signature, segment.now))
             if action is Action.PASS:
                 break
         return decision, alerts
 
-    def _effect(self, match: _Match, now: float) -> Effect:
+    def _effect(self, match: _Match, now: float) -> tuple[Effect, Signature]:
+        """What is left of a match, and the rule, by its rate_filter with another action."""
         signature = match.rule.signature
+        if signature.suppressions:
+            source, _, destination, _ = self._tuples[match.direction]
+            if any(suppression.covers(source, destination) for suppression in signature.suppressions):
+                return Effect.SILENT, signature
         if signature.detection_filter is not None:
             effect = self._count(match, signature.detection_filter, now)
             if effect is Effect.NONE:
-                return effect
+                return effect, signature
         if signature.threshold is not None:
-            return self._count(match, signature.threshold, now)
-        return Effect.FULL
+            return self._count(match, signature.threshold, now), signature
+        limited = match.rule.limited
+        if limited is not None:
+            rate = signature.rate_filter
+            assert rate is not None
+            if self._ruleset.thresholds.exceeded(match.rank, rate, self._tracked(match, rate.track), now):
+                return Effect.FULL, limited
+        return Effect.FULL, signature
 
     def _count(self, match: _Match, threshold: Threshold, now: float) -> Effect:
-        facts = self._facts
-        to_server = match.direction is _TO_SERVER
-        key = track_key(threshold.track, facts.id, facts.client, facts.server, to_server)
+        key = self._tracked(match, threshold.track)
         return self._ruleset.thresholds.count(match.rank, threshold, key, now)
 
-    def _alert(self, match: _Match, now: float) -> Alert:
-        signature = match.rule.signature
+    def _tracked(self, match: _Match, track: str) -> Hashable:
+        facts = self._facts
+        return track_key(track, facts.id, facts.client, facts.server, match.direction is _TO_SERVER)
+
+    def _alert(self, match: _Match, signature: Signature, now: float) -> Alert:
         blocked = signature.action in (Action.DROP, Action.REJECT)
         tx: dict[str, object] = {}
         if match.tx is not None:

@@ -36,7 +36,8 @@ class StatefulLimits:
     # Transactions in progress; above the parsers' own bounds (256 pipelined requests, 1,024 streams), so those act
     # first. More than that: ``transaction_overflow``, the oldest is given up.
     max_transactions: int = 2048
-    # Suricata: packet-alert-max. Alerts logged per packet; the actions of the others still apply.
+    # Suricata: packet-alert-max. Matches of a packet that may be logged, the first in the rules' order; the others are
+    # counted (``RuleSet.overflowed``), and their actions still apply.
     max_alerts: int = 15
     # Flowbits set, and flowints, at the same time. Rules bound them in practice; more are not set.
     max_flowbits: int = 1024
@@ -44,6 +45,8 @@ class StatefulLimits:
     max_thresholds: int = 65536
     # Of the whole rule set: xbits and hostbits set on addresses. Beyond it the oldest is forgotten.
     max_address_bits: int = 65536
+    # Of the whole rule set: flows that others have announced (FTP). Beyond it the oldest is forgotten.
+    max_expectations: int = 4096
     # Bounds of the application parsers.
     app: AppLimits = field(default_factory=AppLimits)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from engines.verdict import Direction, RuleRef
 
@@ -107,8 +107,7 @@ class Suppression:
 
 @dataclass(frozen=True, slots=True)
 class RateFilter:
-    """``rate_filter``: above ``count`` matches in ``seconds`` the rule does ``new_action``, for ``timeout`` seconds
-    (0: as long as the rate holds)."""
+    """``rate_filter``: above ``count`` matches in ``seconds`` the rule does ``new_action``, for ``timeout`` seconds."""
 
     track: str  # as in Threshold
     count: int
@@ -129,6 +128,16 @@ class PacketView(Protocol):
     packet: Any  # engines.packet.Packet, or None on decrypted flows
     events: frozenset[str]  # "decoder.ipv4.trunc_pkt" and the like; empty where nobody looked
     vlans: tuple[int, ...] | None  # outermost first; None where the link layer was not seen
+
+
+class AppProtocolTest(NamedTuple):
+    """``app-layer-protocol:[!]name,mode``. ``mode``: final (what the flow speaks now), original (what it spoke before
+    that changed), to_server and to_client (what one side's bytes say), either (any side's), exact (as final, with no
+    other name standing for it)."""
+
+    name: str
+    negated: bool = False
+    mode: str = "final"
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,19 +230,19 @@ class Signature:
     flowbit_sets: tuple[FlowbitOp, ...] = ()
     threshold: Threshold | None = None
     detection_filter: Threshold | None = None
-    app_layer_protocol: tuple[str, bool] | None = None  # (name, negated) of app-layer-protocol
     noalert: bool = False
     pass_alert: bool = False  # `alert;` inside a pass rule
     priority: int = 3
     classtype: str = ""
+    category: str = ""  # the class's description; an unknown class's name
     metadata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    references: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()  # as URLs; "system,text" where the system is not known
     target: str = ""
     # What the rule can match on, from flow: or from buffers that exist in one direction only; None: both.
     direction: Direction | None = None
     transactional: bool = False  # `=>`: request-side and response-side buffers in one rule
     app_events: tuple[tuple[str, str], ...] = ()  # app-layer-event: (protocol, event), all of them must be there
-    app_layer_protocols: tuple[tuple[str, bool], ...] = ()  # all of them; app_layer_protocol is the first
+    app_layer_protocols: tuple[AppProtocolTest, ...] = ()
     flowints: tuple[FlowintOp, ...] = ()  # in the order written: tests before the match, changes after it
     xbit_checks: tuple[XbitOp, ...] = ()  # isset, isnotset of xbits and hostbits
     xbit_sets: tuple[XbitOp, ...] = ()
@@ -241,7 +250,9 @@ class Signature:
     packet_events: tuple[str, ...] = ()  # decoder.x.y and stream.x the packet must have; packet_tests ask for them
     suppressions: tuple[Suppression, ...] = ()  # of threshold.config, as rate_filter
     rate_filter: RateFilter | None = None
+    countries: Callable[[bytes, bytes], bool] | None = None  # geoip: of the packet's source and destination
     never_matches: str = ""  # why no traffic can match it (a warning says so); left out when rules are compiled
+    captures_only: str = ""  # why no traffic matches it though a capture may (a warning says so)
     reject_to: str = ""  # reject's target: "" and "src" the sender, "dst", "both"
 
     @property

@@ -124,6 +124,10 @@ class Segments:
             return offset
         return max(offset, self._run_at[index] + len(self._runs[index]))
 
+    def begin(self, offset: int) -> int:
+        """Where the unbroken run of bytes that holds ``offset`` begins; ``offset`` itself when it is not there."""
+        return self._run_at[self._index(offset)] if self.reach(offset) > offset else offset
+
     def next_from(self, offset: int) -> int | None:
         """The first offset at or behind ``offset`` that is there."""
         if self.reach(offset) > offset:

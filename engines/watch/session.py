@@ -15,12 +15,24 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engines.packet import ACK, FIN, RST, SEQUENCE_MASK, SYN, Packet, tcp_fast_open, tcp_window_scale
+from engines.packet import ACK, FIN, RST, SEQUENCE_MASK, SYN, Packet, tcp_fast_open, tcp_timestamps, tcp_window_scale
 from engines.verdict import Direction
 from engines.watch.segments import OverlapPolicy, Segments
 
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 _BOTH = (TO_SERVER, TO_CLIENT)
+# What systems make of timestamps (Suricata: StreamTcpValidateTimestamp).
+_TAKE_ZERO_STAMPS = frozenset(
+    {
+        OverlapPolicy.OLD_LINUX,
+        OverlapPolicy.WINDOWS,
+        OverlapPolicy.WINDOWS_2K3,
+        OverlapPolicy.VISTA,
+        OverlapPolicy.SOLARIS,
+    }
+)
+_OFF_BY_ONE_STAMPS = frozenset({OverlapPolicy.LINUX, OverlapPolicy.MACOS})
+_PAWS_IDLE = 24 * 86_400.0  # after which the clock may have come round (RFC 7323 section 5.5)
 _HALF = 0x80000000
 
 
@@ -38,6 +50,18 @@ class State(enum.IntEnum):
     CLOSE_WAIT = 8
     CLOSING = 9
     CLOSED = 10
+
+
+# As event names call them.
+_STATE_NAMES = {
+    State.ESTABLISHED: "est",
+    State.FIN_WAIT1: "fin1",
+    State.FIN_WAIT2: "fin2",
+    State.TIME_WAIT: "timewait",
+    State.LAST_ACK: "lastack",
+    State.CLOSE_WAIT: "closewait",
+    State.CLOSING: "closing",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +88,15 @@ class Delivery(NamedTuple):
 
 class Step(NamedTuple):
     """What one segment did. ``added``: its payload is part of the stream. ``deliveries`` are for the parser, in this
-    order; ``closed``: directions whose end was reached."""
+    order; ``closed``: directions whose end was reached; ``events``: what was odd, as ``stream-event`` names it;
+    ``kept``: the payload as the stream has it, where that is something else (inline only)."""
 
     added: bool
     deliveries: tuple[Delivery, ...] = ()
     closed: tuple[Direction, ...] = ()
     accepted: bool = True
-
-
-_REFUSED = Step(False, (), (), False)
-_PLAIN = Step(False)
+    events: tuple[str, ...] = ()
+    kept: bytes | None = None
 
 
 class _Half:
@@ -86,10 +109,14 @@ class _Half:
         "fin",
         "isn",
         "last_ack",
+        "last_seen",
+        "last_stamp",
         "next_seq",
         "raw_at",
         "scale",
         "segments",
+        "span",
+        "stamped",
         "trigger",
         "window",
     )
@@ -107,6 +134,10 @@ class _Half:
         self.trigger = False  # raw bytes are to be inspected now, however few
         self.fin: int | None = None  # offset behind the last byte
         self.ended = False
+        self.span: tuple[int, int] | None = None  # where the last segment lies in the stream; inline only
+        self.stamped = False  # its SYN had a timestamp
+        self.last_stamp = 0  # of the last segment in order
+        self.last_seen = 0.0  # when that was
 
     def begin(self, seq: int) -> None:
         self.base = self.next_seq = self.last_ack = seq & SEQUENCE_MASK
@@ -120,7 +151,19 @@ class _Half:
 class Session:
     """``policies`` are of the receivers, by direction."""
 
-    __slots__ = ("_async", "_four_way", "_halves", "_options", "closed_by_reset", "midstream", "state")
+    __slots__ = (
+        "_async",
+        "_before_reset",
+        "_events",
+        "_four_way",
+        "_halves",
+        "_options",
+        "_reset_by",
+        "_stamps",
+        "closed_by_reset",
+        "midstream",
+        "state",
+    )
 
     def __init__(self, options: SessionOptions, policies: tuple[OverlapPolicy, OverlapPolicy]) -> None:
         self._options = options
@@ -130,23 +173,74 @@ class Session:
         self.closed_by_reset = False
         self._async = False
         self._four_way = False
+        self._stamps = False  # both sides have sent timestamps
+        self._reset_by: Direction | None = None
+        self._before_reset = State.NONE
+        self._events: list[str] = []
 
     # -- one segment -----------------------------------------------------------------------------------------------
 
-    def segment(self, packet: Packet, direction: Direction, payload: bytes) -> Step:
-        """Take one segment of this connection."""
-        before = self.state
-        if before is State.NONE:
-            accepted = self._first(packet, direction, payload)
-        elif before is State.SYN_SENT:
-            accepted = self._after_syn(packet, direction, payload)
-        elif before is State.SYN_RECV:
-            accepted = self._after_answer(packet, direction, payload)
-        else:
-            accepted = self._open(packet, direction, payload)
-        if not accepted:
-            return _REFUSED
+    def segment(self, packet: Packet, direction: Direction, payload: bytes, now: float = 0.0) -> Step:
+        """Take one segment of this connection. ``now``: seconds, of the capture."""
+        self._events = []
+        goes_on = self._reset_by is direction and self.state is State.CLOSED and not packet.tcp_flags & RST
+        if goes_on:
+            # Whoever has sent a reset sends on as if there had been none: it was somebody else's. (The other side's
+            # segments say nothing: it may not have the reset yet.)
+            self.state = self._before_reset
+        if not self._take(packet, direction, payload, now):
+            if goes_on:
+                self.state = State.CLOSED
+            return Step(False, (), (), False, tuple(self._events))
+        if goes_on:
+            self._reset_by, self.closed_by_reset = None, False
+            self._events.append("suspected_rst_inject")
         return self._reassemble(packet, direction, payload)
+
+    def _take(self, packet: Packet, direction: Direction, payload: bytes, now: float) -> bool:
+        if self._stamps and not packet.tcp_flags & SYN and not self._stamp_fits(packet, direction, now):
+            return self._odd("pkt_invalid_timestamp")
+        match self.state:
+            case State.NONE:
+                return self._first(packet, direction, payload)
+            case State.SYN_SENT:
+                return self._after_syn(packet, direction, payload)
+            case State.SYN_RECV:
+                return self._after_answer(packet, direction, payload)
+        return self._open(packet, direction, payload)
+
+    def _odd(self, event: str) -> bool:
+        """A segment is refused for this."""
+        self._events.append(event)
+        return False
+
+    def _stamp_fits(self, packet: Packet, direction: Direction, now: float) -> bool:
+        """Whether the receiver takes the segment for no older than what it has (RFC 7323 section 5, PAWS), each system
+        in its own way."""
+        stamps = tcp_timestamps(packet)
+        if stamps is None:
+            return True
+        sender = self._halves[direction]
+        policy = sender.segments.policy
+        stamp, in_order = stamps[0], packet.seq == sender.next_seq
+        if stamp == 0 and policy not in _TAKE_ZERO_STAMPS:
+            return False
+        if policy is OverlapPolicy.HPUX11 and not in_order:
+            return True
+        ahead = stamp - sender.last_stamp + (policy in _OFF_BY_ONE_STAMPS)
+        if ahead & SEQUENCE_MASK >= _HALF and now <= sender.last_seen + _PAWS_IDLE:
+            return False
+        if in_order:
+            sender.last_stamp = stamp
+        sender.last_seen = now
+        return True
+
+    def _echo_fits(self, packet: Packet) -> bool:
+        """A server's first answer echoes the timestamp of the client's SYN, and none if there was none."""
+        stamps, client = tcp_timestamps(packet), self._halves[TO_SERVER]
+        if stamps is None or stamps[1] == 0:
+            return True
+        return stamps[1] == client.last_stamp if client.stamped else False
 
     @property
     def established(self) -> bool:
@@ -157,17 +251,18 @@ class Session:
         flags = packet.tcp_flags
         sender, receiver = self._halves[direction], self._halves[direction.reply]
         if flags & RST:
-            return False
+            return self._odd("rst_but_no_session")
         if flags & SYN and not flags & ACK:
             sender.isn = packet.seq
             sender.begin(packet.seq + 1)
             sender.scale = tcp_window_scale(packet) or 0
             receiver.window = packet.window
+            self._stamp(sender, packet)
             self.state = State.SYN_SENT
             self._async = self._options.async_oneside
             return True
         if not self._options.midstream and not (self._options.async_oneside and flags & (SYN | FIN | RST) == 0):
-            return False
+            return self._odd("fin_but_no_session") if flags & FIN else False
         self.midstream = True
         self._async = self._options.async_oneside
         if flags & SYN:
@@ -185,18 +280,28 @@ class Session:
 
     def _after_syn(self, packet: Packet, direction: Direction, payload: bytes) -> bool:
         flags, sender, receiver = packet.tcp_flags, self._halves[direction], self._halves[direction.reply]
+        if direction is TO_CLIENT and not self._echo_fits(packet):
+            return self._odd("pkt_invalid_timestamp")
         if flags & RST:
-            if direction is TO_CLIENT and not (flags & ACK and self._acks_handshake(receiver, packet.ack)):
-                return False
-            self._close(reset=True)
+            if direction is TO_CLIENT:
+                if not (flags & ACK and self._acks_handshake(receiver, packet.ack)):
+                    return self._odd("rst_invalid_ack")
+            elif packet.seq != sender.isn or packet.window:
+                # From the client it answers something else: what the server still has of an older connection.
+                return True
+            self._close(direction)
             return True
         if flags & SYN and flags & ACK:
             if direction is TO_SERVER:
                 # The answer to a SYN of the server's: a handshake in four steps.
                 if not self._four_way:
-                    return False
+                    return self._odd("3whs_synack_in_wrong_direction")
+                if not self._acks_handshake(receiver, packet.ack):
+                    return self._odd("4whs_synack_with_wrong_ack")
             elif not self._acks_handshake(receiver, packet.ack):
-                return False
+                return self._odd("3whs_synack_with_wrong_ack")
+            self._stamp(sender, packet)
+            self._stamps = sender.stamped and receiver.stamped
             if sender.isn is None or direction is TO_CLIENT:
                 sender.isn = packet.seq
                 sender.begin(packet.seq + 1)
@@ -225,6 +330,13 @@ class Session:
             return True
         return False
 
+    @staticmethod
+    def _stamp(sender: _Half, packet: Packet) -> None:
+        """Of a SYN."""
+        stamps = tcp_timestamps(packet)
+        sender.stamped = stamps is not None
+        sender.last_stamp = stamps[0] if stamps is not None else 0
+
     def _acks_handshake(self, half: _Half, ack: int) -> bool:
         """``ack`` covers the SYN of ``half`` and no more than what came with it."""
         if half.isn is None:
@@ -236,8 +348,8 @@ class Session:
         flags, sender, receiver = packet.tcp_flags, self._halves[direction], self._halves[direction.reply]
         if flags & RST:
             if not self._reset_fits(sender, packet):
-                return False
-            self._close(reset=True)
+                return self._odd("rst_invalid_ack")
+            self._close(direction)
             return True
         if flags & SYN and flags & ACK:
             if direction is TO_CLIENT or self._four_way:
@@ -245,10 +357,14 @@ class Session:
                 if sender.isn != packet.seq and self._acks_handshake(receiver, packet.ack) and not sender.segments.end:
                     sender.isn = packet.seq
                     sender.begin(packet.seq + 1)
+                    self._events.append("3whs_synack_resend_with_diff_seq")
+                self._stamp(sender, packet)
                 return True
-            return False
+            return self._odd("3whs_synack_toserver_on_syn_recv")
         if flags & SYN:
-            return direction is TO_SERVER and packet.seq == sender.isn
+            if direction is TO_CLIENT:
+                return self._odd("3whs_syn_toclient_on_syn_recv")
+            return packet.seq == sender.isn or self._odd("3whs_syn_resend_diff_seq_on_syn_recv")
         if not flags & ACK:
             return False
         if direction is TO_CLIENT:
@@ -256,15 +372,19 @@ class Session:
             one_sided = self._async and self.midstream
             fits = self._acks_handshake(receiver, packet.ack) and packet.seq == sender.next_seq
             if not fits and not one_sided:
-                return False
+                return self._odd("3whs_ack_in_wrong_dir")
             if not payload and not flags & FIN:
                 return True
         else:
-            if not self._acks_handshake(receiver, packet.ack) and not self._async:
-                return False
+            acks = self._acks_handshake(receiver, packet.ack) or self._async
             ahead = (packet.seq - sender.next_seq) & SEQUENCE_MASK
-            if ahead and ahead >= max(sender.window, 65535) << 1 and ahead < _HALF:
-                return False
+            far = bool(ahead) and ahead >= max(sender.window, 65535) << 1 and ahead < _HALF
+            if not acks and ahead:
+                return self._odd("3whs_wrong_seq_wrong_ack")
+            if not acks:
+                return self._odd("3whs_right_seq_wrong_ack_evasion")
+            if far:
+                return self._odd("3whs_wrong_seq_wrong_ack")
         self.state = State.ESTABLISHED
         if flags & FIN:
             return self._open(packet, direction, payload)
@@ -274,21 +394,26 @@ class Session:
     def _open(self, packet: Packet, direction: Direction, payload: bytes) -> bool:
         flags, sender, receiver = packet.tcp_flags, self._halves[direction], self._halves[direction.reply]
         if flags & RST:
-            if self.state is State.CLOSED or not self._reset_fits(sender, packet):
+            if self.state is State.CLOSED:
                 return False
-            self._close(reset=True)
+            if not self._reset_fits(sender, packet):
+                return self._odd("rst_invalid_ack")
+            self._close(direction)
             return True
         if flags & SYN:
-            return bool(flags & ACK) and packet.seq == sender.isn and not payload
+            return self._syn_again(packet, direction, payload)
         if self.state is State.CLOSED:
             return False
         if not flags & ACK and not self._async:
             return False
+        name = _STATE_NAMES.get(self.state, "est")
         if flags & ACK and not self._ack_fits(receiver, packet.ack):
-            return False
+            return self._odd(f"{name}_invalid_ack")
         length = len(payload)
         if (length or flags & FIN) and not self._in_window(sender, packet.seq, length):
-            return False
+            if flags & FIN:
+                return self._odd("fin_out_of_window")
+            return self._odd("est_packet_out_of_window" if name == "est" else f"{name}_ack_wrong_seq")
         self._account(packet, direction, payload)
         if flags & FIN:
             end = sender.offset(packet.seq) + length
@@ -297,6 +422,19 @@ class Session:
                 self._fin_state(direction)
         self._acked_fin(direction)
         return True
+
+    def _syn_again(self, packet: Packet, direction: Direction, payload: bytes) -> bool:
+        """A SYN in a connection that is open."""
+        same = packet.seq == self._halves[direction].isn
+        if not packet.tcp_flags & ACK:
+            if direction is TO_CLIENT:
+                return self._odd("est_syn_toclient")
+            return self._odd("est_syn_resend" if same else "est_syn_resend_diff_seq")
+        if direction is TO_SERVER:
+            return self._odd("est_synack_toserver")
+        if not same:
+            return self._odd("est_synack_resend_with_diff_seq")
+        return not payload
 
     def _fin_state(self, direction: Direction) -> None:
         other = self._halves[direction.reply]
@@ -359,9 +497,11 @@ class Session:
         ahead = (packet.seq - half.last_ack) & SEQUENCE_MASK
         return ahead <= max(half.window, sent) or packet.seq == half.next_seq
 
-    def _close(self, *, reset: bool) -> None:
+    def _close(self, by: Direction) -> None:
+        """``by`` has sent a reset."""
+        self._before_reset, self._reset_by = self.state, by
         self.state = State.CLOSED
-        self.closed_by_reset = reset
+        self.closed_by_reset = True
 
     # -- reassembly ------------------------------------------------------------------------------------------------
 
@@ -370,7 +510,7 @@ class Session:
         flags = packet.tcp_flags
         if flags & SYN:
             return Step(self._fast_open(packet, sender, payload))
-        added = False
+        added, kept = False, None
         deliveries: list[Delivery] = []
         closed: list[Direction] = []
         inline = self._options.inline
@@ -388,17 +528,36 @@ class Session:
             self._update(direction.reply, deliveries, closed, end=False)
         if payload and not flags & RST:
             added = self._add(sender, packet.seq, payload)
+            if added and inline:
+                kept = self._kept(sender, packet.seq, payload)
         if flags & (FIN | RST):
             for half in self._halves:
                 half.trigger = True
         if direction in ways:
             self._update(direction, deliveries, closed, end=False)
-        return Step(added, tuple(deliveries), tuple(closed))
+        return Step(added, tuple(deliveries), tuple(closed), True, tuple(self._events), kept)
+
+    def _kept(self, sender: _Half, seq: int, payload: bytes) -> bytes | None:
+        """What the receiver gets instead of ``payload`` where the stream has other bytes already; notes where the
+        segment lies, see :meth:`_window`."""
+        start = sender.offset(seq)
+        end = min(start + len(payload), sender.segments.reach(max(start, sender.segments.start)))
+        low = max(start, sender.segments.start)
+        sender.span = (low, end)
+        if end <= low:
+            return None
+        mine = payload[: low - start] + sender.segments.get(low, end) + payload[end - start :]
+        if mine == payload:
+            return None
+        self._events.append("reassembly_overlap_different_data")
+        return mine
 
     def _add(self, sender: _Half, seq: int, payload: bytes) -> bool:
         start = sender.offset(seq)
         depth = self._options.depth
         if depth and start + len(payload) > depth:
+            if start < depth:
+                self._events.append("reassembly_depth_reached")
             payload = payload[: max(depth - start, 0)]
         return sender.segments.add(start, payload)
 
@@ -428,6 +587,8 @@ class Session:
             if self._options.inline and not end and self._acked(half) < following:
                 break
             out.append(Delivery(direction, b"", True))
+            if not end:
+                self._events.append("reassembly_seq_gap")
             half.app_at = following
         if (
             not half.ended
@@ -460,11 +621,12 @@ class Session:
         """The application layer has something complete: raw rules should look now."""
         self._halves[direction].trigger = True
 
-    def chunk(self, direction: Direction, *, end: bool = False) -> tuple[bytes, int]:
-        """The bytes stream rules look at with a packet of ``direction``, and their offset; empty when it is too early.
+    def chunks(self, direction: Direction, *, end: bool = False) -> list[tuple[bytes, int]]:
+        """What stream rules look at with a packet of ``direction``: pieces without a hole and their offsets; none when
+        it is too early.
 
-        They are looked at once. (Suricata: raw reassembly, ``toserver-chunk-size``.) Inline each new piece is looked at
-        at once, with as many bytes before it as fill a chunk.
+        Each is looked at once. (Suricata: raw reassembly, ``toserver-chunk-size``.) Inline it is the segment itself,
+        each time one comes, with as many bytes before it as fill a chunk.
         """
         half = self._halves[direction]
         segments = half.segments
@@ -474,30 +636,30 @@ class Session:
         final = segments.end if everything else min(segments.end, self._acked(half))
         size = self._options.chunk_to_server if direction is TO_SERVER else self._options.chunk_to_client
         if final <= half.raw_at or not (half.trigger or end or final - half.raw_at >= size):
-            return b"", 0
+            return []
         half.trigger = False
-        at = half.raw_at
-        if segments.reach(at) == at:
-            following = segments.next_from(at)
-            if following is None or following >= final:
-                return b"", 0
-            at = half.raw_at = following
-        reached = min(segments.reach(at), final)
-        if reached <= at:
-            return b"", 0
-        half.raw_at = reached
-        return segments.get(at, reached), at
+        pieces = []
+        while half.raw_at < final:
+            at = half.raw_at
+            if segments.reach(at) == at:
+                following = segments.next_from(at)
+                if following is None or following >= final:
+                    break
+                at = following
+            half.raw_at = min(segments.reach(at), final)
+            pieces.append((segments.get(at, half.raw_at), at))
+        return pieces
 
-    def _window(self, direction: Direction, half: _Half) -> tuple[bytes, int]:
-        segments, end = half.segments, half.app_at
-        if end <= half.raw_at:
-            return b"", 0
+    def _window(self, direction: Direction, half: _Half) -> list[tuple[bytes, int]]:
+        span, half.span = half.span, None
+        if span is None or span[0] >= span[1]:
+            return []
+        segments, (start, end) = half.segments, span
         size = self._options.chunk_to_server if direction is TO_SERVER else self._options.chunk_to_client
-        start = max(min(half.raw_at, end - size), segments.start, 0)
-        while segments.reach(start) < end:  # only what is unbroken up to the end
-            start = segments.next_from(segments.reach(start) + 1) or end
-        half.raw_at = end
-        return segments.get(start, end), start
+        end = segments.reach(start)  # the segment may have filled a hole
+        start = max(min(start, end - size), segments.begin(start))
+        half.raw_at = max(half.raw_at, min(end, half.app_at))
+        return [(segments.get(start, end), start)]
 
     def unread(self, direction: Direction) -> bool:
         """Bytes are there that nobody was given yet."""

@@ -26,6 +26,7 @@ from nfw.policy.model import (
     Stateless,
     StatelessGroup,
     Tls,
+    TlsKeywords,
     Trust,
     Variables,
 )
@@ -132,6 +133,7 @@ def _tls(tls: Tls, base: Path) -> list[str]:
     lines += [f"    - {_scope(scope)}" for scope in tls.scopes]
     lines.append(f"  on_failure: {tls.on_failure.value}")
     lines += ["  session_holding: true"] if tls.session_holding else []
+    lines += [f"  keywords: {tls.keywords.value}"] if tls.keywords is not TlsKeywords.ALL else []
     if tls.revocation is not None:
         lines.append(
             f"  revocation: {{revoked: {tls.revocation.revoked.value}, unknown: {tls.revocation.unknown.value}}}"
@@ -170,7 +172,13 @@ def _stateful(stateful: Stateful, base: Path) -> list[str]:
     lines.append(f"  stream_exception: {stateful.stream_exception.value}")
     if stateful.stream_depth != Stateful().stream_depth:
         lines.append(f"  stream_depth: {stateful.stream_depth}")
-    lines += _rule_sources(stateful.sources, base, "  ", "rules")
+    beside = [
+        f"  {key}: {_path(Path(source.file), base)}"
+        for key in ("classification_file", "reference_file", "threshold_file")
+        if (source := getattr(stateful, key)) is not None
+    ]
+    beside += [f"  geoip: {_path(stateful.geoip, base)}"] if stateful.geoip is not None else []
+    lines += _rule_sources(stateful.sources, base, "  ", "rules", beside)
     if stateful.groups:
         lines.append("  groups:")
     for group in stateful.groups:
@@ -190,11 +198,15 @@ def _stateful(stateful: Stateful, base: Path) -> list[str]:
     return lines
 
 
-def _rule_sources(sources: tuple[RuleSource, ...], base: Path, indent: str, key: str) -> list[str]:
+def _rule_sources(
+    sources: tuple[RuleSource, ...], base: Path, indent: str, key: str, beside: Iterable[str] = ()
+) -> list[str]:
+    """Rule files, then the lines of ``beside``, then rules in place."""
     lines = []
     files = [_path(Path(source.file), base) for source in sources if not source.inline]
     if files:
         lines.append(f"{indent}rule_files: [{', '.join(files)}]")
+    lines += beside
     inline = [source.text for source in sources if source.inline]
     if inline:
         lines.append(f"{indent}{key}:")

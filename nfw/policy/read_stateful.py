@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.stateful.parser import Variables as RuleVariables
 from engines.stateful.parser import parse_rules, rule_texts
+from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig, read_classifications, read_references
 from engines.stateful.signature import Action, RuleError, Signature
+from engines.stateful.thresholdconfig import parse_threshold_config
+from nfw.geoip import GeoIpError, open_countries
 from nfw.policy.domains import domain_rules, duplicate_target, parse_target
 from nfw.policy.errors import PolicyError, Problems, shorten, suggest
 from nfw.policy.fields import Section, describe, open_section
@@ -32,7 +35,17 @@ from nfw.policy.variables import read_own_variables, scoped_variables
 from nfw.policy.yamlpos import Mapping as MappingNode
 from nfw.policy.yamlpos import Node, Scalar, Sequence
 
-KEYS = ("order", "default_actions", "stream_exception", "stream_depth", "rule_files", "rules", "groups")
+FILE_KEYS = ("classification_file", "reference_file", "threshold_file", "geoip")
+KEYS = (
+    "order",
+    "default_actions",
+    "stream_exception",
+    "stream_depth",
+    "rule_files",
+    "rules",
+    "groups",
+    *FILE_KEYS,
+)
 GROUP_KEYS = (
     "name",
     "priority",
@@ -72,16 +85,62 @@ def read_stateful(node: Node | None, variables: Variables, base: Path, text: str
             if group is not None:
                 groups.append(group)
         groups = _ranked(groups, taken, section, order)
-    return Stateful(
+    files = read_rule_files(section, base)
+    stateful = Stateful(
         order=order,
         default_actions=defaults,
         stream_exception=section.choice("stream_exception", StreamException.DROP),
         stream_depth=section.size("stream_depth", Stateful().stream_depth, 0, 1 << 32),
         sources=tuple(sources),
         groups=tuple(groups),
-        signatures=(
-            parse_groups(groups, order, variables, problems) if groups else parse_sources(sources, variables, problems)
-        ),
+    )
+    return with_signatures(stateful, files, variables, problems)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleFiles:
+    """The files beside the rules that say how the rules are meant, and what they come to."""
+
+    classes: RuleSource | None = None
+    references: RuleSource | None = None
+    thresholds: RuleSource | None = None
+    geoip: Path | None = None
+    config: RuleConfig = DEFAULT_CONFIG
+
+
+def read_rule_files(section: Section, base: Path) -> RuleFiles:
+    """The keys :data:`FILE_KEYS` of a section."""
+    classes = _read_file(section, "classification_file", "classification.config", base)
+    references = _read_file(section, "reference_file", "reference.config", base)
+    thresholds = _read_file(section, "threshold_file", "threshold.config", base)
+    config = _rule_config(classes, references, section.problems)
+    geoip = _read_geoip(section, base)
+    if geoip is not None:
+        config = replace(config, country=geoip[1])
+    return RuleFiles(classes, references, thresholds, geoip[0] if geoip is not None else None, config)
+
+
+def with_signatures(
+    stateful: Stateful,
+    files: RuleFiles,
+    variables: Variables,
+    problems: Problems,
+    word: Callable[[str, str], str] | None = None,
+) -> Stateful:
+    """``stateful`` with ``files`` and its rules parsed. ``word`` as for :func:`parse_sources`."""
+    if stateful.groups:
+        found = parse_groups(stateful.groups, stateful.order, variables, problems, files.config, word)
+    else:
+        found = parse_sources(stateful.sources, variables, problems, files.config, word)
+    if files.thresholds is not None:
+        found = _apply_thresholds(files.thresholds, found, variables, problems)
+    return replace(
+        stateful,
+        classification_file=files.classes,
+        reference_file=files.references,
+        threshold_file=files.thresholds,
+        geoip=files.geoip,
+        signatures=found,
     )
 
 
@@ -89,6 +148,7 @@ def parse_sources(
     sources: Iterable[RuleSource],
     variables: Variables | RuleVariables,
     problems: Problems,
+    config: RuleConfig = DEFAULT_CONFIG,
     word: Callable[[str, str], str] | None = None,
 ) -> tuple[Signature, ...]:
     """All signatures, in order; what is wrong goes to ``problems`` with the file, line and column of the rule.
@@ -101,7 +161,7 @@ def parse_sources(
     signatures: list[Signature] = []
     for source in sources:
         text = source.text if source.place else source.positioned_text()
-        parsed = parse_rules(text, source.file, known)
+        parsed = parse_rules(text, source.file, known, config=config)
         lines = text.split("\n") if word is not None and parsed.errors else []
         for error in parsed.errors:
             if word is not None and lines:
@@ -126,6 +186,7 @@ def parse_groups(
     order: RuleOrder,
     variables: Variables,
     problems: Problems,
+    config: RuleConfig = DEFAULT_CONFIG,
     word: Callable[[str, str], str] | None = None,
 ) -> tuple[Signature, ...]:
     """As :func:`parse_sources`, each group with its own variables and a sid space (gid) of its own."""
@@ -135,7 +196,7 @@ def parse_groups(
         if group.domains is not None:
             sources = (generated_source(group, order),)
         known = scoped_variables(variables, group.variables, group.references)
-        for signature in parse_sources(sources, known, problems, word):
+        for signature in parse_sources(sources, known, problems, config, word):
             if index and signature.ref.gid == 1:
                 signature = replace(signature, ref=replace(signature.ref, gid=index + 1))
             if group.drop_to_alert and signature.action is Action.DROP:
@@ -151,9 +212,35 @@ def generated_source(group: StatefulGroup, order: RuleOrder) -> RuleSource:
     return RuleSource(group.file, text, True, place=lambda line, column: (group.line, 1))
 
 
-def _placed(error: RuleError, source: RuleSource) -> PolicyError:
+def _rule_config(classes: RuleSource | None, references: RuleSource | None, problems: Problems) -> RuleConfig:
+    config, errors = DEFAULT_CONFIG, list[RuleError]()
+    if classes is not None:
+        found, errors = read_classifications(classes.text, classes.file)
+        config = replace(config, classes=found)
+    if references is not None:
+        prefixes, more = read_references(references.text, references.file)
+        config, errors = replace(config, references=prefixes), errors + more
+    for error in errors:
+        problems.add(_placed(error))
+    return config
+
+
+def _apply_thresholds(
+    source: RuleSource, signatures: tuple[Signature, ...], variables: Variables, problems: Problems
+) -> tuple[Signature, ...]:
+    known = RuleVariables(dict(variables.addresses), dict(variables.ports))
+    config = parse_threshold_config(source.text, source.file, known)
+    for error in config.errors:
+        problems.add(_placed(error))
+    changed, warnings = config.apply(signatures)
+    for warning in warnings:
+        problems.add_warning(_placed(warning))
+    return tuple(changed)
+
+
+def _placed(error: RuleError, source: RuleSource | None = None) -> PolicyError:
     line, column = error.line, error.column
-    if source.place is not None:
+    if source is not None and source.place is not None:
         line, column = source.place(line, column or 1)
     return PolicyError(error.file, line, column, error.message)
 
@@ -334,6 +421,32 @@ def _read_files(section: Section, base: Path) -> list[RuleSource]:
         if text is not None:
             found.append(RuleSource(str(path), text))
     return found
+
+
+def _read_geoip(section: Section, base: Path) -> tuple[Path, Callable[[bytes], str]] | None:
+    name = section.text("geoip", "a file name such as countries.mmdb")
+    if not name:
+        return None
+    try:
+        return base / name, open_countries(base / name)
+    except GeoIpError as error:
+        section.error(section.get("geoip"), f"geoip: {error}")
+        return None
+
+
+def _read_file(section: Section, key: str, example: str, base: Path) -> RuleSource | None:
+    """The text file a setting names."""
+    name = section.text(key, f"a file name such as {example}")
+    if not name:
+        return None
+    path = base / name
+    try:
+        data = read_bounded(path, MAX_RULE_FILE_BYTES)
+    except OSError as error:
+        section.error(section.get(key), f"{key}: {path} {error.strerror}")
+        return None
+    text = decode_rules(data, str(path), section.problems)
+    return None if text is None else RuleSource(str(path), text)
 
 
 def decode_rules(data: bytes, file: str, problems: Problems) -> str | None:

@@ -17,13 +17,14 @@ from nfw.policy.model import (
     Revocation,
     ServerCertificate,
     Tls,
+    TlsKeywords,
     Trust,
     Variables,
 )
 from nfw.policy.read_stateless import read_networks, read_ports
 from nfw.policy.yamlpos import Node, Scalar, Sequence
 
-KEYS = ("ca", "trust", "scopes", "on_failure", "session_holding", "revocation", "arn")
+KEYS = ("ca", "trust", "scopes", "on_failure", "session_holding", "keywords", "revocation", "arn")
 SCOPE_KEYS = ("sources", "source_ports", "destinations", "destination_ports")
 MAX_PEM_BYTES = 16 * 1024 * 1024  # the system's whole store is 0.25 MB
 WARN_DAYS = 30  # enough to roll a new CA out to clients
@@ -59,6 +60,7 @@ def read_tls(
         trust=trust,
         on_failure=on_failure,
         session_holding=holding,
+        keywords=section.choice("keywords", TlsKeywords.ALL),
         revocation=revocation,
         arn=section.text("arn", "a text"),
     )

@@ -20,10 +20,12 @@ from nfw.policy.model import (
     Policy,
     Refusal,
     Stateful,
+    TlsKeywords,
     Trust,
     Variables,
     WhenFull,
 )
+from nfw.policy.read_stateful import FILE_KEYS, RuleFiles, read_rule_files
 from nfw.policy.read_tls import read_trust
 from nfw.policy.variables import read_own_variables
 from nfw.policy.yamlpos import Mapping as MappingNode
@@ -45,7 +47,9 @@ class Settings:
     variables: Variables | None = None
     trust: Trust | None = None
     on_failure: Refusal | None = None
+    keywords: TlsKeywords | None = None
     stream_depth: int | None = None
+    rule_files: RuleFiles = field(default_factory=RuleFiles)
     open_flows: OpenFlows = field(default_factory=OpenFlows)
     flows: Flows = field(default_factory=Flows)
     fail_open: bool = False
@@ -57,7 +61,12 @@ class Settings:
         """``policy`` with these settings. What AWS documents say of idle time and events goes before."""
         tls, stateful = policy.tls, policy.stateful
         if tls is not None:
-            tls = replace(tls, trust=self.trust or tls.trust, on_failure=self.on_failure or tls.on_failure)
+            tls = replace(
+                tls,
+                trust=self.trust or tls.trust,
+                on_failure=self.on_failure or tls.on_failure,
+                keywords=self.keywords or tls.keywords,
+            )
         if self.stream_depth is not None:
             stateful = replace(stateful, stream_depth=self.stream_depth)
         flows = self.flows if tcp_idle is None else replace(self.flows, tcp_idle=tcp_idle)
@@ -84,13 +93,15 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
     if section is None:
         return Settings()
     section.where = ""
-    tls = section.section("tls", ("trust", "on_failure"), "{on_failure: reject}")
-    stateful = section.section("stateful", ("stream_depth",), "{stream_depth: 1mb}")
+    tls = section.section("tls", ("trust", "on_failure", "keywords"), "{on_failure: reject}")
+    stateful = section.section("stateful", ("stream_depth", *FILE_KEYS), "{stream_depth: 1mb}")
     log = section.get("log")
     return Settings(
         variables=_read_variables(section) if "variables" in section else None,
         trust=read_trust(tls, base) if tls is not None and "trust" in tls else None,
         on_failure=tls.choice("on_failure", Refusal.REJECT) if tls is not None and "on_failure" in tls else None,
+        keywords=tls.choice("keywords", TlsKeywords.ALL) if tls is not None and "keywords" in tls else None,
+        rule_files=read_rule_files(stateful, base) if stateful is not None else RuleFiles(),
         stream_depth=stateful.size("stream_depth", Stateful().stream_depth, 0, 1 << 32)
         if stateful is not None
         else None,

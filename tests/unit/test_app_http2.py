@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import struct
+from base64 import urlsafe_b64encode
 from dataclasses import replace
 
 import pytest
+from dnslib import DNSRecord
 from hpack import Encoder
 from hyperframe.frame import (
     ContinuationFrame,
@@ -308,3 +310,56 @@ def test_mutations(hold: bool) -> None:
     client = Peer()
     script = [(C, START + client.split_headers(1, REQUEST, 3) + data(1, b"ab", "PADDED", "END_STREAM", pad=9))]
     survives(lambda: Http2Parser(hold_body=hold), script, list(BUFFERS), rounds=400, seed=3)
+
+
+# --- DNS inside (RFC 8484) -------------------------------------------------------------------------------------------
+
+DNS_TYPE = ("content-type", "application/dns-message")
+QUERY = bytes(DNSRecord.question("Blocked.example", "A").pack())
+ANSWER = bytes(DNSRecord.question("Blocked.example", "A").reply().pack())
+
+
+def doh(*fields: tuple[str, str], body: bytes = b"", answer: bytes = ANSWER) -> list[tuple[object, bytes]]:
+    client, server = Peer(), Peer()
+    request = [(":method", "POST"), (":scheme", "https"), (":authority", "dns.example"), *fields]
+    said = client.headers(1, request, *(() if body else ("END_STREAM",)))
+    frames = [body[at : at + 16000] for at in range(0, len(body), 16000)]
+    for number, piece in enumerate(frames, 1):
+        said += data(1, piece, *(("END_STREAM",) if number == len(frames) else ()))
+    return [
+        (C, START + said),
+        (S, SERVER_START + server.headers(1, [(":status", "200"), DNS_TYPE]) + data(1, answer, "END_STREAM")),
+    ]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        doh((":path", "/dns-query"), DNS_TYPE, body=QUERY),
+        doh((":path", "/q?x=1&dns=" + urlsafe_b64encode(QUERY).decode().rstrip("=")), ("accept", DNS_TYPE[1])),
+    ],
+    ids=["post", "get"],
+)
+def test_dns_in_a_request_and_its_answer(steps: list[tuple[object, bytes]]) -> None:
+    for parser, (tx,) in every_way(Http2Parser, steps):
+        assert parser.name == "doh2"
+        assert list(tx.buffer("dns.query", C)) == [b"Blocked.example"]
+        assert list(tx.buffer("dns.query")) == [b"Blocked.example"] * 2
+        assert list(tx.buffer("dns.rcode", S)) == [b"\0\0"]
+        assert list(tx.buffer("http.host", C)) == [b"dns.example"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "names", "events"),
+    [
+        (doh((":path", "/q?dns=" + urlsafe_b64encode(QUERY).decode()), answer=b""), [], []),  # asks for no DNS
+        (doh((":path", "/q?dns=!!"), ("accept", DNS_TYPE[1]), answer=b""), [], []),
+        (doh((":path", "/q"), DNS_TYPE, body=QUERY + bytes(70_000), answer=b""), [], ["dns_request_too_long"]),
+        (doh((":path", "/q"), DNS_TYPE, body=QUERY[:20], answer=b""), [], []),
+    ],
+    ids=["not asked for", "no base64", "too long", "cut"],
+)
+def test_what_is_no_dns(steps: list[tuple[object, bytes]], names: list[bytes], events: list[str]) -> None:
+    for _, (tx,) in every_way(Http2Parser, steps):
+        assert list(tx.buffer("dns.query", C)) == names
+        assert [event for event in tx.events if event.startswith("dns_")] == events

@@ -26,6 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CA, rule files and the golden documents."""
     directory = golden_folder(tmp_path_factory.mktemp("convert"))
     ca.create("Other CA", directory / "certs", NOW)
+    (directory / "t.config").write_text("suppress gen_id 0, sig_id 0, track by_src, ip 192.0.2.1\n")
+    (directory / "c.config").write_text("config classification: ours,Our own,1\n")
+    (directory / "r.config").write_text("config reference: wiki https://wiki.example/\n")
     (directory / "one.rules").write_text("# first\npass tcp any any -> any 1 (sid:101;)\n\n")
     (directory / "two.rules").write_text("drop tcp $HOME_NET any -> any [2,3] (sid:102;)")
     return directory
@@ -243,6 +246,8 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
         "stream_exception": draw(st.sampled_from(["drop", "reject", "continue"])),
         "stream_depth": draw(st.sampled_from([0, 1000, 1 << 20])),
     }
+    if draw(st.booleans()):
+        stateful |= {"threshold_file": "t.config", "classification_file": "c.config", "reference_file": "r.config"}
     if order == "strict":
         stateful["default_actions"] = draw(
             st.sampled_from([[], ["drop_strict"], ["drop_established", "alert_established"], ["alert_strict"]])
@@ -264,6 +269,7 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
             "scopes": draw(some(endpoints())),
             "on_failure": draw(st.sampled_from(["drop", "reject"])),
             "session_holding": draw(st.booleans()),
+            "keywords": draw(st.sampled_from(["all", "sni"])),
             "trust": draw(st.sampled_from([["system"], ["ca.pem"], ["system", "certs/ca.pem"]])),
             "revocation": {"revoked": draw(st.sampled_from(["pass", "drop", "reject"]))},
         }

@@ -50,6 +50,16 @@ LINKS = {
     "cisco": (link.CISCO_HDLC, b"\x0f\0\x08\0" + raw(INNER4), ()),
     "pppoe in vlan": (link.ETHERNET, ETHER / Dot1Q(vlan=3) / PPPoE() / PPP(proto=0x21) / INNER4, (3,)),
     "mpls": (link.ETHERNET, ETHER / MPLS(label=1, s=0) / MPLS(label=2, s=1) / INNER4, ()),
+    "nsh": (link.ETHERNET, raw(ETHER)[:12] + b"\x89\x4f" + b"\x0f\xc2\x02\x01\0\0\x01\xff" + raw(INNER4), ()),
+    "nsh with context, Ethernet": (
+        link.ETHERNET,
+        raw(ETHER)[:12]
+        + b"\x89\x4f"
+        + b"\x0f\xc6\x01\x03\0\0\x01\xff"
+        + bytes(16)
+        + raw(ETHER / Dot1Q(vlan=4) / INNER6),
+        (4,),
+    ),
     "mpls pseudowire": (
         link.ETHERNET,
         ETHER / MPLS(label=1, s=1) / (b"\0\0\0\0" + raw(ETHER / Dot1Q(vlan=8) / INNER6)),

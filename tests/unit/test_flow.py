@@ -182,7 +182,7 @@ def test_server_closes_first_and_both_at_once() -> None:
         """
         >> S  0     | new syn_sent
         << SA 0 1   | known syn_received
-        >> PA 1 1 9 | known established
+        >> PA 1 1 9 | known established+
         << FA 1 10  | known fin_wait_1+
         >> FA 10 2  | known last_ack+
         << A  2 11  | known time_wait+
@@ -254,7 +254,7 @@ def test_data_before_the_handshake_is_over() -> None:
         << SA 0 1    | known syn_received
         >> PA 1 0 5  | invalid:bad_ack syn_received
         >> PA 1 2 5  | invalid:bad_ack syn_received
-        >> PA 1 1 5  | known established
+        >> PA 1 1 5  | known established+
         """
     )
 

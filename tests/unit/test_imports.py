@@ -28,7 +28,7 @@ OPENERS: Final = frozenset({"bz2", "codecs", "gzip", "io", "lzma"})
 CLOCK_CALLS: Final = frozenset({"now", "today", "utcnow"})
 
 # Libraries that compute and touch nothing. Keys of `ONLY_IN` are engines' or nfw's folders and files.
-PURE_LIBRARIES: Final = frozenset({"brotli", "dnslib", "hpack", "hyperframe", "hyperscan", "pcre2"})
+PURE_LIBRARIES: Final = frozenset({"brotli", "dnslib", "hpack", "hyperframe", "hyperscan", "pcre2", "publicsuffixlist"})
 ONLY_IN: Final = {
     "OpenSSL": ("engines/tls/", "nfw/"),
     "cryptography": ("engines/tls/", "engines/stateful/app/certificate.py", "nfw/"),

@@ -5,15 +5,23 @@ from __future__ import annotations
 import contextlib
 import random
 import ssl
+from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import hpack
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from dnslib import DNSRecord
+from hpack import Encoder
+from hyperframe.frame import HeadersFrame, SettingsFrame
 
 from engines.packet import decode
-from engines.stateful.app.detect import Detector
+from engines.stateful.app.detect import Detector, recognised
 from engines.stateful.app.registry import PARSERS
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.stateful.limits import StatefulLimits
@@ -21,6 +29,7 @@ from engines.stateful.match import Absent, match_buffer, transform
 from engines.stateful.parser import Variables, parse_rules
 from engines.stateful.ruleset import GROWING_BUFFERS, RuleSet, compile_ruleset, covered_protocols
 from engines.stateful.signature import Action, BufferMatch, RuleType, Signature
+from engines.stateful.thresholdconfig import parse_threshold_config
 from engines.verdict import Direction, Scope, Verdict
 
 UP, DOWN = Direction.TO_SERVER, Direction.TO_CLIENT
@@ -115,7 +124,7 @@ def seen(rules: str, order: str = "strict") -> list[str]:
         (f"alert http {ANY} (sid:1;)", ["accept"] * 3 + ["accept 1"] * 3),
         (f"drop http {ANY} (sid:1;)", ["accept"] * 3 + ["drop! 1"] + ["drop!"] * 2),
         (f"alert tls {ANY} (sid:1;)", ["accept"] * 6),
-        (f"alert tcp {ANY} (app-layer-protocol:http; sid:1;)", ["accept"] * 3 + ["accept 1", "accept 1", "accept"]),
+        (f"alert tcp {ANY} (app-layer-protocol:http; sid:1;)", ["accept"] * 3 + ["accept 1", "accept", "accept 1"]),
         (f"drop tcp {ANY} (app-layer-protocol:!tls; sid:1;)", ["accept"] * 3 + ["drop! 1"] + ["drop!"] * 2),
         (f"drop tcp {ANY} (app-layer-protocol:!http; sid:1;)", ["accept"] * 6),
         (f'alert tcp {ANY} (content:"index"; sid:1;)', ["accept"] * 3 + ["accept 1", "accept", "accept"]),
@@ -294,6 +303,7 @@ def test_more_alerts_than_are_logged_still_act() -> None:
     flow = Flow(compiled(f"{text}\ndrop tcp {ANY} (flow:established; sid:99;)", "strict")).handshake()
     flow.data(UP, b"x")
     assert (flow.last.decision.verdict, len(flow.sids)) == (Verdict.DROP, 15)
+    assert flow.rules.overflowed == 15
 
 
 def test_flowbits_from_setter_to_reader() -> None:
@@ -305,6 +315,71 @@ def test_flowbits_from_setter_to_reader() -> None:
     assert [asked.data(UP, GET), asked.data(DOWN, OK)] == ["accept", "accept 2"]
     other = Flow(compiled(rules)).handshake()
     assert [other.data(UP, EVIL), other.data(DOWN, OK)] == ["accept", "accept"]
+
+
+def configured(text: str, config: str) -> RuleSet:
+    """Rules with a threshold.config."""
+    found = parse_threshold_config(config, "t.config", Variables())
+    rules, warnings = found.apply(parse_rules(text, "test.rules", Variables()).signatures)
+    assert found.errors == warnings == []
+    return compile_ruleset(rules)
+
+
+EACH = f"tcp {ANY} (flow:established,to_server; sid:1;)"
+OF_1 = "gen_id 1, sig_id 1"
+RATE = f"rate_filter {OF_1}, track by_src, count 2, seconds 10, timeout 5, new_action"
+
+
+@pytest.mark.parametrize(
+    ("rule", "config", "expected"),
+    [
+        # What is suppressed still acts.
+        (f"drop {EACH}", f"suppress {OF_1}", ["drop"] * 4),
+        (f"alert {EACH}", f"suppress {OF_1}, track by_src, ip 10.0.0.0/8", ["accept"] * 4),
+        (f"alert {EACH}", f"suppress {OF_1}, track by_dst, ip 10.0.0.0/8", ["accept 1"] * 4),
+        (f"alert {EACH}", f"suppress {OF_1}, track by_either, ip 198.51.100.7", ["accept"] * 4),
+        (
+            f"drop {EACH}",
+            f"threshold {OF_1}, type limit, track by_src, count 1, seconds 10",
+            ["drop 1", *["drop"] * 3],
+        ),
+        (
+            f"alert {EACH}",
+            f"event_filter {OF_1}, type threshold, track by_src, count 2, seconds 10",
+            ["accept", "accept 1"] * 2,
+        ),
+        (f"alert {EACH}", f"{RATE} drop", ["accept 1", "accept 1", "drop 1", "drop 1"]),
+        (f"alert {EACH}", f"{RATE} reject", ["accept 1", "accept 1", "reject 1", "reject 1"]),
+        (f"drop {EACH}", f"{RATE} alert", ["drop 1", "drop 1", "accept 1", "accept 1"]),
+        (f"drop {EACH}", f"{RATE} pass", ["drop 1", "drop 1", "accept", "accept"]),
+    ],
+)
+def test_threshold_config(rule: str, config: str, expected: list[str]) -> None:
+    flow = Flow(configured(rule, config)).handshake()
+    assert [flow.packet(UP, established=True) for _ in range(4)] == expected
+    flow.now += 20.0  # the first match behind the timeout is the rule's own again
+    assert flow.packet(UP, established=True) == expected[0]
+
+
+def test_a_rate_filter_says_so_and_the_alert_says_what_was_done() -> None:
+    flow = Flow(configured(f"alert {EACH}", f"{RATE} drop")).handshake()
+    steps = []
+    for _ in range(3):
+        flow.packet(UP, established=True)
+        steps.append((flow.last.decision.reason, flow.last.alerts[0].action))
+    assert steps == [("no_match", "allowed"), ("no_match", "allowed"), ("rate_filter", "blocked")]
+
+
+def test_a_rate_filter_that_may_deny_holds_what_it_has_to_judge() -> None:
+    rule = f'alert http {ANY} (http.uri; content:"/evil"; sid:1;)'
+    config = f"rate_filter {OF_1}, track by_rule, count 1, seconds 60, timeout 60, new_action drop"
+    rules = configured(rule, config)
+    first, second = Flow(rules).handshake(), Flow(rules).handshake()
+    assert first.data(UP, EVIL) == "accept 1"
+    assert second.data(UP, EVIL[:20]) == "accept"
+    assert second.held[UP] == 20
+    assert second.data(UP, EVIL[20:]) == "drop! 1"
+    assert Flow(configured(rule, f"suppress {OF_1}")).handshake().data(UP, EVIL) == "accept"
 
 
 def test_threshold_limit_is_silent_but_still_drops() -> None:
@@ -631,6 +706,51 @@ def test_tls_and_http_rules_are_judged_together() -> None:
     assert good.data(UP, GET) == "accept!"
 
 
+SERVER_RULES = f"""
+    drop tls {ANY} (tls.cert_subject; content:"CN=bad.example"; sid:1;)
+    alert tls {ANY} (tls.subjectaltname; content:"good.example"; sid:2;)
+    alert tls {ANY} (flow:to_client; tls.cert_issuer; content:"O=Test"; tls_cert_notafter:>2000; sid:3;)
+    alert tls {ANY} (flow:to_client; tls.certs; content:"good.example"; tls.cert_chain_len:1; sid:4;)
+    alert tls {ANY} (tls.cert_subject; content:!"bad"; sid:5;)
+"""
+
+
+@pytest.mark.parametrize("holding", [False, True])
+def test_rules_see_the_certificate_of_the_server_behind_a_decrypted_flow(holding: bool) -> None:
+    bad = decrypted(SERVER_RULES)
+    assert bad._say(bad.inspector.tls_hello(FACTS, 0.0, holding, server_follows=True)) == "accept"
+    said = bad._say(bad.inspector.tls_server([certificate("bad.example")], 0.0))
+    assert said == ("drop! 1 3" if holding else "accept")
+    assert bad.data(UP, GET).startswith("drop!")
+    good = decrypted(SERVER_RULES)
+    good.inspector.tls_hello(FACTS, 0.0, holding, server_follows=True)
+    said = good._say(good.inspector.tls_server([certificate("good.example")], 0.0))
+    assert said == ("accept 2 3 4 5" if holding else "accept")
+    assert good.data(UP, GET) == ("accept" if holding else "accept 2 3 4 5")
+    assert good.data(DOWN, OK) == "accept"
+
+
+def test_nothing_is_said_about_a_certificate_nobody_has_shown() -> None:
+    flow = decrypted(SERVER_RULES)
+    flow.inspector.tls_hello(FACTS.name_only(), 0.0)
+    assert flow.data(UP, GET) == "accept"
+    assert flow.data(DOWN, OK) == "accept"
+    odd = decrypted(SERVER_RULES)
+    odd.inspector.tls_hello(FACTS, 0.0, server_follows=True)
+    odd.inspector.tls_server([b"no certificate"], 0.0)
+    assert odd.data(UP, GET) == "accept"
+
+
+def certificate(name: str) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    issuer = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Test")])
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    builder = x509.CertificateBuilder(issuer, subject, key.public_key(), 5, start, start + timedelta(days=90))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
 def test_session_holding_judges_the_name_first() -> None:
     flow = decrypted(
         f'drop http {ANY} (http.uri; content:"/evil"; sid:1;)\npass tls {ANY} (tls.sni; content:"example"; sid:2;)'
@@ -817,6 +937,89 @@ def test_no_bytes_raise(seed: int) -> None:
                 flow.inspector.close(direction, 1.0)
 
 
+# -- a protocol inside another one -------------------------------------------------------------------------------------
+
+UPGRADE = b"GET /chat HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\nConnection: Upgrade\r\n\r\n"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+H2C = UPGRADE.replace(b"websocket", b"h2c"), SWITCHED.replace(b"WebSocket", b"h2c")
+
+
+def masked(first: int, payload: bytes) -> bytes:
+    key = b"\1\2\3\4"
+    return bytes([first, 0x80 | len(payload)]) + key + bytes(b ^ key[i % 4] for i, b in enumerate(payload))
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_websocket_goes_on_after_the_upgrade(size: int) -> None:
+    rules = f"""
+        alert websocket {ANY} (websocket.payload; content:"evil"; sid:1;)
+        alert websocket {ANY} (websocket.opcode:text; websocket.flags:fin,!comp; websocket.mask:0x01020304; sid:2;)
+        alert websocket {ANY} (websocket.opcode:ping; sid:3;)
+        alert tcp {ANY} (flow:to_client; app-layer-protocol:http,original; app-layer-protocol:websocket; sid:4;)
+        drop http {ANY} (http.uri; content:"/other"; sid:5;)
+    """
+    flow = Flow(compiled(rules)).handshake()
+    got: list[int] = []
+    for direction, data in ((UP, UPGRADE), (DOWN, SWITCHED), (UP, masked(0x81, b"some evil")), (DOWN, b"\x89\0")):
+        for at in range(0, len(data), size):
+            flow.data(direction, data[at : at + size])
+            got += flow.sids
+    assert sorted(got) == [1, 2, 3, 4]
+    assert flow.inspector.app_proto == "websocket"
+
+
+def test_another_upgrade_is_told_by_its_bytes() -> None:
+    rules = f"alert tcp {ANY} (flow:to_server; app-layer-protocol:http,original; app-layer-protocol:http2; sid:1;)"
+    flow = Flow(compiled(rules)).handshake()
+    assert [flow.data(d, data) for d, data in zip((UP, DOWN, UP), (*H2C, PREFACE), strict=True)] == [
+        "accept",
+        "accept",
+        "accept 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("test", "expected"),
+    [
+        ("http,to_server", True),
+        ("ssh,to_client", True),
+        ("http,to_client", False),
+        ("!http,to_client", True),
+        ("ssh,either", True),
+        ("!ssh,either", False),
+        ("tls,either", False),
+        ("http,original", False),
+    ],
+)
+def test_what_each_side_speaks(test: str, expected: bool) -> None:
+    flow = Flow(compiled(f"alert tcp {ANY} (flow:to_client; app-layer-protocol:{test}; sid:1;)")).handshake()
+    flow.data(UP, GET)
+    flow.packet(DOWN, established=True)
+    assert flow.data(DOWN, b"SSH-2.0-OpenSSH\r\n") == ("accept 1" if expected else "accept")
+
+
+def test_a_side_that_says_nothing_known_is_not_judged_by_its_protocol() -> None:
+    flow = Flow(compiled(f"alert tcp {ANY} (app-layer-protocol:http; sid:1;)")).handshake()
+    assert flow.data(UP, GET) == "accept 1"
+    assert [flow.data(DOWN, b"\xff\xff\xff\xff\xff\xff\xff\xff") for _ in range(2)] == ["accept"] * 2
+
+
+def test_dns_rules_see_dns_over_https() -> None:
+    query = bytes(DNSRecord.question("blocked.example").pack())
+    path = "/q?dns=" + urlsafe_b64encode(query).decode().rstrip("=")
+    fields = [(":method", "GET"), (":path", path), ("accept", "application/dns-message")]
+    frame = HeadersFrame(1, Encoder().encode(fields), flags=["END_HEADERS", "END_STREAM"]).serialize()
+    rules = f"""
+        alert http2 {ANY} (http.method; content:"GET"; sid:2;)
+        alert tcp {ANY} (app-layer-protocol:dns,exact; sid:3;)
+        drop dns {ANY} (dns.query; content:"blocked"; sid:1;)
+    """
+    flow = Flow(compiled(rules, "strict")).handshake()
+    assert flow.data(UP, PREFACE + SettingsFrame(0).serialize() + frame) == "drop! 2 1"
+    assert flow.inspector.app_proto == "doh2"
+
+
 # -- the slow twin ---------------------------------------------------------------------------------------------------
 
 
@@ -838,6 +1041,7 @@ class SlowInspector:
         self.matched: dict[tuple[int, int, Direction], set[int]] = {}  # (tx, rule, side) -> buffers that matched
         self.done: set[tuple[int, int, Direction]] = set()
         self.final = [False, False]
+        self.listener: Detector | None = None  # of the side that has not told the protocol
         self.verdict = ""
 
     def inspect(self, direction: Direction, established: bool, data: bytes) -> tuple[str, list[int]]:
@@ -852,7 +1056,7 @@ class SlowInspector:
         window = self.stream[direction][start:] if new else b""
         first = self.packets[direction] == 0
         self.packets[direction] += 1
-        final_now = not self.final[direction] and (self.detector is None or self.detector.final_for(direction))
+        final_now = not self.final[direction] and self._final(direction)
         matches: list[tuple[int, int, bool]] = []  # rank, tx, flow
         for kinds in (
             {RuleType.IP_ONLY},
@@ -883,9 +1087,24 @@ class SlowInspector:
                     self._match(matches, rank, -1, True)
         return self._carry_out(sorted(matches))
 
+    def _final(self, direction: Direction) -> bool:
+        if self.detector is not None:
+            return self.detector.final_for(direction)
+        return self.listener is None or self.told is direction
+
+    def _listen(self, direction: Direction, data: bytes) -> None:
+        if self.listener is None or direction is self.told:
+            return
+        name = self.listener.feed(direction, data)
+        if name is not None or self.listener.final_for(direction):
+            self.listener = None
+            if name in (None, "failed") and self.proto in recognised(direction):
+                self.final[direction] = True
+
     def _parse(self, direction: Direction, data: bytes) -> None:
         if not data:
             return
+        self._listen(direction, data)
         if self.detector is None:
             if self.parser is not None:
                 self.parser.feed(direction, data)
@@ -897,7 +1116,10 @@ class SlowInspector:
         self.detector = None
         if name == "failed":
             return
-        self.proto = name
+        self.proto, self.told, self.listener = name, direction, Detector()
+        early = b"".join(data for which, data in self.early if which is not direction)
+        if early:
+            self._listen(direction.reply, early)
         if name in PARSERS:
             self.parser = PARSERS[name](SMALL.app, False)
             for side in (UP, DOWN):
@@ -918,7 +1140,7 @@ class SlowInspector:
             return False
         if rule.app_proto and self.proto not in covered_protocols(rule.app_proto):
             return False
-        for name, negated in rule.app_layer_protocols:
+        for name, negated, _ in rule.app_layer_protocols:
             final = self.detector is None or self.detector.final_for(direction)
             if (self.proto in covered_protocols(name)) == negated or (negated and not final):
                 return False

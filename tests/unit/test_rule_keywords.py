@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from engines.packet import decode
-from engines.stateful.keywords.classification import PRIORITIES, read_classifications
 from engines.stateful.match import match_buffer, transform
 from engines.stateful.ruleset import covered_protocols
-from engines.stateful.signature import Action, Signature, Threshold
+from engines.stateful.signature import Action, AppProtocolTest, Signature, Threshold
 from engines.stateful.threshold import Effect, ThresholdTable
 from engines.verdict import Direction
 from tests.unit.rulekit import parse, refusal, rule
@@ -130,7 +129,6 @@ class View:
         ("app-layer-protocol:htpt;", "did you mean http?"),
         ("app-layer-protocol:http; app-layer-protocol:tls;", "cannot be combined"),
         ("app-layer-event:nope.x;", "not known"),
-        ("geoip:src,DE;", "database"),
         ("target:me;", "src_ip"),
         ("flags:X;", "flags"),
         ("flags:SS;", "twice"),
@@ -138,6 +136,8 @@ class View:
         ("ttl:300;", "not between"),
         ("ip_proto:6;", "rule for ip"),
         ("tls.version:1.9;", "tls.version"),
+        ("tls_cert_notafter:>soon;", "expected a date like"),
+        ("tls_cert_notafter:2025<>2024;", "is not after"),
         ("ssl_state:hello;", "ssl_state"),
         ("xbits:set,a;", "xbits"),
         ("flowint:a,%,1;", "expected one of"),
@@ -203,7 +203,7 @@ def buffers(signature: Signature) -> list[tuple[str, tuple[str, ...], int]]:
         ('pcre:"/a/U"; pcre:"/b/Hi";', [("http.uri", 1), ("http.header", 1)]),
         ('content:"a"; http_uri; pcre:"/b/R"; isdataat:1,relative;', [("http.uri", 3)]),
         ('content:"a"; urilen:>9; urilen:<99,raw;', [("payload", 1), ("http.uri", 1), ("http.uri.raw", 1)]),
-        ('file_data; content:"a"; file.data; content:"b";', [("file.data", 2)]),
+        ('file_data; content:"a"; file.data; content:"b";', [("file.data", 1), ("file.data", 1)]),
         ('dns.query; content:"a"; dns.query; content:"b";', [("dns.query", 1), ("dns.query", 1)]),
         ('http.uri; content:"a"; to_lowercase; content:"b";', [("http.uri", 1), ("http.uri", 1)]),
         (
@@ -244,6 +244,15 @@ def test_absent() -> None:
         ("compress_whitespace", b"a \t b  c", b"a b c"),
         ("url_decode", b"a%20b+c%zz%4", b"a b c%zz%4"),
         ("header_lowercase", b"Host: A\r\nX-Y: B\r\n", b"host: A\r\nx-y: B\r\n"),
+        ("domain", b"www.BBC.co.uk", b"BBC.co.uk"),
+        ("domain", b"a.b.example.com.", b"example.com"),
+        ("domain", b"\xff..example.com", b"example.com"),
+        ("domain", b"www.xn--85x722f.xn--55qx5d.cn", b"xn--85x722f.xn--55qx5d.cn"),
+        ("domain", b"co.uk", b"co.uk"),
+        ("domain", b"", b""),
+        ("tld", b"www.bbc.co.uk", b"co.uk"),
+        ("tld", b"a.b.example.com.", b"com"),
+        ("tld", b"localhost", b"localhost"),
         ("strip_pseudo_headers", b":method: GET\r\nhost: a\r\n", b"host: a\r\n"),
         ("to_md5", b"a", hashlib.md5(b"a").digest()),
         ("to_sha1", b"a", hashlib.sha1(b"a").digest()),
@@ -305,8 +314,7 @@ def test_threshold_and_actions() -> None:
 
 def test_application_conditions() -> None:
     signature = rule("app-layer-protocol:!http; app-layer-protocol:!tls;", "drop tcp any any -> any 443")
-    assert signature.app_layer_protocol == ("http", True)
-    assert signature.app_layer_protocols == (("http", True), ("tls", True))
+    assert signature.app_layer_protocols == (AppProtocolTest("http", True), AppProtocolTest("tls", True))
     assert rule("app-layer-event:http.missing_host_header;").app_events == (("http", "missing_host_header"),)
     (buffer,) = rule("ssl_version:tls1.0,tls1.1;").buffers
     assert (buffer.buffer, match_buffer(buffer, b"\3\1", {}), match_buffer(buffer, b"\3\3", {})) == (
@@ -326,12 +334,10 @@ def test_warnings_do_not_refuse() -> None:
     assert "no-such-class" in found.warnings[0].message
 
 
-def test_classification_file() -> None:
-    assert PRIORITIES["trojan-activity"] == 1
-    assert len(PRIORITIES) == 42
-    assert read_classifications("# x\nconfig classification: a-b,Some, text,2\n") == {"a-b": 2}
-    with pytest.raises(ValueError, match="line 1"):
-        read_classifications("nonsense")
+def test_an_unknown_reference_system_is_told_and_kept() -> None:
+    found = parse("alert tcp any any -> any any (reference:nobody,17; sid:1;)")
+    assert found.signatures[0].references == ("nobody,17",)
+    assert "'nobody' is not known" in found.warnings[0].message
 
 
 # --- header keywords ------------------------------------------------------------------------------------------------
@@ -513,6 +519,21 @@ def test_hooks() -> None:
 
 
 def test_app_layer_protocol_exact() -> None:
-    assert rule("app-layer-protocol:http,exact;").app_layer_protocols == (("=http", False),)
-    assert covered_protocols("=http") == {"http"}
+    assert rule("app-layer-protocol:http,exact;").app_layer_protocols == (AppProtocolTest("http", False, "exact"),)
     assert covered_protocols("http") > {"http"}
+
+
+@pytest.mark.parametrize(
+    ("value", "matches"),
+    [
+        ("2025", [False, True, False]),
+        (">2025-01-01", [False, True, True]),
+        ("<2025-01-01T00:00:00", [True, True, False]),
+        ("2024-12<>2025-01-01 00:00", [False, True, False]),
+    ],
+)
+def test_certificate_dates(value: str, matches: list[bool]) -> None:
+    """Against 2024-01-01, 2025-01-01 and 2026-01-01 00:00:00 UTC; the ends of a range count in."""
+    (buffer,) = rule(f"tls_cert_notbefore:{value};").buffers
+    times = (1704067200, 1735689600, 1767225600)
+    assert [match_buffer(buffer, time.to_bytes(8, "big"), {}) for time in times] == matches

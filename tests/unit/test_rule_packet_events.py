@@ -144,14 +144,9 @@ def test_igmp() -> None:
     ("header", "options", "why"),
     [
         ("alert mqtt any any -> any any", "mqtt.type:CONNECT;", "no parser for mqtt.type"),
-        ("alert tcp any any -> any any", 'dce_stub_data; content:"a";', "no parser for dce_stub_data"),
-        ("alert smtp any any -> any any", 'file_data; content:"a";', "no parser for smtp"),
+        ("alert tcp any any -> any any", 'krb5.cname; content:"a";', "no parser for krb5.cname"),
+        ("alert nfs any any -> any any", 'file_data; content:"a";', "no parser for nfs"),
         ("alert sip any any -> any any", 'sip.method; content:"a";', "no parser for sip"),
-        ("alert tcp any any -> any any", "stream-event:pkt_invalid_ack;", "TCP reassembly"),
-        ("alert tcp any any -> any any", "engine-event:stream.pkt_invalid_ack;", "TCP reassembly"),
-        ("alert arp any any -> any any", "", "arp packets do not reach"),
-        ("alert websocket any any -> any any", 'websocket.payload; content:"a";', "WebSocket"),
-        ("alert tcp any any -> any any", "app-layer-protocol:http,original;", "not kept"),
     ],
 )
 def test_what_never_matches_says_so_and_is_not_compiled(header: str, options: str, why: str) -> None:
@@ -161,6 +156,24 @@ def test_what_never_matches_says_so_and_is_not_compiled(header: str, options: st
     assert [w.message.startswith("never matches: ") for w in found.warnings] == [True]
     assert why in found.warnings[0].message
     assert [r.signature.sid for r in compile_ruleset(found.signatures).rules] == [2]
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "why"),
+    [
+        ("alert tcp any any -> any any", "stream-event:pkt_invalid_ack;", "with a stream-event is dropped"),
+        ("alert tcp any any -> any any", "engine-event:stream.pkt_invalid_ack;", "with a stream-event is dropped"),
+        ("alert ip any any -> any any", "vlan.id:100;", "VLAN tags"),
+        ("alert arp any any -> any any", "", "arp packets do not reach"),
+    ],
+)
+def test_what_matches_in_captures_only_says_so_and_is_compiled_for_them(header: str, options: str, why: str) -> None:
+    found = parse(f"{header} ({options} sid:1;)\nalert tcp any any -> any any (sid:2;)")
+    assert not found.errors
+    assert why in found.warnings[0].message
+    assert found.warnings[0].message.startswith("matches in captures only: ")
+    assert [r.signature.sid for r in compile_ruleset(found.signatures).rules] == [2]
+    assert {r.signature.sid for r in compile_ruleset(found.signatures, captures=True).rules} == {1, 2}
 
 
 @pytest.mark.parametrize(

@@ -143,15 +143,15 @@ def test_raw_bytes_are_looked_at_in_chunks_and_once() -> None:
     talk = Talk(chunk_to_server=8).open()
     talk.say(C, "PA", 101, 501, b"12345")
     talk.say(S, "A", 501, 106)
-    assert talk.session.chunk(C) == (b"", 0)
+    assert talk.session.chunks(C) == []
     talk.say(C, "PA", 106, 501, b"6789")
     talk.say(S, "A", 501, 110)
-    assert talk.session.chunk(C) == (b"123456789", 0)
-    assert talk.session.chunk(C) == (b"", 0)
+    assert talk.session.chunks(C) == [(b"123456789", 0)]
+    assert talk.session.chunks(C) == []
     talk.say(C, "PA", 110, 501, b"x")
     talk.say(S, "A", 501, 111)
     talk.session.trigger(C)
-    assert talk.session.chunk(C) == (b"x", 9)
+    assert talk.session.chunks(C) == [(b"x", 9)]
 
 
 def test_the_depth_bounds_what_is_kept() -> None:
@@ -160,3 +160,94 @@ def test_the_depth_bounds_what_is_kept() -> None:
     assert not talk.say(C, "PA", 107, 501, b"7").added
     talk.say(S, "A", 501, 108)
     assert talk.got == [(C, b"1234")]
+
+
+def stamps(value: int, echo: int = 0) -> bytes:
+    return struct.pack("!BBBBII", 1, 1, 8, 10, value, echo)
+
+
+STAMPED = (
+    (C, "S", 100, 0, b"", stamps(1000)),
+    (S, "SA", 500, 101, b"", stamps(2000, 1000)),
+    (C, "A", 101, 501, b"", stamps(1001, 2000)),
+)
+OPEN = ((C, "S", 100, 0, b"", b""), (S, "SA", 500, 101, b"", b""), (C, "A", 101, 501, b"", b""))
+
+
+@pytest.mark.parametrize(
+    ("before", "last", "event", "accepted"),
+    [
+        ((), (C, "R", 1, 0, b"", b""), "rst_but_no_session", False),
+        ((), (C, "FA", 1, 1, b"", b""), "fin_but_no_session", False),
+        (STAMPED[:1], (S, "SA", 500, 101, b"", stamps(9, 100)), "pkt_invalid_timestamp", False),
+        (OPEN[:1], (S, "RA", 0, 101, b"", stamps(9, 100)), "pkt_invalid_timestamp", False),
+        (OPEN[:1], (S, "SA", 500, 99, b"", b""), "3whs_synack_with_wrong_ack", False),
+        (OPEN[:1], (C, "SA", 500, 99, b"", b""), "3whs_synack_in_wrong_direction", False),
+        (OPEN[:2], (C, "A", 101, 700, b"", b""), "3whs_right_seq_wrong_ack_evasion", False),
+        (OPEN[:2], (C, "A", 108, 700, b"", b""), "3whs_wrong_seq_wrong_ack", False),
+        (OPEN[:2], (S, "S", 500, 0, b"", b""), "3whs_syn_toclient_on_syn_recv", False),
+        (OPEN[:2], (C, "S", 77, 0, b"", b""), "3whs_syn_resend_diff_seq_on_syn_recv", False),
+        (STAMPED, (C, "PA", 101, 501, b"x", stamps(900, 2000)), "pkt_invalid_timestamp", False),
+        (STAMPED, (C, "PA", 101, 501, b"x", stamps(0, 2000)), "pkt_invalid_timestamp", False),
+        (OPEN, (C, "PA", 101 + 200_000, 501, b"x", b""), "est_packet_out_of_window", False),
+        (OPEN, (C, "PA", 101, 501 + 200_000, b"x", b""), "est_invalid_ack", False),
+        (OPEN, (C, "FA", 101 + 200_000, 501, b"", b""), "fin_out_of_window", False),
+        (OPEN, (C, "S", 100, 0, b"", b""), "est_syn_resend", False),
+        (OPEN, (C, "S", 7, 0, b"", b""), "est_syn_resend_diff_seq", False),
+        (OPEN, (S, "S", 500, 0, b"", b""), "est_syn_toclient", False),
+        (OPEN, (C, "SA", 100, 501, b"", b""), "est_synack_toserver", False),
+        (OPEN, (S, "SA", 7, 101, b"", b""), "est_synack_resend_with_diff_seq", False),
+        (OPEN, (C, "R", 101 + 200_000, 0, b"", b""), "rst_invalid_ack", False),
+        (
+            (*OPEN, (C, "RA", 101, 501, b"", b"")),
+            (C, "PA", 101, 501, b"goes on", b""),
+            "suspected_rst_inject",
+            True,
+        ),
+        ((*OPEN, (C, "PA", 105, 501, b"late", b"")), (S, "A", 501, 109, b"", b""), "reassembly_seq_gap", True),
+    ],
+)
+def test_what_is_odd_has_a_name(before: Any, last: Any, event: str, accepted: bool) -> None:
+    talk = Talk()
+    for direction, flags, seq, ack, data, options in before:
+        step = talk.say(direction, flags, seq, ack, data, options=options)
+        assert (step.accepted, step.events) == (True, ())
+    direction, flags, seq, ack, data, options = last
+    step = talk.say(direction, flags, seq, ack, data, options=options)
+    assert (step.accepted, step.events) == (accepted, (event,))
+
+
+def test_after_a_reset_the_other_side_is_not_believed() -> None:
+    talk = Talk().open()
+    talk.say(C, "RA", 101, 501)
+    assert not talk.say(S, "PA", 501, 101, b"still").accepted
+    assert talk.session.state is State.CLOSED
+
+
+def test_timestamps_may_come_round() -> None:
+    talk = Talk()
+    for direction, flags, seq, ack, data, options in STAMPED:
+        talk.say(direction, flags, seq, ack, data, options=options)
+    late = segment(C, "PA", 101, 501, b"x", stamps(900, 2000))
+    assert talk.session.segment(late, C, b"x", 25 * 86_400.0).accepted
+
+
+def test_each_piece_beyond_a_hole_is_looked_at() -> None:
+    talk = Talk().open()
+    talk.say(C, "PA", 101, 501, b"VERY")
+    talk.say(C, "PA", 109, 501, b"DATA")
+    talk.say(S, "A", 501, 113)
+    talk.session.trigger(C)
+    assert talk.session.chunks(C) == [(b"VERY", 0), (b"DATA", 8)]
+
+
+def test_inline_each_segment_is_looked_at_as_the_receiver_gets_it() -> None:
+    talk = Talk(inline=True, chunk_to_server=8).open()
+    assert talk.say(C, "PA", 101, 501, b"GOOD").kept is None
+    assert talk.session.chunks(C) == [(b"GOOD", 0)]
+    step = talk.say(C, "PA", 101, 501, b"EVIL more")
+    assert (step.kept, step.events) == (b"GOOD more", ("reassembly_overlap_different_data",))
+    assert talk.session.chunks(C) == [(b"GOOD more", 0)]
+    talk.say(C, "PA", 120, 501, b"far")
+    assert talk.session.chunks(C) == [(b"far", 19)]
+    assert talk.session.chunks(C) == []

@@ -18,7 +18,7 @@ the position it has read up to::
 Where clients read the framing of a response in two ways, rules see both bodies: the one of the states above and, in
 ``Head.other``, the bytes as they are.
 
-Left out: multipart bodies (seen as one file), partial content put together from ranges.
+Left out: partial content put together from ranges.
 """
 
 from __future__ import annotations
@@ -409,6 +409,8 @@ class Http1Parser(BaseParser):
         method = b"" if request is None else request.first
         if status == b"101" or (method == b"CONNECT" and status.startswith(b"2") and len(status) == 3):
             self._message_end(side)
+            if status == b"101" and _upgrades_to(head, b"websocket"):
+                self.carries = "websocket"
             self._open_tunnel()
             return
         if method == b"CONNECT":
@@ -715,6 +717,12 @@ def _skip(side: _Side, data: bytes, position: int) -> int:
 
 def _asked_for_upgrade(request: Head | None) -> bool:
     return request is not None and b"upgrade" in request.fields
+
+
+def _upgrades_to(answer: Head, protocol: bytes) -> bool:
+    """RFC 9110 section 7.8: the answer names what the connection speaks from here on."""
+    value = answer.value(b"upgrade")
+    return value is not None and value.strip().lower() == protocol
 
 
 def _content_length(value: bytes, tx: HttpTransaction, side: str) -> int | None:

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from hpack import Decoder
 from hpack.exceptions import HPACKError
 
+from engines.stateful.app import doh
 from engines.stateful.app.bodies import Body
 from engines.stateful.app.http_transaction import Fields, Head, HttpTransaction
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
@@ -89,7 +90,7 @@ class _Side:
 class Http2Parser(BaseParser):
     """See :class:`engines.stateful.app.AppParser`. ``hold_body`` as in HTTP/1, up to ``AppLimits.http2_held`` bytes."""
 
-    name = "http2"
+    name = "http2"  # doh2 from the first DNS message on
 
     def __init__(self, limits: AppLimits = DEFAULT_LIMITS, hold_body: bool = False) -> None:
         super().__init__()
@@ -311,7 +312,11 @@ class Http2Parser(BaseParser):
                 path = authority or b""
             parts, line = (method, path, b"HTTP/2"), b"%b %b HTTP/2" % (method, path)
         raw = b"".join([b"%b: %b\r\n" % field for field in fields]) + b"\r\n"
-        tx.set_head(direction, Head(line, parts, merged, raw))
+        head = Head(line, parts, merged, raw)
+        tx.set_head(direction, head)
+        message = doh.message_in_target(head) if direction is Direction.TO_SERVER else None
+        if message is not None:
+            self._carries_dns(tx, direction, message)
         if not ends:
             body = stream.bodies[direction] = tx.open_body(direction, self._limits)
             if self._hold_body and not body.full and b"expect" not in merged:
@@ -361,7 +366,18 @@ class Http2Parser(BaseParser):
         if body is not None:
             body.finish()
             stream.tx.body_changed(direction, body)
+            head = stream.tx.response if direction else stream.tx.request
+            if head is not None and doh.carries_message(head):
+                if body.length > doh.MAX_MESSAGE:
+                    stream.tx.add_event(f"dns_{'response' if direction else 'request'}_too_long")
+                else:
+                    self._carries_dns(stream.tx, direction, body.view())
         stream.tx.finish(direction)
+
+    def _carries_dns(self, tx: HttpTransaction, direction: Direction, message: bytes) -> None:
+        tx.inner[direction] = doh.read_message(message, direction, self._limits)
+        tx.touch(direction)
+        self.name = "doh2"
 
     def _drop_if_done(self, number: int, stream: _Stream) -> None:
         if all(stream.ended):

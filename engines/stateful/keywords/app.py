@@ -13,7 +13,9 @@ ssl_state      one instance per state reached: ``client_hello``, ``server_hello`
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from engines.stateful.header import APP_PROTOCOLS, nearest
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, int_test, required, split_list, unquote
@@ -21,6 +23,7 @@ from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.keywords.content import parse_pattern
 from engines.stateful.keywords.draft import ContentDraft, RuleDraft
 from engines.stateful.match import IntegerValue, OneOf, StepMatcher
+from engines.stateful.signature import AppProtocolTest
 
 _MODES = {"final", "original", "either", "to_server", "to_client", "exact"}
 
@@ -37,13 +40,10 @@ def _app_layer_protocol(draft: RuleDraft, value: str | None) -> None:
     if draft.header.app_proto and not negated:
         raise KeywordError(f"app-layer-protocol: the rule is for {draft.header.app_proto} already", in_value=False)
     mode = parts[1] if len(parts) == 2 else "final"
-    for other, other_negated in draft.app_layer_protocols if mode in {"final", "exact"} else ():
-        if not (negated and other_negated):
-            raise KeywordError(f"app-layer-protocol: cannot be combined with the one for {other}", in_value=False)
-    if mode not in {"final", "exact"}:  # a flow keeps the name it ended with, not one per direction
-        draft.never(f"which protocol a flow is {mode} is not kept (app-layer-protocol)")
-        return
-    draft.app_layer_protocols.append((f"={name}" if mode == "exact" else name, negated))
+    for other in draft.app_layer_protocols:
+        if {"final", "exact"} >= {mode, other.mode} and not (negated and other.negated):
+            raise KeywordError(f"app-layer-protocol: cannot be combined with the one for {other.name}", in_value=False)
+    draft.app_layer_protocols.append(AppProtocolTest(name, negated, mode))
 
 
 def _app_layer_event(draft: RuleDraft, value: str | None) -> None:
@@ -155,6 +155,58 @@ def _tls_text(keyword: str, buffer: str) -> Callable[[RuleDraft, str | None], No
     return parse
 
 
+_DATES = ("%Y", "%Y-%m", "%Y-%m-%d", "%Y-%m-%d %H", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S")
+
+
+def _date(text: str, keyword: str) -> int:
+    """Seconds since the epoch, UTC."""
+    for form in _DATES:
+        with contextlib.suppress(ValueError):
+            return int(datetime.strptime(text.strip().replace("T", " "), form).replace(tzinfo=UTC).timestamp())
+    raise KeywordError(f"{keyword}: expected a date like 2025-12-31 or 2025-12-31T23:59:59, found {text.strip()!r}")
+
+
+def _tls_date(keyword: str, buffer: str) -> Callable[[RuleDraft, str | None], None]:
+    """``date``, ``<date``, ``>date``, ``date<>date``; the ends count in, as in Suricata."""
+
+    def parse(draft: RuleDraft, value: str | None) -> None:
+        text = unquote(required(value, "a date, with < or > or two of them with <> between"))
+        first, between, second = text.partition("<>")
+        low: float = 0
+        high: float = float("inf")
+        if between:
+            low, high = _date(first, keyword), _date(second, keyword)
+            if low >= high:
+                raise KeywordError(f"{keyword}: {second.strip()!r} is not after {first.strip()!r}")
+        elif text.startswith("<"):
+            high = _date(text[1:], keyword)
+        elif text.startswith(">"):
+            low = _date(text[1:], keyword)
+        else:
+            low = high = _date(text, keyword)
+        _into(draft, keyword, buffer, IntegerValue(lambda seconds: low <= seconds <= high))
+
+    return parse
+
+
+_WS_FLAGS = {"fin": 0x80, "comp": 0x40}
+
+
+def _websocket_flags(draft: RuleDraft, value: str | None) -> None:
+    """A number, or names of flags: those that must be set and, with ``!``, those that must not."""
+    text = unquote(required(value, "a number or flags like fin,!comp"))
+    names = [name.strip().lower() for name in text.split(",")]
+    if all(name.lstrip("! ") in _WS_FLAGS for name in names):
+        wanted = sum(_WS_FLAGS[name] for name in set(names) if not name.startswith("!"))
+        unwanted = sum(_WS_FLAGS[name.lstrip("! ")] for name in set(names) if name.startswith("!"))
+        test = IntegerValue(lambda flags: flags & wanted == wanted and not flags & unwanted)
+    else:
+        test = IntegerValue(int_test(text, "websocket.flags", 255).test)
+    _into(draft, "websocket.flags", "websocket.flags", test)
+
+
+_WS_OPCODES = {"continuation": 0, "text": 1, "binary": 2, "connection_close": 8, "ping": 9, "pong": 10}
+_WS = "websocket-keywords.html"
 _TLS, _DNS = "tls-keywords.html", "dns-keywords.html"
 KEYWORDS = [
     Keyword("app-layer-protocol", "the protocol that was detected", "app-layer.html", Kind.APP, _app_layer_protocol),
@@ -165,6 +217,42 @@ KEYWORDS = [
     Keyword("tls.version", "the version negotiated", f"{_TLS}#tls-version", Kind.APP, _tls_version),
     Keyword("ssl_version", "the version of a hello", f"{_TLS}#ssl-version", Kind.APP, _ssl_version),
     Keyword("ssl_state", "how far the handshake is", f"{_TLS}#ssl-state", Kind.APP, _ssl_state),
+    Keyword("websocket.flags", "flags of a frame", f"{_WS}#websocket-flags", Kind.APP, _websocket_flags),
+    Keyword(
+        "websocket.opcode",
+        "the kind of a frame",
+        f"{_WS}#websocket-opcode",
+        Kind.APP,
+        _number("websocket.opcode", 15, _WS_OPCODES),
+    ),
+    Keyword(
+        "websocket.mask",
+        "the masking key of a frame",
+        f"{_WS}#websocket-mask",
+        Kind.APP,
+        _number("websocket.mask", 0xFFFFFFFF),
+    ),
+    Keyword(
+        "tls.cert_chain_len",
+        "the number of certificates sent",
+        f"{_TLS}#tls-cert-chain-len",
+        Kind.APP,
+        _number("tls.cert_chain_len", 0xFFFFFFFF),
+    ),
+    Keyword(
+        "tls_cert_notbefore",
+        "the certificate's first day",
+        f"{_TLS}#tls-cert-notbefore",
+        Kind.APP,
+        _tls_date("tls_cert_notbefore", "tls.cert_notbefore"),
+    ),
+    Keyword(
+        "tls_cert_notafter",
+        "the certificate's last day",
+        f"{_TLS}#tls-cert-notafter",
+        Kind.APP,
+        _tls_date("tls_cert_notafter", "tls.cert_notafter"),
+    ),
     Keyword(
         "tls.subject",
         "text in the certificate's subject (old form)",

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from engines.stateful.header import Header
 from engines.stateful.keywords.base import KeywordError, integer
 from engines.stateful.match import MAX_MATCHERS_PER_BUFFER, Base64Decode, Content, Number, StepMatcher
-from engines.stateful.signature import FlowbitOp, FlowintOp, PacketTest, StreamSize, Threshold, XbitOp
+from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig
+from engines.stateful.signature import AppProtocolTest, FlowbitOp, FlowintOp, PacketTest, StreamSize, Threshold, XbitOp
 from engines.verdict import Direction
 
 PAYLOAD = "payload"
@@ -88,7 +89,7 @@ class RuleDraft:
     """Everything the options of one rule said so far. ``current`` None: no sticky buffer is active."""
 
     header: Header
-    geoip: bool = False  # whether a GeoIP database is there
+    config: RuleConfig = DEFAULT_CONFIG
     msg: str = ""
     sid: int = 0
     gid: int = 1
@@ -96,6 +97,7 @@ class RuleDraft:
     priority: int | None = None
     class_priority: int | None = None
     classtype: str = ""
+    category: str = ""
     references: list[str] = field(default_factory=list)
     metadata: dict[str, list[str]] = field(default_factory=dict)
     target: str = ""
@@ -116,6 +118,7 @@ class RuleDraft:
     only_stream: bool = False
     no_stream: bool = False
     packet_tests: list[PacketTest] = field(default_factory=list)
+    countries: Callable[[bytes, bytes], bool] | None = None  # of source and destination
     needs_packet: list[str] = field(default_factory=list)  # keywords that look at one packet
     packet_events: list[str] = field(default_factory=list)
     ip_protocols: set[int] | None = None
@@ -126,17 +129,22 @@ class RuleDraft:
     xbit_checks: list[XbitOp] = field(default_factory=list)
     xbit_sets: list[XbitOp] = field(default_factory=list)
     stream_sizes: list[StreamSize] = field(default_factory=list)
-    app_layer_protocols: list[tuple[str, bool]] = field(default_factory=list)
+    app_layer_protocols: list[AppProtocolTest] = field(default_factory=list)
     app_events: list[tuple[str, str]] = field(default_factory=list)
     threshold: Threshold | None = None
     detection_filter: Threshold | None = None
     noalert: bool = False
     pass_alert: bool = False
     never_matches: str = ""  # why, when something the rule asks for is known never to be there
+    captures_only: str = ""
 
     def never(self, why: str) -> None:
         """The rule loads and can never match; the first reason stays."""
         self.never_matches = self.never_matches or why
+
+    def in_captures(self, why: str) -> None:
+        """The rule can match in a capture, and on the packet path never; the first reason stays."""
+        self.captures_only = self.captures_only or why
 
     def once(self, keyword: str) -> None:
         """The keyword may occur only once in a rule."""

@@ -119,6 +119,9 @@ def _igmp_type(packet: Any) -> int | None:
 MAX_VLAN_LAYERS = 3
 
 
+_NO_TAGS = "a router has taken VLAN tags off before a packet comes to the IP layer"
+
+
 def _vlan_layers(draft: RuleDraft, value: str | None) -> None:
     test = int_test(required(value, "a number of layers"), "vlan.layers", MAX_VLAN_LAYERS).test
 
@@ -127,6 +130,7 @@ def _vlan_layers(draft: RuleDraft, value: str | None) -> None:
         return found is not None and test(len(found))
 
     draft.packet("vlan.layers", layers)
+    draft.in_captures(_NO_TAGS)
 
 
 def _vlan_id(draft: RuleDraft, value: str | None) -> None:
@@ -151,6 +155,7 @@ def _vlan_id(draft: RuleDraft, value: str | None) -> None:
         return -len(found) <= layer < len(found) and test(found[layer])
 
     draft.packet("vlan.id", identifier)
+    draft.in_captures(_NO_TAGS)
 
 
 _MSS_OPTION, _NOP, _END = 2, 1, 0
@@ -311,12 +316,6 @@ def _flag_bits(text: str) -> int:
     return sum(_FLAG_BITS[c] for c in letters)
 
 
-def _geoip(draft: RuleDraft, value: str | None) -> None:
-    if not draft.geoip:
-        raise KeywordError("geoip needs a GeoIP database, and none is configured", in_value=False)
-    raise KeywordError("geoip is not supported", in_value=False)
-
-
 def _row(name: str, summary: str, parse: Parse, page: str = "header-keywords.html", value: bool = True) -> Keyword:
     return Keyword(name, summary, f"{page}#{name.replace('.', '-').replace('_', '-')}", Kind.PACKET, parse, value)
 
@@ -331,7 +330,6 @@ KEYWORDS = [
     _row("fragoffset", "the IP fragment offset", _number("fragoffset", 0x1FFF, _fragment_offset)),
     _row("ip_proto", "the protocol in the IP header", _ip_proto),
     _row("sameip", "source and destination are equal", _sameip, value=False),
-    _row("geoip", "the country of an address", _geoip),
     _row("flags", "TCP flags (old name)", _flags),
     _row("tcp.flags", "TCP flags", _flags),
     _row("seq", "the TCP sequence number", _number("seq", _RANGE32, _tcp_field("seq"))),

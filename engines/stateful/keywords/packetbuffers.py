@@ -34,7 +34,20 @@ def header_bytes(name: str, packet: Any) -> bytes | None:
         return None
     if name == "igmp.hdr":  # all of the message is its header
         return bytes(packet.data[packet.l4_offset : packet.end])
-    return bytes(packet.data[packet.l4_offset : packet.payload_offset])
+    end = packet.payload_offset
+    if name == "icmpv4.hdr":
+        end = packet.l4_offset + _icmpv4_length(packet.data[packet.l4_offset : packet.end])
+    return bytes(packet.data[packet.l4_offset : end])
+
+
+def _icmpv4_length(message: bytes) -> int:
+    """Of the fixed part of a message: timestamps and an address mask are in it (RFC 792, RFC 950), and the list of a
+    router advertisement (RFC 1256)."""
+    kind = message[0] if len(message) >= 8 else -1
+    size = {13: 20, 14: 20, 17: 12, 18: 12}.get(kind, 8)
+    if kind == 9:
+        size = 8 + message[4] * message[5] * 4
+    return min(size, len(message))
 
 
 def packet_test(bm: BufferMatch, match: Callable[[BufferMatch, bytes], bool]) -> PacketTest:

@@ -12,7 +12,6 @@ from typing import Any
 
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, required, unquote
 from engines.stateful.keywords.draft import RuleDraft
-from engines.stateful.keywords.unsupported import PENDING
 from engines.stateful.signature import PacketView
 
 _DECODERS = {
@@ -41,7 +40,7 @@ def _stream_event(draft: RuleDraft, value: str | None) -> None:
     text = unquote(required(value, "an event like pkt_invalid_ack"))
     if not _EVENT.match(text):
         raise KeywordError(f"stream-event: expected a name like pkt_invalid_ack, found {text!r}")
-    draft.never(f"stream-event {PENDING['stream-event']}")  # engine-event may ask for it, too
+    draft.in_captures("on the packet path a segment with a stream-event is dropped and logged by itself")
     _has(draft, "stream-event", f"stream.{text}")
 
 

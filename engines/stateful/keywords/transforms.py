@@ -6,6 +6,7 @@ it makes; such a rule is refused instead of silently never matching.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import zlib
@@ -14,6 +15,7 @@ from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 import pcre2
+from publicsuffixlist import PublicSuffixList
 
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, integer, required, split_list, unquote
 from engines.stateful.keywords.draft import ContentDraft, RuleDraft, Transform
@@ -56,6 +58,41 @@ _PSEUDO_HEADER = re.compile(rb"^:[^\r\n]*\r?\n?", re.MULTILINE)
 def strip_pseudo_headers(data: bytes) -> bytes:
     """Without the lines that start with a colon (HTTP/2)."""
     return _PSEUDO_HEADER.sub(b"", data)
+
+
+@lru_cache(maxsize=1)
+def _suffixes() -> PublicSuffixList:
+    """Takes 0.1 s to read, so only where a rule asks."""
+    return PublicSuffixList()
+
+
+def _name(data: bytes) -> str:
+    """As the list has names: a label in Unicode for one in Punycode. Odd labels in front hide nothing."""
+    return ".".join(_label(label) for label in data.strip(b".").lower().rpartition(b"..")[2].split(b"."))
+
+
+def _label(label: bytes) -> str:
+    if label.startswith(b"xn--"):
+        with contextlib.suppress(UnicodeError):
+            return label[4:].decode("punycode")
+    return label.decode("latin-1")
+
+
+def _last_labels(data: bytes, found: str | None) -> bytes:
+    """As many labels of the name as were found; the whole name when none were."""
+    if not found:
+        return data
+    return b".".join(data.rstrip(b".").split(b".")[-(found.count(".") + 1) :])
+
+
+def domain(data: bytes) -> bytes:
+    """The domain that was registered: the public suffix and one label (publicsuffix.org)."""
+    return _last_labels(data, _suffixes().privatesuffix(_name(data)))
+
+
+def tld(data: bytes) -> bytes:
+    """The public suffix, ``co.uk`` for instance."""
+    return _last_labels(data, _suffixes().publicsuffix(_name(data)))
 
 
 def to_md5(data: bytes) -> bytes:
@@ -303,6 +340,8 @@ KEYWORDS = [
         "removes HTTP/2 pseudo headers",
         _plain("strip_pseudo_headers", strip_pseudo_headers),
     ),
+    _row("domain", "the registered domain of a name", _plain("domain", domain)),
+    _row("tld", "the public suffix of a name", _plain("tld", tld)),
     _row("to_md5", "the MD5 digest", _plain("to_md5", to_md5)),
     _row("to_sha1", "the SHA-1 digest", _plain("to_sha1", to_sha1)),
     _row("to_sha256", "the SHA-256 digest", _plain("to_sha256", to_sha256)),

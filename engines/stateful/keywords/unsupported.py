@@ -7,9 +7,8 @@ UNSUPPORTED: dict[str, str] = {
     for why, names in {
         "needs scripts run by the engine": "lua luaxform",
         "needs data sets": "dataset datarep iprep",
-        "needs files kept or hashed": "filestore filemd5 filesha1 filesha256 filemagic file.magic filename fileext "
-        "filesize",
-        "is not built yet": "frame domain tld asn1 rpc l3_proto replace byterange config tls.store"
+        "needs files kept or hashed": "filestore filemd5 filesha1 filesha256 filemagic file.magic filesize",
+        "is not built yet": "frame asn1 rpc l3_proto replace byterange config tls.store"
         " "
         "ssh.protoversion ssh.softwareversion ip.src ip.dst tenant_id ether.hdr sctp.hdr sctp.chunk_type "
         "sctp.chunk_cnt sctp.vtag sctp.chunk_data flow.age flow.bytes flow.pkts rdp.cookie template.buffer",
@@ -20,8 +19,4 @@ UNSUPPORTED: dict[str, str] = {
 
 # Parsed and compiled, but nothing fills them yet: a rule that uses one loads and is said to never match. Taking a line
 # away is all that is needed once the part named here is there.
-PENDING: dict[str, str] = {
-    "websocket.payload": "waits for the inspector to go on with WebSocket after an HTTP upgrade to it",
-    "stream-event": "waits for TCP reassembly to name what is odd about a segment",
-    "file.name": "waits for a parser that gives file names",
-}
+PENDING: dict[str, str] = {}

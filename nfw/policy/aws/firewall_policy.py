@@ -40,7 +40,7 @@ from nfw.policy.model import (
     Tls,
     Variables,
 )
-from nfw.policy.read_stateful import MAX_RULE_FILE_BYTES, decode_rules, parse_groups, parse_sources
+from nfw.policy.read_stateful import MAX_RULE_FILE_BYTES, decode_rules, with_signatures
 from nfw.policy.settings import Settings
 from nfw.policy.values import parse_address_item
 from nfw.policy.yamlpos import Scalar
@@ -268,11 +268,7 @@ class PolicyReader:
 
     def parse(self, stateful: Stateful, variables: Variables) -> Stateful:
         """``stateful`` with its rules parsed."""
-        if stateful.sources:
-            found = parse_sources(stateful.sources, variables, self.problems, _in_words_of_aws)
-        else:
-            found = parse_groups(stateful.groups, stateful.order, variables, self.problems, _in_words_of_aws)
-        return replace(stateful, signatures=found)
+        return with_signatures(stateful, self.settings.rule_files, variables, self.problems, _in_words_of_aws)
 
     def _stateful_group(
         self, fields: Fields, context: str, order: RuleOrder, variables: Variables

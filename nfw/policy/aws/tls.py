@@ -8,7 +8,15 @@ from nfw.policy.aws.fields import Fields, open_fields
 from nfw.policy.aws.mapfile import CertificateFiles, MapFile
 from nfw.policy.aws.metadata import LOCAL_CERTIFICATE, read_own
 from nfw.policy.aws.rule_group import read_addresses, read_ports, read_protocols
-from nfw.policy.model import CertificateAuthority, InboundTls, OnRevocation, Revocation, ServerCertificate, Tls
+from nfw.policy.model import (
+    CertificateAuthority,
+    InboundTls,
+    OnRevocation,
+    Revocation,
+    ServerCertificate,
+    Tls,
+    TlsKeywords,
+)
 from nfw.policy.read_tls import read_authority, warn_inbound, warn_revocation
 from nfw.policy.values import TCP
 
@@ -82,7 +90,9 @@ def read_tls_configuration(
             )
     if ca is None:
         return None, tuple(inbound)
-    return Tls(ca=ca, scopes=tuple(outbound), revocation=revocation, arn=own.arn or document.arn), tuple(inbound)
+    return Tls(
+        ca=ca, scopes=tuple(outbound), revocation=revocation, keywords=TlsKeywords.SNI, arn=own.arn or document.arn
+    ), tuple(inbound)
 
 
 def _read_scopes(fields: Fields, exact: bool) -> list[TlsScope]:

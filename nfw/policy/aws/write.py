@@ -322,8 +322,9 @@ class _Writer:
             found["variables"] = variables
         if policy.tls is not None:
             found["tls"] = self._tls_settings(policy.tls)
-        if policy.stateful.stream_depth != Stateful().stream_depth:
-            found["stateful"] = {"stream_depth": policy.stateful.stream_depth}
+        stateful = self._stateful_settings(policy.stateful)
+        if stateful:
+            found["stateful"] = stateful
         if policy.open_flows != OpenFlows():
             found["open_flows"] = {"which": policy.open_flows.which.value, "action": policy.open_flows.action.value}
         flows = _changed(policy.flows, Flows(), {"tcp_idle"})
@@ -340,8 +341,20 @@ class _Writer:
             found["log"] = log
         return found
 
+    def _stateful_settings(self, stateful: Stateful) -> Json:
+        found: Json = {}
+        if stateful.stream_depth != Stateful().stream_depth:
+            found["stream_depth"] = stateful.stream_depth
+        for key in ("classification_file", "reference_file", "threshold_file"):
+            source = getattr(stateful, key)
+            if source is not None:
+                found[key] = relative_path(Path(source.file), self.base)
+        if stateful.geoip is not None:
+            found["geoip"] = relative_path(stateful.geoip, self.base)
+        return found
+
     def _tls_settings(self, tls: Tls) -> Json:
-        found: Json = {"on_failure": tls.on_failure.value}
+        found: Json = {"on_failure": tls.on_failure.value, "keywords": tls.keywords.value}
         if tls.trust != Trust():
             files = [relative_path(file, self.base) for file in tls.trust.files]
             found["trust"] = (["system"] if tls.trust.system else []) + [
