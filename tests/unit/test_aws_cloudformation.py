@@ -245,6 +245,25 @@ def test_conditions_that_double_each_other_end(tmp_path: Path) -> None:
     assert load(tmp_path, text).stateful.groups
 
 
+def test_what_surrounds_a_policy_may_lead_out_of_the_template(tmp_path: Path) -> None:
+    """A firewall's VPC is often another stack's; where logs go changes no verdict."""
+    text = (
+        YAML.replace("VpcId: !Ref Vpc", "VpcId: !ImportValue network-Vpc")
+        + """\
+  Logging:
+    Type: AWS::NetworkFirewall::LoggingConfiguration
+    Properties:
+      FirewallArn: !ImportValue gate
+      LoggingConfiguration:
+        LogDestinationConfigs:
+          - {LogType: ALERT, LogDestinationType: S3, LogDestination: {bucketName: !ImportValue logs}}
+"""
+    )
+    loaded = load(tmp_path, text)
+    assert loaded.log.events == ("alert", "drop")
+    assert any("Fn::ImportValue leads out of the template" in str(warning) for warning in loaded.warnings)
+
+
 def test_texts_put_together_are_bounded(tmp_path: Path) -> None:
     bomb = "${Environment}" * 2000
     text = YAML.replace('!Sub "egress-${Environment}"', f'!Sub "{bomb}"').replace(

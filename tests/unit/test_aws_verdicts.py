@@ -201,6 +201,10 @@ DROP_80 = "drop tcp any any -> any 80 (sid:2;)"
 REJECT_80 = "reject tcp any any -> any 80 (sid:3;)"
 ALERT_80 = "alert tcp any any -> any 80 (sid:4;)"
 DROP_DATA = 'drop tcp any any -> any any (flow:established; content:"bad"; sid:5;)'
+DROP_HTTP = "drop http any any -> any any (sid:6;)"
+IP_ONLY = "alert ip any any -> any any (sid:2;)"
+NEGATED = "alert ip ![192.0.2.0/24] any -> any any (sid:2;)"
+FLOW = "alert tcp any any -> any any (flow:to_server; sid:2;)"
 STRICT, ACTION = "STRICT_ORDER", "DEFAULT_ACTION_ORDER"
 
 
@@ -237,6 +241,10 @@ STRICT, ACTION = "STRICT_ORDER", "DEFAULT_ACTION_ORDER"
             "...x",
             [2],
         ),
+        ("L: IP-only rules are tried once a direction", STRICT, [IP_ONLY], [*OPEN, ">x", "<y"], ".....", [2, 2]),
+        ("L: ... unless an address is negated", STRICT, [NEGATED], [*OPEN, ">x"], "....", [2, 2, 2, 2]),
+        ("L: ... or flow is asked for", STRICT, [FLOW], [*OPEN, ">x"], "....", [2, 2, 2]),
+        ("L: an IP-only pass is for the flow", STRICT, [PASS_80, DROP_HTTP], [*OPEN, get("a.example")], "....", []),
         ("M: FORWARD is one direction", STRICT, ["drop tcp any 80 -> any any (sid:2;)"], ["S", "s"], ".x", [2]),
         ("M: ANY is both", STRICT, ["drop tcp any 80 <> any any (sid:2;)"], ["S"], "x", [2]),
         ("A: HTTP rules match the protocol, not the port", STRICT, ["drop http any any -> any any (sid:2;)"],
@@ -368,6 +376,16 @@ def test_default_actions(
     document = policy(groups=("g",), StatefulDefaultActions=[f"aws:{name}" for name in defaults])
     line = Line(tmp_path, [document, group("g", stateful(rules))])
     assert (walk(line, steps), line.alerts) == (expected, alerts), says
+
+
+@pytest.mark.parametrize(("name", "sid"), [("alert_strict", 2), ("alert_established", 4)])
+def test_records_of_default_actions(tmp_path: Path, name: str, sid: int) -> None:
+    """B: rev 0, and a signature like "aws:alert_established action"."""
+    document = policy(groups=("g",), StatefulDefaultActions=[f"aws:{name}"])
+    line = Line(tmp_path, [document, group("g", stateful(NOTHING))])
+    walk(line, [*OPEN, ">x"])
+    alert = next(event["alert"] for event in line.effects.events if "alert" in event)
+    assert (alert["signature_id"], alert["rev"], alert["signature"]) == (sid, 0, f"aws:{name} action")
 
 
 # -- stream exceptions ---------------------------------------------------------------------------------------------

@@ -28,6 +28,11 @@ _TYPES = {
     "AWS::NetworkFirewall::LoggingConfiguration": (LOGGING, "LoggingConfiguration", "FirewallName"),
     "AWS::NetworkFirewall::Firewall": (FIREWALL, "", "FirewallName"),
 }
+# Of resources that surround a policy only this is of use here.
+_NEEDED = {
+    FIREWALL: ("FirewallName", "FirewallPolicyArn"),
+    LOGGING: ("FirewallName", "LoggingConfiguration"),
+}
 _SHORT = {"!Ref": "Ref", "!Condition": "Condition"}
 _COMPUTED = ("Fn::Join", "Fn::Select", "Fn::Split", "Fn::FindInMap")
 _FUNCTIONS = ("Ref", "Condition", "Fn::GetAtt", "Fn::Sub", "Fn::If", *_COMPUTED)
@@ -101,10 +106,23 @@ def _add(key: Scalar, value: Node, type_name: str, loaded: Loaded, template: _Te
     if not isinstance(properties, Mapping):
         loaded.problems.error(value, f"resource {key.text} lacks Properties; expected an object")
         return
+    wanted = _NEEDED.get(kind, (name_key, body_key, "Type", "Capacity"))
+    needed = Mapping(
+        tuple((name, each) for name, each in properties.entries if name.text in wanted),
+        properties.line,
+        properties.column,
+        properties.size,
+    )
+    beside = kind in _NEEDED  # what cannot be had of it changes no verdict
+    told, template.problems = template.problems, Problems(loaded.problems.file) if beside else template.problems
     try:
-        resolved = _resolve(properties, template, "")
+        resolved = _resolve(needed, template, "")
     except _GoneError:
         return
+    finally:
+        for error in template.problems.errors if beside else ():
+            told.add_warning(error)
+        template.problems = told
     loaded.documents.append(
         Document(
             kind=kind,
