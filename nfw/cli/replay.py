@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from nfw.cli.app import Failure, emit, tell
+from nfw.cli.options import policy_options
 
 if TYPE_CHECKING:
     from engines.stateful.parser import Variables
@@ -30,7 +31,12 @@ _Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any
 @click.command()
 @click.argument("capture")
 @click.option("--rules", "rule_files", multiple=True, metavar="FILE", help="A rule file; repeatable.")
-@click.option("--policy", metavar="FILE", help="A whole policy, as the firewall would apply it.")
+@click.option(
+    "--policy",
+    metavar="FILE",
+    help="A whole policy, as the firewall would apply it (AWS documents: a file or folder).",
+)
+@policy_options
 @click.option(
     "--tls",
     type=click.Choice(["stop", "inspect"]),
@@ -52,6 +58,8 @@ def replay(
     capture: str,
     rule_files: tuple[str, ...],
     policy: str | None,
+    map_file: str | None,
+    name: str,
     tls: str | None,
     mode: str | None,
     settings: tuple[str, ...],
@@ -75,6 +83,8 @@ def replay(
             raise click.UsageError("nothing to run over the capture: expected --rules FILE or --policy FILE")
         if tls is not None:
             raise click.UsageError("--tls is for --policy: rules alone intercept nothing")
+        if map_file is not None or name:
+            raise click.UsageError("--map and --name are for --policy")
         options = _options(mode or "ids", settings)
         files = _Files(rule_files, threshold, classification, reference, geoip)
         runner = _rules_runner(options, _rules(files, _variables(variables), strict))
@@ -90,10 +100,10 @@ def replay(
             "--geoip": geoip,
             "--strict": strict,
         }
-        for name, value in given.items():
+        for option, value in given.items():
             if value:
-                raise click.UsageError(f"{name} does not go with --policy: the policy says all that")
-        runner = _policy_runner(policy, tls == "inspect")
+                raise click.UsageError(f"{option} does not go with --policy: the policy says all that")
+        runner = _policy_runner(policy, map_file, name, tls == "inspect")
     return _run(Path(capture), expression, runner, eve)
 
 
@@ -220,19 +230,19 @@ def _rules_runner(options: ReplayOptions, signatures: list[Signature]) -> _Runne
     return lambda packets, event: run(packets, signatures, options, event)
 
 
-def _policy_runner(file: str, inspect_tls: bool) -> _Runner:
+def _policy_runner(file: str, map_file: str | None, name: str, inspect_tls: bool) -> _Runner:
     from nfw.policy.compile import compile_policy
     from nfw.policy.errors import PolicyErrors
     from nfw.policy.loader import load_policy
     from nfw.policyreplay import replay_policy
 
     try:
-        loaded = load_policy(file)
+        loaded = load_policy(file, map_file=map_file, name=name)
         compiled = compile_policy(loaded)
     except PolicyErrors as refused:
         raise Failure(*(str(error) for error in refused), f"{file}: nothing was replayed") from None
     for warning in loaded.warnings:
-        tell(f"{warning} [warning]")
+        tell(f"{warning} [{warning.level.value}]")
     return lambda packets, event: replay_policy(packets, compiled, event, inspect_tls=inspect_tls)
 
 
