@@ -213,7 +213,8 @@ def _show_policy(summary: PolicySummary) -> None:
         emit(f"{number:8} {what.stage:9} {what.verdict:9} {what.reason}")
     emit("stateless rules:")
     for rule, hits in summary.stateless:
-        name = f" ({rule.name})" if rule.name else ""
+        named = rule.name or rule.group
+        name = f" ({named})" if named else ""
         emit(f"{hits:8} × priority {rule.priority}: {rule.action.value}{name}")
     emit(f"{summary.stateless_default:8} × default")
     for name, hits in summary.counters.items():

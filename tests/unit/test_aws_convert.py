@@ -300,7 +300,7 @@ def without_nothing(value: Any) -> Any:
     return [without_nothing(item) for item in value] if isinstance(value, list) else value
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(policies())
 def test_any_policy(folder: Path, content: dict[str, Any]) -> None:
     policy = from_yaml(json.dumps(content), folder)
@@ -311,7 +311,7 @@ def test_the_strategy_makes_what_it_should(folder: Path) -> None:
     """Both orders, groups and none, each form of rules, come up."""
     seen: set[str] = set()
 
-    @settings(max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(policies())
     def note(content: dict[str, Any]) -> None:
         policy = from_yaml(json.dumps(content), folder)

@@ -438,12 +438,19 @@ def test_what_only_aws_refuses_loads(tmp_path: Path) -> None:
     assert len(loaded.stateful.signatures) == 21
 
 
+GROUP = group("g", stateful())
+BARE = {"RuleGroupName": "g", "RuleGroup": stateful()}
+
+
 @pytest.mark.parametrize(
     ("documents", "name", "message"),
     [
         ([{"LoggingConfiguration": {"LogDestinationConfigs": []}}], "", "no FirewallPolicy among the documents"),
         ([policy(), policy()], "", "2 policies among the documents: p, p; expected --name"),
         ([policy()], "q", "no policy q among the documents; given: p"),
+        ([policy(), policy()], "p", "2 policies among the documents: p, p; expected --name"),
+        ([policy(groups=("g",)), GROUP, GROUP], "", f"RuleGroup {ARN}stateful-rulegroup/g is already in 1.json:"),
+        ([policy(groups=("g",)), {**BARE}, {**BARE}], "", "rule group ARN is ambiguous, parameter: ["),
         ([{"FirewallPolicyV2": {}}], "", "policies of the Next Generation are not supported"),
         ([{"RuleGroup": {}, "RuleGroupResponse": []}], "", "RulesSource cannot be null or empty"),
         ([[1, 2], policy(StatelessDefaultActions=1)], "", "expected a list, got 1"),

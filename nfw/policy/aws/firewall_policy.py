@@ -133,6 +133,12 @@ class PolicyReader:
         if not exact and segment in ("stateless-rulegroup", "stateful-rulegroup"):
             found = [each for each in found if is_stateless(each) == (segment == "stateless-rulegroup")]
         chosen = next(iter(exact or found), None)
+        if len(exact or found) > 1:
+            files = " and ".join(f"{each.file}:{each.place.line}" for each in (exact or found)[:2])
+            fields.error(
+                fields.get("ResourceArn"), f"rule group ARN is ambiguous, parameter: [{arn}]; it means both {files}"
+            )
+            return None
         wrong = f"{'stateful' if kind == 'Stateless' else 'stateless'}-rulegroup"
         if segment == wrong or (chosen is not None and is_stateless(chosen) != (kind == "Stateless")):
             fields.error(

@@ -10,6 +10,7 @@ from pathlib import Path
 from nfw.policy.aws.cloudformation import find_resources
 from nfw.policy.aws.documents import (
     FIREWALL,
+    LOGGING,
     POLICY,
     RULE_GROUP,
     Document,
@@ -43,6 +44,7 @@ def load_documents(
         for root in templates(loaded):
             find_resources(root, loaded, known.parameters)
     documents = [document for loaded in files for document in loaded.documents]
+    _check_once(documents)
     chosen = _choose(documents, name, problems)
     policy: Policy | None = None
     if chosen is not None:
@@ -84,6 +86,20 @@ def _known(files: Sequence[Loaded], map_file: Path | None, nearby: Problems) -> 
     return known
 
 
+def _check_once(documents: Sequence[Document]) -> None:
+    """Two descriptions of one resource, such as an old one left beside: which counts is not for us to guess."""
+    first: dict[tuple[str, str], Document] = {}
+    for document in documents:
+        if not document.arn or document.body is None or document.kind == LOGGING:
+            continue
+        other = first.setdefault((document.kind, document.arn), document)
+        if other is not document:
+            document.problems.error(
+                document.place,
+                f"{document.kind} {document.arn} is already in {other.file}:{other.place.line}; expected it once",
+            )
+
+
 def _choose(documents: Sequence[Document], name: str, problems: Problems) -> Document | None:
     policies = [document for document in documents if document.kind == POLICY]
     if name:
@@ -97,7 +113,7 @@ def _choose(documents: Sequence[Document], name: str, problems: Problems) -> Doc
             hint = suggest(name, [document.name for document in policies], nothing="given: {}")
             problems.error(None, f"no policy {name} among the documents; {hint}")
             return None
-        policies = found[:1]
+        policies = found
     if len(policies) > 1:
         used = {
             text_of(entry(document.body, "FirewallPolicyArn")) for document in documents if document.kind == FIREWALL
