@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nfw.policy.errors import Problems
+from nfw.policy.errors import PolicyError, PolicyErrors, Problems
 from nfw.policy.fields import open_section
 from nfw.policy.model import Policy
 from nfw.policy.read_stateful import read_stateful
@@ -66,7 +66,10 @@ def load_policy(
         files = [read_file(each) for each in expand([first, *map(Path, more)], problems, mapped)]
         ours = [each for each in files if each.roots and not is_aws(each)]
         if len(files) == 1 and ours and mapped is None and not os.path.isdir(first):
-            return _native(ours[0].roots[0], ours[0].text, first, ours[0].problems, check_key=check_key, now=now)
+            mine = _native(ours[0].roots[0], ours[0].text, first, ours[0].problems, check_key=check_key, now=now)
+            if name and mine.name != name:
+                raise PolicyErrors([PolicyError(str(first), 0, 0, f"no policy {name} here; given: {mine.name}")])
+            return mine
         if not any(is_aws(each) for each in files):
             for each in files:
                 problems.merge(each.problems)

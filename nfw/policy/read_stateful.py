@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from nfw.policy.domains import domain_rules, duplicate_target, parse_target
 from nfw.policy.errors import PolicyError, Problems, shorten, suggest
 from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.files import read_bounded
+from nfw.policy.jsonpos import JSON, string_places
 from nfw.policy.model import (
     DomainAction,
     DomainList,
@@ -486,8 +488,17 @@ def _read_inline(section: Section, text: str, key: str = "rules") -> list[RuleSo
     return []
 
 
+@functools.lru_cache(2)  # asked for every rule of one file, then of the next
+def _lines(text: str) -> list[str]:
+    return text.split("\n")
+
+
 def inline_source(node: Scalar, text: str, file: str) -> RuleSource:
-    """Rules written in ``node`` of the YAML file whose whole content is ``text``."""
+    """Rules written in ``node`` of the YAML or JSON file whose whole content is ``text``."""
+    if node.style == JSON:
+        raw = _lines(text)[node.line - 1][node.column - 1 :]
+        places = string_places(raw, node.line, node.column)
+        return RuleSource(file, node.text, True, node.line, node.column, place=places)
     if node.style != "|":
         # Quotes take one column; a text folded over several lines is one line to the rule parser.
         quote = 1 if node.style in ("'", '"') else 0

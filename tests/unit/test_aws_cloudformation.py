@@ -139,6 +139,34 @@ def test_everything_within_the_template(tmp_path: Path) -> None:
     assert str(rule.sources[0]) == "10.9.0.0/16"
 
 
+def test_numbers_for_texts_and_options_in_one_word(tmp_path: Path) -> None:
+    """As templates are written, and CloudFormation takes them."""
+    text = """\
+Resources:
+  Web:
+    Type: AWS::NetworkFirewall::RuleGroup
+    Properties:
+      RuleGroupName: web
+      Type: STATEFUL
+      Capacity: 10
+      RuleGroup:
+        RuleVariables: {PortSets: {ALT: {Definition: [8080, 8443]}}}
+        RulesSource:
+          StatefulRules:
+            - Action: PASS
+              Header:
+                {Protocol: TCP, Source: ANY, SourcePort: $ALT,
+                 Direction: FORWARD, Destination: ANY, DestinationPort: 443}
+              RuleOptions:
+                - Keyword: 'msg:"a\\; b"'
+                - {Keyword: sid, Settings: [7]}
+                - Keyword: rev:1
+"""
+    (group,) = load(tmp_path, text).stateful.groups
+    assert group.sources[0].text == 'pass tcp any $ALT -> any 443 (msg:"a\\; b"; sid:7; rev:1;)'
+    assert group.variables.ports == {"ALT": ("8080", "8443")}
+
+
 def test_parameters_of_the_map_file_choose(tmp_path: Path) -> None:
     loaded = load(tmp_path, YAML, "parameters: {Partner: 203.0.113.0/24, Environment: prod, Denied: [x.example]}")
     assert [group.name for group in loaded.stateful.groups] == ["egress-prod", "names", "prod"]

@@ -503,6 +503,19 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         load_policy(tmp_path / "own.yaml", map_file=tmp_path / "own.yaml")
 
 
+def test_a_policy_of_ones_own_as_json_and_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"name": "own", "stateful": {"rules": [RULE, 'drop tcp any any -> any 1 (\t"sid:2;)']}}))
+    with pytest.raises(PolicyErrors) as caught:
+        load_policy(path)
+    (error,) = caught.value
+    assert path.read_text()[error.column - 1 :].startswith('\\"sid:2;)')
+    path.write_text(json.dumps({"name": "own", "stateful": {"rules": [RULE]}}))
+    assert load_policy(path, name="own").name == "own"
+    with pytest.raises(PolicyErrors, match="no policy other here; given: own"):
+        load_policy(path, name="other")
+
+
 @pytest.mark.parametrize(
     ("known", "message"),
     [

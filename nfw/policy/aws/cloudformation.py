@@ -194,7 +194,9 @@ def _resolve(node: Node, template: _Template, key: str) -> Node:
 
 
 def _typed(node: Node, key: str) -> Node:
-    """CloudFormation takes "10" for 10 and "true" for true."""
+    """CloudFormation takes "10" for 10, "true" for true and, where a text is asked for, 443 for "443"."""
+    if isinstance(node, Scalar) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
+        return node if key in _INTEGERS or not key else Scalar(node.text, node.text, node.line, node.column, "'")
     if isinstance(node, Scalar) and isinstance(node.value, str):
         if key in _INTEGERS and re.fullmatch(r"[0-9]{1,9}", node.value):
             return Scalar(int(node.value), node.text, node.line, node.column)

@@ -20,7 +20,6 @@ from nfw.policy.capacity import MAX_CAPACITY
 from nfw.policy.domains import domain_rules, duplicate_target, parse_target
 from nfw.policy.errors import Problems, shorten
 from nfw.policy.fields import describe
-from nfw.policy.jsonpos import JSON, string_places
 from nfw.policy.model import (
     DomainAction,
     DomainList,
@@ -519,30 +518,7 @@ def _rules_string(source: Fields, document: Document) -> RuleSource | None:
         return None
     if not rule_texts(node.value):
         source.problems.aws_refuses(node, "RulesString cannot be null or empty, context: RulesSource")
-    return rule_source(node, document)
-
-
-def rule_source(node: Scalar, document: Document) -> RuleSource:
-    """The rules in a string of the document, with where each stands."""
-    if node.style != JSON:
-        return inline_source(node, document.text, document.file)
-    line = _line_of(document.text, node.line)[node.column - 1 :]
-    return RuleSource(
-        document.file,
-        node.text,
-        True,
-        node.line,
-        node.column,
-        place=string_places(line, node.line, node.column),
-    )
-
-
-def _line_of(text: str, number: int) -> str:
-    at = 0
-    for _ in range(number - 1):
-        at = text.find("\n", at) + 1
-    end = text.find("\n", at)
-    return text[at : end if end >= 0 else len(text)]
+    return inline_source(node, document.text, document.file)
 
 
 def _stateful_rules(source: Fields, document: Document) -> RuleSource | None:
@@ -604,7 +580,7 @@ def _rule_option(fields: Fields) -> str:
     keyword = fields.string("Keyword").strip()
     if not keyword:
         fields.missing("Keyword", "a keyword of Suricata")
-    if "\n" in keyword or ";" in keyword.removesuffix(";"):
+    if "\n" in keyword:
         fields.error(
             fields.get("Keyword"), f"Keyword is invalid, parameter: [{clip(keyword)}], context: {fields.where}"
         )
