@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +64,7 @@ GROUP_KEYS = (
 )
 _GROUP_EXAMPLE = "{name: egress, priority: 100, rule_files: [egress.rules]}"
 _DOMAINS_EXAMPLE = "{action: allow, targets: [.example.com], types: [tls_sni, http_host]}"
+_JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 MAX_RULE_FILE_BYTES = 64 * 1024 * 1024  # all of Emerging Threats is half of that
 
 
@@ -496,8 +498,8 @@ def _lines(text: str) -> list[str]:
 def inline_source(node: Scalar, text: str, file: str) -> RuleSource:
     """Rules written in ``node`` of the YAML or JSON file whose whole content is ``text``."""
     if node.style == JSON:
-        raw = _lines(text)[node.line - 1][node.column - 1 :]
-        places = string_places(raw, node.line, node.column)
+        raw = _JSON_STRING.match(_lines(text)[node.line - 1], node.column - 1)
+        places = string_places(raw[0] if raw is not None else '""', node.line, node.column)
         return RuleSource(file, node.text, True, node.line, node.column, place=places)
     if node.style != "|":
         # Quotes take one column; a text folded over several lines is one line to the rule parser.
