@@ -101,6 +101,22 @@ def listeners(count: int) -> tuple[int, list[tuple[socket.socket, socket.socket]
     raise StartError("cannot find a TCP port that is free for IPv4 and IPv6 alike")
 
 
+def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "") -> Compiled:
+    """The policy :func:`nfw.policy.loader.load_policy` finds there, compiled, with what the cache has of it; the
+    process's heap is frozen afterwards."""
+    from nfw.cache import default_cache
+    from nfw.policy.compile import compile_policy
+    from nfw.policy.loader import load_policy, paused_gc
+
+    cache = default_cache(process.tell)
+    with paused_gc():
+        loaded = load_policy(policy, *more, map_file=map_file or None, name=name, check_key=False, cache=cache)
+        compiled = compile_policy(loaded, cache)
+        gc.collect()
+        gc.freeze()  # the compiled rules stay shared: no collector ever writes to their pages
+    return compiled
+
+
 class Leader:
     """Starts, watches and ends the processes of one generation."""
 
@@ -132,26 +148,16 @@ class Leader:
     # -- start -----------------------------------------------------------------------------------------------------
 
     def _start(self) -> GenerationReady:
-        from nfw.policy.compile import compile_policy
         from nfw.policy.errors import PolicyErrors
-        from nfw.policy.loader import load_policy
 
         try:
             settings = self.settings
-            policy = load_policy(
-                settings.policy,
-                *settings.more,
-                map_file=settings.map_file or None,
-                name=settings.name,
-                check_key=False,
-            )
-            compiled = compile_policy(policy)
+            compiled = load_compiled(settings.policy, *settings.more, map_file=settings.map_file, name=settings.name)
         except PolicyErrors as errors:
             raise StartError(*[str(error) for error in errors.errors]) from errors
+        policy = compiled.policy
         workers = policy.workers if isinstance(policy.workers, int) else len(os.sched_getaffinity(0))
         workers = max(1, min(workers, QUEUE_SPAN))
-        gc.collect()
-        gc.freeze()  # the compiled rules stay shared: no collector ever writes to their pages
         port: int | None = None
         if compiled.scopes is not None:
             port = self._start_tls(policy, compiled, workers)

@@ -33,6 +33,7 @@ from engines.tls.status import FailAction
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import process, tlsrecords
+from nfw.giveups import GiveUps
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
@@ -132,6 +133,7 @@ class TlsWorker:
     ) -> None:
         self.policy = compiled.policy
         self.ruleset = compiled.ruleset
+        self.give_ups = GiveUps(compiled.ruleset, process.tell)
         self.port = port
         self.leader = leader
         self.holder = holder
@@ -207,6 +209,7 @@ class TlsWorker:
 
     def _tick(self, now: float) -> None:
         self.wall = time.time() - time.monotonic()  # the clock may have been set
+        self.give_ups.look(now)
         for flow in list(self.brisk.values()):
             self._guard(flow, self._check, flow, now)
         if now < self.next_sweep:
@@ -663,6 +666,7 @@ class TlsWorker:
             "counts": dict(self.counts),
             "leafs": len(self.desk),
             "rule_hits": self.ruleset.hit_counts() if self.ruleset is not None else {},
+            "pcre_gave_up": self.give_ups.counts(),
             "bugs": self.bugs,
             "log_dropped": self.log.dropped,
         }

@@ -68,12 +68,15 @@ class BufferMatch:
 
 @dataclass(frozen=True, slots=True)
 class FastPattern:
-    """The literal that must occur for the rule to be worth evaluating; goes into the buffer's Hyperscan database."""
+    """The literal that must occur for the rule to be worth evaluating; goes into the buffer's Hyperscan database.
+    ``end``: it must end at this offset at the latest (None: anywhere); ``first``: it must begin the buffer."""
 
     buffer: str
     pattern: bytes
     nocase: bool
     transform_names: tuple[str, ...] = ()
+    end: int | None = None
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

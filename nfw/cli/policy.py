@@ -34,6 +34,7 @@ def check(files: tuple[str, ...], map_file: str | None, name: str, as_json: bool
     FILE is nfw's own YAML, or documents of AWS Network Firewall: output of `aws network-firewall describe-*`, bare
     bodies, a CloudFormation template; several files, or a folder. Nothing is changed; the firewall need not run.
     """
+    from nfw.cache import default_cache
     from nfw.policy.compile import compile_policy
     from nfw.policy.errors import PolicyErrors
     from nfw.policy.loader import load_policy
@@ -41,10 +42,11 @@ def check(files: tuple[str, ...], map_file: str | None, name: str, as_json: bool
     file = files[0]
     errors: tuple[Any, ...] = ()
     loaded = None
+    cache = default_cache(tell)
     try:
-        loaded = load_policy(*files, map_file=map_file, name=name, check_key=True)
+        loaded = load_policy(*files, map_file=map_file, name=name, check_key=True, cache=cache)
         warnings = loaded.warnings
-        compile_policy(loaded)
+        compile_policy(loaded, cache)
     except PolicyErrors as refused:
         errors = refused.errors
         warnings = refused.warnings or (loaded.warnings if loaded else ())

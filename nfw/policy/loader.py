@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nfw.cache import Cache
 from nfw.policy.errors import PolicyError, PolicyErrors, Problems
 from nfw.policy.fields import open_section
 from nfw.policy.model import Policy
@@ -46,13 +47,15 @@ def load_policy(
     name: str = "",
     check_key: bool = False,
     now: float | None = None,
+    cache: Cache | None = None,
 ) -> Policy:
     """The policy in the file at ``path``: nfw's own YAML, or documents of AWS Network Firewall.
 
     AWS documents may be in several files and folders (``more``); ``map_file`` says what they refer to but do not hold,
     ``name`` which policy is meant when they hold several. Relative paths in a file start from the file's directory.
     ``check_key``: also read the CA's private key and see that it matches (never in the daemon, whose key holder alone
-    reads it). ``now``: Unix seconds certificates are judged by; the clock's when None.
+    reads it). ``now``: Unix seconds certificates are judged by; the clock's when None. ``cache``: where rules parsed
+    earlier may be found.
 
     Raises :class:`nfw.policy.errors.PolicyErrors` with everything that is wrong; warnings are in ``Policy.warnings``.
     """
@@ -62,11 +65,12 @@ def load_policy(
     now = time.time() if now is None else now
     problems = Problems(str(first))
     mapped = Path(map_file) if map_file is not None else None
-    with _paused_gc():
+    with paused_gc():
         files = [read_file(each) for each in expand([first, *map(Path, more)], problems, mapped)]
         ours = [each for each in files if each.roots and not is_aws(each)]
         if len(files) == 1 and ours and mapped is None and not os.path.isdir(first):
-            mine = _native(ours[0].roots[0], ours[0].text, first, ours[0].problems, check_key=check_key, now=now)
+            found = ours[0]
+            mine = _native(found.roots[0], found.text, first, found.problems, check_key=check_key, now=now, cache=cache)
             if name and mine.name != name:
                 raise PolicyErrors([PolicyError(str(first), 0, 0, f"no policy {name} here; given: {mine.name}")])
             return mine
@@ -79,7 +83,7 @@ def load_policy(
             problems.raise_if_any()
         from nfw.policy.aws.loader import load_documents
 
-        return load_documents(files, problems, map_file=mapped, name=name, check_key=check_key, now=now)
+        return load_documents(files, problems, map_file=mapped, name=name, check_key=check_key, now=now, cache=cache)
 
 
 def load_policy_text(
@@ -89,6 +93,7 @@ def load_policy_text(
     *,
     check_key: bool = False,
     now: float | None = None,
+    cache: Cache | None = None,
 ) -> Policy:
     """A policy of nfw's own whose content is ``data``, as though it were the file at ``path``."""
     problems = problems or Problems(str(path))
@@ -97,10 +102,12 @@ def load_policy_text(
     if root is None:
         problems.raise_if_any()
         raise AssertionError("a file without a policy yields an error")
-    return _native(root, data.decode("utf-8-sig"), path, problems, check_key=check_key, now=now)
+    return _native(root, data.decode("utf-8-sig"), path, problems, check_key=check_key, now=now, cache=cache)
 
 
-def _native(root: Node, text: str, path: Path, problems: Problems, *, check_key: bool, now: float) -> Policy:
+def _native(
+    root: Node, text: str, path: Path, problems: Problems, *, check_key: bool, now: float, cache: Cache | None
+) -> Policy:
     section = open_section(root, "policy", KEYS, "{name: egress, stateless: {default: forward}}", problems)
     if section is None:
         problems.raise_if_any()
@@ -114,7 +121,7 @@ def _native(root: Node, text: str, path: Path, problems: Problems, *, check_key:
         stateless=read_stateless(section.get("stateless"), variables, problems),
         tls=read_tls(section.get("tls"), variables, path.parent, problems, check_key=check_key, now=now),
         inbound=read_inbound(section.get("inbound"), variables, path.parent, problems),
-        stateful=read_stateful(section.get("stateful"), variables, path.parent, text, problems),
+        stateful=read_stateful(section.get("stateful"), variables, path.parent, text, problems, cache),
         arn=section.text("arn", "a text"),
         open_flows=read_open_flows(section),
         flows=read_flows(section),
@@ -128,7 +135,7 @@ def _native(root: Node, text: str, path: Path, problems: Problems, *, check_key:
 
 
 @contextmanager
-def _paused_gc() -> Iterator[None]:
+def paused_gc() -> Iterator[None]:
     """Ten thousand rules are a million objects that all stay: a third of the time would go to looking for garbage."""
     was = gc.isenabled()
     gc.disable()

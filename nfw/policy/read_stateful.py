@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.stateful.parser import Variables as RuleVariables
-from engines.stateful.parser import parse_rules, rule_texts
+from engines.stateful.parser import rule_texts
 from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig, read_classifications, read_references
 from engines.stateful.signature import Action, RuleError, Signature
 from engines.stateful.thresholdconfig import parse_threshold_config
+from nfw.cache import Cache, parse_rules_cached
 from nfw.geoip import GeoIpError, open_countries
 from nfw.policy.domains import domain_rules, duplicate_target, parse_target
 from nfw.policy.errors import PolicyError, Problems, shorten, suggest
 from nfw.policy.fields import Section, describe, open_section
-from nfw.policy.files import read_bounded
+from nfw.policy.files import list_reader, read_bounded
 from nfw.policy.jsonpos import JSON, string_places
 from nfw.policy.model import (
     DomainAction,
@@ -68,7 +69,9 @@ _JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 MAX_RULE_FILE_BYTES = 64 * 1024 * 1024  # all of Emerging Threats is half of that
 
 
-def read_stateful(node: Node | None, variables: Variables, base: Path, text: str, problems: Problems) -> Stateful:
+def read_stateful(
+    node: Node | None, variables: Variables, base: Path, text: str, problems: Problems, cache: Cache | None = None
+) -> Stateful:
     """``text`` is the whole policy file: rules written in it keep their line and column."""
     if node is None:
         return Stateful()
@@ -98,7 +101,7 @@ def read_stateful(node: Node | None, variables: Variables, base: Path, text: str
         sources=tuple(sources),
         groups=tuple(groups),
     )
-    return with_signatures(stateful, files, variables, problems)
+    return with_signatures(stateful, files, variables, problems, cache)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +132,14 @@ def with_signatures(
     files: RuleFiles,
     variables: Variables,
     problems: Problems,
+    cache: Cache | None = None,
     word: Callable[[str, str], str] | None = None,
 ) -> Stateful:
     """``stateful`` with ``files`` and its rules parsed. ``word`` as for :func:`parse_sources`."""
     if stateful.groups:
-        found = parse_groups(stateful.groups, stateful.order, variables, problems, files.config, word)
+        found = parse_groups(stateful.groups, stateful.order, variables, problems, files.config, cache, word)
     else:
-        found = parse_sources(stateful.sources, variables, problems, files.config, word)
+        found = parse_sources(stateful.sources, variables, problems, files.config, cache, word)
     if files.thresholds is not None:
         found = _apply_thresholds(files.thresholds, found, variables, problems)
     return replace(
@@ -153,6 +157,7 @@ def parse_sources(
     variables: Variables | RuleVariables,
     problems: Problems,
     config: RuleConfig = DEFAULT_CONFIG,
+    cache: Cache | None = None,
     word: Callable[[str, str], str] | None = None,
 ) -> tuple[Signature, ...]:
     """All signatures, in order; what is wrong goes to ``problems`` with the file, line and column of the rule.
@@ -165,7 +170,8 @@ def parse_sources(
     signatures: list[Signature] = []
     for source in sources:
         text = source.text if source.place else source.positioned_text()
-        parsed = parse_rules(text, source.file, known, config=config)
+        with_lists = replace(config, read_list=list_reader(source.file))
+        parsed = parse_rules_cached(cache, text, source.file, known, config=with_lists)
         lines = text.split("\n") if word is not None and parsed.errors else []
         for error in parsed.errors:
             if word is not None and lines:
@@ -191,6 +197,7 @@ def parse_groups(
     variables: Variables,
     problems: Problems,
     config: RuleConfig = DEFAULT_CONFIG,
+    cache: Cache | None = None,
     word: Callable[[str, str], str] | None = None,
 ) -> tuple[Signature, ...]:
     """As :func:`parse_sources`, each group with its own variables and a sid space (gid) of its own."""
@@ -200,7 +207,7 @@ def parse_groups(
         if group.domains is not None:
             sources = (generated_source(group, order),)
         known = scoped_variables(variables, group.variables, group.references)
-        for signature in parse_sources(sources, known, problems, config, word):
+        for signature in parse_sources(sources, known, problems, config, cache, word):
             if index and signature.ref.gid == 1:
                 signature = replace(signature, ref=replace(signature.ref, gid=index + 1))
             if group.drop_to_alert and signature.action is Action.DROP:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from engines.stateless.rule import StatelessAction, StatelessRule
+from nfw.cache import Cache
 from nfw.policy.aws.documents import LOGGING, RULE_GROUP, TLS, Document
 from nfw.policy.aws.fields import Fields, clip, open_fields
 from nfw.policy.aws.mapfile import MapFile
@@ -272,9 +273,10 @@ class PolicyReader:
         )
         return stateful, idle
 
-    def parse(self, stateful: Stateful, variables: Variables) -> Stateful:
+    def parse(self, stateful: Stateful, variables: Variables, cache: Cache | None = None) -> Stateful:
         """``stateful`` with its rules parsed."""
-        return with_signatures(stateful, self.settings.rule_files, variables, self.problems, _in_words_of_aws)
+        files = self.settings.rule_files
+        return with_signatures(stateful, files, variables, self.problems, cache, _in_words_of_aws)
 
     def _stateful_group(
         self, fields: Fields, context: str, order: RuleOrder, variables: Variables

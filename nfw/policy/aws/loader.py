@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from nfw.cache import Cache
 from nfw.policy.aws.cloudformation import find_resources
 from nfw.policy.aws.documents import (
     FIREWALL,
@@ -31,7 +32,14 @@ from nfw.policy.yamlpos import Sequence as SequenceNode
 
 
 def load_documents(
-    files: Sequence[Loaded], problems: Problems, *, map_file: Path | None, name: str, check_key: bool, now: float
+    files: Sequence[Loaded],
+    problems: Problems,
+    *,
+    map_file: Path | None,
+    name: str,
+    check_key: bool,
+    now: float,
+    cache: Cache | None = None,
 ) -> Policy:
     """The policy called ``name`` (or the only one) in ``files``, with what they and the map file say.
 
@@ -54,7 +62,7 @@ def load_documents(
         events = read_logging(documents)
         # Rules of a policy that did not load whole (a variable is missing) would all be wrong: the cause is enough.
         if not any(found.errors for found in (problems, nearby, *(loaded.problems for loaded in files))):
-            parts.stateful = reader.parse(parts.stateful, parts.variables)
+            parts.stateful = reader.parse(parts.stateful, parts.variables, cache)
         policy = Policy(
             name=parts.name,
             file=Path(chosen.file),
