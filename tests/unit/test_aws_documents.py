@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 
 from engines.stateful.signature import Action
+from nfw.generation import load_compiled
 from nfw.policy import dump_policy, load_policy
 from nfw.policy.compile import compile_policy
 from nfw.policy.errors import Level, PolicyErrors
 from nfw.policy.model import RuleOrder
+from nfw.settings import GenerationSettings, pack, unpack
 from tests.unit.awskit import (
     ARN,
     GOLDEN,
@@ -534,3 +537,26 @@ def test_wrong_map_files(tmp_path: Path, known: str, message: str) -> None:
     found = refusal(tmp_path, policy(), known=known)
     assert any(message in line for line in found), found
     assert all(line.startswith("map.yaml:1:") for line in found)
+
+
+def test_what_a_generation_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings reach the leader as msgpack, and it loads what they name: twice, the second time from the cache."""
+    monkeypatch.setenv("NFW_CACHE", str(tmp_path / "cache"))
+    other = policy()
+    other["FirewallPolicyResponse"] = {"FirewallPolicyName": "other"}
+    reference = {"ResourceArn": f"{MANAGED}BotNetStrictOrder", "Priority": 2}
+    wanted = policy(groups=("g",))
+    wanted["FirewallPolicy"]["StatefulRuleGroupReferences"].append(reference)
+    first, *more = map(str, write(tmp_path, wanted, group("g", stateful()), other))
+    (tmp_path / "bot.rules").write_text("drop tcp any any -> any 6667 (sid:1;)\n")
+    (tmp_path / "map.yaml").write_text("rule_groups: {BotNetStrictOrder: bot.rules}\n")
+    sent = GenerationSettings(1, first, 5100, 0xFFF00000, tuple(more), str(tmp_path / "map.yaml"), "p")
+    _, body = unpack(pack("start", sent))
+    told = GenerationSettings(**body)
+    try:
+        for _ in range(2):
+            compiled = load_compiled(told.policy, *told.more, map_file=told.map_file, name=told.name)
+            found = [(rule.signature.ref.gid, rule.signature.sid) for rule in compiled.ruleset.rules]
+            assert (compiled.policy.name, found) == ("p", [(1, 1), (2, 1)])
+    finally:
+        gc.unfreeze()
