@@ -252,6 +252,25 @@ def test_other_input_is_another_entry(
     assert bool(parsed.errors) == ((1, 1) in known and not parsed.signatures)
 
 
+def test_rules_that_read_lists_are_parsed_each_time(tmp_path: Path) -> None:
+    """A list may be another one by then, or not be there."""
+    lists: dict[str, bytes] = {}
+
+    def read(name: str) -> bytes:
+        if name not in lists:
+            raise OSError(0, "does not exist")
+        return lists[name]
+
+    rules, config = "alert http any any -> any any (filemd5:bad; sid:1;)\n", RuleConfig(read_list=read)
+    for content, refused in ((b"", True), (b"0" * 32, False), (b"x", True), (b"1" * 32, False)):
+        lists["bad"] = content
+        parsed = parse_rules_cached(Cache(tmp_path, Said()), rules, "f", NO_VARIABLES, config=config)
+        assert bool(parsed.errors) == refused
+    assert entries(tmp_path) == []
+    parse_rules_cached(Cache(tmp_path, Said()), RULES, "f", NO_VARIABLES, config=config)
+    assert len(entries(tmp_path)) == 1
+
+
 def test_sids_of_cached_rules_are_taken(tmp_path: Path) -> None:
     for _ in range(2):
         known: set[tuple[int, int]] = set()
