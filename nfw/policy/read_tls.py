@@ -6,14 +6,25 @@ import re
 from pathlib import Path
 
 from engines.tls.scope import TlsScope
-from nfw.policy.errors import Problems, suggest
+from nfw.policy.errors import Place, Problems, suggest
 from nfw.policy.fields import Section, open_section
 from nfw.policy.files import read_bounded, too_open
-from nfw.policy.model import CertificateAuthority, Refusal, Tls, TlsKeywords, Trust, Variables
+from nfw.policy.model import (
+    CertificateAuthority,
+    InboundTls,
+    OnRevocation,
+    Refusal,
+    Revocation,
+    ServerCertificate,
+    Tls,
+    TlsKeywords,
+    Trust,
+    Variables,
+)
 from nfw.policy.read_stateless import read_networks, read_ports
-from nfw.policy.yamlpos import Node, Scalar
+from nfw.policy.yamlpos import Node, Scalar, Sequence
 
-KEYS = ("ca", "trust", "scopes", "on_failure", "session_holding", "keywords")
+KEYS = ("ca", "trust", "scopes", "on_failure", "session_holding", "keywords", "revocation", "arn")
 SCOPE_KEYS = ("sources", "source_ports", "destinations", "destination_ports")
 MAX_PEM_BYTES = 16 * 1024 * 1024  # the system's whole store is 0.25 MB
 WARN_DAYS = 30  # enough to roll a new CA out to clients
@@ -31,15 +42,72 @@ def read_tls(
     if section is None:
         return None
     ca = _read_ca(section, base, check_key, now)
-    trust = _read_trust(section, base)
+    trust = read_trust(section, base)
     section.require("scopes", f"a list such as [{_SCOPE_EXAMPLE}]")
     scopes = [_read_scope(item, variables, problems) for item in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
     on_failure = section.choice("on_failure", Refusal.REJECT)
     holding = section.flag("session_holding", False)
-    keywords = section.choice("keywords", TlsKeywords.ALL)
+    revocation = None
+    part = section.section("revocation", ("revoked", "unknown"), "{revoked: reject, unknown: pass}")
+    if part is not None:
+        revocation = Revocation(part.choice("revoked", OnRevocation.PASS), part.choice("unknown", OnRevocation.PASS))
+        warn_revocation(revocation, section.key("revocation"), problems)
     if ca is None:
         return None
-    return Tls(ca, tuple(scope for scope in scopes if scope is not None), trust, on_failure, holding, keywords)
+    return Tls(
+        ca=ca,
+        scopes=tuple(scope for scope in scopes if scope is not None),
+        trust=trust,
+        on_failure=on_failure,
+        session_holding=holding,
+        keywords=section.choice("keywords", TlsKeywords.ALL),
+        revocation=revocation,
+        arn=section.text("arn", "a text"),
+    )
+
+
+def warn_revocation(revocation: Revocation, place: Place | None, problems: Problems) -> None:
+    """Revocation is not checked yet, which an operator who asks for it must hear."""
+    if revocation != Revocation():
+        problems.warning(place, "certificates are not checked for revocation yet: this setting is kept, not applied")
+
+
+def read_inbound(node: Node | None, variables: Variables, base: Path, problems: Problems) -> tuple[InboundTls, ...]:
+    """The policy's ``inbound``: kept for conversion; nothing is decrypted by it."""
+    if node is None:
+        return ()
+    example = "[{certificates: [{certificate: server.pem, private_key: server.key}], scopes: [...]}]"
+    if not isinstance(node, Sequence):
+        problems.error(node, f"inbound: expected a list such as {example}")
+        return ()
+    found: list[InboundTls] = []
+    for item in node.items:
+        section = open_section(item, "inbound", ("certificates", "scopes"), example[1:-1], problems)
+        if section is None:
+            continue
+        certificates: list[ServerCertificate] = []
+        for entry in section.items("certificates", "[{certificate: server.pem, private_key: server.key}]"):
+            part = open_section(entry, "certificate", ("certificate", "private_key", "arn"), example[1:-1], problems)
+            if part is not None:
+                certificate, key = part.text("certificate", "a file name"), part.text("private_key", "a file name")
+                paths = base / certificate if certificate else None, base / key if key else None
+                arn = part.text("arn", "a text")
+                if None in paths and (paths != (None, None) or not arn):
+                    part.error(None, "certificate: expected certificate and private_key, arn, or all of them")
+                certificates.append(ServerCertificate(*paths, arn))
+        section.require("certificates", "the servers' certificates")
+        section.require("scopes", f"a list such as [{_SCOPE_EXAMPLE}]")
+        scopes = [_read_scope(scope, variables, problems) for scope in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
+        warn_inbound(section.node, problems)
+        found.append(InboundTls(tuple(certificates), tuple(scope for scope in scopes if scope is not None)))
+    return tuple(found)
+
+
+def warn_inbound(place: Place | None, problems: Problems) -> None:
+    """Whoever asks for inbound inspection must hear that there is none."""
+    problems.warning(
+        place, "connections to servers are not decrypted with the servers' certificates: this is kept, not applied"
+    )
 
 
 def _read_scope(node: Node, variables: Variables, problems: Problems) -> TlsScope | None:
@@ -56,7 +124,7 @@ def _read_scope(node: Node, variables: Variables, problems: Problems) -> TlsScop
 
 def _read_ca(section: Section, base: Path, check_key: bool, now: float) -> CertificateAuthority | None:
     section.require("ca", "a mapping such as {certificate: ca.pem, private_key: ca.key}")
-    ca = section.section("ca", ("certificate", "private_key"), "{certificate: ca.pem, private_key: ca.key}")
+    ca = section.section("ca", ("certificate", "private_key", "arn"), "{certificate: ca.pem, private_key: ca.key}")
     if ca is None:
         return None
     ca.require("certificate", "the CA certificate's PEM file; `nfw ca create` makes one")
@@ -64,19 +132,25 @@ def _read_ca(section: Section, base: Path, check_key: bool, now: float) -> Certi
     certificate, key = ca.text("certificate", "a file name"), ca.text("private_key", "a file name")
     if not certificate or not key:
         return None
-    certificate_path, key_path = base / certificate, base / key
+    return read_authority(ca, base / certificate, base / key, ca.text("arn", "a text"), check_key, now)
+
+
+def read_authority(
+    ca: Section, certificate_path: Path, key_path: Path, arn: str, check_key: bool, now: float
+) -> CertificateAuthority:
+    """The CA in two files, which the keys ``certificate`` and ``private_key`` of ``ca`` name."""
     certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path)
     key_pem: bytes | None = None
     if check_key:
         key_pem = _read_file(ca, ca.get("private_key"), "CA key", key_path)
         mode = too_open(key_path)
         if mode is not None:
-            section.problems.warning(
+            ca.problems.warning(
                 ca.get("private_key"), f"CA key {key_path} has mode {mode}, so others can read it; expected 0600"
             )
     if certificate_pem is not None or key_pem is not None:
         _check_ca(ca, certificate_path, key_path, certificate_pem, key_pem, now)
-    return CertificateAuthority(certificate_path, key_path, certificate_pem or b"")
+    return CertificateAuthority(certificate_path, key_path, arn, certificate_pem or b"")
 
 
 def _check_ca(
@@ -113,7 +187,8 @@ def _check_ca(
             ca.error(ca.get("certificate"), f"CA certificate {certificate_path}: {complaint}")
 
 
-def _read_trust(section: Section, base: Path) -> Trust:
+def read_trust(section: Section, base: Path) -> Trust:
+    """The key ``trust`` of a section."""
     if "trust" not in section:
         return Trust()
     system = False
