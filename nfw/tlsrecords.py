@@ -69,6 +69,10 @@ def tls(
     event["nfw"] = {"status": status, "reason": reason}
     if detail:
         event["nfw"]["detail"] = detail
+    if info is not None and info.passed:
+        event["nfw"]["passed"] = info.passed
+    if info is not None and info.chain is not None and info.chain.exception not in (None, "passed"):
+        event["nfw"]["second_path"] = info.chain.exception
     if decision is not None:
         event["verdict"] = {"action": decision.verdict.value}
         event["nfw"].update(events.where(decision.rule))

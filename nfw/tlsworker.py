@@ -29,13 +29,14 @@ from cryptography.hazmat.primitives import hashes
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
 from engines.tls.session import Session, State, TlsSettings
-from engines.tls.status import FailAction
+from engines.tls.status import FailAction, Status
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import process, tlsrecords
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
+from nfw.policy.model import TlsAction
 from nfw.settings import GenerationSettings, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
 
@@ -675,10 +676,19 @@ def tls_settings(policy: Tls) -> TlsSettings:
     if not anchors:
         raise ValueError("no trusted root certificate could be read")
     own = x509.load_pem_x509_certificate(policy.ca.certificate_pem)
+    refused = {spki_sha256(own), *map(bytes.fromhex, policy.distrust.keys)}
+    refused.update(spki_sha256(certificate) for certificate in parse_anchors(policy.distrust.pem)[0])
+    chosen = {Status[name.upper()]: action for name, action in policy.actions}
+    check = policy.revocation.check
+    if check:
+        chosen[Status.REVOKED] = policy.revocation.revoked
+        chosen[Status.UNKNOWN] = policy.revocation.unknown
+    passed = frozenset(status for status, action in chosen.items() if action is TlsAction.PASS)
     return TlsSettings(
-        UpstreamVerifier(anchors, refused_keys=frozenset((spki_sha256(own),))),
+        UpstreamVerifier(anchors, refused_keys=frozenset(refused), passed=passed, stapling=check),
         ca_id=own.fingerprint(hashes.SHA256()),
         on_failure=FailAction(policy.on_failure.value),
+        actions={status: FailAction(action.value) for status, action in chosen.items() if status not in passed},
     )
 
 

@@ -43,6 +43,7 @@ class SessionInfo:
     server: Leg | None = None
     chain: ServerChain | None = None
     leaf: LeafRequest | None = None
+    passed: list[str] = field(default_factory=list)  # statuses the policy let pass
     certificate_requested: bool = False
     plaintext: list[int] = field(default_factory=lambda: [0, 0])  # bytes decrypted, by Direction
     forwarded: list[int] = field(default_factory=lambda: [0, 0])  # bytes let through, by Direction

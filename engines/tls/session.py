@@ -390,11 +390,12 @@ class Session:
         if taken is None:
             return
         self.info.certificate_requested = notes.certificate_requested
-        verdict = self._settings.verifier.judge(half.connection, self.info.sni)
+        verdict = self._settings.verifier.judge(half.connection, self.info.sni, self._unix_time)
         if isinstance(verdict, Refusal):
             self._fail(verdict.status, verdict.reason, verdict.detail)
             return
         self.info.chain = verdict
+        self.info.passed = [fault.status.value for fault in verdict.passed]
         self.info.server = half.leg()
         self._upstream_handler = self._park_upstream
         if taken < len(data):

@@ -12,7 +12,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from engines.stateless.rule import StatelessRule
-from nfw.policy.model import DEFAULT_VARIABLES, Flows, Log, OpenFlows, Policy, Stateful, Stateless, Tls, Trust
+from nfw.policy.model import (
+    DEFAULT_VARIABLES,
+    Distrust,
+    Flows,
+    Log,
+    OpenFlows,
+    Policy,
+    Revocation,
+    Stateful,
+    Stateless,
+    Tls,
+    Trust,
+)
 from nfw.policy.values import PortRange, protocol_name, tcp_flag_names
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*\Z|[0-9]+(\.[0-9]+){3}(/[0-9]+)?\Z")
@@ -90,13 +102,32 @@ def _tls(tls: Tls, base: Path) -> list[str]:
     if tls.trust != Trust():
         roots = (["system"] if tls.trust.system else []) + [_path(file, base) for file in tls.trust.files]
         lines.append(f"  trust: [{', '.join(roots)}]")
+    if tls.distrust != Distrust():
+        lines.append(
+            f"  distrust: [{', '.join([*tls.distrust.keys, *(_path(file, base) for file in tls.distrust.files)])}]"
+        )
     lines.append("  scopes:")
     for scope in tls.scopes:
         parts = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
         lines.append(f"    - {{{', '.join(parts)}}}")
     lines.append(f"  on_failure: {tls.on_failure.value}")
+    if tls.actions:
+        lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
+    if tls.revocation != Revocation():
+        lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation))}}}")
     lines += ["  session_holding: true"] if tls.session_holding else []
     return lines
+
+
+def _revocation(revocation: Revocation) -> list[str]:
+    parts = [
+        f"check: {str(revocation.check).lower()}",
+        f"revoked: {revocation.revoked.value}",
+        f"unknown: {revocation.unknown.value}",
+    ]
+    if revocation.allow:
+        parts.append(f"allow: {_list(str(network) for network in revocation.allow)}")
+    return parts
 
 
 def _stateful(stateful: Stateful, base: Path) -> list[str]:

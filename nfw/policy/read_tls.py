@@ -9,11 +9,23 @@ from engines.tls.scope import TlsScope
 from nfw.policy.errors import Problems, suggest
 from nfw.policy.fields import Section, open_section
 from nfw.policy.files import read_bounded, too_open
-from nfw.policy.model import CertificateAuthority, Refusal, Tls, Trust, Variables
+from nfw.policy.model import (
+    CertificateAuthority,
+    Distrust,
+    Refusal,
+    Revocation,
+    Tls,
+    TlsAction,
+    Trust,
+    Variables,
+)
 from nfw.policy.read_stateless import read_networks, read_ports
-from nfw.policy.yamlpos import Node, Scalar
+from nfw.policy.yamlpos import Mapping, Node, Scalar
 
-KEYS = ("ca", "trust", "scopes", "on_failure", "session_holding")
+KEYS = ("ca", "trust", "distrust", "scopes", "on_failure", "actions", "revocation", "session_holding")
+REVOCATION_KEYS = ("check", "revoked", "unknown", "allow")
+CERTIFICATE_ACTIONS = ("expired", "not_yet_valid", "untrusted", "name_mismatch", "invalid", "weak", "must_staple")
+FLOW_ACTIONS = ("no_sni", "protocol", "not_tls")  # nothing is left that could be decrypted, so none can be passed
 SCOPE_KEYS = ("sources", "source_ports", "destinations", "destination_ports")
 MAX_PEM_BYTES = 16 * 1024 * 1024  # the system's whole store is 0.25 MB
 WARN_DAYS = 30  # enough to roll a new CA out to clients
@@ -36,9 +48,70 @@ def read_tls(
     scopes = [_read_scope(item, variables, problems) for item in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
     on_failure = section.choice("on_failure", Refusal.REJECT)
     holding = section.flag("session_holding", False)
+    actions = _read_actions(section)
+    distrust = _read_distrust(section, base)
+    revocation = _read_revocation(section, variables)
     if ca is None:
         return None
-    return Tls(ca, tuple(scope for scope in scopes if scope is not None), trust, on_failure, holding)
+    known = tuple(scope for scope in scopes if scope is not None)
+    return Tls(ca, known, trust, on_failure, holding, actions, distrust, revocation)
+
+
+def _read_actions(section: Section) -> tuple[tuple[str, TlsAction], ...]:
+    node = section.get("actions")
+    if isinstance(node, Mapping):
+        for key, _ in node.entries:
+            if key.text in ("revoked", "unknown"):
+                section.error(key, f"actions: the action for {key.text} is set in tls.revocation")
+                return ()
+    part = section.section("actions", (*CERTIFICATE_ACTIONS, *FLOW_ACTIONS), "{expired: reject, not_tls: drop}")
+    if part is None:
+        return ()
+    found: list[tuple[str, TlsAction]] = []
+    for name in (*CERTIFICATE_ACTIONS, *FLOW_ACTIONS):
+        if name not in part:
+            continue
+        action = part.choice(name, TlsAction.REJECT)
+        if action is TlsAction.PASS and name in FLOW_ACTIONS:
+            part.error(
+                part.get(name),
+                f"{name}: expected drop or reject; what cannot be decrypted is passed by leaving it out of the scopes",
+            )
+        found.append((name, action))
+    return tuple(found)
+
+
+_KEY_DIGEST = re.compile(r"[0-9A-Fa-f]{64}\Z")
+
+
+def _read_distrust(section: Section, base: Path) -> Distrust:
+    keys: list[str] = []
+    files: list[Path] = []
+    pem: list[bytes] = []
+    for item in section.items("distrust", "[bad-ca.pem]"):
+        if not isinstance(item, Scalar) or not item.text:
+            section.error(item, "distrust: expected a PEM file or the SHA-256 of a public key, 64 hexadecimal digits")
+        elif _KEY_DIGEST.match(item.text):
+            keys.append(item.text.lower())
+        else:
+            path = base / item.text
+            content = _read_file(section, item, "distrust file", path)
+            if content is not None and _check_roots(section, item, path, content, "distrust"):
+                files.append(path)
+                pem.append(content if content.endswith(b"\n") else content + b"\n")
+    return Distrust(tuple(keys), tuple(files), b"".join(pem))
+
+
+def _read_revocation(section: Section, variables: Variables) -> Revocation:
+    part = section.section("revocation", REVOCATION_KEYS, "{check: true, revoked: reject, unknown: reject}")
+    if part is None:
+        return Revocation()
+    return Revocation(
+        check=part.flag("check", True),
+        revoked=part.choice("revoked", TlsAction.REJECT),
+        unknown=part.choice("unknown", TlsAction.REJECT),
+        allow=read_networks(part, "allow", variables),
+    )
 
 
 def _read_scope(node: Node, variables: Variables, problems: Problems) -> TlsScope | None:
@@ -136,16 +209,16 @@ def _read_trust(section: Section, base: Path) -> Trust:
 _CERTIFICATE = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----")
 
 
-def _check_roots(section: Section, node: Node, path: Path, content: bytes) -> bool:
+def _check_roots(section: Section, node: Node, path: Path, content: bytes, what: str = "trust") -> bool:
     from cryptography import x509
 
     if not _CERTIFICATE.search(content):
-        section.error(node, f"trust file {path} holds no certificate; expected PEM (-----BEGIN CERTIFICATE-----)")
+        section.error(node, f"{what} file {path} holds no certificate; expected PEM (-----BEGIN CERTIFICATE-----)")
         return False
     try:
         x509.load_pem_x509_certificates(content)
     except ValueError as error:
-        section.error(node, f"trust file {path} holds a certificate that cannot be read: {error}")
+        section.error(node, f"{what} file {path} holds a certificate that cannot be read: {error}")
         return False
     return True
 
