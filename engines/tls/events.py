@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from engines.tls.clienthello import ClientHello
 from engines.tls.leaf import LeafKey, LeafRequest
+from engines.tls.revocation import Conclusion, Question
 from engines.tls.status import Status
 from engines.tls.verify import ServerChain
 from engines.verdict import Direction
@@ -43,6 +44,8 @@ class SessionInfo:
     server: Leg | None = None
     chain: ServerChain | None = None
     leaf: LeafRequest | None = None
+    revocation: Conclusion | None = None
+    revocation_action: str = ""  # pass, drop or reject
     passed: list[str] = field(default_factory=list)  # statuses the policy let pass
     certificate_requested: bool = False
     plaintext: list[int] = field(default_factory=lambda: [0, 0])  # bytes decrypted, by Direction
@@ -63,6 +66,14 @@ class ConnectUpstream:
     """Connect to the original destination; answer ``upstream_connected()`` or ``upstream_failed()``."""
 
     sni: str
+
+
+@dataclass(frozen=True, slots=True)
+class NeedRevocation:
+    """The server is verified. Find out whether these certificates are revoked; answer each with
+    ``revocation_found()``."""
+
+    questions: tuple[Question, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +148,7 @@ class Finished:
 Event = (
     Hello
     | ConnectUpstream
+    | NeedRevocation
     | NeedLeaf
     | Established
     | Plaintext

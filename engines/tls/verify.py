@@ -110,6 +110,11 @@ class ServerChain:
     staple: bytes = b""
 
     @property
+    def unverified(self) -> bool:
+        """The policy let pass that nobody vouches for the path, so nobody can revoke it either."""
+        return any(fault.status in (Status.UNTRUSTED, Status.INVALID) for fault in self.passed)
+
+    @property
     def leaf(self) -> ServerCertificate:
         return self.certificates[0]
 
