@@ -177,24 +177,38 @@ class Leader:
             self.children.append(Child(f"nfw packet {index}", start))
 
     def _start_tls(self, policy: Policy, compiled: Compiled, workers: int) -> int:
-        from nfw import keyholder, tlsworker
+        from nfw import keyholder, revocationfetcher, tlsworker
 
         assert policy.tls is not None
         ca = policy.tls.ca
         port, sockets = listeners(workers)
         channels = [keyholder.channel() for _ in range(workers)]
         holder_sides = [side for _, side in channels]
+        checking = policy.tls.revocation
+        fetcher_channels = [keyholder.channel() for _ in range(workers)] if checking.check else []
 
         def hold(control: socket.socket) -> None:
             keyholder.run(holder_sides, str(ca.certificate), str(ca.private_key), control)
 
         self.children.append(Child("nfw keyholder", hold))
+        if checking.check:
+
+            def answer(control: socket.socket) -> None:
+                # It talks to strangers: nothing of the others may be within its reach.
+                self.log.close()
+                for sock in (*(side for both in channels for side in both), *(one for both in sockets for one in both)):
+                    sock.close()
+                revocationfetcher.run([side for _, side in fetcher_channels], checking.cache, checking.allow, control)
+
+            self.children.append(Child("nfw fetcher", answer))
         for index in range(workers):
 
             def start(control: socket.socket, index: int = index) -> None:
-                for _, side in channels:
+                for _, side in (*channels, *fetcher_channels):
                     side.close()
-                tlsworker.run(compiled, self.settings, sockets[index], port, channels[index][0], control, self.log)
+                fetcher = fetcher_channels[index][0] if fetcher_channels else None
+                holder = channels[index][0]
+                tlsworker.run(compiled, self.settings, sockets[index], port, holder, control, self.log, fetcher)
 
             self.children.append(Child(f"nfw tls {index}", start))
         return port

@@ -37,6 +37,13 @@ def no_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def prctl(option: int, value: int) -> None:
+    """prctl(2) of one argument. Raises OSError."""
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
 def more_files() -> None:
     """Raise the soft limit of open files to the hard one: a TLS flow needs two."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import hashes
 
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
+from engines.tls.revocation import Finding, Question
 from engines.tls.session import Session, State, TlsSettings
 from engines.tls.status import FailAction, Status
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
@@ -37,6 +38,7 @@ from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
 from nfw.policy.model import TlsAction
+from nfw.revocationdesk import RevocationDesk
 from nfw.settings import GenerationSettings, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
 
@@ -129,6 +131,7 @@ class TlsWorker:
         holder: socket.socket,
         leader: socket.socket,
         log: socket.socket,
+        fetcher: socket.socket | None = None,
     ) -> None:
         self.policy = compiled.policy
         self.ruleset = compiled.ruleset
@@ -145,6 +148,8 @@ class TlsWorker:
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
         self.desk: LeafDesk[Flow] = LeafDesk(holder)
+        self.fetcher = fetcher
+        self.revocations: RevocationDesk[Flow] | None = None
         self.wall = time.time() - time.monotonic()
         self.epoll = select.epoll()
         self.listeners = {sock.fileno(): sock for sock in listeners}
@@ -152,6 +157,10 @@ class TlsWorker:
             self.epoll.register(fd, select.EPOLLIN)
         self.epoll.register(leader.fileno(), select.EPOLLIN)
         self.epoll.register(holder.fileno(), select.EPOLLIN)
+        if fetcher is not None:
+            fetcher.setblocking(False)
+            self.revocations = RevocationDesk(fetcher)
+            self.epoll.register(fetcher.fileno(), select.EPOLLIN)
         self.sides: dict[int, tuple[Flow, Side]] = {}
         self.flows: OrderedDict[int, Flow] = OrderedDict()
         self.brisk: dict[int, Flow] = {}  # flows to look at every tick: held, or to be reset once delivered
@@ -182,6 +191,8 @@ class TlsWorker:
                     self._command()
                 elif fd == self.holder.fileno():
                     self._leafs(now)
+                elif self.fetcher is not None and fd == self.fetcher.fileno():
+                    self._revocations(now)
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
                 self._tick(now)
@@ -216,6 +227,10 @@ class TlsWorker:
             if flow.finished_at or now - flow.last > self.idle_seconds or (deadline is not None and now >= deadline):
                 self._guard(flow, self._check, flow, now)
         self.desk.ask_again(now, lambda flow: flow.key in self.flows and flow.session.state is State.LEAF)
+        if self.revocations is not None:
+            self.revocations.ask_again(
+                now, lambda flow: flow.key in self.flows and flow.session.state is State.REVOCATION
+            )
 
     def _check(self, flow: Flow, now: float) -> None:
         """What time alone brings about."""
@@ -436,6 +451,9 @@ class TlsWorker:
                 self._hello(flow, hello, now)
             case tls.ConnectUpstream():
                 self._dial(flow, now)
+            case tls.NeedRevocation(questions):
+                for question in questions:
+                    self._ask_revocation(flow, question, now)
             case tls.NeedLeaf(request, key):
                 context = self.desk.ask(key, request, flow, now, now + self.wall)
                 if context is not None:
@@ -458,6 +476,25 @@ class TlsWorker:
             if self._judged(flow, outcome, now):
                 return
         flow.session.proceed(now)
+
+    def _ask_revocation(self, flow: Flow, question: Question, now: float) -> None:
+        assert self.revocations is not None
+        finding = self.revocations.ask(question, flow, now, now + self.wall)
+        if finding is not None:
+            flow.session.revocation_found(question.depth, finding, now)
+
+    def _revocations(self, now: float) -> None:
+        assert self.revocations is not None
+        try:
+            for flow, depth, finding in self.revocations.answers():
+                if flow.key in self.flows:
+                    self._guard(flow, self._revocation, flow, depth, finding, now)
+        except (OSError, EOFError):
+            self.stopping = True
+
+    def _revocation(self, flow: Flow, depth: int, finding: Finding, now: float) -> None:
+        flow.session.revocation_found(depth, finding, now)
+        self._drain(flow, now)
 
     def _leafs(self, now: float) -> None:
         try:
@@ -647,6 +684,7 @@ class TlsWorker:
             "sessions": len(self.flows),
             "counts": dict(self.counts),
             "leafs": len(self.desk),
+            "revocations": len(self.revocations) if self.revocations is not None else 0,
             "rule_hits": self.ruleset.hit_counts() if self.ruleset is not None else {},
             "bugs": self.bugs,
             "log_dropped": self.log.dropped,
@@ -689,6 +727,7 @@ def tls_settings(policy: Tls) -> TlsSettings:
         ca_id=own.fingerprint(hashes.SHA256()),
         on_failure=FailAction(policy.on_failure.value),
         actions={status: FailAction(action.value) for status, action in chosen.items() if status not in passed},
+        revocation=check,
     )
 
 
@@ -709,11 +748,12 @@ def run(
     holder: socket.socket,
     leader: socket.socket,
     log: socket.socket,
+    fetcher: socket.socket | None = None,
 ) -> None:
     """The TLS worker process. Tells the leader ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
-        worker = TlsWorker(compiled, settings, listeners, port, holder, leader, log)
+        worker = TlsWorker(compiled, settings, listeners, port, holder, leader, log, fetcher)
     except (OSError, ValueError) as error:
         leader.sendall(f"error: {error}".encode())
         sys.exit(1)

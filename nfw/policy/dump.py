@@ -114,12 +114,12 @@ def _tls(tls: Tls, base: Path) -> list[str]:
     if tls.actions:
         lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
     if tls.revocation != Revocation():
-        lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation))}}}")
+        lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation, base))}}}")
     lines += ["  session_holding: true"] if tls.session_holding else []
     return lines
 
 
-def _revocation(revocation: Revocation) -> list[str]:
+def _revocation(revocation: Revocation, base: Path) -> list[str]:
     parts = [
         f"check: {str(revocation.check).lower()}",
         f"revoked: {revocation.revoked.value}",
@@ -127,6 +127,8 @@ def _revocation(revocation: Revocation) -> list[str]:
     ]
     if revocation.allow:
         parts.append(f"allow: {_list(str(network) for network in revocation.allow)}")
+    if revocation.cache != Revocation().cache:
+        parts.append(f"cache: {_path(revocation.cache, base)}")
     return parts
 
 

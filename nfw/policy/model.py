@@ -123,12 +123,13 @@ class Distrust:
 class Revocation:
     """Whether servers' certificates are checked for revocation, and what becomes of a flow whose server's is revoked or
     of which nobody says (AWS ``CheckCertificateRevocationStatus``). ``allow``: networks that may be asked although they
-    are private, and on any port."""
+    are private, and on any port; ``cache``: directory that keeps what they said."""
 
     check: bool = False
     revoked: TlsAction = TlsAction.REJECT
     unknown: TlsAction = TlsAction.REJECT
     allow: tuple[Network, ...] = ()
+    cache: Path = Path("/var/lib/nfw/revocation")
 
 
 @dataclass(frozen=True, slots=True)

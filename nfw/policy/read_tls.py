@@ -23,7 +23,7 @@ from nfw.policy.read_stateless import read_networks, read_ports
 from nfw.policy.yamlpos import Mapping, Node, Scalar
 
 KEYS = ("ca", "trust", "distrust", "scopes", "on_failure", "actions", "revocation", "session_holding")
-REVOCATION_KEYS = ("check", "revoked", "unknown", "allow")
+REVOCATION_KEYS = ("check", "revoked", "unknown", "allow", "cache")
 CERTIFICATE_ACTIONS = ("expired", "not_yet_valid", "untrusted", "name_mismatch", "invalid", "weak", "must_staple")
 FLOW_ACTIONS = ("no_sni", "protocol", "not_tls")  # nothing is left that could be decrypted, so none can be passed
 SCOPE_KEYS = ("sources", "source_ports", "destinations", "destination_ports")
@@ -50,7 +50,7 @@ def read_tls(
     holding = section.flag("session_holding", False)
     actions = _read_actions(section)
     distrust = _read_distrust(section, base)
-    revocation = _read_revocation(section, variables)
+    revocation = _read_revocation(section, variables, base)
     if ca is None:
         return None
     known = tuple(scope for scope in scopes if scope is not None)
@@ -102,7 +102,7 @@ def _read_distrust(section: Section, base: Path) -> Distrust:
     return Distrust(tuple(keys), tuple(files), b"".join(pem))
 
 
-def _read_revocation(section: Section, variables: Variables) -> Revocation:
+def _read_revocation(section: Section, variables: Variables, base: Path) -> Revocation:
     part = section.section("revocation", REVOCATION_KEYS, "{check: true, revoked: reject, unknown: reject}")
     if part is None:
         return Revocation()
@@ -111,6 +111,7 @@ def _read_revocation(section: Section, variables: Variables) -> Revocation:
         revoked=part.choice("revoked", TlsAction.REJECT),
         unknown=part.choice("unknown", TlsAction.REJECT),
         allow=read_networks(part, "allow", variables),
+        cache=base / part.text("cache", "a directory", default=str(Revocation().cache)),
     )
 
 
