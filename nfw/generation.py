@@ -196,8 +196,11 @@ class Leader:
             def answer(control: socket.socket) -> None:
                 # It talks to strangers: nothing of the others may be within its reach.
                 self.log.close()
-                for sock in (*(side for both in channels for side in both), *(one for both in sockets for one in both)):
-                    sock.close()
+                for both in (*channels, *sockets):
+                    for sock in both:
+                        sock.close()
+                for worker_side, _ in fetcher_channels:
+                    worker_side.close()
                 revocationfetcher.run([side for _, side in fetcher_channels], checking.cache, checking.allow, control)
 
             self.children.append(Child("nfw fetcher", answer))

@@ -14,6 +14,7 @@ Messages are msgpack maps, one per sequenced packet: ``{id, certificate: DER, is
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import hashlib
@@ -38,6 +39,7 @@ from cryptography import x509
 
 from engines.tls import revocation
 from engines.tls.revocation import CrlIndex, Finding, Revocation
+from engines.tls.verify import spki_sha256
 from nfw import process
 from nfw.httpfetch import FetchError, Network, fetch
 from nfw.settings import pack, unpack
@@ -190,7 +192,7 @@ class CrlShelf:
 
     def index(self, url: str, issuer: x509.Certificate, seconds: float) -> CrlIndex | Finding:
         """The CRL at ``url`` as the issuer's, or why there is none within ``seconds``."""
-        key = hashlib.sha256(url.encode() + b"\0" + _public_key(issuer)).hexdigest() + ".crl"
+        key = hashlib.sha256(url.encode() + b"\0" + spki_sha256(issuer)).hexdigest() + ".crl"
         with self._lock:
             known = self._indexes.get(key)
             if known is not None and known[1] > self._clock():
@@ -409,12 +411,6 @@ def _unknown(method: str, reason: str, source: str = "") -> Finding:
     return Finding(Revocation.UNKNOWN, method, reason, source=source)
 
 
-def _public_key(certificate: x509.Certificate) -> bytes:
-    from engines.tls.verify import spki_sha256
-
-    return spki_sha256(certificate)
-
-
 # -- the process -----------------------------------------------------------------------------------------------------
 
 
@@ -458,6 +454,8 @@ def run(sides: Sequence[socket.socket], folder: Path, allow: Sequence[Network], 
     """The process. Tells the leader ``ok`` or ``error: text``, then serves until SIGTERM or the leader's end."""
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+    for codec in ("idna", "ascii", "latin-1", "iso-8859-1", "utf-8"):
+        codecs.lookup(codec)  # loaded when first needed, from where only root may be able to read
     try:
         uid, gid = user()
         kept = open_folder(folder, uid, gid)

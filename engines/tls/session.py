@@ -74,6 +74,8 @@ CONTROL_MAX = 65536
 """Bytes OpenSSL may answer by itself (key updates, tickets) with no application byte sent in between: some 2,500 key
 updates. A peer that asks for more is flooding (and may not be reading)."""
 
+HTTP1 = b"http/1.1"
+
 REFUSE_AFTER = 1.0
 """Seconds a client that is refused after its handshake has for its request."""
 
@@ -236,7 +238,10 @@ class Session:
             return
         assert self.info.server is not None
         connection = SSL.Connection(context)
-        connection.set_app_data(self.info.server.alpn.encode("latin-1"))
+        alpn = self.info.server.alpn.encode("latin-1")
+        if self._refused is not None and alpn and self.info.hello is not None and HTTP1 in self.info.hello.alpn:
+            alpn = HTTP1  # the protocol in which an end without an answer is said and understood most plainly
+        connection.set_app_data(alpn)
         connection.set_accept_state()
         if self.info.server.version != "TLSv1.3":
             limit_versions(connection, (TLS1_2,))  # never show the client a better version than the server gave

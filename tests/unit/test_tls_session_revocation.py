@@ -229,6 +229,22 @@ def test_client_that_refuses_the_leaf_does_not_hide_the_verdict() -> None:
     assert wire.finished.status is Status.REVOKED
 
 
+@pytest.mark.parametrize(
+    ("offered", "spoken"),
+    [((b"h2", b"http/1.1"), b"http/1.1"), ((b"h2",), b"h2"), ((b"http/1.1",), b"http/1.1"), ((), b"")],
+)
+@pytest.mark.parametrize("status", [Revocation.GOOD, Revocation.REVOKED])
+def test_a_refusal_is_said_in_http1(offered: tuple, spoken: bytes, status: Revocation) -> None:
+    """curl says "Empty reply from server" of an end without an answer only there."""
+    world = checking()
+    certificate, key = pointing(world.root, NAME)
+    client = client_peer(NAME, [world.ca], alpn=offered)
+    wire = Wire(world, client, server_peer(certificate, key, alpn=(b"h2", b"http/1.1")))
+    wire.findings = {0: found(status)}
+    wire.run()
+    assert client.alpn == (offered[0] if offered and status is Revocation.GOOD else spoken)
+
+
 def test_answers_nobody_asked_for_are_ignored() -> None:
     wire = meet(checking(), hold=(NeedRevocation,))
     wire.session.revocation_found(7, found(Revocation.REVOKED), 0.0)
