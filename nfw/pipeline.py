@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from engines.decode.anomalies import packet_events
 from engines.flow import CloseReason, Flow, FlowTable, Kind, TcpState, Tracked
 from engines.packet import Packet, decode, icmp_unreachable, port_unreachable, quoted, tcp_reset
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment
@@ -118,7 +119,7 @@ class Pipeline:
         self.filter = compiled.filter
         self.scopes = compiled.scopes
         self.ruleset = compiled.ruleset
-        self._inspecting = bool(policy.stateful.signatures or policy.stateful.default_actions)
+        self.inspects = bool(policy.stateful.signatures or policy.stateful.default_actions)
         self.table = FlowTable(policy.flows.max_flows, compiled.timeouts, policy.flows.when_full.value)
         self.holding: OrderedDict[int, Flow] = OrderedDict()  # flows with held packets, oldest first
         self.held_packets = 0
@@ -131,6 +132,8 @@ class Pipeline:
         self.counts: dict[str, int] = {}
         self._drop_budget = float(DROP_EVENTS_PER_SECOND)
         self._drop_at = 0.0
+        # To find out what is odd about a packet takes longer than to judge most: only for rules that ask.
+        self._wants_events = any(rule.signature.packet_events for rule in self.ruleset.rules)
         # Answers that depend on TCP flags can differ from packet to packet, so only the others are remembered.
         self._flag_rules = any(rule.tcp_flags for rule in policy.stateless.rules)
 
@@ -211,7 +214,7 @@ class Pipeline:
                 self.table.remove(flow)
                 self._count("tls")
                 return Answer.TLS
-            inspector = Inspector(self.ruleset, _facts(flow), now) if self._inspecting else None
+            inspector = Inspector(self.ruleset, _facts(flow), now) if self.inspects else None
             context = flow.context = Context(inspector)
         return self._inspect(packet_id, packet, flow, context, tracked.direction, tracked.established, now)
 
@@ -326,7 +329,10 @@ class Pipeline:
             return self._uninspected(packet, flow, now)
         if payload or stream or not inspector.unmoved(direction, established):
             context.fed[direction] += len(stream)
-            outcome = inspector.inspect(Segment(direction, established, payload, stream, packet, now))
+            segment = Segment(direction, established, payload, stream, packet, now)
+            if self._wants_events:
+                segment.events = frozenset(f"decoder.{event}" for event in packet_events(packet.data))
+            outcome = inspector.inspect(segment)
             answer = self._outcome(outcome, flow, context, packet, now)
             if answer is not None:
                 return answer
@@ -538,10 +544,10 @@ class Pipeline:
             return max(0.01, first.held_since + HOLD_SECONDS - now)
         return 1.0
 
-    def finish(self, now: float) -> None:
+    def finish(self, now: float, reason: str = "policy_change") -> None:
         """The generation ends: every open flow gets its record."""
         for flow in self.table.flows():
-            self._ended(flow, now, "policy_change")
+            self._ended(flow, now, reason)
 
     def remember_old_flows(self, tuples: Iterable[bytes]) -> None:
         """5-tuples, as :func:`flow_tuple` makes them, opened under an older generation."""

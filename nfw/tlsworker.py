@@ -34,10 +34,11 @@ from engines.tls.status import FailAction, Status
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import process, tlsrecords
+from nfw.giveups import GiveUps
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
-from nfw.policy.model import TlsAction
+from nfw.policy.model import TlsAction, TlsKeywords
 from nfw.revocationdesk import RevocationDesk
 from nfw.settings import GenerationSettings, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
@@ -135,6 +136,7 @@ class TlsWorker:
     ) -> None:
         self.policy = compiled.policy
         self.ruleset = compiled.ruleset
+        self.give_ups = GiveUps(compiled.ruleset, process.tell)
         self.port = port
         self.leader = leader
         self.holder = holder
@@ -145,6 +147,7 @@ class TlsWorker:
         assert self.policy.tls is not None
         self.settings = tls_settings(self.policy.tls)
         self.session_holding = self.policy.tls.session_holding
+        self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
         self.desk: LeafDesk[Flow] = LeafDesk(holder)
@@ -217,6 +220,7 @@ class TlsWorker:
 
     def _tick(self, now: float) -> None:
         self.wall = time.time() - time.monotonic()  # the clock may have been set
+        self.give_ups.look(now)
         for flow in list(self.brisk.values()):
             self._guard(flow, self._check, flow, now)
         if now < self.next_sweep:
@@ -455,6 +459,8 @@ class TlsWorker:
                 for question in questions:
                     self._ask_revocation(flow, question, now)
             case tls.NeedLeaf(request, key):
+                if self._verified(flow, now):
+                    return
                 context = self.desk.ask(key, request, flow, now, now + self.wall)
                 if context is not None:
                     flow.session.leaf_ready(context, now)
@@ -472,7 +478,9 @@ class TlsWorker:
     def _hello(self, flow: Flow, hello: Any, now: float) -> None:
         if flow.inspector is not None:
             facts = TlsFacts.from_hello(hello)
-            outcome = flow.inspector.tls_hello(facts, now, self.session_holding)
+            if not self.all_keywords:
+                facts = facts.name_only()
+            outcome = flow.inspector.tls_hello(facts, now, self.session_holding, self.all_keywords)
             if self._judged(flow, outcome, now):
                 return
         flow.session.proceed(now)
@@ -495,6 +503,17 @@ class TlsWorker:
     def _revocation(self, flow: Flow, depth: int, finding: Finding, now: float) -> None:
         flow.session.revocation_found(depth, finding, now)
         self._drain(flow, now)
+
+    def _verified(self, flow: Flow, now: float) -> bool:
+        """The server has shown who it is: what rules say about that, before the client sees a certificate. True: the
+        flow is over."""
+        chain = flow.session.info.chain
+        if flow.inspector is None or not self.all_keywords or chain is None:
+            return False
+        # The trust anchor comes from our store, whether or not the server has sent it, too.
+        shown = chain.certificates if chain.unverified else chain.certificates[:-1] or chain.certificates
+        certificates = [certificate.der for certificate in shown]
+        return self._judged(flow, flow.inspector.tls_server(certificates, now), now)
 
     def _leafs(self, now: float) -> None:
         try:
@@ -686,6 +705,7 @@ class TlsWorker:
             "leafs": len(self.desk),
             "revocations": len(self.revocations) if self.revocations is not None else 0,
             "rule_hits": self.ruleset.hit_counts() if self.ruleset is not None else {},
+            "pcre_gave_up": self.give_ups.counts(),
             "bugs": self.bugs,
             "log_dropped": self.log.dropped,
         }

@@ -16,6 +16,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from nfw import process
+from nfw.giveups import GiveUps
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
 from nfw.nfqueue import ACCEPT_BATCH, DONE, HELD, Queue, QueueBusyError
@@ -46,6 +47,7 @@ class Worker:
         self.marks = {
             answer: self.layout.compose(settings.number, Disposition(answer)) for answer in Answer if answer > 0
         }
+        self.give_ups = GiveUps(self.pipeline.ruleset, process.tell)
         self.bugs = 0
         self.held: dict[int, int] = {}  # packet id -> its mark; as many as the pipeline holds
         self.queue = Queue(queue, self.on_packet, fail_open=compiled.policy.fail_open)
@@ -96,6 +98,7 @@ class Worker:
 
     def _tick(self, now: float) -> float:
         """What is judged because its time is up comes from the network too."""
+        self.give_ups.look(now)
         try:
             return self.pipeline.tick(now)
         except Exception:  # noqa: BLE001 - as in on_packet
@@ -160,6 +163,7 @@ class Worker:
             "stateless_default_hits": pipeline.filter.default_hits,
             "counters": pipeline.filter.counters,
             "rule_hits": pipeline.ruleset.hit_counts() if pipeline.ruleset is not None else {},
+            "pcre_gave_up": self.give_ups.counts(),
             "bugs": self.bugs,
             "log_dropped": self.log.dropped,
         }

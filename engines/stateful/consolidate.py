@@ -14,9 +14,9 @@ from engines.stateful.header import APP_PROTOCOLS, HOOKS, LINK_PROTOCOLS, Family
 from engines.stateful.keywords import packetbuffers
 from engines.stateful.keywords.base import IntTest, KeywordError
 from engines.stateful.keywords.buffers import BUFFERS, HTTP, rank
-from engines.stateful.keywords.classification import DEFAULT_PRIORITY
 from engines.stateful.keywords.draft import PAYLOAD, BufferDraft, ContentDraft, RuleDraft
 from engines.stateful.match import Absent, ByteJump, OneOf, Regex, Size, compile_program, match_buffer, transform
+from engines.stateful.ruleconfig import DEFAULT_PRIORITY
 from engines.stateful.signature import (
     BufferMatch,
     FastPattern,
@@ -90,6 +90,8 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
         pass_alert=draft.pass_alert,
         priority=_priority(draft),
         classtype=draft.classtype,
+        category=draft.category,
+        countries=draft.countries,
         metadata={name: tuple(values) for name, values in draft.metadata.items()},
         references=tuple(draft.references),
         target=draft.target,
@@ -305,6 +307,7 @@ def _rule_type(draft: RuleDraft, app_proto: str, ip_protocols: frozenset[int], h
         return RuleType.PKT_STREAM if bounded or draft.stream_sizes else RuleType.STREAM
     conditions = (
         draft.packet_tests
+        or draft.needs_packet
         or flow_state
         or draft.flowbit_checks
         or draft.xbit_checks
@@ -340,11 +343,24 @@ def _fast_pattern(buffers: list[BufferDraft]) -> FastPattern | None:
 
 def _pattern(buffer: BufferDraft, item: ContentDraft) -> FastPattern:
     pattern = item.pattern
+    start = 0
     if item.chop:
-        pattern = pattern[item.chop[0] : item.chop[0] + item.chop[1]]
+        start = item.chop[0]
+        pattern = pattern[start : start + item.chop[1]]
     if item.nocase:
         pattern = pattern.lower()
-    return FastPattern(buffer.name, pattern, item.nocase, tuple(t.name for t in buffer.transforms))
+    end = _end(item)
+    first = start == 0 and end == len(item.pattern)
+    return FastPattern(buffer.name, pattern, item.nocase, tuple(t.name for t in buffer.transforms), end, first)
+
+
+def _end(item: ContentDraft) -> int | None:
+    """The offset a content ends at, at the latest; None when that depends on something."""
+    offset = item.offset or 0
+    depth = len(item.pattern) if item.startswith else item.depth
+    if item.relative or not isinstance(offset, int) or not isinstance(depth, int):
+        return None
+    return offset + depth
 
 
 def strength(pattern: bytes) -> int:

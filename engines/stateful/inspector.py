@@ -15,7 +15,7 @@ its bytes are counted in ``held`` and must not leave.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,10 +23,11 @@ from engines.stateful.app import Transaction
 from engines.stateful.app.detect import FAILED, Detector, recognised
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
 from engines.stateful.defaults import Condition, DefaultAction
+from engines.stateful.expect import Expected
 from engines.stateful.flowbits import FlowBits, FlowInts
 from engines.stateful.layer import Layer
 from engines.stateful.match import match_buffer
-from engines.stateful.ruleset import Rule, RuleSet, Search, covered_protocols
+from engines.stateful.ruleset import ON_START, ON_STREAM, Rule, RuleSet, Search, covered_protocols
 from engines.stateful.signature import Action, AppProtocolTest, RuleType, Signature, Threshold
 from engines.stateful.threshold import Effect, track_key
 from engines.stateful.tlsfacts import TlsFacts, TlsTransaction
@@ -40,9 +41,9 @@ _TO_SERVER = Direction.TO_SERVER
 _TO_CLIENT = Direction.TO_CLIENT
 _BOTH = (_TO_SERVER, _TO_CLIENT)
 _VERDICTS = {Action.PASS: Verdict.ACCEPT, Action.DROP: Verdict.DROP, Action.REJECT: Verdict.REJECT}
-# Protocols another one may start inside of (CONNECT, Upgrade) or be found in (DNS): parsed even if rules ask only for
-# the name of what a flow speaks.
-_CARRIERS = frozenset({"http", "http2"})
+# Protocols another one may start inside of (CONNECT, Upgrade, STARTTLS) or be found in (DNS): parsed even if rules ask
+# only for the name of what a flow speaks.
+_CARRIERS = frozenset({"http", "http2", "smtp", "ftp"})
 # The key of the EVE object for a protocol whose name differs from it.
 _LOG_KEYS = {"http2": "http", "doh2": "http", "http1": "http"}
 
@@ -144,6 +145,7 @@ class Inspector:
         "_established",
         "_expired",
         "_facts",
+        "_first",
         "_found",
         "_group",
         "_idle",
@@ -162,6 +164,7 @@ class Inspector:
         "_reachable",
         "_ruleset",
         "_segment",
+        "_session",
         "_spoken",
         "_suspect",
         "_tail",
@@ -202,10 +205,12 @@ class Inspector:
         self._spoken = ["", ""]  # what the bytes of each side say, where rules ask
         self._other_side: Detector | None = None
         self._decrypted = decrypted
+        self._session: TlsTransaction | None = None  # the TLS session the plaintext comes from
         self._tls: Layer | None = None  # a hello that waits to be judged with the first plaintext
         self._layers: list[Layer] = []
         self._detector: Detector | None = _detector(facts.protocol)
         self._early = (bytearray(), bytearray())  # bytes before detection had an answer
+        self._first = _TO_SERVER  # who spoke first
         self._payload_bytes = [0, 0]
         self._offset = [0, 0]  # stream bytes searched
         self._tail = [b"", b""]  # the last of them
@@ -322,19 +327,35 @@ class Inspector:
             and not any(layer.group.per_packet for layer in self._layers)
         )
 
-    def tls_hello(self, facts: TlsFacts, now: float, session_holding: bool = False) -> Outcome:
+    def tls_hello(
+        self, facts: TlsFacts, now: float, session_holding: bool = False, server_follows: bool = False
+    ) -> Outcome:
         """The client's hello of a decrypted flow. Its rules are judged now if the session is held until then,
-        otherwise together with the first plaintext (AWS: ``EnableTLSSessionHolding``)."""
+        otherwise together with the first plaintext (AWS: ``EnableTLSSessionHolding``). ``server_follows``: so is
+        :meth:`tls_server`."""
         if self._outcome is not None:
             return self._outcome
         group = self._ruleset.app_group("tls")
-        layer = Layer("tls", group, self._ruleset.rules, None, [TlsTransaction(facts)])
+        self._session = TlsTransaction(facts, server_follows)
+        layer = Layer("tls", group, self._ruleset.rules, None, [self._session])
         self._protocols |= {"tls"}
         if not session_holding:
             self._tls = layer
             return _NOTHING
         self._layers.insert(0, layer)
         self._segment = Segment(_TO_SERVER, False, b"", b"", None, now)
+        return self._run(self._segment, False, defaults=False)
+
+    def tls_server(self, chain: Sequence[bytes], now: float) -> Outcome:
+        """The certificates (DER, leaf first) the server of a decrypted flow has shown; judged like the hello."""
+        if self._outcome is not None:
+            return self._outcome
+        if self._session is None:
+            return _NOTHING
+        self._session.saw_server(chain)
+        if self._tls is not None:
+            return _NOTHING
+        self._segment = Segment(_TO_CLIENT, False, b"", b"", None, now)
         return self._run(self._segment, False, defaults=False)
 
     def close(self, direction: Direction, now: float) -> Outcome:
@@ -383,7 +404,13 @@ class Inspector:
         early = self._early[direction]
         if self._facts.protocol == _UDP:
             early.clear()  # every datagram is a message of its own
+        if not early and not self._early[direction.reply]:
+            self._first = direction
         early += data
+        expected = self._announced()
+        if expected is not None:
+            self._protocol_known(expected.protocol, expected=expected)
+            return
         name = self._detector.feed(direction, data)
         if name == FAILED:
             self._detection_failed()
@@ -392,12 +419,19 @@ class Inspector:
         elif len(early) >= self._limits.detect_bytes:
             self._detection_failed()
 
+    def _announced(self) -> Expected | None:
+        """What another flow said this one would be."""
+        expectations, facts = self._ruleset.expectations, self._facts
+        if not expectations or facts.protocol != _TCP:
+            return None
+        return expectations.take(facts.client, facts.server, facts.server_port, self._segment.now)
+
     def _detection_failed(self) -> None:
         self._detector = None
         for early in self._early:
             early.clear()
 
-    def _protocol_known(self, name: str, by: Direction | None = None) -> None:
+    def _protocol_known(self, name: str, by: Direction | None = None, expected: Expected | None = None) -> None:
         """``by``: the side whose bytes told; None: both have agreed on it."""
         self._detector = None
         self._spoken = [name, name] if by is None else [name if side is by else "" for side in _BOTH]
@@ -410,9 +444,11 @@ class Inspector:
         make = (UDP_PARSERS if self._facts.protocol == _UDP else PARSERS).get(name)
         wanted = group.has_transactions or (name in _CARRIERS and self._ruleset.needs_protocol)
         parser = make(self._limits.app, group.body_denies) if make is not None and wanted else None
+        if parser is not None:
+            parser.begin(self._facts.client, self._facts.server, expected)
         layer = Layer(name, group, self._ruleset.rules, parser)
         self._layers.append(layer)
-        for side in _BOTH:
+        for side in (self._first, self._first.reply):
             early = bytes(self._early[side])
             self._early[side].clear()
             if early and parser is not None:
@@ -438,6 +474,11 @@ class Inspector:
         parser.feed(direction, data)
         if parser.name != layer.name:
             self._renamed(layer, parser.name)
+        if parser.expects:
+            for expected in parser.expects:
+                facts = self._facts
+                self._ruleset.expectations.add(facts.client, facts.server, expected, self._segment.now)
+            parser.expects.clear()
         if parser.tunnel:
             # CONNECT or Upgrade: another protocol starts inside the connection.
             self._original = layer.name
@@ -481,7 +522,12 @@ class Inspector:
         if self._layers:
             self._app_rules(segment, direction, with_packet or watching)
             for layer in self._layers:
-                if layer.give_up_oldest(self._limits.max_transactions) and self._enforces(layer):
+                if (
+                    layer.parser is not None
+                    and len(layer.parser.transactions) > self._limits.max_transactions
+                    and layer.give_up_oldest(self._limits.max_transactions)
+                    and self._enforces(layer)
+                ):
                     problem = problem or "transaction_overflow"
         if (with_packet or not watching) and not self._pd_done[direction] and self._side_final(direction):
             self._pd_rules(direction)
@@ -543,20 +589,23 @@ class Inspector:
                 covered = self._covered[direction] = self._cover(on_packet.always, direction)
             for rule in covered:
                 candidates[rule.index] = 1
-            if payload and on_packet.patterns is not None:
-                for index in on_packet.patterns.scan(payload):
-                    candidates[index] = 1
-            if payload and not segment.added:
-                # Not part of the stream (no session, a bad checksum, out of window): searched as a packet.
-                for rule in self._cover(on_stream.always, direction):
-                    candidates[rule.index] = candidates.get(rule.index, 0) | 1
-                if on_stream.patterns is not None:
-                    for index in on_stream.patterns.scan(payload):
-                        candidates[index] = candidates.get(index, 0) | 1
-        window, start = b"", 0
-        hits: Sequence[int] = ()
+        patterns = group.patterns[direction]
         if not self._watching:
             data = self._to_search(direction, data)
+        # Ordinary data is searched once, for the rules on packets and for those on streams.
+        together = payload is data and not self._watching
+        if real and payload:
+            added = segment.added
+            if patterns is not None and not together:
+                for value in patterns.scan(payload):
+                    if not (added and value & 3):
+                        candidates[value >> 2] = 1
+            if not added:
+                # Not part of the stream (no session, a bad checksum, out of window): searched as a packet.
+                for rule in self._cover(on_stream.always, direction):
+                    candidates[rule.index] = 1
+        window, start = b"", 0
+        hits: Sequence[int] = ()
         if data:
             always = self._always[direction]
             if always is None:
@@ -565,11 +614,14 @@ class Inspector:
                 candidates[rule.index] = candidates.get(rule.index, 0) | 2
             if self._watching:
                 window, start = data, segment.offset
-                hits = on_stream.patterns.scan(window) if on_stream.patterns is not None else ()
+                hits = patterns.scan(window) if patterns is not None else ()
             else:
                 window, start, hits = self._search_stream(direction, data, bool(always))
-            for index in hits:
-                candidates[index] = candidates.get(index, 0) | 2
+            for value in hits:
+                if value & 3:
+                    candidates[value >> 2] = candidates.get(value >> 2, 0) | 2
+                elif together and real:
+                    candidates[value >> 2] = candidates.get(value >> 2, 0) | 1
         self._window = window or payload
         for index in sorted(candidates) if len(candidates) > 1 else candidates:
             rule = rules[index]
@@ -602,36 +654,43 @@ class Inspector:
     def _to_search(self, direction: Direction, data: bytes) -> bytes:
         """As much of the new bytes as the depth allows. Empty when nothing is to search."""
         left = self._limits.stream_depth - self._offset[direction]
-        if not data or left <= 0 or not (self._group.stream[direction] or self._ruleset.tx_payload):
+        if not data or left <= 0 or not (self._ruleset.tx_payload or self._group.stream[direction].rules):
             return b""
         return data if len(data) <= left else data[:left]
 
     def _search_stream(self, direction: Direction, data: bytes, wanted: bool) -> tuple[bytes, int, Sequence[int]]:
-        """The new bytes with some before them, where in the stream that starts, and the rules whose pattern is there.
+        """The new bytes with some before them, where in the stream that starts, and what patterns are there.
 
         In a bulk transfer putting the window together costs as much as searching it. As long as nothing was found in
         the bytes before, they need not be searched again, only the border; and when nothing is found at all and the
         window is not ``wanted`` for anything else, it is never made: then only the new bytes are returned.
         """
-        patterns = self._group.stream[direction].patterns
+        patterns = self._group.patterns[direction]
         tail = self._tail[direction]
         keep = self._limits.stream_window
         start = self._offset[direction]
         self._offset[direction] = start + len(data)
-        found: Sequence[int] = ()
-        whole = not tail or wanted or self._suspect[direction] or self._ruleset.tx_payload
+        found: list[int] = []
+        whole = not tail or wanted or self._suspect[direction]
         if not whole and patterns is not None:
-            reach = patterns.longest - 1
-            found = patterns.scan(tail[-reach:] + data[:reach]) if reach else ()
-            found = found or patterns.scan(data)
-            whole = bool(found)
+            border = tail[1 - patterns.longest :] if patterns.longest > 1 else b""
+            if len(data) <= keep:  # one search of a copy costs less than two
+                found = patterns.scan(border + data)
+            else:
+                found = patterns.scan(border + data[: patterns.longest - 1]) if border else found
+                found = found + patterns.scan(data)
+            whole = bool(found) and _in_stream(found, start == len(tail))
         if not whole:
-            self._tail[direction] = data[-keep:] if len(data) >= keep else (tail + data)[-keep:]
-            return data, start, found
+            if not self._ruleset.tx_payload:
+                self._tail[direction] = data[-keep:] if len(data) >= keep else (tail + data)[-keep:]
+                return data, start, found
+            window = tail + data
+            self._tail[direction] = window[-keep:]
+            return window, start - len(tail), found
         window = tail + data if tail else data
         if patterns is not None:
             found = patterns.scan(window)
-        self._suspect[direction] = bool(found)
+        self._suspect[direction] = bool(found) and _in_stream(found, start == len(tail))
         self._tail[direction] = window[-keep:]
         return window, start - len(tail), found
 
@@ -748,14 +807,14 @@ class Inspector:
         alerts: list[Alert] = []
         room = self._limits.max_alerts
         for place, match in enumerate(found):
-            signature = match.rule.signature
-            effect = self._effect(match, segment.now)
+            effect, signature = self._effect(match, segment.now)
             if effect is Effect.NONE:
                 continue
             action = signature.action
             if action is not Action.ALERT:
                 scope = Scope.FLOW if match.acts_on_flow else Scope.PACKET
-                made = Decision(_VERDICTS[action], scope, "rule", signature.ref)
+                reason = "rule" if signature is match.rule.signature else "rate_filter"
+                made = Decision(_VERDICTS[action], scope, reason, signature.ref)
                 if decision is None:
                     decision = made
                 elif scope is Scope.FLOW and decision.scope is Scope.PACKET:
@@ -768,29 +827,41 @@ class Inspector:
             if place >= room:
                 self._ruleset.overflowed += 1
             elif wanted and effect is Effect.FULL:
-                alerts.append(self._alert(match, segment.now))
+                alerts.append(self._alert(match, signature, segment.now))
             if action is Action.PASS:
                 break
         return decision, alerts
 
-    def _effect(self, match: _Match, now: float) -> Effect:
+    def _effect(self, match: _Match, now: float) -> tuple[Effect, Signature]:
+        """What is left of a match, and the rule, by its rate_filter with another action."""
         signature = match.rule.signature
+        if signature.suppressions:
+            source, _, destination, _ = self._tuples[match.direction]
+            if any(suppression.covers(source, destination) for suppression in signature.suppressions):
+                return Effect.SILENT, signature
         if signature.detection_filter is not None:
             effect = self._count(match, signature.detection_filter, now)
             if effect is Effect.NONE:
-                return effect
+                return effect, signature
         if signature.threshold is not None:
-            return self._count(match, signature.threshold, now)
-        return Effect.FULL
+            return self._count(match, signature.threshold, now), signature
+        limited = match.rule.limited
+        if limited is not None:
+            rate = signature.rate_filter
+            assert rate is not None
+            if self._ruleset.thresholds.exceeded(match.rank, rate, self._tracked(match, rate.track), now):
+                return Effect.FULL, limited
+        return Effect.FULL, signature
 
     def _count(self, match: _Match, threshold: Threshold, now: float) -> Effect:
-        facts = self._facts
-        to_server = match.direction is _TO_SERVER
-        key = track_key(threshold.track, facts.id, facts.client, facts.server, to_server)
+        key = self._tracked(match, threshold.track)
         return self._ruleset.thresholds.count(match.rank, threshold, key, now)
 
-    def _alert(self, match: _Match, now: float) -> Alert:
-        signature = match.rule.signature
+    def _tracked(self, match: _Match, track: str) -> Hashable:
+        facts = self._facts
+        return track_key(track, facts.id, facts.client, facts.server, match.direction is _TO_SERVER)
+
+    def _alert(self, match: _Match, signature: Signature, now: float) -> Alert:
         blocked = signature.action in (Action.DROP, Action.REJECT)
         tx: dict[str, object] = {}
         if match.tx is not None:
@@ -961,6 +1032,12 @@ def _detector(protocol: int) -> Detector | None:
     if protocol == _TCP:
         return Detector()
     return Detector("udp") if protocol == _UDP else None
+
+
+def _in_stream(found: list[int], at_start: bool) -> bool:
+    """A pattern of a rule on streams is among them. ``at_start``: where they were searched the stream begins."""
+    wanted = ON_STREAM | ON_START if at_start else ON_STREAM
+    return any(value & wanted for value in found)
 
 
 def _payload_matches(rule: Rule, data: bytes) -> bool:

@@ -24,7 +24,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pcre2
@@ -36,6 +36,10 @@ MAX_INSPECTION_STEPS = 3000
 # A regular expression that searched 2**12 bytes in vain has used up one more of them: on long buffers the time of one
 # search counts, not only their number (3,000 searches of 64 KiB would take half a second).
 REGEX_STEP_SHIFT = 12
+# What a search that gave up at its limit has used up of the steps, so that an expression that always does so costs some
+# 20 ms of one evaluation at most; and one that asked for the higher limit.
+LIMIT_STEPS = 5
+LIMIT_STEPS_RAISED = 150
 # Longest chain of conditions on one buffer; each costs one Python stack frame, of 1,000 there are by default.
 MAX_MATCHERS_PER_BUFFER = 200
 # isdataat with an extracted distance from here on counts as "not there" (Suricata's bound).
@@ -282,15 +286,19 @@ def _lowered(data: bytes, run: Run) -> bytes:
 @dataclass(frozen=True, slots=True)
 class Regex(StepMatcher):
     """``pcre``. ``pattern`` is a compiled pcre2 pattern with its match limits inside; a relative one sees only the
-    bytes from the cursor on, so ``^`` and look-behind stop there (as in Suricata). Over the limit is no match."""
+    bytes from the cursor on, so ``^`` and look-behind stop there (as in Suricata). Over the limit is no match, and
+    counted in ``gave_up[0]``; ``limit_steps``: what that costs of MAX_INSPECTION_STEPS."""
 
     pattern: Any
     negated: bool = False
     relative: bool = False
     text: str = ""
+    limit_steps: int = LIMIT_STEPS
+    gave_up: list[int] = field(default_factory=lambda: [0], compare=False, repr=False)
 
     def compile(self, following: Step, retry: bool) -> Step:
         search, negated, relative = self.pattern.search, self.negated, self.relative
+        gave_up, limit_steps = self.gave_up, self.limit_steps
 
         def step(data: bytes, cursor: int, state: dict[str, int], run: Run) -> int:
             base = cursor if relative else 0
@@ -300,6 +308,8 @@ class Regex(StepMatcher):
                 try:
                     found = search(subject, start)
                 except pcre2.LibraryError:
+                    gave_up[0] += 1
+                    run[0] -= limit_steps
                     return MISS
                 if not found:
                     run[0] -= (len(subject) - start) >> REGEX_STEP_SHIFT
@@ -434,6 +444,30 @@ class OneOf(StepMatcher):
 
 
 @dataclass(frozen=True, slots=True)
+class DceInterface(StepMatcher):
+    """``dcerpc.iface``: the UUID, its version, and whether it was bound in a first fragment (or may be in any)."""
+
+    uuid: bytes
+    version: Callable[[int], bool] | None
+    any_fragment: bool
+    negated: bool = False
+
+    def compile(self, following: Step, retry: bool) -> Step:
+        uuid, version, any_fragment = self.uuid, self.version, self.any_fragment
+
+        def step(data: bytes, cursor: int, state: dict[str, int], run: Run) -> int:
+            if (
+                data[:16] != uuid
+                or not (any_fragment or data[18])
+                or not (version is None or version(int.from_bytes(data[16:18], "big")))
+            ):
+                return STOP
+            return following(data, cursor, state, run)
+
+        return step
+
+
+@dataclass(frozen=True, slots=True)
 class Absent(StepMatcher):
     """``absent``: the buffer must not be there (which BufferMatch.absent says); ``or_else``: what follows must hold."""
 
@@ -448,12 +482,19 @@ def _refuse(data: bytes, cursor: int, state: dict[str, int], run: Run) -> int:
     return STOP
 
 
+class LittleEndian(bytes):
+    """Data of a DCERPC call whose numbers are little endian: what ``dce`` means in byte_test and its like."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Extraction:
     """Where byte_test, byte_jump, byte_extract and byte_math read their number, and how.
 
     ``base`` 0: binary, ``little`` or big endian; 8, 10, 16: digits. ``size`` in bytes (digits, 0: all there
-    are). ``mask`` is applied and the result shifted right until the mask's lowest bit is bit 0.
+    are). ``mask`` is applied and the result shifted right until the mask's lowest bit is bit 0. ``dce``: as the DCERPC
+    call says; binary only.
     """
 
     size: Number
@@ -462,6 +503,7 @@ class Extraction:
     base: int = 0
     little: bool = False
     mask: int = 0
+    dce: bool = False
 
     def read(self, data: bytes, cursor: int, state: dict[str, int]) -> tuple[int, int] | None:
         """(value, position after it), or None when the bytes are not there or are no digits."""
@@ -485,7 +527,8 @@ class Extraction:
         else:
             if size > 8:
                 return None
-            value = int.from_bytes(piece, "little" if self.little else "big")
+            little = self.little or (self.dce and isinstance(data, LittleEndian))
+            value = int.from_bytes(piece, "little" if little else "big")
             at += size
         if self.mask:
             value = (value & self.mask) >> ((self.mask & -self.mask).bit_length() - 1)
@@ -612,7 +655,7 @@ class ByteMath(StepMatcher):
     def compile(self, following: Step, retry: bool) -> Step:
         # The mask applies to the result here, not to what was read.
         source = self.extraction
-        plain = Extraction(source.size, source.offset, source.relative, source.base, source.little)
+        plain = Extraction(source.size, source.offset, source.relative, source.base, source.little, 0, source.dce)
         read, name, op, operand, mask = plain.read, self.name, self.op, self.operand, source.mask
 
         def step(data: bytes, cursor: int, state: dict[str, int], run: Run) -> int:

@@ -93,6 +93,7 @@ class ServerCertificate:
     weak_key: str | None = None
     weak_signature: str | None = None
     certificate: x509.Certificate | None = field(default=None, repr=False, compare=False)
+    der: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,8 +320,9 @@ def certificate_facts(certificate: x509.Certificate) -> ServerCertificate:
     dns_names, addresses = _alternative_names(certificate)
     common_names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     common_name = common_names[0].value if common_names else ""
+    der = certificate.public_bytes(serialization.Encoding.DER)
     return ServerCertificate(
-        sha256=hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest(),
+        sha256=hashlib.sha256(der).digest(),
         spki_sha256=spki_sha256(certificate),
         subject=printable(certificate.subject.rfc4514_string()) or (dns_names[0] if dns_names else "(no name)"),
         issuer=printable(certificate.issuer.rfc4514_string()),
@@ -333,6 +335,7 @@ def certificate_facts(certificate: x509.Certificate) -> ServerCertificate:
         weak_key=_weak_key(certificate.public_key()),
         weak_signature=_weak_signature(certificate),
         certificate=certificate,
+        der=der,
     )
 
 

@@ -23,6 +23,7 @@ from nfw.policy.model import (
     Stateful,
     Stateless,
     Tls,
+    TlsKeywords,
     Trust,
 )
 from nfw.policy.values import PortRange, protocol_name, tcp_flag_names
@@ -116,6 +117,7 @@ def _tls(tls: Tls, base: Path) -> list[str]:
     if tls.revocation != Revocation():
         lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation, base))}}}")
     lines += ["  session_holding: true"] if tls.session_holding else []
+    lines += [f"  keywords: {tls.keywords.value}"] if tls.keywords is not TlsKeywords.ALL else []
     return lines
 
 
@@ -144,6 +146,12 @@ def _stateful(stateful: Stateful, base: Path) -> list[str]:
     files = [_path(Path(source.file), base) for source in stateful.sources if not source.inline]
     if files:
         lines.append(f"  rule_files: [{', '.join(files)}]")
+    for key in ("classification_file", "reference_file", "threshold_file"):
+        source = getattr(stateful, key)
+        if source is not None:
+            lines.append(f"  {key}: {_path(Path(source.file), base)}")
+    if stateful.geoip is not None:
+        lines.append(f"  geoip: {_path(stateful.geoip, base)}")
     inline = [source.text for source in stateful.sources if source.inline]
     if inline:
         lines.append("  rules:")

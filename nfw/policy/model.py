@@ -53,6 +53,13 @@ class StreamException(enum.StrEnum):
     CONTINUE = "continue"
 
 
+class TlsKeywords(enum.StrEnum):
+    """What rules see of the TLS sessions that are decrypted."""
+
+    ALL = "all"  # the client's hello and the server's certificate
+    SNI = "sni"  # the server's name only, as in AWS Network Firewall
+
+
 class OpenFlowsOf(enum.StrEnum):
     """Which flows opened under the former policy end when this one is applied."""
 
@@ -142,6 +149,7 @@ class Tls:
     trust: Trust = Trust()
     on_failure: Refusal = Refusal.REJECT
     session_holding: bool = False  # AWS EnableTLSSessionHolding: no packet to the server before the SNI rules passed
+    keywords: TlsKeywords = TlsKeywords.ALL
     actions: tuple[tuple[str, TlsAction], ...] = ()
     distrust: Distrust = Distrust()
     revocation: Revocation = Revocation()
@@ -175,6 +183,10 @@ class Stateful:
     stream_exception: StreamException = StreamException.DROP
     stream_depth: int = 1 << 20  # bytes of each direction inspected, 0 without end; Suricata's stream.reassembly.depth
     sources: tuple[RuleSource, ...] = ()
+    classification_file: RuleSource | None = None  # classification.config: what the classes of the rules are
+    reference_file: RuleSource | None = None  # reference.config: what makes URLs of their references
+    geoip: Path | None = None  # a database of countries (MaxMind DB)
+    threshold_file: RuleSource | None = None  # threshold.config, applied to the signatures
     signatures: tuple[Signature, ...] = field(default=(), compare=False, repr=False)
 
 

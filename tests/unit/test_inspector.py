@@ -8,10 +8,14 @@ import ssl
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import hpack
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from dnslib import DNSRecord
 from hpack import Encoder
 from hyperframe.frame import HeadersFrame, SettingsFrame
@@ -25,6 +29,7 @@ from engines.stateful.match import Absent, match_buffer, transform
 from engines.stateful.parser import Variables, parse_rules
 from engines.stateful.ruleset import GROWING_BUFFERS, RuleSet, compile_ruleset, covered_protocols
 from engines.stateful.signature import Action, BufferMatch, RuleType, Signature
+from engines.stateful.thresholdconfig import parse_threshold_config
 from engines.verdict import Direction, Scope, Verdict
 
 UP, DOWN = Direction.TO_SERVER, Direction.TO_CLIENT
@@ -310,6 +315,71 @@ def test_flowbits_from_setter_to_reader() -> None:
     assert [asked.data(UP, GET), asked.data(DOWN, OK)] == ["accept", "accept 2"]
     other = Flow(compiled(rules)).handshake()
     assert [other.data(UP, EVIL), other.data(DOWN, OK)] == ["accept", "accept"]
+
+
+def configured(text: str, config: str) -> RuleSet:
+    """Rules with a threshold.config."""
+    found = parse_threshold_config(config, "t.config", Variables())
+    rules, warnings = found.apply(parse_rules(text, "test.rules", Variables()).signatures)
+    assert found.errors == warnings == []
+    return compile_ruleset(rules)
+
+
+EACH = f"tcp {ANY} (flow:established,to_server; sid:1;)"
+OF_1 = "gen_id 1, sig_id 1"
+RATE = f"rate_filter {OF_1}, track by_src, count 2, seconds 10, timeout 5, new_action"
+
+
+@pytest.mark.parametrize(
+    ("rule", "config", "expected"),
+    [
+        # What is suppressed still acts.
+        (f"drop {EACH}", f"suppress {OF_1}", ["drop"] * 4),
+        (f"alert {EACH}", f"suppress {OF_1}, track by_src, ip 10.0.0.0/8", ["accept"] * 4),
+        (f"alert {EACH}", f"suppress {OF_1}, track by_dst, ip 10.0.0.0/8", ["accept 1"] * 4),
+        (f"alert {EACH}", f"suppress {OF_1}, track by_either, ip 198.51.100.7", ["accept"] * 4),
+        (
+            f"drop {EACH}",
+            f"threshold {OF_1}, type limit, track by_src, count 1, seconds 10",
+            ["drop 1", *["drop"] * 3],
+        ),
+        (
+            f"alert {EACH}",
+            f"event_filter {OF_1}, type threshold, track by_src, count 2, seconds 10",
+            ["accept", "accept 1"] * 2,
+        ),
+        (f"alert {EACH}", f"{RATE} drop", ["accept 1", "accept 1", "drop 1", "drop 1"]),
+        (f"alert {EACH}", f"{RATE} reject", ["accept 1", "accept 1", "reject 1", "reject 1"]),
+        (f"drop {EACH}", f"{RATE} alert", ["drop 1", "drop 1", "accept 1", "accept 1"]),
+        (f"drop {EACH}", f"{RATE} pass", ["drop 1", "drop 1", "accept", "accept"]),
+    ],
+)
+def test_threshold_config(rule: str, config: str, expected: list[str]) -> None:
+    flow = Flow(configured(rule, config)).handshake()
+    assert [flow.packet(UP, established=True) for _ in range(4)] == expected
+    flow.now += 20.0  # the first match behind the timeout is the rule's own again
+    assert flow.packet(UP, established=True) == expected[0]
+
+
+def test_a_rate_filter_says_so_and_the_alert_says_what_was_done() -> None:
+    flow = Flow(configured(f"alert {EACH}", f"{RATE} drop")).handshake()
+    steps = []
+    for _ in range(3):
+        flow.packet(UP, established=True)
+        steps.append((flow.last.decision.reason, flow.last.alerts[0].action))
+    assert steps == [("no_match", "allowed"), ("no_match", "allowed"), ("rate_filter", "blocked")]
+
+
+def test_a_rate_filter_that_may_deny_holds_what_it_has_to_judge() -> None:
+    rule = f'alert http {ANY} (http.uri; content:"/evil"; sid:1;)'
+    config = f"rate_filter {OF_1}, track by_rule, count 1, seconds 60, timeout 60, new_action drop"
+    rules = configured(rule, config)
+    first, second = Flow(rules).handshake(), Flow(rules).handshake()
+    assert first.data(UP, EVIL) == "accept 1"
+    assert second.data(UP, EVIL[:20]) == "accept"
+    assert second.held[UP] == 20
+    assert second.data(UP, EVIL[20:]) == "drop! 1"
+    assert Flow(configured(rule, f"suppress {OF_1}")).handshake().data(UP, EVIL) == "accept"
 
 
 def test_threshold_limit_is_silent_but_still_drops() -> None:
@@ -634,6 +704,51 @@ def test_tls_and_http_rules_are_judged_together() -> None:
     good = decrypted(rules)
     good.inspector.tls_hello(FACTS, 0.0)
     assert good.data(UP, GET) == "accept!"
+
+
+SERVER_RULES = f"""
+    drop tls {ANY} (tls.cert_subject; content:"CN=bad.example"; sid:1;)
+    alert tls {ANY} (tls.subjectaltname; content:"good.example"; sid:2;)
+    alert tls {ANY} (flow:to_client; tls.cert_issuer; content:"O=Test"; tls_cert_notafter:>2000; sid:3;)
+    alert tls {ANY} (flow:to_client; tls.certs; content:"good.example"; tls.cert_chain_len:1; sid:4;)
+    alert tls {ANY} (tls.cert_subject; content:!"bad"; sid:5;)
+"""
+
+
+@pytest.mark.parametrize("holding", [False, True])
+def test_rules_see_the_certificate_of_the_server_behind_a_decrypted_flow(holding: bool) -> None:
+    bad = decrypted(SERVER_RULES)
+    assert bad._say(bad.inspector.tls_hello(FACTS, 0.0, holding, server_follows=True)) == "accept"
+    said = bad._say(bad.inspector.tls_server([certificate("bad.example")], 0.0))
+    assert said == ("drop! 1 3" if holding else "accept")
+    assert bad.data(UP, GET).startswith("drop!")
+    good = decrypted(SERVER_RULES)
+    good.inspector.tls_hello(FACTS, 0.0, holding, server_follows=True)
+    said = good._say(good.inspector.tls_server([certificate("good.example")], 0.0))
+    assert said == ("accept 2 3 4 5" if holding else "accept")
+    assert good.data(UP, GET) == ("accept" if holding else "accept 2 3 4 5")
+    assert good.data(DOWN, OK) == "accept"
+
+
+def test_nothing_is_said_about_a_certificate_nobody_has_shown() -> None:
+    flow = decrypted(SERVER_RULES)
+    flow.inspector.tls_hello(FACTS.name_only(), 0.0)
+    assert flow.data(UP, GET) == "accept"
+    assert flow.data(DOWN, OK) == "accept"
+    odd = decrypted(SERVER_RULES)
+    odd.inspector.tls_hello(FACTS, 0.0, server_follows=True)
+    odd.inspector.tls_server([b"no certificate"], 0.0)
+    assert odd.data(UP, GET) == "accept"
+
+
+def certificate(name: str) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    issuer = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Test")])
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    builder = x509.CertificateBuilder(issuer, subject, key.public_key(), 5, start, start + timedelta(days=90))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
 def test_session_holding_judges_the_name_first() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import MutableSequence, Sequence
 from typing import Protocol
 
+from engines.stateful.expect import Expected
 from engines.verdict import Direction
 
 
@@ -21,6 +22,7 @@ class Transaction(Protocol):
 
     id: int  # counts from 0 within its flow
     events: list[str]  # app-layer-event names without the protocol prefix
+    appeared: int  # as ``progress`` of both sides together, but unchanged when only bodies have grown
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
         """Every instance of a sticky buffer that is there so far (empty: not there yet, or never). A buffer appears
@@ -31,6 +33,10 @@ class Transaction(Protocol):
 
     def progress(self, direction: Direction) -> int:
         """Grows whenever buffers of that direction may have appeared or grown; equal means: nothing new to inspect."""
+
+    def end_of(self, name: str, direction: Direction, start: int) -> tuple[int, bytes] | None:
+        """(size so far, bytes from ``start`` on) of a body with one instance, so that not all of it has to be put
+        together to look at its end. None: see ``buffer``."""
 
     def is_complete(self, direction: Direction) -> bool:
         """Nothing more of this direction will come."""
@@ -51,6 +57,11 @@ class AppParser(Protocol):
     )
     tunnel: bool  # this protocol ended inside the connection (CONNECT, Upgrade); the next one starts at ``unparsed``
     carries: str  # the name of that next one where both sides have said it, otherwise its bytes have to tell
+
+    expects: list[Expected]  # flows it announced; the inspector takes them away
+
+    def begin(self, client: bytes, server: bytes, expected: Expected | None) -> None:
+        """Called once before anything is fed: the (packed) addresses of the flow, and what it was announced as."""
 
     def feed(self, direction: Direction, data: bytes) -> None: ...
 

@@ -49,10 +49,18 @@ class Body:
             self._view = bytes(self._data)
         return self._view
 
+    def since(self, offset: int) -> bytes:
+        """What came after the first bytes, decoded."""
+        return bytes(self._data[offset:])
+
     def feed(self, data: bytes) -> bool:
         """Take the next bytes; True when no more are wanted."""
         self.length += len(data)
-        if not self.full:
+        if self.full:
+            return True
+        if not self._decoders and len(self._data) + len(data) < self._limit:
+            self._data += data  # what most bodies come to
+        else:
             self._decode(data, 0)
         return self.full
 
