@@ -379,7 +379,7 @@ class Leader:
     def _stop_children(self) -> None:
         for child in self.children:
             if child.pid:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # the fetcher is another user's
                     os.kill(child.pid, signal.SIGTERM)
         until = time.monotonic() + 2.0
         for child in self.children:
@@ -390,7 +390,7 @@ class Leader:
                 else:
                     time.sleep(0.005)
             if child.pid:
-                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                with contextlib.suppress(ProcessLookupError, ChildProcessError, PermissionError):
                     os.kill(child.pid, signal.SIGKILL)
                     os.waitpid(child.pid, 0)
 

@@ -18,6 +18,7 @@ import codecs
 import contextlib
 import functools
 import hashlib
+import ipaddress
 import os
 import pwd
 import queue
@@ -62,6 +63,7 @@ NEGATIVE_SECONDS = 20.0  # a responder that failed is left alone as long
 MESSAGE_BYTES = 256 * 1024
 USERS = ("nfw", "nobody")
 _NO_NEW_PRIVS = 38
+_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL = 47, 4
 
 
 def encode_question(number: int, certificate: bytes, issuer: bytes) -> bytes:
@@ -450,8 +452,32 @@ def become(uid: int, gid: int) -> None:
     process.no_dumps()
 
 
+def begin_anew(sides: Sequence[socket.socket], folder: Path, allow: Sequence[Network], leader: socket.socket) -> None:
+    """Execute this module, where that is how capabilities are lost: a service's own user has them by inheritance
+    (ambient), and may not call capset(2)."""
+    if os.geteuid() == 0 or not process.capabilities():
+        return
+    process.prctl(_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL)
+    for sock in (*sides, leader):
+        sock.set_inheritable(True)
+    numbers = [str(sock.fileno()) for sock in (leader, *sides)]
+    networks = ",".join(str(network) for network in allow)
+    arguments = ["-m", "nfw.revocationfetcher", str(os.getppid()), str(folder), networks, *numbers]
+    os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
+
+
+def main() -> None:
+    """``python -m nfw.revocationfetcher PARENT_PID FOLDER NETWORKS LEADER_FD SIDE_FD...``, see :func:`begin_anew`."""
+    parent, folder, networks, leader, *sides = sys.argv[1:]
+    process.die_with_parent(int(parent))
+    process.name("nfw fetcher")
+    allow = [ipaddress.ip_network(network) for network in networks.split(",") if network]
+    run([socket.socket(fileno=int(side)) for side in sides], Path(folder), allow, socket.socket(fileno=int(leader)))
+
+
 def run(sides: Sequence[socket.socket], folder: Path, allow: Sequence[Network], leader: socket.socket) -> None:
     """The process. Tells the leader ``ok`` or ``error: text``, then serves until SIGTERM or the leader's end."""
+    begin_anew(sides, folder, allow, leader)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     for codec in ("idna", "ascii", "latin-1", "iso-8859-1", "utf-8"):
@@ -518,3 +544,7 @@ def _command(fetcher: Fetcher, leader: socket.socket) -> bool:
     with contextlib.suppress(OSError):
         leader.send(pack(kind, {"counts": dict(fetcher.counts)} if kind == "stats" else None))
     return kind != "end"
+
+
+if __name__ == "__main__":
+    main()

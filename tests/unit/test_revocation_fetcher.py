@@ -353,6 +353,46 @@ def test_folder_is_for_this_user_alone(tmp_path: Path, capsys: pytest.CaptureFix
     assert "are not kept" in capsys.readouterr().err
 
 
+def test_the_process(tmp_path: Path) -> None:
+    """As it is executed: it says ok, asks over a real socket, keeps the answer, and ends with its leader."""
+    import ipaddress
+    import subprocess
+    import sys
+
+    from nfw.settings import pack, unpack
+    from tests.unit.test_httpfetch import OK, Server, answering
+
+    authority = Authority("Now")
+    offset = (time.time() - NOW) / DAY
+    server = Server(lambda sock, body: answering(OK + str(len(response)), response)(sock, body))
+    certificate, _ = pointing(authority, "a.test", ocsp_urls=(server.url,), days=(offset - 1, offset + 60))
+    response = ocsp_response(certificate, authority, REVOKED, at=time.time())
+    leader, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    asking, side = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    folder = tmp_path / "answers"
+    network = str(ipaddress.ip_network("127.0.0.0/8"))
+    command = [sys.executable, "-m", "nfw.revocationfetcher", str(os.getpid()), str(folder), network]
+    command += [str(control.fileno()), str(side.fileno())]
+    with leader, asking:
+        fetcher = subprocess.Popen(command, pass_fds=(control.fileno(), side.fileno()))
+        control.close()
+        side.close()
+        leader.settimeout(20)
+        asking.settimeout(5)
+        assert leader.recv(1000) == b"ok"
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{fetcher.pid}/status").read_text().splitlines())
+        assert (int(status["CapPrm"], 16), status["NoNewPrivs"]) == (0, "1")
+        asking.send(encode_question(3, der(certificate), der(authority.certificate)))
+        number, finding = decode_answer(asking.recv(1 << 16))
+        assert (number, finding.status, finding.source) == (3, Revocation.REVOKED, server.url)
+        leader.send(pack("stats", None))
+        assert unpack(leader.recv(1 << 16)) == ("stats", {"counts": {"ocsp_revoked": 1}})
+        assert len(list(folder.iterdir())) == 1
+        leader.close()
+        assert fetcher.wait(5) == 0
+    server.close()
+
+
 # -- the worker's side -----------------------------------------------------------------------------------------------
 
 GOOD = Finding(Revocation.GOOD, "ocsp", "good", int(NOW), int(NOW) + 60, OCSP_URL)
