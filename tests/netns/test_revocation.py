@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,7 +154,7 @@ class Servers:
         (self.folder / "index.txt").write_text(index)
         self._write("root", self.root.certificate, self.root.key)
         command = ["openssl", "ocsp", "-port", str(OCSP_PORT), "-index", "index.txt", "-CA", "root.pem"]
-        command += ["-rsigner", "root.pem", "-rkey", "root.key", "-nmin", "60", "-text"]
+        command += ["-rsigner", "root.pem", "-rkey", "root.key", "-nmin", "60"]
         self._start(command, "ocsp")
 
     def start_nginx(self) -> None:
@@ -172,7 +175,7 @@ class Servers:
 
     def asked(self) -> int:
         """OCSP requests the responder has had."""
-        return (self.folder / "ocsp.out").read_text(errors="replace").count("OCSP Request Data")
+        return (self.folder / "ocsp.out").read_text(errors="replace").count("Received request")
 
     def stop(self) -> None:
         for process in self.processes:
@@ -306,6 +309,7 @@ def test_answers_survive_a_restart(firewall: Firewall, servers: Servers) -> None
     assert {path.suffix for path in answers.iterdir()} == {".ocsp", ".crl"}
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in answers.iterdir())
     asked = servers.asked()
+    assert asked > 0
     firewall.stop(cleanup=False)
     firewall.start(policy(firewall, "drop"))
     assert get(firewall, "good.test").returncode == 0
@@ -322,6 +326,31 @@ def test_private_addresses_are_not_asked_unless_allowed(firewall: Firewall, serv
     assert get(firewall, "good.test").returncode == 52
     assert record(firewall, "good.test", since)["revocation_check"]["reason"] == "forbidden_address"
     assert servers.asked() == asked
+
+
+def test_many_wait_for_one_answer(firewall: Firewall, servers: Servers) -> None:
+    """A certificate nobody has seen yet, asked for by 100 clients at once: one request, and all are served."""
+    for path in (firewall.dir / "answers").iterdir():
+        path.unlink()
+    firewall.apply(policy(firewall, "drop"))
+    asked = servers.asked()
+    context = ssl.create_default_context(cafile=str(firewall.ca))
+    got: list[bytes] = []
+
+    def client() -> None:
+        with servers.lab.in_namespace("client"):
+            sock = socket.create_connection((ADDRESS, PORT), timeout=10)
+        with context.wrap_socket(sock, server_hostname="good.test") as conn:
+            conn.sendall(b"GET / HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n")
+            got.append(conn.recv(1000)[:12])
+
+    threads = [threading.Thread(target=client) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert got == [b"HTTP/1.1 200"] * 100
+    assert servers.asked() == asked + 1
 
 
 def test_a_killed_fetcher_is_started_again(firewall: Firewall) -> None:
