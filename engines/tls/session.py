@@ -453,7 +453,9 @@ class Session:
         chain = self.info.chain
         assert chain is not None
         path = [one.certificate for one in chain.certificates if one.certificate is not None]
-        self._findings, questions, unstapled = begin(path, chain.staple, self._unix_time)
+        self._findings, questions, unstapled = begin(
+            path, chain.staple, self._unix_time, self._settings.verifier.staples
+        )
         if unstapled:
             detail = "the certificate demands a stapled OCSP response (RFC 7633), and no good one came"
             if Status.MUST_STAPLE not in self._settings.verifier.passed:

@@ -27,6 +27,7 @@ from OpenSSL import SSL, crypto
 
 from engines.tls import names, openssl
 from engines.tls.clienthello import TLS1_2, TLS1_3
+from engines.tls.revocation import Staples
 from engines.tls.secondpath import SecondPath
 from engines.tls.status import Status
 
@@ -156,6 +157,7 @@ class UpstreamVerifier:
         self._refused = refused_keys
         self.passed = passed
         self._stapling = stapling
+        self.staples = Staples()
         self._facts: OrderedDict[bytes, ServerCertificate] = OrderedDict()
         context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         harden(context)

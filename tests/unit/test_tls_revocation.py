@@ -341,6 +341,26 @@ def test_staples(staple, status: str | None, asked: bool, unstapled: bool) -> No
     assert all(finding.method == "staple" for finding in findings.values())
 
 
+def test_a_staple_is_judged_once_while_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    staples, judgements = revocation.Staples(2), []
+
+    def judge(*args):
+        judgements.append(args)
+        return judge_ocsp(*args)
+
+    monkeypatch.setattr(revocation, "judge_ocsp", judge)
+    staple = ocsp_response(MUST, ROOT, next_update=HOUR)
+    for _ in range(3):
+        assert staples.judge(staple, MUST, ROOT.certificate, NOW).status is Revocation.GOOD
+    assert len(judgements) == 1
+    assert staples.judge(staple, MUST, ROOT.certificate, NOW + HOUR + 1).reason == "stale"
+    assert staples.judge(staple, LEAF, ROOT.certificate, NOW).reason == "other_certificate"
+    assert staples.judge(staple, MUST, SAME_NAME.certificate, NOW).status is Revocation.UNKNOWN
+    for seconds in (1, 2, 3):
+        staples.judge(ocsp_response(MUST, ROOT, next_update=HOUR + seconds), MUST, ROOT.certificate, NOW)
+    assert len(staples._found) == 2
+
+
 def finding(status: Revocation, at: int = 0) -> Finding:
     return Finding(status, "ocsp", "x", at)
 
