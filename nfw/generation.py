@@ -195,13 +195,14 @@ class Leader:
         channels = [keyholder.channel() for _ in range(workers)]
         holder_sides = [side for _, side in channels]
         checking = policy.tls.revocation
-        fetcher_channels = [keyholder.channel() for _ in range(workers)] if checking.check else []
+        asks = checking.check or policy.tls.fetch_issuers
+        fetcher_channels = [keyholder.channel() for _ in range(workers)] if asks else []
 
         def hold(control: socket.socket) -> None:
             keyholder.run(holder_sides, str(ca.certificate), str(ca.private_key), control)
 
         self.children.append(Child("nfw keyholder", hold))
-        if checking.check:
+        if asks:
 
             def answer(control: socket.socket) -> None:
                 # It talks to strangers: nothing of the others may be within its reach.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from engines.tls.revocation import Finding, Question
@@ -21,6 +22,7 @@ from nfw import revocationfetcher
 
 MAX_QUESTIONS = 4096
 MAX_FINDINGS = 8192
+MAX_ISSUERS = 512
 ASK_AGAIN_SECONDS = 1.0
 
 _W = TypeVar("_W")
@@ -41,6 +43,7 @@ class RevocationDesk(Generic[_W]):
     def __init__(self, fetcher: socket.socket) -> None:
         self._fetcher = fetcher
         self._findings: OrderedDict[_Key, Finding] = OrderedDict()
+        self._issuers: OrderedDict[_Key, tuple[bytes, ...]] = OrderedDict()
         self._open: OrderedDict[int, _Open[_W]] = OrderedDict()
         self._numbers: dict[_Key, int] = {}
         self._next = time.monotonic_ns()
@@ -59,22 +62,43 @@ class RevocationDesk(Generic[_W]):
         if finding is not None and finding.until > unix_time:
             self._findings.move_to_end(key)
             return finding
+        self._put(
+            key,
+            (waiting, question.depth),
+            now,
+            lambda number: revocationfetcher.encode_question(
+                number,
+                question.certificate.public_bytes(serialization.Encoding.DER),
+                question.issuer.public_bytes(serialization.Encoding.DER),
+            ),
+        )
+        return None
+
+    def ask_issuers(self, certificate: x509.Certificate, waiting: _W, now: float) -> tuple[bytes, ...] | None:
+        """Certificates above ``certificate`` if they are there; otherwise None, and :meth:`answers` names ``waiting``.
+
+        They are kept for good, as what verifies them is their signature and dates."""
+        key = certificate.fingerprint(hashes.SHA256()), b""
+        known = self._issuers.get(key)
+        if known is not None:
+            self._issuers.move_to_end(key)
+            return known
+        der = certificate.public_bytes(serialization.Encoding.DER)
+        self._put(key, (waiting, 0), now, lambda number: revocationfetcher.encode_issuers_question(number, der))
+        return None
+
+    def _put(self, key: _Key, waiting: tuple[_W, int], now: float, encode: Callable[[int], bytes]) -> None:
         number = self._numbers.get(key)
         if number is None:
             self._next += 1
             number = self._numbers[key] = self._next
-            message = revocationfetcher.encode_question(
-                number,
-                question.certificate.public_bytes(serialization.Encoding.DER),
-                question.issuer.public_bytes(serialization.Encoding.DER),
-            )
+            message = encode(number)
             self._open[number] = _Open(key, message, now + ASK_AGAIN_SECONDS)
             self._send(message)
             if len(self._open) > MAX_QUESTIONS:
                 _, oldest = self._open.popitem(last=False)
                 self._numbers.pop(oldest.key, None)
-        self._open[number].waiting.append((waiting, question.depth))
-        return None
+        self._open[number].waiting.append(waiting)
 
     def ask_again(self, now: float, still_waits: Callable[[_W], bool]) -> None:
         """Put overdue questions once more, and forget those nobody waits for; ``still_waits(waiting)`` tells."""
@@ -89,8 +113,11 @@ class RevocationDesk(Generic[_W]):
             question.again = now + ASK_AGAIN_SECONDS
             self._send(question.message)
 
-    def answers(self) -> Iterator[tuple[_W, int, Finding]]:
-        """Who waited, the depth asked about, and what was found. Raises EOFError when the leader is gone."""
+    def answers(self) -> Iterator[tuple[_W, int, revocationfetcher.Answer]]:
+        """Who waited, the depth asked about, and what was found: a finding, or issuers.
+
+        Raises EOFError when the leader is gone.
+        """
         while True:
             try:
                 data = self._fetcher.recv(revocationfetcher.MESSAGE_BYTES)
@@ -106,7 +133,12 @@ class RevocationDesk(Generic[_W]):
             if question is None:
                 continue
             del self._numbers[question.key]
-            if finding.settled:
+            if isinstance(finding, tuple):
+                if finding:
+                    self._issuers[question.key] = finding
+                    if len(self._issuers) > MAX_ISSUERS:
+                        self._issuers.popitem(last=False)
+            elif finding.settled:
                 self._findings[question.key] = finding
                 if len(self._findings) > MAX_FINDINGS:
                     self._findings.popitem(last=False)

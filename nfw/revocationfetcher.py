@@ -1,4 +1,4 @@
-"""The revocation fetcher: the one process that asks OCSP responders and fetches CRLs.
+"""The revocation fetcher: the one process that asks OCSP responders and fetches CRLs and missing intermediates.
 
 It runs without privileges, holds no key and sees no plaintext. Over one socket per TLS worker it is asked about a
 certificate and its issuer, fetches what the certificate points to, has :mod:`engines.tls.revocation` judge it and
@@ -9,7 +9,7 @@ What it fetches is kept in memory and in a directory, as it came: it is judged a
 or planted file is worth nothing.
 
 Messages are msgpack maps, one per sequenced packet: ``{id, certificate: DER, issuer: DER}`` ->
-``{id, status, method, reason, this_update, until, source}``.
+``{id, status, method, reason, this_update, until, source}``, and ``{id, issuers_of: DER}`` -> ``{id, issuers: [DER]}``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from pathlib import Path
 
 import msgpack
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from engines.tls import revocation
 from engines.tls.revocation import CrlIndex, Finding, Revocation
@@ -54,6 +55,9 @@ OCSP_BYTES = 64 << 10
 CRL_BYTES = 32 << 20
 THREADS = 32  # questions answered at the same time
 CRL_THREADS = 4
+ISSUER_SECONDS = 3.0  # for all intermediates a server left out
+ISSUER_NESTING = 3
+ISSUER_FETCHES = 10
 MAX_JOBS = 1024  # open at the same time; more are answered UNKNOWN at once
 MAX_WAITING = 65_536  # per certificate
 MAX_FINDINGS = 16_384
@@ -66,14 +70,27 @@ _NO_NEW_PRIVS = 38
 _CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL = 47, 4
 
 
+Answer = Finding | tuple[bytes, ...]
+"""What is known of a certificate's revocation, or the certificates above it (DER)."""
+
+
 def encode_question(number: int, certificate: bytes, issuer: bytes) -> bytes:
     """One question, both DER."""
     packed: bytes = msgpack.packb({"id": number, "certificate": certificate, "issuer": issuer})
     return packed
 
 
-def encode_answer(number: int, finding: Finding) -> bytes:
-    """One answer."""
+def encode_issuers_question(number: int, certificate: bytes) -> bytes:
+    """One question for the certificates (DER) between this one (DER) and a root."""
+    packed: bytes = msgpack.packb({"id": number, "issuers_of": certificate})
+    return packed
+
+
+def encode_answer(number: int, finding: Answer) -> bytes:
+    """One answer, to either question."""
+    if isinstance(finding, tuple):
+        issuers: bytes = msgpack.packb({"id": number, "issuers": finding})
+        return issuers
     packed: bytes = msgpack.packb(
         {
             "id": number,
@@ -88,9 +105,11 @@ def encode_answer(number: int, finding: Finding) -> bytes:
     return packed
 
 
-def decode_answer(data: bytes) -> tuple[int, Finding]:
-    """(number, finding). Raises ValueError, KeyError or TypeError for what is none."""
+def decode_answer(data: bytes) -> tuple[int, Answer]:
+    """(number, finding or issuers). Raises ValueError, KeyError or TypeError for what is none."""
     reply = msgpack.unpackb(data)
+    if "issuers" in reply:
+        return int(reply["id"]), tuple(bytes(issuer) for issuer in reply["issuers"])
     return int(reply["id"]), Finding(
         Revocation(reply["status"]),
         str(reply["method"]),
@@ -257,6 +276,7 @@ class _Job:
     """A certificate being asked about."""
 
     deadline: float
+    late: Answer  # what those are told who have waited long enough
     waiting: list[tuple[Callable[[bytes], None], int]] = field(default_factory=list)
     answered: bool = False
 
@@ -281,9 +301,9 @@ class Fetcher:
         self._clock = clock
         self._shelf = CrlShelf(store, lambda url, seconds: get(url, None, CRL_BYTES, seconds), clock)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ask")
-        self._done: queue.SimpleQueue[tuple[bytes, Finding]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[bytes, Answer]] = queue.SimpleQueue()
         self._jobs: OrderedDict[bytes, _Job] = OrderedDict()
-        self._findings: OrderedDict[bytes, tuple[Finding, float]] = OrderedDict()
+        self._findings: OrderedDict[bytes, tuple[Answer, float]] = OrderedDict()
         self.counts: dict[str, int] = {}
 
     def ask(self, message: bytes, reply: Callable[[bytes], None], now: float) -> None:
@@ -291,7 +311,9 @@ class Fetcher:
         try:
             question = msgpack.unpackb(message)
             number = int(question["id"])
-            certificate, issuer = bytes(question["certificate"]), bytes(question["issuer"])
+            below = bytes(question["issuers_of"]) if "issuers_of" in question else None
+            certificate = bytes(question["certificate"]) if below is None else below
+            issuer = bytes(question["issuer"]) if below is None else b""
         except (ValueError, KeyError, TypeError, msgpack.UnpackException):
             self._count("malformed")
             return
@@ -305,12 +327,16 @@ class Fetcher:
         if job is None:
             if len(self._jobs) >= MAX_JOBS:
                 self._count("busy")
-                reply(encode_answer(number, _unknown("none", "busy")))
+                reply(encode_answer(number, _unknown("none", "busy") if below is None else ()))
                 return
-            job = self._jobs[key] = _Job(now + BUDGET)
-            self._pool.submit(self._work, key, certificate, issuer)
+            late: Answer = _unknown("none", "timeout") if below is None else ()
+            job = self._jobs[key] = _Job(now + (BUDGET if below is None else ISSUER_SECONDS), late)
+            if below is None:
+                self._pool.submit(self._work, key, certificate, issuer)
+            else:
+                self._pool.submit(self._work_issuers, key, certificate)
         if job.answered:
-            reply(encode_answer(number, _unknown("none", "timeout")))
+            reply(encode_answer(number, job.late))
         elif len(job.waiting) < MAX_WAITING:
             job.waiting.append((reply, number))
 
@@ -322,13 +348,15 @@ class Fetcher:
             except queue.Empty:
                 break
             job = self._jobs.pop(key)
-            pause = 1.0 if (finding.method, finding.reason) == ("crl", "timeout") else NEGATIVE_SECONDS  # on its way
-            until = finding.until if finding.settled else self._clock() + pause
+            until = self._keep_until(finding)
             self._findings[key] = finding, until
             self._findings.move_to_end(key)
             if len(self._findings) > MAX_FINDINGS:
                 self._findings.popitem(last=False)
-            self._count(f"{finding.method}_{finding.status.value.lower()}")
+            if isinstance(finding, tuple):
+                self._count("issuers_found" if finding else "issuers_missing")
+            else:
+                self._count(f"{finding.method}_{finding.status.value.lower()}")
             for reply, number in job.waiting:
                 reply(encode_answer(number, finding))
         for job in self._jobs.values():
@@ -336,7 +364,7 @@ class Fetcher:
                 job.answered = True
                 self._count("timeout")
                 for reply, number in job.waiting:
-                    reply(encode_answer(number, _unknown("none", "timeout")))
+                    reply(encode_answer(number, job.late))
                 job.waiting.clear()
 
     def next_deadline(self) -> float | None:
@@ -347,6 +375,15 @@ class Fetcher:
         """Start nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._shelf.close()
+
+    def _keep_until(self, answer: Answer) -> float:
+        now = self._clock()
+        if isinstance(answer, tuple):
+            return now + (revocation.MAX_AGE if answer else NEGATIVE_SECONDS)
+        if answer.settled:
+            return answer.until
+        on_its_way = (answer.method, answer.reason) == ("crl", "timeout")
+        return now + (1.0 if on_its_way else NEGATIVE_SECONDS)
 
     def _count(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1
@@ -367,6 +404,35 @@ class Fetcher:
         finally:
             self._done.put((key, finding))
             self._wake()
+
+    def _work_issuers(self, key: bytes, certificate: bytes) -> None:
+        found: list[bytes] = []
+        try:
+            self._climb(x509.load_der_x509_certificate(certificate), found, time.monotonic() + ISSUER_SECONDS)
+        except Exception as error:  # noqa: BLE001 - as above
+            print(f"nfw: issuers: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        finally:
+            self._done.put((key, tuple(found)))
+            self._wake()
+
+    def _climb(self, certificate: x509.Certificate, found: list[bytes], deadline: float) -> None:
+        """Certificates above ``certificate``, each fetched from where the one below says it is."""
+        fetches = 0
+        while len(found) < ISSUER_NESTING:
+            above = None
+            for url in revocation.issuer_urls(certificate):
+                fetches += 1
+                if fetches > ISSUER_FETCHES:
+                    return
+                with contextlib.suppress(FetchError):
+                    data = self._get(url, None, OCSP_BYTES, deadline - time.monotonic())
+                    above = revocation.issuer_in(data, certificate)
+                if above is not None:
+                    break
+            if above is None or above.subject == above.issuer:
+                return  # a root is trusted by being known, not by being sent
+            found.append(above.public_bytes(serialization.Encoding.DER))
+            certificate = above
 
     def _find(self, certificate: x509.Certificate, issuer: x509.Certificate, name: str, deadline: float) -> Finding:
         about = revocation.pointers(certificate)

@@ -75,6 +75,8 @@ def tls(
         event["nfw"]["detail"] = detail
     if info is not None and info.passed:
         event["nfw"]["passed"] = info.passed
+    if info is not None and info.chain is not None and info.chain.completed:
+        event["nfw"]["issuers_fetched"] = True
     if info is not None and info.chain is not None and info.chain.exception not in (None, "passed"):
         event["nfw"]["second_path"] = info.chain.exception
     if decision is not None:

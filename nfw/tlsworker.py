@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import hashes
 
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
-from engines.tls.revocation import Finding, Question
+from engines.tls.revocation import Question
 from engines.tls.session import Session, State, TlsSettings
 from engines.tls.status import FailAction, Status
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
@@ -40,6 +40,7 @@ from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
 from nfw.policy.model import TlsAction, TlsKeywords
 from nfw.revocationdesk import RevocationDesk
+from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.settings import GenerationSettings, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
 
@@ -233,7 +234,7 @@ class TlsWorker:
         self.desk.ask_again(now, lambda flow: flow.key in self.flows and flow.session.state is State.LEAF)
         if self.revocations is not None:
             self.revocations.ask_again(
-                now, lambda flow: flow.key in self.flows and flow.session.state is State.REVOCATION
+                now, lambda flow: flow.key in self.flows and flow.session.state in (State.ISSUERS, State.REVOCATION)
             )
 
     def _check(self, flow: Flow, now: float) -> None:
@@ -455,6 +456,11 @@ class TlsWorker:
                 self._hello(flow, hello, now)
             case tls.ConnectUpstream():
                 self._dial(flow, now)
+            case tls.NeedIssuers(certificate):
+                assert self.revocations is not None
+                issuers = self.revocations.ask_issuers(certificate, flow, now)
+                if issuers is not None:
+                    flow.session.issuers_found(issuers, now)
             case tls.NeedRevocation(questions):
                 for question in questions:
                     self._ask_revocation(flow, question, now)
@@ -500,8 +506,11 @@ class TlsWorker:
         except (OSError, EOFError):
             self.stopping = True
 
-    def _revocation(self, flow: Flow, depth: int, finding: Finding, now: float) -> None:
-        flow.session.revocation_found(depth, finding, now)
+    def _revocation(self, flow: Flow, depth: int, finding: FetcherAnswer, now: float) -> None:
+        if isinstance(finding, tuple):
+            flow.session.issuers_found(finding, now)
+        else:
+            flow.session.revocation_found(depth, finding, now)
         self._drain(flow, now)
 
     def _verified(self, flow: Flow, now: float) -> bool:
@@ -743,7 +752,9 @@ def tls_settings(policy: Tls) -> TlsSettings:
         chosen[Status.UNKNOWN] = policy.revocation.unknown
     passed = frozenset(status for status, action in chosen.items() if action is TlsAction.PASS)
     return TlsSettings(
-        UpstreamVerifier(anchors, refused_keys=frozenset(refused), passed=passed, stapling=check),
+        UpstreamVerifier(
+            anchors, refused_keys=frozenset(refused), passed=passed, stapling=check, fetch_issuers=policy.fetch_issuers
+        ),
         ca_id=own.fingerprint(hashes.SHA256()),
         on_failure=FailAction(policy.on_failure.value),
         actions={status: FailAction(action.value) for status, action in chosen.items() if status not in passed},

@@ -8,6 +8,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from cryptography import x509
+
 from engines.tls.clienthello import ClientHello
 from engines.tls.leaf import LeafKey, LeafRequest
 from engines.tls.revocation import Conclusion, Question
@@ -66,6 +68,14 @@ class ConnectUpstream:
     """Connect to the original destination; answer ``upstream_connected()`` or ``upstream_failed()``."""
 
     sni: str
+
+
+@dataclass(frozen=True, slots=True)
+class NeedIssuers:
+    """The server left out certificates of its chain. Fetch what issued ``certificate``, and what issued that; answer
+    ``issuers_found()``."""
+
+    certificate: x509.Certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,7 @@ class Finished:
 Event = (
     Hello
     | ConnectUpstream
+    | NeedIssuers
     | NeedRevocation
     | NeedLeaf
     | Established

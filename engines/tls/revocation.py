@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
+from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
@@ -465,6 +466,37 @@ def _ocsp_urls(certificate: x509.Certificate) -> tuple[str, ...]:
     except (*_MALFORMED, x509.ExtensionNotFound):
         return ()
     return _usable(one.access_location for one in access if one.access_method == AuthorityInformationAccessOID.OCSP)
+
+
+def issuer_urls(certificate: x509.Certificate) -> tuple[str, ...]:
+    """Where the certificate says its issuer's is to be had (RFC 5280 4.2.2.1 caIssuers); ``http`` only."""
+    try:
+        access = certificate.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
+    except (*_MALFORMED, x509.ExtensionNotFound):
+        return ()
+    return _usable(
+        one.access_location for one in access if one.access_method == AuthorityInformationAccessOID.CA_ISSUERS
+    )
+
+
+def issuer_in(data: bytes, certificate: x509.Certificate) -> x509.Certificate | None:
+    """The one of the certificates in ``data`` (DER, PEM, or PKCS #7) that signed ``certificate``."""
+    for parse in (_one_der, x509.load_pem_x509_certificates, pkcs7.load_der_pkcs7_certificates):
+        try:
+            found = parse(data)
+        except _MALFORMED:
+            continue
+        for candidate in found[:_DELEGATES]:
+            try:
+                certificate.verify_directly_issued_by(candidate)
+            except (*_MALFORMED, InvalidSignature):
+                continue
+            return candidate
+    return None
+
+
+def _one_der(data: bytes) -> list[x509.Certificate]:
+    return [x509.load_der_x509_certificate(data)]
 
 
 def _crl_urls(certificate: x509.Certificate) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ leaf is minted after that, and application bytes move only when both handshakes 
     HELD                proceed()                        rules on SNI, ALPN, JA3 may end it here
     CONNECTING          upstream_connected()
     UPSTREAM_HANDSHAKE  the server's handshake           chain, dates, name judged (engines.tls.verify)
+    ISSUERS             issuers_found()                  only where the server left out intermediates
     REVOCATION          revocation_found()               staple judged; only where the policy checks revocation
     LEAF                leaf_ready()
     CLIENT_HANDSHAKE    the client's handshake           with the server's ALPN, never a better version
@@ -30,7 +31,7 @@ Left out: sockets, inspection, fetching what revocation is judged by, resumption
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from OpenSSL import SSL
@@ -46,6 +47,7 @@ from engines.tls.events import (
     Event,
     Finished,
     Hello,
+    NeedIssuers,
     NeedLeaf,
     NeedRevocation,
     Plaintext,
@@ -57,7 +59,7 @@ from engines.tls.half import TlsError, TlsHalf
 from engines.tls.leaf import LeafKey, LeafRequest, leaf_key_type
 from engines.tls.revocation import Finding, Revocation, begin, conclude, fresher
 from engines.tls.status import FailAction, Status
-from engines.tls.verify import HandshakeNotes, Refusal, UpstreamVerifier, limit_versions
+from engines.tls.verify import HandshakeNotes, Incomplete, Refusal, ServerChain, UpstreamVerifier, limit_versions
 from engines.verdict import Direction
 
 PARKED_MAX = 1 << 20
@@ -99,6 +101,7 @@ class State(enum.Enum):
     HELD = "held"
     CONNECTING = "connecting"
     UPSTREAM_HANDSHAKE = "upstream_handshake"
+    ISSUERS = "issuers"
     REVOCATION = "revocation"
     LEAF = "leaf"
     CLIENT_HANDSHAKE = "client_handshake"
@@ -137,6 +140,7 @@ class TlsSettings:
     hello_timeout: float = 10.0
     connect_timeout: float = 10.0
     upstream_timeout: float = 10.0
+    issuers_timeout: float = 4.0
     revocation_timeout: float = 4.0
     leaf_timeout: float = 10.0
     client_timeout: float = 10.0
@@ -222,6 +226,19 @@ class Session:
             self._connection_open = True
             self._enter(State.CONNECTING, now + self._settings.connect_timeout)
             self._events.append(ConnectUpstream(self.info.sni))
+
+    def issuers_found(self, issuers: Sequence[bytes], now: float) -> None:
+        """The answer to NeedIssuers: certificates (DER) that may complete the chain, none if there are none."""
+        if self._state is not State.ISSUERS:
+            return
+        half = self._half[_TO_CLIENT]
+        assert half is not None
+        assert self.info.sni is not None
+        verdict = self._settings.verifier.complete(half.connection, self.info.sni, self._unix_time, issuers)
+        if isinstance(verdict, Refusal):
+            self._fail(verdict.status, verdict.reason, verdict.detail)
+        else:
+            self._accept(verdict, now)
 
     def revocation_found(self, depth: int, finding: Finding, now: float) -> None:
         """An answer to NeedRevocation; ``depth`` is the question's. REVOKED of any certificate ends the waiting."""
@@ -313,6 +330,8 @@ class Session:
                     not way.paused
                 ):  # paused since before the relay, OpenSSL may still hold bytes of the handshake's reads
                     half.trim()
+        elif self._state is State.ISSUERS:
+            self.issuers_found((), now)
         elif self._state is State.REVOCATION:
             for depth in tuple(self._open_questions):
                 self.revocation_found(depth, Finding(Revocation.UNKNOWN, "none", "timeout"), now)
@@ -381,7 +400,7 @@ class Session:
         """The server sent FIN: it will send no more, it may still read."""
         if self._state is State.RELAY:
             self._source_fin(_TO_CLIENT)
-        elif self._state in (State.REVOCATION, State.LEAF, State.CLIENT_HANDSHAKE):
+        elif self._state in (State.ISSUERS, State.REVOCATION, State.LEAF, State.CLIENT_HANDSHAKE):
             self._ways[_TO_CLIENT].source_fin = True  # what it said before is still the client's to read
         elif self._state is not State.DONE and self._refused is None:
             self._fail(Status.PROTOCOL, "upstream_closed", "the server closed the connection during the handshake")
@@ -438,12 +457,19 @@ class Session:
         if isinstance(verdict, Refusal):
             self._fail(verdict.status, verdict.reason, verdict.detail)
             return
-        self.info.chain = verdict
-        self.info.passed = [fault.status.value for fault in verdict.passed]
         self.info.server = half.leg()
         self._upstream_handler = self._park_upstream
         if taken < len(data):
             self._park_upstream(data[taken:], now)
+        if isinstance(verdict, Incomplete):
+            self._enter(State.ISSUERS, now + self._settings.issuers_timeout)
+            self._events.append(NeedIssuers(verdict.tip))
+        else:
+            self._accept(verdict, now)
+
+    def _accept(self, verdict: ServerChain, now: float) -> None:
+        self.info.chain = verdict
+        self.info.passed = [fault.status.value for fault in verdict.passed]
         if self._settings.revocation and not verdict.unverified:
             self._check_revocation(now)
         else:

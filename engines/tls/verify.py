@@ -12,6 +12,7 @@ Sources: RFC 5280 section 6, RFC 9525, SSL_CTX_set_verify(3), X509_verify_cert_e
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import re
@@ -62,6 +63,8 @@ _STATUS_OF = {
     68: Status.WEAK,  # CA digest too weak
 }
 
+_NO_ISSUER = frozenset((2, 20, 21))
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -110,6 +113,7 @@ class ServerChain:
     passed: tuple[Refusal, ...] = ()
     exception: str | None = None
     staple: bytes = b""
+    completed: bool = False  # with issuers the server did not send
 
     @property
     def unverified(self) -> bool:
@@ -125,6 +129,13 @@ class ServerChain:
         return tuple(certificate.sha256.hex() for certificate in self.certificates)
 
 
+@dataclass(frozen=True, slots=True)
+class Incomplete:
+    """All is well so far, but nobody trusted has signed ``tip`` and its issuer is not at hand."""
+
+    tip: x509.Certificate
+
+
 @dataclass(slots=True)
 class HandshakeNotes:
     """App data of an upstream connection: what its callbacks saw."""
@@ -133,6 +144,7 @@ class HandshakeNotes:
     failed_depth: int = -1
     failed_certificate: crypto.X509 | None = field(default=None, repr=False)
     passed: list[Refusal] = field(default_factory=list)
+    incomplete: bool = False
     staple: bytes = b""
 
 
@@ -142,7 +154,8 @@ class UpstreamVerifier:
 
     ``anchors``: trusted roots (or, with ``partial_chain``, intermediates). ``refused_keys``: SHA-256 of public keys
     that must not occur in a chain: our own CA's, and distrusted ones; anchors that have one are left out. ``passed``:
-    verdicts the policy lets pass. ``stapling``: ask servers for a stapled OCSP response.
+    verdicts the policy lets pass. ``stapling``: ask servers for a stapled OCSP response. ``fetch_issuers``: a chain
+    that ends in the air is :class:`Incomplete`, not refused.
     """
 
     def __init__(
@@ -153,6 +166,7 @@ class UpstreamVerifier:
         partial_chain: bool = False,
         passed: frozenset[Status] = frozenset(),
         stapling: bool = False,
+        fetch_issuers: bool = False,
     ) -> None:
         self._refused = refused_keys
         self.passed = passed
@@ -161,7 +175,7 @@ class UpstreamVerifier:
         self._facts: OrderedDict[bytes, ServerCertificate] = OrderedDict()
         context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         harden(context)
-        context.set_verify(SSL.VERIFY_PEER, _verification_callback(passed))
+        context.set_verify(SSL.VERIFY_PEER, _verification_callback(passed, fetch_issuers))
         context.set_verify_depth(_CHAIN_DEPTH)
         store = context.get_cert_store()
         assert store is not None
@@ -171,6 +185,7 @@ class UpstreamVerifier:
         for anchor in trusted:
             store.add_cert(crypto.X509.from_cryptography(anchor))
         self.anchors = len(trusted)
+        self._store = store
         self._second = SecondPath(trusted, _CHAIN_DEPTH)
         if stapling:
             context.set_ocsp_client_callback(_note_staple)
@@ -203,13 +218,55 @@ class UpstreamVerifier:
         status = _STATUS_OF.get(code, Status.INVALID)
         return Refusal(status, status.value.lower(), f"{openssl.verify_error_text(code)}: {_culprit(connection)}")
 
-    def judge(self, connection: SSL.Connection, host: str, unix_time: float) -> ServerChain | Refusal:
+    def judge(self, connection: SSL.Connection, host: str, unix_time: float) -> ServerChain | Refusal | Incomplete:
         """After a successful handshake: the second look, independent of OpenSSL's."""
         notes: HandshakeNotes = connection.get_app_data()
         presented = connection.get_peer_cert_chain() or []
         verified = connection.get_verified_chain() or presented
         if openssl.verify_result(connection) != 0 or not verified:
             return Refusal(Status.PROTOCOL, "no_certificate", "the server showed no certificate")
+        if notes.incomplete:
+            try:
+                return Incomplete(verified[-1].to_cryptography())
+            except ValueError as error:
+                return Refusal(Status.INVALID, "malformed_certificate", printable(str(error)))
+        return self._judge_path(verified, presented, notes, host, unix_time)
+
+    def complete(
+        self, connection: SSL.Connection, host: str, unix_time: float, issuers: Sequence[bytes]
+    ) -> ServerChain | Refusal:
+        """The verdict on an incomplete chain, with the certificates (DER) that were found for it. They are no more
+        trusted than what a server sends."""
+        notes: HandshakeNotes = connection.get_app_data()
+        presented = list(connection.get_peer_cert_chain() or [])
+        for der in issuers:
+            with contextlib.suppress(ValueError, TypeError, crypto.Error):
+                presented.append(crypto.load_certificate(crypto.FILETYPE_ASN1, der))
+        if not presented:
+            return Refusal(Status.PROTOCOL, "no_certificate", "the server showed no certificate")
+        self._store.set_time(datetime.datetime.fromtimestamp(int(unix_time), datetime.UTC))
+        try:
+            context = crypto.X509StoreContext(self._store, presented[0], presented[1:])
+            verified = context.get_verified_chain()
+        except crypto.X509StoreContextError as error:
+            status = _STATUS_OF.get(error.errors[0], Status.INVALID)
+            fault = Refusal(
+                status, status.value.lower(), f"with {len(issuers)} issuers fetched: {printable(str(error))}"
+            )
+            if status not in self.passed:
+                return fault
+            notes.passed.append(fault)
+            verified = connection.get_verified_chain() or presented
+        return self._judge_path(verified, presented, notes, host, unix_time)
+
+    def _judge_path(
+        self,
+        verified: Sequence[crypto.X509],
+        presented: Sequence[crypto.X509],
+        notes: HandshakeNotes,
+        host: str,
+        unix_time: float,
+    ) -> ServerChain | Refusal:
         try:
             certificates = tuple(self._facts_of(certificate) for certificate in verified)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -232,7 +289,7 @@ class UpstreamVerifier:
                 if fault.status not in self.passed:
                     return fault
                 passed.append(fault)
-        return ServerChain(certificates, tuple(passed), exception, notes.staple)
+        return ServerChain(certificates, tuple(passed), exception, notes.staple, notes.incomplete)
 
     def _faults(self, certificates: Sequence[ServerCertificate], host: str) -> Iterable[Refusal]:
         """What is wrong with the path, gravest first."""
@@ -351,12 +408,15 @@ _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE---
 
 
 def _verification_callback(
-    passed: frozenset[Status],
+    passed: frozenset[Status], fetch_issuers: bool
 ) -> Callable[[SSL.Connection, crypto.X509, int, int, int], bool]:
     def note(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, good: int) -> bool:
         if good:
             return True
         notes: HandshakeNotes = connection.get_app_data()
+        if fetch_issuers and code in _NO_ISSUER:
+            notes.incomplete = True
+            return True  # for now
         notes.failed_depth = depth
         notes.failed_certificate = certificate
         status = _STATUS_OF.get(code, Status.INVALID)

@@ -116,6 +116,7 @@ def _tls(tls: Tls, base: Path) -> list[str]:
         lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
     if tls.revocation != Revocation():
         lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation, base))}}}")
+    lines += ["  fetch_issuers: true"] if tls.fetch_issuers else []
     lines += ["  session_holding: true"] if tls.session_holding else []
     lines += [f"  keywords: {tls.keywords.value}"] if tls.keywords is not TlsKeywords.ALL else []
     return lines

@@ -153,6 +153,7 @@ class Tls:
     actions: tuple[tuple[str, TlsAction], ...] = ()
     distrust: Distrust = Distrust()
     revocation: Revocation = Revocation()
+    fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
 
 
 @dataclass(frozen=True, slots=True)

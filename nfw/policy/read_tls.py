@@ -23,7 +23,18 @@ from nfw.policy.model import (
 from nfw.policy.read_stateless import read_networks, read_ports
 from nfw.policy.yamlpos import Mapping, Node, Scalar
 
-KEYS = ("ca", "trust", "distrust", "scopes", "on_failure", "actions", "revocation", "session_holding", "keywords")
+KEYS = (
+    "ca",
+    "trust",
+    "distrust",
+    "scopes",
+    "on_failure",
+    "actions",
+    "revocation",
+    "fetch_issuers",
+    "session_holding",
+    "keywords",
+)
 REVOCATION_KEYS = ("check", "revoked", "unknown", "allow", "cache")
 CERTIFICATE_ACTIONS = ("expired", "not_yet_valid", "untrusted", "name_mismatch", "invalid", "weak", "must_staple")
 FLOW_ACTIONS = ("no_sni", "protocol", "not_tls")  # nothing is left that could be decrypted, so none can be passed
@@ -53,10 +64,11 @@ def read_tls(
     distrust = _read_distrust(section, base)
     revocation = _read_revocation(section, variables, base)
     keywords = section.choice("keywords", TlsKeywords.ALL)
+    fetch_issuers = section.flag("fetch_issuers", False)
     if ca is None:
         return None
     known = tuple(scope for scope in scopes if scope is not None)
-    return Tls(ca, known, trust, on_failure, holding, keywords, actions, distrust, revocation)
+    return Tls(ca, known, trust, on_failure, holding, keywords, actions, distrust, revocation, fetch_issuers)
 
 
 def _read_actions(section: Section) -> tuple[tuple[str, TlsAction], ...]:

@@ -39,6 +39,7 @@ stateless: {{default: forward}}
 tls:
   ca: {{certificate: ca.pem, private_key: ca.key}}
   trust: [revocation-root.pem]
+  fetch_issuers: true
   scopes: [{{destination_ports: [9443]}}]
   on_failure: {other}
   actions: {{must_staple: {action}}}
@@ -138,6 +139,12 @@ class Servers:
         found = pointer.extensions.get_extension_for_class(x509.CRLDistributionPoints)
         self.middle = Authority("Revoked intermediate", self.root, extra=((found.value, False),))
         leaf("below.test", self.middle, life=5.0, ocsp_urls=())
+        hidden = Authority("Hidden intermediate", self.root, extra=((found.value, False),))
+        leaf("hidden.test", hidden, life=5.0, ocsp_urls=(), issuer_urls=(f"http://{ADDRESS}/hidden.cer",))
+        leaf("lost.test", hidden, life=5.0, ocsp_urls=(), issuer_urls=(f"http://{ADDRESS}/lost.cer",))
+        (self.lab.www / "site-a.test" / "hidden.cer").write_bytes(
+            hidden.certificate.public_bytes(serialization.Encoding.DER)
+        )
         lists = crl(self.root, listed, fallback, self.middle.certificate, at=self.now)
         (self.lab.www / "site-a.test" / "lab.crl").write_bytes(lists)
 
@@ -286,6 +293,17 @@ def test_other_statuses_end_before_server_hello(firewall: Firewall, action: str,
     assert ("reset by peer" in done.stderr) is (action == "reject"), done.stderr
     event = record(firewall, "must.test", since)
     assert event["nfw"]["status"] == ("OK" if action == "pass" else "MUST_STAPLE")
+
+
+def test_intermediates_a_server_leaves_out(firewall: Firewall) -> None:
+    firewall.apply(policy(firewall, "drop"))
+    since = len(firewall.events("tls"))
+    for _ in range(2):
+        done = get(firewall, "hidden.test")
+        assert (done.returncode, done.stdout) == (0, "hello from hidden.test\n"), done.stderr
+    assert record(firewall, "hidden.test", since)["nfw"]["issuers_fetched"]
+    assert get(firewall, "lost.test").returncode == 35
+    assert record(firewall, "lost.test", since)["nfw"]["status"] == "UNTRUSTED"
 
 
 def test_the_fetcher_has_no_privileges(firewall: Firewall) -> None:

@@ -26,16 +26,16 @@ def pointing(
     *dns: str,
     ocsp_urls: tuple[str, ...] = (OCSP_URL,),
     crl_urls: tuple[str, ...] = (),
+    issuer_urls: tuple[str, ...] = (),
     must_staple: bool = False,
     **profile: Any,
 ) -> tuple[x509.Certificate, Key]:
     """A server certificate that says where its status is to be had."""
     extra: list[tuple[x509.ExtensionType, bool]] = []
-    if ocsp_urls:
-        access = [
-            x509.AccessDescription(AuthorityInformationAccessOID.OCSP, x509.UniformResourceIdentifier(url))
-            for url in ocsp_urls
-        ]
+    methods = [(AuthorityInformationAccessOID.OCSP, url) for url in ocsp_urls]
+    methods += [(AuthorityInformationAccessOID.CA_ISSUERS, url) for url in issuer_urls]
+    if methods:
+        access = [x509.AccessDescription(method, x509.UniformResourceIdentifier(url)) for method, url in methods]
         extra.append((x509.AuthorityInformationAccess(access), False))
     if crl_urls:
         point = x509.DistributionPoint([x509.UniformResourceIdentifier(url) for url in crl_urls], None, None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509 import ocsp
 
 from engines.tls import revocation
@@ -245,6 +247,93 @@ def test_certificates_that_do_not_parse_are_unknown(bench, capsys: pytest.Captur
     assert "revocation: ValueError" in capsys.readouterr().err
 
 
+# -- issuers ---------------------------------------------------------------------------------------------------------
+
+ABOVE = "http://aia.example.test/"
+
+
+def chain_of(levels: int) -> tuple[x509.Certificate, Net, list[Authority]]:
+    """A leaf below ``levels`` intermediates, each saying where the one above is."""
+    authorities = [ROOT]
+    net: Net = {}
+    extra: tuple = ()
+    for number in range(levels):
+        authority = Authority(f"Level {number}", authorities[-1], extra=extra)
+        authorities.append(authority)
+        url = f"{ABOVE}{number}"
+        net[url] = functools.partial(der, authority.certificate)
+        pointer, _ = pointing(ROOT, "x", ocsp_urls=(), issuer_urls=(url,))
+        extra = ((pointer.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value, False),)
+    certificate, _ = authorities[-1].issue("a.test", extra=extra)
+    return certificate, net, authorities
+
+
+def issuers(place: Bench, certificate: x509.Certificate) -> tuple[bytes, ...]:
+    message = revocationfetcher.encode_issuers_question(5, der(certificate))
+    place.fetcher.ask(message, lambda data: place.answers.append(decode_answer(data)), time.monotonic())
+    found = place.settle()[0]
+    place.answers.clear()
+    assert isinstance(found, tuple)
+    return found
+
+
+@pytest.mark.parametrize(("levels", "found"), [(1, 1), (2, 2), (3, 3), (4, 3)])
+def test_issuers_are_climbed_to(bench, levels: int, found: int) -> None:
+    certificate, net, authorities = chain_of(levels)
+    place = bench(net)
+    wanted = tuple(der(one.certificate) for one in reversed(authorities[1:]))[:found]
+    assert issuers(place, certificate) == wanted
+    assert issuers(place, certificate) == wanted
+    assert len(place.fetched) == found, "asked once"
+
+
+@pytest.mark.parametrize("form", ["PEM", "PKCS #7", "bundle"])
+def test_forms_of_issuers(bench, form: str) -> None:
+    certificate, _, authorities = chain_of(1)
+    other, ours = Authority("Other").certificate, authorities[1].certificate
+    pem, der_form = serialization.Encoding.PEM, serialization.Encoding.DER
+    data = {
+        "PEM": ours.public_bytes(pem),
+        "PKCS #7": pkcs7.serialize_certificates([other, ours], der_form),
+        "bundle": other.public_bytes(pem) + ours.public_bytes(pem),
+    }[form]
+    assert issuers(bench({ABOVE + "0": lambda: data}), certificate) == (der(ours),)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        failing("forbidden_address"),
+        lambda: b"",
+        lambda: b"<html>",
+        lambda: der(ROOT.certificate),
+        lambda: der(Authority("Level 0").certificate),
+    ],
+)
+def test_issuers_that_are_none(bench, answer: Callable[[], bytes]) -> None:
+    certificate, _, _ = chain_of(1)
+    place = bench({ABOVE + "0": answer})
+    assert issuers(place, certificate) == ()
+    assert issuers(place, certificate) == ()
+    assert len(place.fetched) == 1
+
+
+def test_a_loop_of_issuers_ends(bench) -> None:
+    """Two authorities that certify each other, each saying the other is above it."""
+    pointers = []
+    for number in range(2):
+        pointer, _ = pointing(ROOT, "x", ocsp_urls=(), issuer_urls=(f"{ABOVE}{number}",))
+        found = pointer.extensions.get_extension_for_class(x509.AuthorityInformationAccess)
+        pointers.append(((found.value, False),))
+    one, two = Authority("One"), Authority("Two")
+    above_one = two.sign(subject=one.name, key=one.key, ca=True, eku=None, extra=pointers[1])
+    above_two = one.sign(subject=two.name, key=two.key, ca=True, eku=None, extra=pointers[0])
+    place = bench({ABOVE + "0": lambda: der(above_one), ABOVE + "1": lambda: der(above_two)})
+    certificate, _ = one.issue("a.test", extra=pointers[0])
+    assert len(issuers(place, certificate)) == revocationfetcher.ISSUER_NESTING
+    assert len(place.fetched) == revocationfetcher.ISSUER_NESTING
+
+
 # -- what is kept ----------------------------------------------------------------------------------------------------
 
 
@@ -425,6 +514,19 @@ def test_one_question_for_all_who_wait(desk) -> None:
     assert asking.ask(QUESTION, "c", 0.0, NOW) == GOOD
     assert asking.ask(QUESTION, "d", 0.0, NOW + 61) is None, "it has ended"
     assert (asking.open_questions, len(asking)) == (1, 1)
+
+
+def test_issuers_are_asked_for_once(desk) -> None:
+    fetcher, asking = desk
+    assert asking.ask_issuers(ONLY_OCSP, "a", 0.0) is None
+    assert asking.ask_issuers(ONLY_OCSP, "b", 0.0) is None
+    fetcher.send(encode_answer(number_of(fetcher.recv(1 << 18)), (b"one", b"two")))
+    assert list(asking.answers()) == [("a", 0, (b"one", b"two")), ("b", 0, (b"one", b"two"))]
+    assert asking.ask_issuers(ONLY_OCSP, "c", 0.0) == (b"one", b"two")
+    asking.ask_issuers(ONLY_CRL, "d", 0.0)
+    fetcher.send(encode_answer(number_of(fetcher.recv(1 << 18)), ()))
+    assert list(asking.answers()) == [("d", 0, ())]
+    assert asking.ask_issuers(ONLY_CRL, "e", 0.0) is None, "none is not remembered"
 
 
 def test_unknown_is_not_remembered(desk) -> None:

@@ -6,7 +6,7 @@ import pytest
 from OpenSSL import SSL
 
 from engines.tls import revocation
-from engines.tls.events import NeedLeaf, NeedRevocation
+from engines.tls.events import NeedIssuers, NeedLeaf, NeedRevocation
 from engines.tls.revocation import Finding, Revocation
 from engines.tls.session import REFUSE_AFTER, State, TlsSettings
 from engines.tls.status import FailAction, Status
@@ -243,6 +243,120 @@ def test_a_refusal_is_said_in_http1(offered: tuple, spoken: bytes, status: Revoc
     wire.findings = {0: found(status)}
     wire.run()
     assert client.alpn == (offered[0] if offered and status is Revocation.GOOD else spoken)
+
+
+def incomplete(passed: frozenset[Status] = frozenset(), fetch: bool = True) -> tuple[World, Authority]:
+    world = World()
+    world.verifier = UpstreamVerifier(
+        [world.root.certificate],
+        refused_keys=frozenset([spki_sha256(world.ca)]),
+        passed=passed,
+        fetch_issuers=fetch,
+    )
+    world.settings = TlsSettings(verifier=world.verifier, ca_id=b"ca", on_failure=FailAction.DROP)
+    return world, Authority("Middle", world.root)
+
+
+def der(authority: Authority) -> bytes:
+    return authority.certificate.public_bytes(revocation.serialization.Encoding.DER)
+
+
+def leave_out(world: World, issued: tuple, issuers: tuple[bytes, ...], chain: tuple = ()) -> Wire:
+    client = client_peer(NAME, [world.ca])
+    client.send(REQUEST)
+    server = server_peer(*issued, chain)
+    server.send(b"the server's answer")
+    wire = Wire(world, client, server)
+    wire.issuers = issuers
+    return wire.run()
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_missing_issuers_are_fetched(levels: int) -> None:
+    world, above = incomplete()
+    missing = [der(above)]
+    for number in range(levels - 1):
+        above = Authority(f"Below {number}", above)
+        missing.append(der(above))
+    wire = leave_out(world, above.issue(NAME), tuple(missing))
+    assert "NeedIssuers" in wire.names
+    assert wire.client.received == b"the server's answer"
+    chain = wire.session.info.chain
+    assert chain is not None
+    assert (chain.completed, chain.exception, len(chain.certificates)) == (True, None, levels + 2)
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ("none", Status.UNTRUSTED),
+        ("rubbish", Status.UNTRUSTED),
+        ("of another root", Status.UNTRUSTED),
+        ("of the same name", Status.UNTRUSTED),
+        ("expired", Status.EXPIRED),
+        ("no CA", Status.INVALID),
+        ("leaf of another name", Status.NAME_MISMATCH),
+        ("leaf expired", Status.EXPIRED),
+    ],
+)
+def test_what_is_fetched_is_no_more_trusted_than_what_is_sent(how: str, status: Status) -> None:
+    world, middle = incomplete()
+    issued = middle.issue(NAME)
+    issuers: tuple[bytes, ...] = (der(middle),)
+    if how == "none":
+        issuers = ()
+    elif how == "rubbish":
+        issuers = (b"rubbish", b"")
+    elif how == "of another root":
+        stranger = Authority("Stranger")
+        middle = Authority("Middle", stranger)
+        issued, issuers = middle.issue(NAME), (der(middle), der(stranger))
+    elif how == "of the same name":
+        issuers = (der(Authority("Middle", world.root)),)
+    elif how in ("expired", "no CA"):
+        profile: dict = {"days": (-90, -1)} if how == "expired" else {}
+        middle.certificate = world.root.sign(
+            subject=middle.name, key=middle.key, ca=how == "expired", eku=None, **profile
+        )
+        issuers = (der(middle),)
+    elif how == "leaf of another name":
+        issued = middle.issue("other.test")
+    elif how == "leaf expired":
+        issued = middle.issue(NAME, days=(-60, -1))
+    wire = leave_out(world, issued, issuers)
+    assert wire.finished is not None
+    assert wire.finished.status is status
+    assert wire.server is not None
+    assert (wire.client.raw_in, wire.server.received) == (0, b"")
+
+
+def test_no_issuers_are_fetched_unless_the_policy_says_so() -> None:
+    world, middle = incomplete(fetch=False)
+    wire = leave_out(world, middle.issue(NAME), (der(middle),))
+    assert "NeedIssuers" not in wire.names
+    assert wire.finished is not None
+    assert wire.finished.status is Status.UNTRUSTED
+
+
+def test_untrusted_that_is_passed_is_passed_incomplete_too() -> None:
+    world, middle = incomplete(frozenset([Status.UNTRUSTED]))
+    wire = leave_out(world, middle.issue(NAME), ())
+    assert wire.session.info.passed == ["UNTRUSTED"]
+    assert wire.client.received == b"the server's answer"
+
+
+def test_issuers_that_do_not_come_in_time() -> None:
+    world, middle = incomplete()
+    certificate, key = middle.issue(NAME)
+    wire = Wire(world, client_peer(NAME, [world.ca]), server_peer(certificate, key), hold=(NeedIssuers,)).run()
+    assert wire.session.state is State.ISSUERS
+    assert wire.client.raw_in == 0
+    deadline = wire.session.deadline
+    assert deadline is not None
+    wire.session.tick(deadline)
+    wire.answer()
+    assert wire.finished is not None
+    assert wire.finished.status is Status.UNTRUSTED
 
 
 def test_answers_nobody_asked_for_are_ignored() -> None:

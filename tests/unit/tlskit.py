@@ -27,6 +27,7 @@ from engines.tls.events import (
     Event,
     Finished,
     Hello,
+    NeedIssuers,
     NeedLeaf,
     NeedRevocation,
     Plaintext,
@@ -267,6 +268,7 @@ class Wire:
         self.server = server
         self.chunk = chunk
         self.hold = hold
+        self.issuers: tuple[bytes, ...] = ()  # the answer to NeedIssuers
         self.findings: dict[int, Finding] = {}  # answers to NeedRevocation, by depth
         self.log: list[Event] = []
         self.plaintext = [b"", b""]
@@ -326,6 +328,8 @@ class Wire:
                 else:
                     self.connected = True
                     session.upstream_connected(0.0)
+            case NeedIssuers():
+                session.issuers_found(self.issuers, 0.0)
             case NeedRevocation(questions):
                 for question in questions:
                     session.revocation_found(question.depth, self.findings[question.depth], 0.0)
