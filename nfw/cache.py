@@ -19,6 +19,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -202,7 +203,8 @@ def parse_rules_cached(
     config: RuleConfig = DEFAULT_CONFIG,
     known_sids: set[tuple[int, int]] | None = None,
 ) -> ParsedRules:
-    """As :func:`engines.stateful.parser.parse_rules`, from the cache if it was done before."""
+    """As :func:`engines.stateful.parser.parse_rules`, from the cache if it was done before. Rules that name files of
+    their own are parsed each time: those may have changed."""
     if cached is None:
         return parse_rules(text, file, variables, config=config, known_sids=known_sids)
     digest = hashlib.sha256(b"rules")
@@ -213,6 +215,7 @@ def parse_rules_cached(
         sorted(config.classes.items()),
         sorted(config.references.items()),
         config.country is not None,  # what a database says is asked when packets come
+        config.read_list is not None,
         sorted(known_sids or ()),
     )
     for part in (repr(given), text):
@@ -230,9 +233,21 @@ def parse_rules_cached(
             if known_sids is not None:
                 known_sids.update((signature.ref.gid, signature.ref.id) for signature in parsed.signatures)
             return parsed
-    parsed = parse_rules(text, file, variables, config=config, known_sids=known_sids)
+    named: list[str] = []
+    noting = config if config.read_list is None else replace(config, read_list=_noting(config.read_list, named))
+    parsed = parse_rules(text, file, variables, config=noting, known_sids=known_sids)
+    if named:
+        return parsed
     cached.put(key, msgpack.packb(save_rules(parsed, text), unicode_errors="surrogateescape"))
     return parsed
+
+
+def _noting(read: Callable[[str], bytes], named: list[str]) -> Callable[[str], bytes]:
+    def read_and_note(name: str) -> bytes:
+        named.append(name)
+        return read(name)
+
+    return read_and_note
 
 
 def _seal(path: Path, data: bytes) -> bytes:

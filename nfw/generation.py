@@ -101,15 +101,17 @@ def listeners(count: int) -> tuple[int, list[tuple[socket.socket, socket.socket]
     raise StartError("cannot find a TCP port that is free for IPv4 and IPv6 alike")
 
 
-def load_compiled(policy: str) -> Compiled:
-    """The policy in that file, compiled, with what the cache has of it; the process's heap is frozen afterwards."""
+def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "") -> Compiled:
+    """The policy :func:`nfw.policy.loader.load_policy` finds there, compiled, with what the cache has of it; the
+    process's heap is frozen afterwards."""
     from nfw.cache import default_cache
     from nfw.policy.compile import compile_policy
     from nfw.policy.loader import load_policy, paused_gc
 
     cache = default_cache(process.tell)
     with paused_gc():
-        compiled = compile_policy(load_policy(policy, check_key=False, cache=cache), cache)
+        loaded = load_policy(policy, *more, map_file=map_file or None, name=name, check_key=False, cache=cache)
+        compiled = compile_policy(loaded, cache)
         gc.collect()
         gc.freeze()  # the compiled rules stay shared: no collector ever writes to their pages
     return compiled
@@ -149,7 +151,8 @@ class Leader:
         from nfw.policy.errors import PolicyErrors
 
         try:
-            compiled = load_compiled(self.settings.policy)
+            settings = self.settings
+            compiled = load_compiled(settings.policy, *settings.more, map_file=settings.map_file, name=settings.name)
         except PolicyErrors as errors:
             raise StartError(*[str(error) for error in errors.errors]) from errors
         policy = compiled.policy

@@ -15,7 +15,7 @@ from engines.stateful.keywords import packetbuffers
 from engines.stateful.keywords.base import IntTest, KeywordError
 from engines.stateful.keywords.buffers import BUFFERS, HTTP, rank
 from engines.stateful.keywords.draft import PAYLOAD, BufferDraft, ContentDraft, RuleDraft
-from engines.stateful.match import Absent, ByteJump, OneOf, Regex, Size, compile_program, match_buffer, transform
+from engines.stateful.match import Absent, ByteJump, OneOf, Regex, Size, match_buffer, transform
 from engines.stateful.ruleconfig import DEFAULT_PRIORITY
 from engines.stateful.signature import (
     BufferMatch,
@@ -124,7 +124,6 @@ def _build(buffer: BufferDraft) -> BufferMatch:
         tuple(t.function for t in buffer.transforms),
         tuple(t.name for t in buffer.transforms),
         absent=any(isinstance(m, Absent) for m in matchers),
-        program=compile_program(matchers),
     )
 
 

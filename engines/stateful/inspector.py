@@ -818,10 +818,12 @@ class Inspector:
                 if decision is None:
                     decision = made
                 elif scope is Scope.FLOW and decision.scope is Scope.PACKET:
-                    # The packet is decided; the first action on the flow still is this one.
-                    if action is Action.PASS:
+                    # The packet is decided; the first action on the flow still is this one, but that a pass behind a
+                    # drop of the packet does nothing (Suricata 8: skip_action_set).
+                    dropped = decision.verdict is not Verdict.ACCEPT
+                    if action is Action.PASS and not dropped:
                         self._decide(made)
-                    elif decision.verdict is not Verdict.ACCEPT:
+                    elif action is not Action.PASS and dropped:
                         decision = made
             wanted = signature.pass_alert if action is Action.PASS else not signature.noalert
             if place >= room:
@@ -835,10 +837,11 @@ class Inspector:
     def _effect(self, match: _Match, now: float) -> tuple[Effect, Signature]:
         """What is left of a match, and the rule, by its rate_filter with another action."""
         signature = match.rule.signature
-        if signature.suppressions:
-            source, _, destination, _ = self._tuples[match.direction]
-            if any(suppression.covers(source, destination) for suppression in signature.suppressions):
-                return Effect.SILENT, signature
+        source, _, destination, _ = self._tuples[match.direction]
+        if not source:  # no IP: thresholds are not about it (Suricata: PacketAlertHandle)
+            return Effect.FULL, signature
+        if any(suppression.covers(source, destination) for suppression in signature.suppressions):
+            return Effect.SILENT, signature
         if signature.detection_filter is not None:
             effect = self._count(match, signature.detection_filter, now)
             if effect is Effect.NONE:

@@ -99,6 +99,7 @@ class Layer:
         self.name, self.group = name, group
         for state in self._states.values():
             state.progress = [-1, -1]
+            state.appeared = [-1, -1]
             state.seen = ({}, {})
 
     def give_up_oldest(self, limit: int) -> bool:
@@ -122,8 +123,8 @@ class Layer:
     def _settled(self, tx: Transaction) -> bool:
         """Both sides have said everything, and all of it was judged."""
         state = self._states[tx.id]
-        for side in _BOTH:
-            if not tx.is_complete(side):  # most often, and so first
+        for side in (_BOTH[1], _BOTH[0]):  # the answer is complete last
+            if not tx.is_complete(side):
                 return False
             progress = tx.progress(side)
             if state.progress[side] != (progress or -1):

@@ -59,7 +59,10 @@ Step = Callable[[bytes, int, dict[str, int], Run], int]
 def match_buffer(bm: BufferMatch, data: bytes, state: dict[str, int]) -> bool:
     """True if all conditions of ``bm`` hold on ``data`` (already transformed). ``state`` receives the variables."""
     program = bm.program
-    return program(data, state) if program is not None else compile_program(bm.matchers)(data, state)
+    if program is None:
+        program = compile_program(bm.matchers)
+        object.__setattr__(bm, "program", program)  # the same value, found sooner
+    return program(data, state)
 
 
 def transform(bm: BufferMatch, data: bytes) -> bytes:

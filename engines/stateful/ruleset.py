@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import NamedTuple
 
+from engines.stateful.app.digests import ALGORITHMS
 from engines.stateful.defaults import Defaults, make_defaults
 from engines.stateful.expect import Expectations
 from engines.stateful.flowbits import AddressBits
@@ -33,7 +34,9 @@ PAYLOAD = "payload"
 # Buffers that may grow while their side of the transaction goes on; any other is final once it is there.
 GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body", "dcerpc.stub_data"})
 # Buffers that may get more instances while it goes on, each of them final.
-COLLECTING_BUFFERS = frozenset({"file.name", "smtp.rcpt_to", "email.url", "ftp.reply", "ftp.completion_code"})
+COLLECTING_BUFFERS = frozenset(
+    {"file.name", *ALGORITHMS, "smtp.rcpt_to", "email.url", "ftp.reply", "ftp.completion_code"}
+)
 # Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
 _DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.")
 
@@ -327,6 +330,10 @@ def compile_ruleset(
         ordered.sort(key=lambda s: (rank[s.action], _flowbit_rank(s), s.priority))
     headers = _Headers()
     rules = tuple(_rule(index, signature, headers.number(signature)) for index, signature in enumerate(ordered))
+    asked = {condition.match.buffer for rule in rules for condition in rule.tx}
+    hashes = frozenset(asked.intersection(ALGORITHMS))
+    if hashes:
+        limits = replace(limits, app=replace(limits.app, hashes=hashes))
     return RuleSet(rules, tuple(headers.all), order, defaults, limits, store)
 
 
@@ -494,26 +501,37 @@ def _packet_patterns(
 _Place = tuple[frozenset[str], frozenset[str], tuple[tuple[str, str], ...]]
 
 
-def _placed(rules: Iterable[Rule]) -> dict[_Place, list[Rule]]:
+class _Placed(NamedTuple):
+    """A rule on application protocols with what is asked of it for each of them."""
+
+    rank: int
+    rule: Rule
+    anchor: TxMatch | None
+    searched: bool  # its pattern has to be in the anchor
+    in_payload: bool
+
+
+def _placed(rules: Iterable[Rule]) -> dict[_Place, list[_Placed]]:
     """The rules on application protocols; thousands of them share a place."""
-    placed: dict[_Place, list[Rule]] = {}
+    placed: dict[_Place, list[_Placed]] = {}
     for rule in rules:
         kind = rule.signature.rule_type
         if kind is RuleType.APP_TX or kind is RuleType.APP_LAYER:
             buffers = frozenset([condition.match.buffer for condition in rule.tx])
-            placed.setdefault((rule.app_protos, buffers, rule.signature.app_events), []).append(rule)
+            place = (rule.app_protos, buffers, rule.signature.app_events)
+            placed.setdefault(place, []).append(_Placed(rule.index, rule, *_anchor(rule), _in_payload(rule)))
     return placed
 
 
-def _app_group(placed: dict[_Place, list[Rule]], name: str, shared: _SharedPatterns) -> AppGroup:
-    ours = [rule for place, rules in placed.items() if _has_place(place, name) for rule in rules]
-    ours.sort(key=attrgetter("index"))
-    tx = [r for r in ours if r.signature.rule_type is RuleType.APP_TX]
-    denying = [r for r in ours if _denies(r)]
+def _app_group(placed: dict[_Place, list[_Placed]], name: str, shared: _SharedPatterns) -> AppGroup:
+    ours = [one for place, rules in placed.items() if _has_place(place, name) for one in rules]
+    ours.sort(key=attrgetter("rank"))
+    tx = [one for one in ours if one.rule.signature.rule_type is RuleType.APP_TX]
+    denying = [one.rule for one in ours if _denies(one.rule)]
     to_server, to_client = (_buffer_groups(tx, side, shared) for side in _BOTH)
     return AppGroup(
         name=name,
-        per_packet=tuple(r for r in ours if r.signature.rule_type is RuleType.APP_LAYER),
+        per_packet=tuple(one.rule for one in ours if one.rule.signature.rule_type is RuleType.APP_LAYER),
         buffers=(to_server, to_client),
         settled=(_unpacked(to_server), _unpacked(to_client)),
         growing=(tuple(b for b in to_server if b.grows), tuple(b for b in to_client if b.grows)),
@@ -545,7 +563,7 @@ def _anchor(rule: Rule) -> tuple[TxMatch | None, bool]:
     return next((condition for condition in rule.tx if not condition.match.absent), None), False
 
 
-def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns) -> tuple[BufferGroup, ...]:
+def _buffer_groups(rules: Iterable[_Placed], direction: Direction, shared: _SharedPatterns) -> tuple[BufferGroup, ...]:
     @dataclass(slots=True)
     class Draft:
         match: BufferMatch
@@ -555,20 +573,19 @@ def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedP
         always: list[int] = field(default_factory=list)
 
     drafts: dict[tuple[str, tuple[str, ...], Direction], Draft] = {}
-    for rule in rules:
-        if direction not in rule.directions or _in_payload(rule):
-            continue
-        anchor, searched = _anchor(rule)
-        if anchor is None:
+    for _, rule, anchor, searched, in_payload in rules:
+        if in_payload or anchor is None or direction not in rule.directions:
             continue
         side = direction if anchor.side is None else anchor.side
         buffer = "file.data" if anchor.match.buffer == _RESPONSE_BODY else anchor.match.buffer
         key = (buffer, anchor.match.transform_names, side)
-        draft = drafts.setdefault(key, Draft(anchor.match))
+        draft = drafts.get(key)
+        if draft is None:
+            draft = drafts[key] = Draft(anchor.match)
         fast = rule.signature.fast_pattern
         if searched and fast is not None:
             # A body is searched in pieces, of which only one is its beginning.
-            firsts = draft.firsts if fast.first and buffer not in GROWING_BUFFERS else draft.patterns
+            firsts = draft.firsts if fast.first and not _grows(buffer) else draft.patterns
             firsts.append((fast.pattern, fast.nocase, rule.index))
             if fast.end is not None:
                 draft.ends[rule.index] = fast.end
@@ -580,7 +597,7 @@ def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedP
             name=name,
             transforms=draft.match.transforms,
             side=side,
-            grows=name in GROWING_BUFFERS or name in COLLECTING_BUFFERS,
+            grows=_grows(name),
             key=(name, side),
             patterns=shared.make(draft.patterns, draft.firsts),
             ends=draft.ends,
@@ -590,24 +607,26 @@ def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedP
     )
 
 
+def _grows(buffer: str) -> bool:
+    return buffer in GROWING_BUFFERS or buffer in COLLECTING_BUFFERS
+
+
 def _in_payload(rule: Rule) -> bool:
     """The rule's fast pattern is to be found in the payload."""
     fast = rule.signature.fast_pattern
     return fast is not None and fast.buffer == PAYLOAD and not fast.transform_names and bool(fast.pattern)
 
 
-def _payload(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns) -> PatternSet | None:
+def _payload(rules: Iterable[_Placed], direction: Direction, shared: _SharedPatterns) -> PatternSet | None:
     patterns: list[tuple[bytes, bool, int]] = []
-    for rule in rules:
-        fast = rule.signature.fast_pattern
-        if fast is not None and direction in rule.directions and _in_payload(rule):
-            patterns.append((fast.pattern, fast.nocase, rule.index))
+    for one in rules:
+        fast = one.rule.signature.fast_pattern
+        if one.in_payload and fast is not None and direction in one.rule.directions:
+            patterns.append((fast.pattern, fast.nocase, one.rank))
     return shared.make(patterns)
 
 
-def _unbuffered(rules: Iterable[Rule], direction: Direction) -> tuple[int, ...]:
+def _unbuffered(rules: Iterable[_Placed], direction: Direction) -> tuple[int, ...]:
     return tuple(
-        rule.index
-        for rule in rules
-        if direction in rule.directions and not _in_payload(rule) and _anchor(rule)[0] is None
+        one.rank for one in rules if one.anchor is None and not one.in_payload and direction in one.rule.directions
     )

@@ -30,7 +30,6 @@ from engines.stateful.match import (
     IsDataAt,
     Regex,
     Size,
-    compile_program,
 )
 from engines.stateful.parser import ParsedRules, reparse
 from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig
@@ -312,7 +311,6 @@ class _Reader:
             tuple([_TRANSFORMS[transform] for transform in names]),
             tuple(names),
             absent,
-            compile_program(matchers),
         )
 
 

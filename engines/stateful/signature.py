@@ -62,7 +62,7 @@ class BufferMatch:
     transforms: tuple[Callable[[bytes], bytes], ...] = ()
     transform_names: tuple[str, ...] = ()
     absent: bool = False  # matches when the buffer does not exist (`absent`); when it does, matchers decide
-    # The matchers compiled into one chain by engines.stateful.match.compile_program; None: compiled on first use.
+    # The matchers compiled into one chain by engines.stateful.match.compile_program; None: as long as nobody asked.
     program: Callable[[bytes, dict[str, int]], bool] | None = field(default=None, compare=False, repr=False)
 
 

@@ -17,7 +17,7 @@ from nfw import __version__
 # name -> (module, attribute, line in --help). Help needs no import of the module.
 COMMANDS = {
     "run": ("nfw.cli.daemon", "run", "Run the firewall in the foreground."),
-    "policy": ("nfw.cli.policy", "policy", "Check, show or apply a policy."),
+    "policy": ("nfw.cli.policy", "policy", "Check, show, apply or convert a policy."),
     "status": ("nfw.cli.daemon", "status", "Show what the running firewall does."),
     "rules": ("nfw.cli.rules", "rules", "Check rule files."),
     "replay": ("nfw.cli.replay", "replay", "Run rules, or a policy, over a capture."),

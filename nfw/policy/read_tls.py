@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from engines.tls.scope import TlsScope
-from nfw.policy.errors import Problems, suggest
+from nfw.policy.errors import Place, Problems, suggest
 from nfw.policy.fields import Section, open_section
 from nfw.policy.files import read_bounded, too_open
 from nfw.policy.model import (
     CertificateAuthority,
     Distrust,
+    InboundTls,
     Refusal,
     Revocation,
+    ServerCertificate,
     Tls,
     TlsAction,
     TlsKeywords,
@@ -21,7 +24,7 @@ from nfw.policy.model import (
     Variables,
 )
 from nfw.policy.read_stateless import read_networks, read_ports
-from nfw.policy.yamlpos import Mapping, Node, Scalar
+from nfw.policy.yamlpos import Mapping, Node, Scalar, Sequence
 
 KEYS = (
     "ca",
@@ -34,6 +37,7 @@ KEYS = (
     "fetch_issuers",
     "session_holding",
     "keywords",
+    "arn",
 )
 REVOCATION_KEYS = ("check", "revoked", "unknown", "allow", "cache")
 CERTIFICATE_ACTIONS = ("expired", "not_yet_valid", "untrusted", "name_mismatch", "invalid", "weak", "must_staple")
@@ -55,23 +59,35 @@ def read_tls(
     if section is None:
         return None
     ca = _read_ca(section, base, check_key, now)
-    trust = _read_trust(section, base)
+    trust = read_trust(section, base)
     section.require("scopes", f"a list such as [{_SCOPE_EXAMPLE}]")
     scopes = [_read_scope(item, variables, problems) for item in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
     on_failure = section.choice("on_failure", Refusal.REJECT)
     holding = section.flag("session_holding", False)
-    actions = _read_actions(section)
-    distrust = _read_distrust(section, base)
-    revocation = _read_revocation(section, variables, base)
+    actions = read_actions(section)
+    distrust = read_distrust(section, base)
+    revocation = read_revocation(section, variables, base)
     keywords = section.choice("keywords", TlsKeywords.ALL)
     fetch_issuers = section.flag("fetch_issuers", False)
     if ca is None:
         return None
-    known = tuple(scope for scope in scopes if scope is not None)
-    return Tls(ca, known, trust, on_failure, holding, keywords, actions, distrust, revocation, fetch_issuers)
+    return Tls(
+        ca=ca,
+        scopes=tuple(scope for scope in scopes if scope is not None),
+        trust=trust,
+        on_failure=on_failure,
+        session_holding=holding,
+        keywords=keywords,
+        actions=actions,
+        distrust=distrust,
+        revocation=revocation,
+        fetch_issuers=fetch_issuers,
+        arn=section.text("arn", "a text"),
+    )
 
 
-def _read_actions(section: Section) -> tuple[tuple[str, TlsAction], ...]:
+def read_actions(section: Section) -> tuple[tuple[str, TlsAction], ...]:
+    """``tls.actions``: (status in small letters, action), in the order of the statuses."""
     node = section.get("actions")
     if isinstance(node, Mapping):
         for key, _ in node.entries:
@@ -98,7 +114,8 @@ def _read_actions(section: Section) -> tuple[tuple[str, TlsAction], ...]:
 _KEY_DIGEST = re.compile(r"[0-9A-Fa-f]{64}\Z")
 
 
-def _read_distrust(section: Section, base: Path) -> Distrust:
+def read_distrust(section: Section, base: Path) -> Distrust:
+    """``tls.distrust``."""
     keys: list[str] = []
     files: list[Path] = []
     pem: list[bytes] = []
@@ -116,7 +133,7 @@ def _read_distrust(section: Section, base: Path) -> Distrust:
     return Distrust(tuple(keys), tuple(files), b"".join(pem))
 
 
-def _read_revocation(section: Section, variables: Variables, base: Path) -> Revocation:
+def read_revocation(section: Section, variables: Variables, base: Path) -> Revocation:
     part = section.section("revocation", REVOCATION_KEYS, "{check: true, revoked: reject, unknown: reject}")
     if part is None:
         return Revocation()
@@ -124,8 +141,53 @@ def _read_revocation(section: Section, variables: Variables, base: Path) -> Revo
         check=part.flag("check", True),
         revoked=part.choice("revoked", TlsAction.REJECT),
         unknown=part.choice("unknown", TlsAction.REJECT),
-        allow=read_networks(part, "allow", variables),
-        cache=base / part.text("cache", "a directory", default=str(Revocation().cache)),
+        **read_fetching(part, variables, base),
+    )
+
+
+def read_fetching(section: Section, variables: Variables, base: Path) -> dict[str, Any]:
+    """``allow`` and ``cache`` of ``tls.revocation``."""
+    return {
+        "allow": read_networks(section, "allow", variables),
+        "cache": base / section.text("cache", "a directory", default=str(Revocation().cache)),
+    }
+
+
+def read_inbound(node: Node | None, variables: Variables, base: Path, problems: Problems) -> tuple[InboundTls, ...]:
+    """The policy's ``inbound``: kept for conversion; nothing is decrypted by it."""
+    if node is None:
+        return ()
+    example = "[{certificates: [{certificate: server.pem, private_key: server.key}], scopes: [...]}]"
+    if not isinstance(node, Sequence):
+        problems.error(node, f"inbound: expected a list such as {example}")
+        return ()
+    found: list[InboundTls] = []
+    for item in node.items:
+        section = open_section(item, "inbound", ("certificates", "scopes"), example[1:-1], problems)
+        if section is None:
+            continue
+        certificates: list[ServerCertificate] = []
+        for entry in section.items("certificates", "[{certificate: server.pem, private_key: server.key}]"):
+            part = open_section(entry, "certificate", ("certificate", "private_key", "arn"), example[1:-1], problems)
+            if part is not None:
+                certificate, key = part.text("certificate", "a file name"), part.text("private_key", "a file name")
+                paths = base / certificate if certificate else None, base / key if key else None
+                arn = part.text("arn", "a text")
+                if None in paths and (paths != (None, None) or not arn):
+                    part.error(None, "certificate: expected certificate and private_key, arn, or all of them")
+                certificates.append(ServerCertificate(*paths, arn))
+        section.require("certificates", "the servers' certificates")
+        section.require("scopes", f"a list such as [{_SCOPE_EXAMPLE}]")
+        scopes = [_read_scope(scope, variables, problems) for scope in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
+        warn_inbound(section.node, problems)
+        found.append(InboundTls(tuple(certificates), tuple(scope for scope in scopes if scope is not None)))
+    return tuple(found)
+
+
+def warn_inbound(place: Place | None, problems: Problems) -> None:
+    """Whoever asks for inbound inspection must hear that there is none."""
+    problems.warning(
+        place, "connections to servers are not decrypted with the servers' certificates: this is kept, not applied"
     )
 
 
@@ -143,7 +205,7 @@ def _read_scope(node: Node, variables: Variables, problems: Problems) -> TlsScop
 
 def _read_ca(section: Section, base: Path, check_key: bool, now: float) -> CertificateAuthority | None:
     section.require("ca", "a mapping such as {certificate: ca.pem, private_key: ca.key}")
-    ca = section.section("ca", ("certificate", "private_key"), "{certificate: ca.pem, private_key: ca.key}")
+    ca = section.section("ca", ("certificate", "private_key", "arn"), "{certificate: ca.pem, private_key: ca.key}")
     if ca is None:
         return None
     ca.require("certificate", "the CA certificate's PEM file; `nfw ca create` makes one")
@@ -151,19 +213,25 @@ def _read_ca(section: Section, base: Path, check_key: bool, now: float) -> Certi
     certificate, key = ca.text("certificate", "a file name"), ca.text("private_key", "a file name")
     if not certificate or not key:
         return None
-    certificate_path, key_path = base / certificate, base / key
+    return read_authority(ca, base / certificate, base / key, ca.text("arn", "a text"), check_key, now)
+
+
+def read_authority(
+    ca: Section, certificate_path: Path, key_path: Path, arn: str, check_key: bool, now: float
+) -> CertificateAuthority:
+    """The CA in two files, which the keys ``certificate`` and ``private_key`` of ``ca`` name."""
     certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path)
     key_pem: bytes | None = None
     if check_key:
         key_pem = _read_file(ca, ca.get("private_key"), "CA key", key_path)
         mode = too_open(key_path)
         if mode is not None:
-            section.problems.warning(
+            ca.problems.warning(
                 ca.get("private_key"), f"CA key {key_path} has mode {mode}, so others can read it; expected 0600"
             )
     if certificate_pem is not None or key_pem is not None:
         _check_ca(ca, certificate_path, key_path, certificate_pem, key_pem, now)
-    return CertificateAuthority(certificate_path, key_path, certificate_pem or b"")
+    return CertificateAuthority(certificate_path, key_path, arn, certificate_pem or b"")
 
 
 def _check_ca(
@@ -200,7 +268,8 @@ def _check_ca(
             ca.error(ca.get("certificate"), f"CA certificate {certificate_path}: {complaint}")
 
 
-def _read_trust(section: Section, base: Path) -> Trust:
+def read_trust(section: Section, base: Path) -> Trust:
+    """The key ``trust`` of a section."""
     if "trust" not in section:
         return Trust()
     system = False

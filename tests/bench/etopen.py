@@ -21,9 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engines.packet import decode
 from engines.stateful.inspector import FlowFacts, Inspector, Segment
 from engines.stateful.prefilter import PatternSet
 from engines.stateful.ruleset import RuleSet
+from engines.verdict import Direction
 from nfw.marks import Disposition
 from nfw.pipeline import Answer, Pipeline
 from nfw.policy.compile import Compiled, compile_policy
@@ -39,6 +41,7 @@ MEMORY_MB = 400.0
 SCAN_LEAST = 0.25
 IDLE_MOST = 2.0
 LOOP_SECONDS = 0.5
+PASSES = 3  # over the same bytes, of which the fastest counts: what else the machine does is no cost of these
 # Below the default stream depth, beyond which nothing is searched.
 IDLE_BYTES = 512 << 10
 IDLE_PAYLOAD = 100
@@ -125,7 +128,11 @@ def _http(compiled: Compiled, turns: int) -> Row:
         for rule in ruleset.rules
         if (fast := rule.signature.fast_pattern) is not None and fast.pattern
     )
-    bare, inspected = by_turns(partial(_scan, everything, talk), partial(_inspect, ruleset, talk), turns)
+    bare, inspected = by_turns(
+        lambda: min(_scan(everything, talk) for _ in range(PASSES)),
+        lambda: min(_inspect(ruleset, talk) for _ in range(PASSES)),
+        turns,
+    )
     name = f"HTTP inspected, {len(ruleset.rules):,} ET Open rules"
     return Row(name, "Hyperscan alone", size / bare / 1e6, size / inspected / 1e6, "MB/s", least=SCAN_LEAST)
 
@@ -139,12 +146,13 @@ def _scan(patterns: PatternSet, talk: list[Conversation]) -> float:
 
 
 def _inspect(ruleset: RuleSet, talk: list[Conversation]) -> float:
+    packet = decode(RawTcp(80).packet(Direction.TO_SERVER, 0x18))  # what its header says decides nothing here
     started = time.perf_counter()
     for number, conversation in enumerate(talk):
         facts = FlowFacts(number, 6, b"\x0a\0\0\1", b"\x5d\xb8\xd8\x22", 40000, 80)
         inspector = Inspector(ruleset, facts, 0.0)
         for direction, data in conversation:
-            inspector.inspect(Segment(direction, True, data, data, conversation, 0.0))
+            inspector.inspect(Segment(direction, True, data, data, packet, 0.0))
         if inspector.finished:
             raise RuntimeError("the inspector did not look at the whole conversation")
     return time.perf_counter() - started

@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from engines.stateful.parser import Variables, parse_rules
+from engines.stateful.ruleconfig import RuleConfig
 from engines.stateful.thresholdconfig import parse_threshold_config
 from nfw.capture import Captured, CaptureError, filtered, read_capture
+from nfw.policy.files import list_reader
 from nfw.replay import ADDRESS_VARIABLES, PORT_VARIABLES, ReplayOptions, SettingError, apply_setting, replay
 
 ENTRY_SECONDS = 30.0
@@ -74,10 +77,11 @@ def _parse(folder: Path, entry: Mapping[str, Any]) -> Any:
         (ports if name in ports or "PORT" in name else addresses)[name] = value
     text = (folder / entry["dir"] / entry["rules"]).read_bytes().decode("utf-8", "surrogateescape")
     variables = Variables(addresses=addresses, ports=ports)
-    parsed = parse_rules(text, entry["rules"], variables)
+    config = RuleConfig(read_list=list_reader(str(folder / entry["dir"] / entry["rules"])))
+    parsed = parse_rules(text, entry["rules"], variables, config=config)
     if "threshold.config" in (entry.get("aux") or ()):
-        config = (folder / entry["dir"] / "threshold.config").read_text("utf-8", "surrogateescape")
-        parsed.signatures, _ = parse_threshold_config(config, "threshold.config", variables).apply(parsed.signatures)
+        changes = (folder / entry["dir"] / "threshold.config").read_text("utf-8", "surrogateescape")
+        parsed.signatures, _ = parse_threshold_config(changes, "threshold.config", variables).apply(parsed.signatures)
     return parsed
 
 
@@ -178,9 +182,19 @@ def _fits(record: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
         value: Any = record
         for part in _FIELDS.get(name, name).split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        if value != wanted:
+        if value != wanted and not _same_address(value, wanted):
             return False
     return True
+
+
+def _same_address(value: object, wanted: object) -> bool:
+    """IPv6 addresses have more than one text; Suricata writes all the zeros."""
+    if not (isinstance(value, str) and isinstance(wanted, str) and ":" in value and ":" in wanted):
+        return False
+    try:
+        return ip_address(value) == ip_address(wanted)
+    except ValueError:
+        return False
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ import pytest
 
 from engines.stateful.parser import Variables
 from engines.stateful.prefilter import PatternSet
+from engines.stateful.ruleconfig import RuleConfig
 from nfw.cache import Cache, default_cache, parse_rules_cached
 from nfw.policy.compile import compile_policy
 from nfw.policy.loader import load_policy
@@ -221,6 +222,17 @@ def test_rules_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert said == []
 
 
+def test_rules_that_name_a_file_of_their_own_are_parsed_each_time(tmp_path: Path) -> None:
+    lists = {"bad.md5": b"0" * 32}
+    config = RuleConfig(read_list=lists.__getitem__)
+    rule = "alert http any any -> any any (filemd5:bad.md5; sid:1;)"
+    for _ in range(2):
+        assert not parse_rules_cached(Cache(tmp_path, Said()), rule, "f", NO_VARIABLES, config=config).errors
+    assert entries(tmp_path) == []
+    lists["bad.md5"] = b"no digest"
+    assert parse_rules_cached(Cache(tmp_path, Said()), rule, "f", NO_VARIABLES, config=config).errors
+
+
 @pytest.mark.parametrize(
     ("text", "file", "variables", "known"),
     [
@@ -238,6 +250,25 @@ def test_other_input_is_another_entry(
     parsed = parse_rules_cached(Cache(tmp_path, Said()), text, file, variables, known_sids=known)
     assert len(entries(tmp_path)) == 2
     assert bool(parsed.errors) == ((1, 1) in known and not parsed.signatures)
+
+
+def test_rules_that_read_lists_are_parsed_each_time(tmp_path: Path) -> None:
+    """A list may be another one by then, or not be there."""
+    lists: dict[str, bytes] = {}
+
+    def read(name: str) -> bytes:
+        if name not in lists:
+            raise OSError(0, "does not exist")
+        return lists[name]
+
+    rules, config = "alert http any any -> any any (filemd5:bad; sid:1;)\n", RuleConfig(read_list=read)
+    for content, refused in ((b"", True), (b"0" * 32, False), (b"x", True), (b"1" * 32, False)):
+        lists["bad"] = content
+        parsed = parse_rules_cached(Cache(tmp_path, Said()), rules, "f", NO_VARIABLES, config=config)
+        assert bool(parsed.errors) == refused
+    assert entries(tmp_path) == []
+    parse_rules_cached(Cache(tmp_path, Said()), RULES, "f", NO_VARIABLES, config=config)
+    assert len(entries(tmp_path)) == 1
 
 
 def test_sids_of_cached_rules_are_taken(tmp_path: Path) -> None:

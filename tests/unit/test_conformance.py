@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.run import _score, load_manifest, run
+from tests.conformance.run import _fits, _score, load_manifest, run
 
 DATA = Path(__file__).parents[2].parent / "shared" / "conformance" / "suricata"
 PASSING = Path(__file__).parents[1] / "conformance" / "passing.txt"
@@ -47,6 +47,19 @@ def test_the_score_fails_what_differs() -> None:
         ({"checks": [{"event": "alert", "where": {"sid": 1, "pcap_cnt": 4}, "count": 1}]}, False),
     ):
         assert (not _score(entry, [alert], {})) is fine, entry
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted", "fits"),
+    [
+        ("2001:db8::1", "2001:0db8:0000:0000:0000:0000:0000:0001", True),
+        ("2001:db8::1", "2001:0db8:0000:0000:0000:0000:0000:0002", False),
+        ("10.0.0.1", "10.0.0.2", False),
+        ("a: b", "c: d", False),
+    ],
+)
+def test_addresses_are_compared_as_such(written: str, wanted: str, fits: bool) -> None:
+    assert _fits({"src_ip": written}, {"src_ip": wanted}) is fits
 
 
 def _misbehave(folder: Path, entry: Mapping[str, Any]) -> list[str]:

@@ -286,7 +286,10 @@ def test_packet_decision_and_flow_decision_of_one_packet() -> None:
     assert flow.data(UP, b"x") == "drop! 1 2"
     pass_flow = 'pass tcp {0} (content:"x"; sid:2;)'
     flow = Flow(compiled((drop_packet + "\n" + pass_flow).format(ANY), "strict")).handshake()
-    assert [flow.data(UP, b"x"), flow.data(UP, b"y")] == ["drop 1", "accept!"]
+    assert [flow.data(UP, b"x"), flow.data(UP, b"y")] == ["drop 1", "drop 1"]
+    pass_packet = "pass tcp {0} (flow:established; sid:1;)"
+    flow = Flow(compiled((pass_packet + "\n" + drop_flow).format(ANY), "strict")).handshake()
+    assert [flow.data(UP, b"x"), flow.data(UP, b"y")] == ["accept", "accept"]
 
 
 def test_decision_names_the_rule() -> None:

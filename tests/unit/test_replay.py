@@ -121,6 +121,14 @@ def test_ip_rules_once_a_direction_packet_rules_each_packet(tmp_path: Path) -> N
     assert seen == {1: 2, 2: 3}
 
 
+def test_thresholds_are_not_about_packets_without_addresses(tmp_path: Path) -> None:
+    rule = (
+        "alert pkthdr any any -> any any (decode-event:ipv4.pkt_too_small;"
+        " threshold:type limit, track by_src, count 1, seconds 60; sid:1;)"
+    )
+    assert alerts(run(rule, [b"\x45", b"\x45"], tmp_path)) == [(1, 1), (1, 2)]
+
+
 def test_a_drop_in_ips_mode_takes_the_rest_of_the_flow_along(tmp_path: Path) -> None:
     rule = 'drop http any any -> any any (http.uri; content:"/secret"; sid:1;)'
     records = run(rule, conversation(), tmp_path, mode="ips", stream__inline="yes")

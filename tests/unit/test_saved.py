@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.stateful.header import AddressTest, FamilyTest, PortTest
+from engines.stateful.match import compile_program
 from engines.stateful.parser import ParsedRules, Variables, parse_rules
 from engines.stateful.saved import load_rules, save_rules
+from engines.stateful.signature import BufferMatch
 
 CORPUS = Path(__file__).parents[1] / "corpus" / "rules"
 ETOPEN = Path(__file__).parents[2].parent / "shared" / "rulesets" / "et-open"
@@ -79,6 +81,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, types.FunctionType):
         cells = [plain(cell.cell_contents) for cell in value.__closure__ or ()]
         return (value.__qualname__, cells, plain(value.__defaults__))
+    if isinstance(value, BufferMatch):  # compiled when first asked for
+        value = dataclasses.replace(value, program=compile_program(value.matchers))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return (type(value), [(f.name, plain(getattr(value, f.name))) for f in dataclasses.fields(value)])
     if isinstance(value, Mapping):

@@ -302,10 +302,8 @@ class FtpDataTransaction(BaseTransaction):
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
         files = direction is None or direction is self.side
-        if name == "file.data":
-            return self.files.data() if files else ()
-        if name == "file.name":
-            return self.files.names if files else ()
+        if name.startswith("file."):
+            return self.files.buffer(name) if files else ()
         if name == "ftpdata_command" and self.command and (files or self.command not in {"retr", "stor"}):
             return (self.command.encode(),)
         return ()
@@ -361,7 +359,10 @@ class FtpDataParser(BaseParser):
             self._end()
 
     def held(self, direction: Direction) -> int:
-        return self._size if self._hold and direction is self._tx.side and not self.finished else 0
+        if not self._hold or direction is not self._tx.side or self.finished:
+            return 0
+        files = self._tx.files.files
+        return 0 if files and files[0].filled else self._size
 
     def _end(self) -> None:
         self._tx.files.close()

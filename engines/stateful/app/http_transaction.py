@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from engines.stateful.app.bodies import Body, decoders_for
+from engines.stateful.app.digests import ALGORITHMS
 from engines.stateful.app.files import Files
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.mime import parameter
@@ -379,6 +380,17 @@ def _file_name(tx: HttpTransaction, head: Head, direction: Direction) -> Sequenc
     return (name,) if name else ()
 
 
+def _digest(name: str) -> Getter:
+    def get(tx: HttpTransaction, head: Head, direction: Direction) -> Sequence[bytes]:
+        files = tx.files(direction)
+        if files is not None:
+            return files.buffer(name)
+        digest = head.body.digest(name) if head.body is not None and head.body.length else None
+        return () if digest is None else (digest,)
+
+    return get
+
+
 # Name -> (sides that have it, getter, whether it stays as it is once the head is there).
 BUFFERS: dict[str, tuple[tuple[Direction, ...], Getter, bool]] = {
     "http.method": (_REQUEST, _part("first"), False),
@@ -413,6 +425,7 @@ BUFFERS: dict[str, tuple[tuple[Direction, ...], Getter, bool]] = {
     "file.data": (_BOTH, _file_data, False),
     "file_data": (_BOTH, _file_data, False),
     "file.name": (_BOTH, _file_name, False),
+    **{name: (_BOTH, _digest(name), False) for name in ALGORITHMS},
 }
 _BY_SIDE = tuple(
     {name: (getter, cacheable) for name, (sides, getter, cacheable) in BUFFERS.items() if side in sides}

@@ -58,6 +58,10 @@ class AppLimits:
     file_total: int = 256 << 10
     # Names of files of one transaction. -> the oldest is let go
     file_names: int = 256
+    # Digests of whole files that rules ask for, by buffer; the rule set fills this in.
+    hashes: frozenset[str] = frozenset()
+    # How long a file may be for that, decoded: what a small one can inflate to at once. -> no digest
+    hashed: int = 16 << 20
     # A line of a command, reply or header (Suricata's limit, too). -> event truncated_line, rest of the line skipped
     dialogue_line: int = 4 << 10
     # Header fields of one entity of a mail, together; Postfix stops at 100 KiB. -> event mime_long_header_value

@@ -77,10 +77,8 @@ class SmbTransaction(CallTransaction):
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
         if name == "smb.version":
             return (bytes([self.version]),)
-        if name in {"file.data", "file.name"}:
-            if self.files is None or direction is self.side.reply:
-                return ()
-            return self.files.data() if name == "file.data" else self.files.names
+        if name.startswith("file."):
+            return () if self.files is None or direction is self.side.reply else self.files.buffer(name)
         if name.startswith("dcerpc."):
             return super().buffer(name, direction)
         if direction is _DOWN:

@@ -31,8 +31,6 @@ _BUFFERS: dict[str, str] = {
     "pgsql": "pgsql.query",
     "quic": "quic.ua quic.cyu.hash quic.cyu.string",
     "rfb": "rfb.name",
-    "sip": "sip.method sip.uri sip.request_line sip.response_line sip.stat_code sip.stat_msg sip.protocol sip.from "
-    "sip.to sip.via sip.user_agent sip.content_type sip.content_length",
     "snmp": "snmp.community snmp.usm",
 }
 _VALUES: dict[str, str] = {
