@@ -58,6 +58,8 @@ CRL_THREADS = 4
 ISSUER_SECONDS = 3.0  # for all intermediates a server left out
 ISSUER_NESTING = 3
 ISSUER_FETCHES = 10
+ISSUER_THREADS = 8  # apart: anybody can ask for issuers, with a certificate nobody has signed
+ISSUER_JOBS = 128
 MAX_JOBS = 1024  # open at the same time; more are answered UNKNOWN at once
 MAX_WAITING = 65_536  # per certificate
 MAX_FINDINGS = 16_384
@@ -301,6 +303,8 @@ class Fetcher:
         self._clock = clock
         self._shelf = CrlShelf(store, lambda url, seconds: get(url, None, CRL_BYTES, seconds), clock)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ask")
+        self._climbers = ThreadPoolExecutor(ISSUER_THREADS, thread_name_prefix="climb")
+        self._climbing = 0
         self._done: queue.SimpleQueue[tuple[bytes, Answer]] = queue.SimpleQueue()
         self._jobs: OrderedDict[bytes, _Job] = OrderedDict()
         self._findings: OrderedDict[bytes, tuple[Answer, float]] = OrderedDict()
@@ -325,7 +329,7 @@ class Fetcher:
             return
         job = self._jobs.get(key)
         if job is None:
-            if len(self._jobs) >= MAX_JOBS:
+            if len(self._jobs) >= MAX_JOBS or (below is not None and self._climbing >= ISSUER_JOBS):
                 self._count("busy")
                 reply(encode_answer(number, _unknown("none", "busy") if below is None else ()))
                 return
@@ -334,7 +338,8 @@ class Fetcher:
             if below is None:
                 self._pool.submit(self._work, key, certificate, issuer)
             else:
-                self._pool.submit(self._work_issuers, key, certificate)
+                self._climbing += 1
+                self._climbers.submit(self._work_issuers, key, certificate)
         if job.answered:
             reply(encode_answer(number, job.late))
         elif len(job.waiting) < MAX_WAITING:
@@ -354,6 +359,7 @@ class Fetcher:
             if len(self._findings) > MAX_FINDINGS:
                 self._findings.popitem(last=False)
             if isinstance(finding, tuple):
+                self._climbing -= 1
                 self._count("issuers_found" if finding else "issuers_missing")
             else:
                 self._count(f"{finding.method}_{finding.status.value.lower()}")
@@ -373,7 +379,8 @@ class Fetcher:
 
     def close(self) -> None:
         """Start nothing more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._climbers):
+            pool.shutdown(wait=False, cancel_futures=True)
         self._shelf.close()
 
     def _keep_until(self, answer: Answer) -> float:

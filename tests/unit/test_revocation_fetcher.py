@@ -318,6 +318,29 @@ def test_issuers_that_are_none(bench, answer: Callable[[], bytes]) -> None:
     assert len(place.fetched) == 1
 
 
+def test_issuers_take_no_room_from_revocation(bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody can make a certificate that points somewhere slow."""
+    monkeypatch.setattr(revocationfetcher, "ISSUER_JOBS", 12)
+    gate = threading.Event()
+
+    def slow() -> bytes:
+        gate.wait(5)
+        return b""
+
+    place = bench({ABOVE: slow, OCSP_URL: lambda: ocsp_response(ONLY_OCSP, ROOT)})
+    stranger = Authority("Stranger")
+    for number in range(13):
+        certificate, _ = pointing(stranger, "a.test", ocsp_urls=(), issuer_urls=(ABOVE,))
+        message = revocationfetcher.encode_issuers_question(number, der(certificate))
+        place.fetcher.ask(message, lambda data: place.answers.append(decode_answer(data)), time.monotonic())
+    assert place.answers == [(12, ())], "one too many"
+    place.ask(ONLY_OCSP, 99)
+    assert place.settle(2)[1].status is Revocation.GOOD
+    gate.set()
+    place.settle(14)
+    assert place.fetcher._climbing == 0
+
+
 def test_a_loop_of_issuers_ends(bench) -> None:
     """Two authorities that certify each other, each saying the other is above it."""
     pointers = []
