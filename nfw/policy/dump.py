@@ -15,11 +15,13 @@ from engines.stateless.rule import StatelessRule
 from engines.tls.scope import TlsScope
 from nfw.policy.model import (
     DEFAULT_VARIABLES,
+    Distrust,
     Flows,
     InboundTls,
     Log,
     OpenFlows,
     Policy,
+    Revocation,
     RuleSource,
     Stateful,
     StatefulGroup,
@@ -129,15 +131,20 @@ def _tls(tls: Tls, base: Path) -> list[str]:
     if tls.trust != Trust():
         roots = (["system"] if tls.trust.system else []) + [_path(file, base) for file in tls.trust.files]
         lines.append(f"  trust: [{', '.join(roots)}]")
+    if tls.distrust != Distrust():
+        lines.append(
+            f"  distrust: [{', '.join([*tls.distrust.keys, *(_path(file, base) for file in tls.distrust.files)])}]"
+        )
     lines.append("  scopes:")
     lines += [f"    - {_scope(scope)}" for scope in tls.scopes]
     lines.append(f"  on_failure: {tls.on_failure.value}")
+    if tls.actions:
+        lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
+    if tls.revocation != Revocation():
+        lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation, base))}}}")
+    lines += ["  fetch_issuers: true"] if tls.fetch_issuers else []
     lines += ["  session_holding: true"] if tls.session_holding else []
     lines += [f"  keywords: {tls.keywords.value}"] if tls.keywords is not TlsKeywords.ALL else []
-    if tls.revocation is not None:
-        lines.append(
-            f"  revocation: {{revoked: {tls.revocation.revoked.value}, unknown: {tls.revocation.unknown.value}}}"
-        )
     return lines
 
 
@@ -161,6 +168,19 @@ def _inbound(inbound: tuple[InboundTls, ...], base: Path) -> list[str]:
         lines.append("    scopes:")
         lines += [f"      - {_scope(scope)}" for scope in entry.scopes]
     return lines
+
+
+def _revocation(revocation: Revocation, base: Path) -> list[str]:
+    parts = [
+        f"check: {str(revocation.check).lower()}",
+        f"revoked: {revocation.revoked.value}",
+        f"unknown: {revocation.unknown.value}",
+    ]
+    if revocation.allow:
+        parts.append(f"allow: {_list(str(network) for network in revocation.allow)}")
+    if revocation.cache != Revocation().cache:
+        parts.append(f"cache: {_path(revocation.cache, base)}")
+    return parts
 
 
 def _stateful(stateful: Stateful, base: Path) -> list[str]:

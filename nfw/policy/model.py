@@ -37,6 +37,14 @@ class Refusal(enum.StrEnum):
     REJECT = "reject"  # with a TCP reset
 
 
+class TlsAction(enum.StrEnum):
+    """What a verdict on an intercepted connection leads to."""
+
+    PASS = "pass"  # noqa: S105 - goes on, and is logged
+    DROP = "drop"
+    REJECT = "reject"
+
+
 class StreamException(enum.StrEnum):
     """What meets TCP of which no handshake was seen (AWS ``StreamExceptionPolicy``)."""
 
@@ -125,22 +133,6 @@ class Trust:
     pem: bytes = field(default=b"", compare=False, repr=False)  # the files' contents, one after the other
 
 
-class OnRevocation(enum.StrEnum):
-    """What becomes of a connection by the state of its server's certificate (AWS ``RevokedStatusAction``)."""
-
-    PASS = "pass"  # noqa: S105
-    DROP = "drop"
-    REJECT = "reject"
-
-
-@dataclass(frozen=True, slots=True)
-class Revocation:
-    """AWS ``CheckCertificateRevocationStatus``. ``unknown``: neither OCSP nor a CRL could be had."""
-
-    revoked: OnRevocation = OnRevocation.PASS
-    unknown: OnRevocation = OnRevocation.PASS
-
-
 @dataclass(frozen=True, slots=True)
 class ServerCertificate:
     """The certificate and key of an inspected server; None where an AWS document names only its ``arn``."""
@@ -159,17 +151,43 @@ class InboundTls:
 
 
 @dataclass(frozen=True, slots=True)
+class Distrust:
+    """Keys refused in a server's chain: SHA-256 of public keys (hex), and those of the certificates in ``files``."""
+
+    keys: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    pem: bytes = field(default=b"", compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """Whether servers' certificates are checked for revocation, and what becomes of a flow whose server's is revoked or
+    of which nobody says (AWS ``CheckCertificateRevocationStatus``). ``allow``: networks that may be asked although they
+    are private, and on any port; ``cache``: directory that keeps what they said."""
+
+    check: bool = False
+    revoked: TlsAction = TlsAction.REJECT
+    unknown: TlsAction = TlsAction.REJECT
+    allow: tuple[Network, ...] = ()
+    cache: Path = Path("/var/lib/nfw/revocation")
+
+
+@dataclass(frozen=True, slots=True)
 class Tls:
-    """Stage 2. Flows in a scope are decrypted; ``on_failure`` ends those that cannot be."""
+    """Stage 2. Flows in a scope are decrypted; ``on_failure`` ends those that cannot be, unless ``actions`` names
+    another end for the status (:class:`engines.tls.status.Status`, in small letters)."""
 
     ca: CertificateAuthority
     scopes: tuple[TlsScope, ...]
     trust: Trust = Trust()
     on_failure: Refusal = Refusal.REJECT
     session_holding: bool = False  # AWS EnableTLSSessionHolding: no packet to the server before the SNI rules passed
-    revocation: Revocation | None = None
     arn: str = ""
     keywords: TlsKeywords = TlsKeywords.ALL
+    actions: tuple[tuple[str, TlsAction], ...] = ()
+    distrust: Distrust = Distrust()
+    revocation: Revocation = Revocation()
+    fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from engines.tls.scope import TlsScope
 from nfw.policy.errors import Place, Problems, suggest
@@ -11,20 +12,36 @@ from nfw.policy.fields import Section, open_section
 from nfw.policy.files import read_bounded, too_open
 from nfw.policy.model import (
     CertificateAuthority,
+    Distrust,
     InboundTls,
-    OnRevocation,
     Refusal,
     Revocation,
     ServerCertificate,
     Tls,
+    TlsAction,
     TlsKeywords,
     Trust,
     Variables,
 )
 from nfw.policy.read_stateless import read_networks, read_ports
-from nfw.policy.yamlpos import Node, Scalar, Sequence
+from nfw.policy.yamlpos import Mapping, Node, Scalar, Sequence
 
-KEYS = ("ca", "trust", "scopes", "on_failure", "session_holding", "keywords", "revocation", "arn")
+KEYS = (
+    "ca",
+    "trust",
+    "distrust",
+    "scopes",
+    "on_failure",
+    "actions",
+    "revocation",
+    "fetch_issuers",
+    "session_holding",
+    "keywords",
+    "arn",
+)
+REVOCATION_KEYS = ("check", "revoked", "unknown", "allow", "cache")
+CERTIFICATE_ACTIONS = ("expired", "not_yet_valid", "untrusted", "name_mismatch", "invalid", "weak", "must_staple")
+FLOW_ACTIONS = ("no_sni", "protocol", "not_tls")  # nothing is left that could be decrypted, so none can be passed
 SCOPE_KEYS = ("sources", "source_ports", "destinations", "destination_ports")
 MAX_PEM_BYTES = 16 * 1024 * 1024  # the system's whole store is 0.25 MB
 WARN_DAYS = 30  # enough to roll a new CA out to clients
@@ -47,11 +64,11 @@ def read_tls(
     scopes = [_read_scope(item, variables, problems) for item in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
     on_failure = section.choice("on_failure", Refusal.REJECT)
     holding = section.flag("session_holding", False)
-    revocation = None
-    part = section.section("revocation", ("revoked", "unknown"), "{revoked: reject, unknown: pass}")
-    if part is not None:
-        revocation = Revocation(part.choice("revoked", OnRevocation.PASS), part.choice("unknown", OnRevocation.PASS))
-        warn_revocation(revocation, section.key("revocation"), problems)
+    actions = read_actions(section)
+    distrust = read_distrust(section, base)
+    revocation = read_revocation(section, variables, base)
+    keywords = section.choice("keywords", TlsKeywords.ALL)
+    fetch_issuers = section.flag("fetch_issuers", False)
     if ca is None:
         return None
     return Tls(
@@ -60,16 +77,80 @@ def read_tls(
         trust=trust,
         on_failure=on_failure,
         session_holding=holding,
-        keywords=section.choice("keywords", TlsKeywords.ALL),
+        keywords=keywords,
+        actions=actions,
+        distrust=distrust,
         revocation=revocation,
+        fetch_issuers=fetch_issuers,
         arn=section.text("arn", "a text"),
     )
 
 
-def warn_revocation(revocation: Revocation, place: Place | None, problems: Problems) -> None:
-    """Revocation is not checked yet, which an operator who asks for it must hear."""
-    if revocation != Revocation():
-        problems.warning(place, "certificates are not checked for revocation yet: this setting is kept, not applied")
+def read_actions(section: Section) -> tuple[tuple[str, TlsAction], ...]:
+    """``tls.actions``: (status in small letters, action), in the order of the statuses."""
+    node = section.get("actions")
+    if isinstance(node, Mapping):
+        for key, _ in node.entries:
+            if key.text in ("revoked", "unknown"):
+                section.error(key, f"actions: the action for {key.text} is set in tls.revocation")
+                return ()
+    part = section.section("actions", (*CERTIFICATE_ACTIONS, *FLOW_ACTIONS), "{expired: reject, not_tls: drop}")
+    if part is None:
+        return ()
+    found: list[tuple[str, TlsAction]] = []
+    for name in (*CERTIFICATE_ACTIONS, *FLOW_ACTIONS):
+        if name not in part:
+            continue
+        action = part.choice(name, TlsAction.REJECT)
+        if action is TlsAction.PASS and name in FLOW_ACTIONS:
+            part.error(
+                part.get(name),
+                f"{name}: expected drop or reject; what cannot be decrypted is passed by leaving it out of the scopes",
+            )
+        found.append((name, action))
+    return tuple(found)
+
+
+_KEY_DIGEST = re.compile(r"[0-9A-Fa-f]{64}\Z")
+
+
+def read_distrust(section: Section, base: Path) -> Distrust:
+    """``tls.distrust``."""
+    keys: list[str] = []
+    files: list[Path] = []
+    pem: list[bytes] = []
+    for item in section.items("distrust", "[bad-ca.pem]"):
+        if not isinstance(item, Scalar) or not item.text:
+            section.error(item, "distrust: expected a PEM file or the SHA-256 of a public key, 64 hexadecimal digits")
+        elif _KEY_DIGEST.match(item.text):
+            keys.append(item.text.lower())
+        else:
+            path = base / item.text
+            content = _read_file(section, item, "distrust file", path)
+            if content is not None and _check_roots(section, item, path, content, "distrust"):
+                files.append(path)
+                pem.append(content if content.endswith(b"\n") else content + b"\n")
+    return Distrust(tuple(keys), tuple(files), b"".join(pem))
+
+
+def read_revocation(section: Section, variables: Variables, base: Path) -> Revocation:
+    part = section.section("revocation", REVOCATION_KEYS, "{check: true, revoked: reject, unknown: reject}")
+    if part is None:
+        return Revocation()
+    return Revocation(
+        check=part.flag("check", True),
+        revoked=part.choice("revoked", TlsAction.REJECT),
+        unknown=part.choice("unknown", TlsAction.REJECT),
+        **read_fetching(part, variables, base),
+    )
+
+
+def read_fetching(section: Section, variables: Variables, base: Path) -> dict[str, Any]:
+    """``allow`` and ``cache`` of ``tls.revocation``."""
+    return {
+        "allow": read_networks(section, "allow", variables),
+        "cache": base / section.text("cache", "a directory", default=str(Revocation().cache)),
+    }
 
 
 def read_inbound(node: Node | None, variables: Variables, base: Path, problems: Problems) -> tuple[InboundTls, ...]:
@@ -212,16 +293,16 @@ def read_trust(section: Section, base: Path) -> Trust:
 _CERTIFICATE = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----")
 
 
-def _check_roots(section: Section, node: Node, path: Path, content: bytes) -> bool:
+def _check_roots(section: Section, node: Node, path: Path, content: bytes, what: str = "trust") -> bool:
     from cryptography import x509
 
     if not _CERTIFICATE.search(content):
-        section.error(node, f"trust file {path} holds no certificate; expected PEM (-----BEGIN CERTIFICATE-----)")
+        section.error(node, f"{what} file {path} holds no certificate; expected PEM (-----BEGIN CERTIFICATE-----)")
         return False
     try:
         x509.load_pem_x509_certificates(content)
     except ValueError as error:
-        section.error(node, f"trust file {path} holds a certificate that cannot be read: {error}")
+        section.error(node, f"{what} file {path} holds a certificate that cannot be read: {error}")
         return False
     return True
 

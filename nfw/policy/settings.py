@@ -13,26 +13,30 @@ from nfw.policy.errors import Problems
 from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.model import (
     DEFAULT_VARIABLES,
+    Distrust,
     Flows,
     Log,
     OpenFlows,
     OpenFlowsOf,
     Policy,
     Refusal,
+    Revocation,
     Stateful,
+    TlsAction,
     TlsKeywords,
     Trust,
     Variables,
     WhenFull,
 )
 from nfw.policy.read_stateful import FILE_KEYS, RuleFiles, read_rule_files
-from nfw.policy.read_tls import read_trust
+from nfw.policy.read_tls import read_actions, read_distrust, read_fetching, read_trust
 from nfw.policy.variables import read_own_variables
 from nfw.policy.yamlpos import Mapping as MappingNode
 from nfw.policy.yamlpos import Node, Scalar
 
 KEYS = ("variables", "tls", "stateful", "open_flows", "flows", "fail_open", "workers", "log")
 FLOWS_KEYS = ("max_flows", "tcp_idle", "tcp_opening", "udp", "icmp", "other", "when_full")
+TLS_KEYS = ("trust", "on_failure", "keywords", "actions", "distrust", "fetch_issuers", "revocation")
 LOG_KEYS = ("path", "max_size", "keep", "events")
 LOG_EVENTS = ("alert", "drop", "flow", "tls")
 MAX_WORKERS = 64  # queues of one generation; a router with more cores than that is not this program's
@@ -48,6 +52,10 @@ class Settings:
     trust: Trust | None = None
     on_failure: Refusal | None = None
     keywords: TlsKeywords | None = None
+    actions: tuple[tuple[str, TlsAction], ...] = ()
+    distrust: Distrust = field(default_factory=Distrust)
+    fetch_issuers: bool = False
+    revocation: Revocation = field(default_factory=Revocation)  # AWS has what to do, not how it is found out
     stream_depth: int | None = None
     rule_files: RuleFiles = field(default_factory=RuleFiles)
     open_flows: OpenFlows = field(default_factory=OpenFlows)
@@ -66,6 +74,10 @@ class Settings:
                 trust=self.trust or tls.trust,
                 on_failure=self.on_failure or tls.on_failure,
                 keywords=self.keywords or tls.keywords,
+                actions=self.actions,
+                distrust=self.distrust,
+                fetch_issuers=self.fetch_issuers,
+                revocation=replace(tls.revocation, allow=self.revocation.allow, cache=self.revocation.cache),
             )
         if self.stream_depth is not None:
             stateful = replace(stateful, stream_depth=self.stream_depth)
@@ -93,7 +105,8 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
     if section is None:
         return Settings()
     section.where = ""
-    tls = section.section("tls", ("trust", "on_failure", "keywords"), "{on_failure: reject}")
+    tls = section.section("tls", TLS_KEYS, "{on_failure: reject}")
+    revocation = tls.section("revocation", ("allow", "cache"), "{allow: [10.0.0.0/8]}") if tls is not None else None
     stateful = section.section("stateful", ("stream_depth", *FILE_KEYS), "{stream_depth: 1mb}")
     log = section.get("log")
     return Settings(
@@ -101,6 +114,12 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         trust=read_trust(tls, base) if tls is not None and "trust" in tls else None,
         on_failure=tls.choice("on_failure", Refusal.REJECT) if tls is not None and "on_failure" in tls else None,
         keywords=tls.choice("keywords", TlsKeywords.ALL) if tls is not None and "keywords" in tls else None,
+        actions=read_actions(tls) if tls is not None else (),
+        distrust=read_distrust(tls, base) if tls is not None else Distrust(),
+        fetch_issuers=tls.flag("fetch_issuers", False) if tls is not None else False,
+        revocation=Revocation(**read_fetching(revocation, DEFAULT_VARIABLES, base))
+        if revocation is not None
+        else Revocation(),
         rule_files=read_rule_files(stateful, base) if stateful is not None else RuleFiles(),
         stream_depth=stateful.size("stream_depth", Stateful().stream_depth, 0, 1 << 32)
         if stateful is not None

@@ -271,7 +271,13 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
             "session_holding": draw(st.booleans()),
             "keywords": draw(st.sampled_from(["all", "sni"])),
             "trust": draw(st.sampled_from([["system"], ["ca.pem"], ["system", "certs/ca.pem"]])),
-            "revocation": {"revoked": draw(st.sampled_from(["pass", "drop", "reject"]))},
+            "revocation": {
+                "revoked": draw(st.sampled_from(["pass", "drop", "reject"])),
+                **draw(st.sampled_from([{}, {"allow": ["10.0.0.0/8", "fd00::/8"], "cache": "answers"}])),
+            },
+            "actions": draw(st.sampled_from([{"weak": "pass"}, {"expired": "drop", "not_tls": "drop"}])),
+            "distrust": draw(st.sampled_from([["ab" * 32], ["ca.pem"], ["cd" * 32, "certs/ca.pem"]])),
+            "fetch_issuers": draw(st.booleans()),
         }
     if draw(st.booleans()):
         certificate = {"certificate": "certs/ca.pem", "private_key": "certs/ca.key"}

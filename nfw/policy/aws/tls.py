@@ -11,13 +11,13 @@ from nfw.policy.aws.rule_group import read_addresses, read_ports, read_protocols
 from nfw.policy.model import (
     CertificateAuthority,
     InboundTls,
-    OnRevocation,
     Revocation,
     ServerCertificate,
     Tls,
+    TlsAction,
     TlsKeywords,
 )
-from nfw.policy.read_tls import read_authority, warn_inbound, warn_revocation
+from nfw.policy.read_tls import read_authority, warn_inbound
 from nfw.policy.values import TCP
 
 CONFIGURATION_FIELDS = (
@@ -37,7 +37,7 @@ SCOPE_FIELDS = (
     "DeploymentMode",
     "DomainMatch",
 )
-REVOCATION = {"PASS": OnRevocation.PASS, "DROP": OnRevocation.DROP, "REJECT": OnRevocation.REJECT}
+REVOCATION = {"PASS": TlsAction.PASS, "DROP": TlsAction.DROP, "REJECT": TlsAction.REJECT}
 MAX_CERTIFICATES = 10
 
 
@@ -91,7 +91,11 @@ def read_tls_configuration(
     if ca is None:
         return None, tuple(inbound)
     return Tls(
-        ca=ca, scopes=tuple(outbound), revocation=revocation, keywords=TlsKeywords.SNI, arn=own.arn or document.arn
+        ca=ca,
+        scopes=tuple(outbound),
+        revocation=revocation or Revocation(),
+        keywords=TlsKeywords.SNI,
+        arn=own.arn or document.arn,
     ), tuple(inbound)
 
 
@@ -168,9 +172,8 @@ def _read_revocation(fields: Fields) -> Revocation | None:
             fields.key("CheckCertificateRevocationStatus"),
             "CertificateAuthorityArn is required when enabling CheckCertificateRevocationStatus.; expected both",
         )
-    revocation = Revocation(
-        part.enumerated("RevokedStatusAction", REVOCATION, OnRevocation.PASS),
-        part.enumerated("UnknownStatusAction", REVOCATION, OnRevocation.PASS),
+    return Revocation(
+        check=True,
+        revoked=part.enumerated("RevokedStatusAction", REVOCATION, TlsAction.PASS),
+        unknown=part.enumerated("UnknownStatusAction", REVOCATION, TlsAction.PASS),
     )
-    warn_revocation(revocation, fields.key("CheckCertificateRevocationStatus"), fields.problems)
-    return revocation

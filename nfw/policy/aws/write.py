@@ -24,10 +24,12 @@ from nfw.policy.capacity import stateless_units
 from nfw.policy.dump import relative_path
 from nfw.policy.model import (
     DEFAULT_VARIABLES,
+    Distrust,
     Flows,
     Log,
     OpenFlows,
     Policy,
+    Revocation,
     RuleOrder,
     RuleSource,
     Stateful,
@@ -270,7 +272,7 @@ class _Writer:
         if tls is not None:
             arn = self._certificate(tls.ca.arn, tls.ca.certificate, tls.ca.private_key)
             entry: Json = {"CertificateAuthorityArn": arn, "Scopes": [_scope(scope) for scope in tls.scopes]}
-            if tls.revocation is not None:
+            if tls.revocation.check:
                 entry["CheckCertificateRevocationStatus"] = {
                     "RevokedStatusAction": tls.revocation.revoked.value.upper(),
                     "UnknownStatusAction": tls.revocation.unknown.value.upper(),
@@ -360,6 +362,19 @@ class _Writer:
             found["trust"] = (["system"] if tls.trust.system else []) + [
                 f"./{file}" if file == "system" else file for file in files
             ]
+        if tls.actions:
+            found["actions"] = {status: action.value for status, action in tls.actions}
+        if tls.distrust != Distrust():
+            found["distrust"] = [*tls.distrust.keys, *(relative_path(file, self.base) for file in tls.distrust.files)]
+        if tls.fetch_issuers:
+            found["fetch_issuers"] = True
+        fetching: Json = {}
+        if tls.revocation.allow:
+            fetching["allow"] = [str(network) for network in tls.revocation.allow]
+        if tls.revocation.cache != Revocation().cache:
+            fetching["cache"] = relative_path(tls.revocation.cache, self.base)
+        if fetching:
+            found["revocation"] = fetching
         return found
 
 
