@@ -129,6 +129,9 @@ class Pipeline:
         # UDP flows answered with ENDED, oldest first: more of them may be queued from before the mark was set.
         self.ended: OrderedDict[bytes, float] = OrderedDict()
         self.counts: dict[str, int] = {}
+        self.packets = self.bytes = 0  # received from the queue; bytes from the IP header on
+        self.forwarded = self.forwarded_bytes = 0  # of those, what the stateless engine sent on
+        self.verdicts: dict[tuple[str, str, str], int] = {}  # (stage, verdict, reason) -> packets so decided
         self._drop_budget = float(DROP_EVENTS_PER_SECOND)
         self._drop_at = 0.0
         # Answers that depend on TCP flags can differ from packet to packet, so only the others are remembered.
@@ -139,11 +142,15 @@ class Pipeline:
     def packet(self, packet_id: int, generation: int, disposition: int, data: bytes, now: float) -> Answer:
         """Judge one packet. ``generation`` and ``disposition`` are what the flow's ct mark said before it."""
         packet = decode(data)
+        self.packets += 1
+        self.bytes += len(data)
         if packet.problem is not None:
             return self._drop("invalid_packet", packet, now)
         match = self.filter.match(packet)
         if match.action is not StatelessAction.FORWARD:
             return self._stateless(packet, match, now)
+        self.forwarded += 1
+        self.forwarded_bytes += len(data)
         # The kernel copies an older mark bit by bit, and a verdict may change it meanwhile: what REPLY says holds
         # whatever generation stands beside it.
         reply = disposition == Disposition.REPLY
@@ -169,6 +176,7 @@ class Pipeline:
             ref = RuleRef("stateless", match.rule.priority, match.rule.name, match.rule.file, match.rule.line)
             return self._drop("stateless_rule", packet, now, ref)
         self._count("stateless_pass")
+        self._verdict("stateless", "pass", "stateless_default" if match.rule is None else "stateless_rule")
         # The kernel may take over only when the answer to the replies is known to be the same.
         settled = packet.protocol == UDP or (packet.protocol == TCP and not self._flag_rules)
         if settled and self.filter.action_of_reply(packet) is StatelessAction.PASS:
@@ -210,6 +218,7 @@ class Pipeline:
             if kind is Kind.NEW and packet.protocol == TCP and self._in_scope(packet):
                 self.table.remove(flow)
                 self._count("tls")
+                self._verdict("flow", "tls", "tls_scope")
                 return Answer.TLS
             inspector = Inspector(self.ruleset, _facts(flow), now) if self._inspecting else None
             context = flow.context = Context(inspector)
@@ -255,6 +264,7 @@ class Pipeline:
             return self._drop("stream_exception", packet, now)
         if exception is StreamException.REJECT:
             self._reset(packet)
+            return self._drop("stream_exception", packet, now, verdict=Verdict.REJECT)
         return self._drop("stream_exception", packet, now)
 
     def _open_datagram(self, packet: Packet, disposition: int, now: float) -> Answer | None:
@@ -312,6 +322,7 @@ class Pipeline:
         refusal = context.decision
         if refusal is not None and refusal.verdict is not Verdict.ACCEPT:
             # Decided when a hold expired, with no packet at hand that could carry the answer to the kernel.
+            self._verdict("stateful", refusal.verdict.value, refusal.reason)
             if refusal.verdict is Verdict.REJECT:
                 self._refuse(packet)
             return self._settle(flow, Answer.DROP_FLOW, now)
@@ -432,6 +443,7 @@ class Pipeline:
                 context.decision = decision
             return None
         self._count(decision.reason)
+        self._verdict("stateful", decision.verdict.value, decision.reason)
         key = f"{decision.reason}:{decision.rule}"
         if key not in context.dropped and len(context.dropped) < 32:
             context.dropped.add(key)
@@ -599,9 +611,18 @@ class Pipeline:
         self._count("alert")
         self.effects.event(event)
 
-    def _drop(self, reason: str, packet: Packet, now: float, rule: Any = None, flow: Flow | None = None) -> Answer:
+    def _drop(
+        self,
+        reason: str,
+        packet: Packet,
+        now: float,
+        rule: Any = None,
+        flow: Flow | None = None,
+        verdict: Verdict = Verdict.DROP,
+    ) -> Answer:
         """Drop one packet; log it within the budget of records for packets without a flow."""
         self._count(reason)
+        self._verdict("stateless" if reason.startswith("stateless") else "flow", verdict.value, reason)
         self._drop_budget = min(
             float(DROP_EVENTS_PER_SECOND), self._drop_budget + (now - self._drop_at) * DROP_EVENTS_PER_SECOND
         )
@@ -622,7 +643,7 @@ class Pipeline:
             dst=packet.dst,
             dport=packet.dport,
         )
-        self._drop_event(reason, event, Decision(Verdict.DROP, Scope.PACKET, reason, rule))
+        self._drop_event(reason, event, Decision(verdict, Scope.PACKET, reason, rule))
         return Answer.DROP
 
     def _drop_event(self, reason: str, event: dict[str, Any], decision: Decision) -> None:
@@ -633,7 +654,13 @@ class Pipeline:
 
     def _quiet(self, reason: str) -> Answer:
         self._count(reason)
+        self._verdict("flow", "drop", reason)
         return Answer.DROP
+
+    def _verdict(self, stage: str, verdict: str, reason: str) -> None:
+        """Reasons are names of the program and of default actions, so there are only so many."""
+        key = (stage, verdict, reason)
+        self.verdicts[key] = self.verdicts.get(key, 0) + 1
 
     def _count(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1

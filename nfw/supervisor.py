@@ -22,6 +22,7 @@ from typing import Any
 from nfw import __version__, log, process
 from nfw.conntrack import Conntrack
 from nfw.control import ControlServer, Deferred, Reply, Request
+from nfw.exporter import Address, Exporter, is_private
 from nfw.generation import MESSAGE_BYTES, describe
 from nfw.hostnet import GenerationPlan, HostNet, HostNetError
 from nfw.marks import Disposition, MarkLayout
@@ -60,6 +61,7 @@ class Options:
     mark_mask: int = 0xFFF00000
     queue_base: int = DEFAULT_QUEUE_BASE
     log: str | None = None
+    metrics: Address | None = None  # where Prometheus may scrape
     on_exit: str = "closed"  # closed: traffic stays blocked until the next start; cleanup: the kernel as it was
 
 
@@ -101,6 +103,7 @@ class Supervisor:
         self.log_sender, self.log_receiver = log.channel()
         self.log_pid = 0
         self.control: ControlServer | None = None
+        self.exporter: Exporter | None = None
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -117,6 +120,7 @@ class Supervisor:
         self.selector.register(wake_in, selectors.EVENT_READ, lambda: _drain(wake_in))
         self.control = ControlServer(self.options.control, self.handle)
         try:
+            self._open_metrics()
             self._refuse_bound_queues()
             for problem in self.hostnet.preflight():
                 say(f"warning: {problem}")
@@ -125,6 +129,8 @@ class Supervisor:
             self.hostnet.destroy_sockets()
         except BaseException:
             self.control.close()
+            if self.exporter is not None:
+                self.exporter.close()
             raise
         say("closed: nothing is forwarded until the first policy runs")
         self._begin(self.options.policy, self._first)
@@ -134,6 +140,18 @@ class Supervisor:
         finally:
             self._shutdown()
         return self.exit_status
+
+    def _open_metrics(self) -> None:
+        address = self.options.metrics
+        if address is None:
+            return
+        shown = address if isinstance(address, str) else f"{address[0]} port {address[1]}"
+        try:
+            self.exporter = Exporter(address, self._ask_status, self.selector)
+        except OSError as error:
+            raise NotStartedError(f"cannot listen for metrics on {shown}: {error.strerror}") from error
+        if not is_private(address):
+            say(f"warning: metrics on {shown}: whoever reaches that address can read policy, rule and counter names")
 
     def _refuse_bound_queues(self) -> None:
         """Another nfw, or whoever reads our queues, must not find its rules replaced by a daemon that cannot run."""
@@ -188,6 +206,8 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self.log_pid, signal.SIGTERM)
                 os.waitpid(self.log_pid, 0)
+        if self.exporter is not None:
+            self.exporter.close()
         if self.control is not None:
             self.control.close()
         if self.options.on_exit == "cleanup":
@@ -491,6 +511,8 @@ class Supervisor:
             for answer, until in waiting:
                 if until <= now:
                     answer(Reply(False, None, (f"the generation did not answer within {STATUS_SECONDS:.0f} s",)))
+        if self.exporter is not None:
+            self.exporter.tend()
         notify("WATCHDOG=1")
 
     # -- control ---------------------------------------------------------------------------------------------------
@@ -542,8 +564,22 @@ class Supervisor:
             "state": "filtering",
             "name": ready.name if ready else "",
             "log": self.log_path,
+            "kernel": self._kernel(),
             **body,
         }
+
+    def _kernel(self) -> dict[str, Any]:
+        """What the kernel counts: packets by rule of ours, and for each queue those waiting and those dropped."""
+        from nfw.nfqueue import read_stats
+
+        first = self.options.queue_base
+        spans = range(first, first + QUEUE_SPANS * QUEUE_SPAN)
+        found: dict[str, Any] = {
+            "queues": {str(number): row for number, row in read_stats().items() if number in spans}
+        }
+        with contextlib.suppress(HostNetError, OSError):
+            found["counters"] = self.hostnet.counters()
+        return found
 
 
 def _forgotten(which: str) -> tuple[Disposition, ...]:

@@ -21,7 +21,7 @@ from nfw.marks import Disposition, MarkLayout
 from nfw.nfqueue import ACCEPT_BATCH, DONE, HELD, Queue, QueueBusyError
 from nfw.pipeline import Answer, Pipeline
 from nfw.rawsend import RawSender
-from nfw.settings import GenerationSettings, pack, unpack
+from nfw.settings import GenerationSettings, most, pack, unpack
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
@@ -47,6 +47,8 @@ class Worker:
             answer: self.layout.compose(settings.number, Disposition(answer)) for answer in Answer if answer > 0
         }
         self.bugs = 0
+        self.answers = [0] * (max(Answer) + 3)  # packets by answer, from HOLD on
+        self.released = [0, 0]  # held packets by what became of them: dropped, accepted
         self.held: dict[int, int] = {}  # packet id -> its mark; as many as the pipeline holds
         self.queue = Queue(queue, self.on_packet, fail_open=compiled.policy.fail_open)
         self.stopping = False
@@ -56,6 +58,7 @@ class Worker:
     def verdict(self, packet_id: int, accept: bool) -> None:
         """Verdict of a packet held earlier. The mark says INSPECT, as for every packet of an inspected flow."""
         mark = self.layout.merge(self.held.pop(packet_id, 0), self.marks[Answer.INSPECT])
+        self.released[accept] += 1
         self.queue.verdict(packet_id, accept, mark if accept else None)
 
     def inject(self, packet: bytes) -> None:
@@ -78,6 +81,7 @@ class Worker:
         except Exception:  # noqa: BLE001 - our bug must cost one packet, not the worker
             self._bug()
             answer = Answer.DROP
+        self.answers[answer + 2] += 1
         if answer is Answer.ACCEPT:
             return ACCEPT_BATCH
         if answer is Answer.HOLD:
@@ -147,9 +151,21 @@ class Worker:
     def stats(self) -> dict[str, Any]:
         """Counters for ``nfw status``."""
         pipeline = self.pipeline
+        refused = sum(self.answers[answer + 2] for answer in (Answer.DROP, Answer.DROP_FLOW, Answer.ENDED))
+        hits, omitted = most(pipeline.ruleset.hit_counts() if pipeline.ruleset is not None else {})
         return {
             "queue": self.queue.stats(),
+            "packets": {
+                "received": pipeline.packets,
+                "received_bytes": pipeline.bytes,
+                "forwarded": pipeline.forwarded,
+                "forwarded_bytes": pipeline.forwarded_bytes,
+                "dropped": refused + self.released[0],
+                "tls": self.answers[Answer.TLS + 2],
+            },
+            "verdicts": {"/".join(key): count for key, count in pipeline.verdicts.items()},
             "flows": len(pipeline.table),
+            "max_flows": pipeline.policy.flows.max_flows,
             "held_packets": pipeline.held_packets,
             "counts": dict(pipeline.counts),
             "stateless_hits": {
@@ -159,7 +175,8 @@ class Worker:
             },
             "stateless_default_hits": pipeline.filter.default_hits,
             "counters": pipeline.filter.counters,
-            "rule_hits": pipeline.ruleset.hit_counts() if pipeline.ruleset is not None else {},
+            "rule_hits": hits,
+            "rules_omitted": omitted,
             "bugs": self.bugs,
             "log_dropped": self.log.dropped,
         }
