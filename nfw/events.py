@@ -57,9 +57,11 @@ def alert_fields(signature: Any, action: str) -> Event:
         "signature_id": signature.ref.id,
         "rev": signature.ref.rev,
         "signature": signature.ref.msg,
-        "category": signature.classtype,
+        "category": signature.category,
         "severity": signature.priority,
     }
+    if signature.references:
+        fields["references"] = list(signature.references)
     if signature.metadata:
         fields["metadata"] = {key: list(values) for key, values in signature.metadata.items()}
     return fields

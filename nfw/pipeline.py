@@ -118,7 +118,7 @@ class Pipeline:
         self.filter = compiled.filter
         self.scopes = compiled.scopes
         self.ruleset = compiled.ruleset
-        self._inspecting = bool(policy.stateful.signatures or policy.stateful.default_actions)
+        self.inspects = bool(policy.stateful.signatures or policy.stateful.default_actions)
         self.table = FlowTable(policy.flows.max_flows, compiled.timeouts, policy.flows.when_full.value)
         self.holding: OrderedDict[int, Flow] = OrderedDict()  # flows with held packets, oldest first
         self.held_packets = 0
@@ -220,7 +220,7 @@ class Pipeline:
                 self._count("tls")
                 self._verdict("flow", "tls", "tls_scope")
                 return Answer.TLS
-            inspector = Inspector(self.ruleset, _facts(flow), now) if self._inspecting else None
+            inspector = Inspector(self.ruleset, _facts(flow), now) if self.inspects else None
             context = flow.context = Context(inspector)
         return self._inspect(packet_id, packet, flow, context, tracked.direction, tracked.established, now)
 
@@ -550,10 +550,10 @@ class Pipeline:
             return max(0.01, first.held_since + HOLD_SECONDS - now)
         return 1.0
 
-    def finish(self, now: float) -> None:
+    def finish(self, now: float, reason: str = "policy_change") -> None:
         """The generation ends: every open flow gets its record."""
         for flow in self.table.flows():
-            self._ended(flow, now, "policy_change")
+            self._ended(flow, now, reason)
 
     def remember_old_flows(self, tuples: Iterable[bytes]) -> None:
         """5-tuples, as :func:`flow_tuple` makes them, opened under an older generation."""

@@ -21,7 +21,7 @@ from engines.stateful.header import NO_IP
 from engines.stateful.inspector import Alert, FlowFacts, Inspector, Outcome, Segment
 from engines.stateful.ruleset import RuleSet
 from engines.stateful.signature import Action
-from engines.verdict import ACCEPT, Direction, Scope, Verdict
+from engines.verdict import ACCEPT, Decision, Direction, Scope, Verdict
 from engines.watch.segments import OverlapPolicy
 from engines.watch.session import Session, SessionOptions, State
 from nfw import events
@@ -35,6 +35,9 @@ _TIMEOUTS = {TCP: 600.0, UDP: 300.0, ICMP: 300.0, ICMPV6: 300.0}
 _OTHER_TIMEOUT, _TCP_NEW, _TCP_CLOSED = 300.0, 60.0, 60.0
 _SHORTEST_TIMEOUT = 60.0
 MAX_FLOWS = 262_144
+
+# Reasons of decisions that a rule has made, by itself or by its rate_filter.
+_BY_RULE = frozenset({"rule", "rate_filter"})
 
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
@@ -142,7 +145,7 @@ class Watcher:
             return
         if packet.is_icmp_error:
             inner = quoted(packet)
-            flow = self._flows.get(_key(inner, vlan)) if inner is not None else None
+            flow = self._flows.get(flow_key(inner, vlan)) if inner is not None else None
             self._alone(packet, now, established=flow is not None and flow.established, flow=flow)
             return
         flow, direction = self._flow(packet, now, vlan, size or packet.end)
@@ -174,7 +177,7 @@ class Watcher:
             self._log(alert, self._base("alert", nothing, None, now), "alert")
 
     def _flow(self, packet: Packet, now: float, vlan: tuple[int, ...], size: int) -> tuple[Flow, Direction]:
-        key = _key(packet, vlan)
+        key = flow_key(packet, vlan)
         flow = self._flows.pop(key, None)
         if flow is not None and (now - flow.last_seen > _timeout(flow) or self._reused(flow, packet)):
             self._end(flow, now)
@@ -186,7 +189,7 @@ class Watcher:
         direction = _TO_SERVER if from_client else _TO_CLIENT
         if packet.src == packet.dst and packet.sport == packet.dport:
             direction = _TO_SERVER
-        flow.last_seen = now
+        flow.last_seen = max(flow.last_seen, now)  # as in Suricata: a time that goes back ends no flow
         flow.packets[direction] += 1
         flow.bytes[direction] += size
         flow.flags[direction] |= packet.tcp_flags
@@ -239,11 +242,11 @@ class Watcher:
         )
         decision = outcome.decision
         drops = decision.verdict is not Verdict.ACCEPT
-        verdict = decision.verdict.value if drops else "pass" if decision.reason == "rule" else "alert"
+        verdict = decision.verdict.value if drops else "pass" if decision.reason in _BY_RULE else "alert"
         for alert in outcome.alerts:
             self._log(alert, self._base("alert", packet, flow, now), verdict)
         if drops:
-            self._dropped("rules", packet, None, _TO_SERVER, now, verdict)
+            self._dropped(_drop_reason(decision), packet, None, _TO_SERVER, now, verdict)
         else:
             self._count("ips.accepted")
 
@@ -316,7 +319,7 @@ class Watcher:
         self._alerts(outcome, flow, now, verdict, packet)
         if decision.verdict is not Verdict.ACCEPT:
             blocking = next((alert for alert in outcome.alerts if alert.rule.ref == decision.rule), None)
-            self._dropped("rules", packet, flow, direction, now, verdict, blocking)
+            self._dropped(_drop_reason(decision), packet, flow, direction, now, verdict, blocking)
         else:
             self._count("ips.accepted")
 
@@ -325,9 +328,9 @@ class Watcher:
         """The verdict as records name it; remembers one on the flow."""
         decision = outcome.decision
         drops = decision.verdict is not Verdict.ACCEPT
-        if decision.scope is Scope.FLOW and decision.reason == "rule" and not context.action:
+        if decision.scope is Scope.FLOW and decision.reason in _BY_RULE and not context.action:
             context.action = "drop" if drops else "pass"
-        return decision.verdict.value if drops else "pass" if decision.reason == "rule" else "alert"
+        return decision.verdict.value if drops else "pass" if decision.reason in _BY_RULE else "alert"
 
     def _dropped(
         self,
@@ -484,6 +487,10 @@ class Watcher:
         self.counts[name] = self.counts.get(name, 0) + 1
 
 
+def _drop_reason(decision: Decision) -> str:
+    return "threshold detection_filter" if decision.reason == "rate_filter" else "rules"
+
+
 def _add_header(event: dict[str, Any], packet: Packet) -> None:
     if packet.family:
         event["ip_v"] = packet.family
@@ -491,7 +498,7 @@ def _add_header(event: dict[str, Any], packet: Packet) -> None:
         event["icmp_type"], event["icmp_code"] = packet.icmp_type, packet.icmp_code
 
 
-def _key(packet: Packet, vlan: tuple[int, ...]) -> Hashable:
+def flow_key(packet: Packet, vlan: tuple[int, ...]) -> Hashable:
     """The same for both directions of a flow."""
     first, second = sorted(((packet.src, packet.sport), (packet.dst, packet.dport)))
     conversation = b"" if packet.protocol in (TCP, UDP) else packet.key[1 + 2 * len(packet.src) :]

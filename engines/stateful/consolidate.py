@@ -14,9 +14,9 @@ from engines.stateful.header import APP_PROTOCOLS, HOOKS, LINK_PROTOCOLS, Family
 from engines.stateful.keywords import packetbuffers
 from engines.stateful.keywords.base import IntTest, KeywordError
 from engines.stateful.keywords.buffers import BUFFERS, HTTP, rank
-from engines.stateful.keywords.classification import DEFAULT_PRIORITY
 from engines.stateful.keywords.draft import PAYLOAD, BufferDraft, ContentDraft, RuleDraft
 from engines.stateful.match import Absent, ByteJump, OneOf, Regex, Size, compile_program, match_buffer, transform
+from engines.stateful.ruleconfig import DEFAULT_PRIORITY
 from engines.stateful.signature import (
     BufferMatch,
     FastPattern,
@@ -90,6 +90,8 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
         pass_alert=draft.pass_alert,
         priority=_priority(draft),
         classtype=draft.classtype,
+        category=draft.category,
+        countries=draft.countries,
         metadata={name: tuple(values) for name, values in draft.metadata.items()},
         references=tuple(draft.references),
         target=draft.target,
@@ -305,6 +307,7 @@ def _rule_type(draft: RuleDraft, app_proto: str, ip_protocols: frozenset[int], h
         return RuleType.PKT_STREAM if bounded or draft.stream_sizes else RuleType.STREAM
     conditions = (
         draft.packet_tests
+        or draft.needs_packet
         or flow_state
         or draft.flowbit_checks
         or draft.xbit_checks

@@ -15,7 +15,7 @@ its bytes are counted in ``held`` and must not leave.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from engines.stateful.app import Transaction
 from engines.stateful.app.detect import FAILED, Detector, recognised
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
 from engines.stateful.defaults import Condition, DefaultAction
+from engines.stateful.expect import Expected
 from engines.stateful.flowbits import FlowBits, FlowInts
 from engines.stateful.layer import Layer
 from engines.stateful.match import match_buffer
@@ -40,9 +41,9 @@ _TO_SERVER = Direction.TO_SERVER
 _TO_CLIENT = Direction.TO_CLIENT
 _BOTH = (_TO_SERVER, _TO_CLIENT)
 _VERDICTS = {Action.PASS: Verdict.ACCEPT, Action.DROP: Verdict.DROP, Action.REJECT: Verdict.REJECT}
-# Protocols another one may start inside of (CONNECT, Upgrade) or be found in (DNS): parsed even if rules ask only for
-# the name of what a flow speaks.
-_CARRIERS = frozenset({"http", "http2"})
+# Protocols another one may start inside of (CONNECT, Upgrade, STARTTLS) or be found in (DNS): parsed even if rules ask
+# only for the name of what a flow speaks.
+_CARRIERS = frozenset({"http", "http2", "smtp", "ftp"})
 # The key of the EVE object for a protocol whose name differs from it.
 _LOG_KEYS = {"http2": "http", "doh2": "http", "http1": "http"}
 
@@ -144,6 +145,7 @@ class Inspector:
         "_established",
         "_expired",
         "_facts",
+        "_first",
         "_found",
         "_group",
         "_idle",
@@ -206,6 +208,7 @@ class Inspector:
         self._layers: list[Layer] = []
         self._detector: Detector | None = _detector(facts.protocol)
         self._early = (bytearray(), bytearray())  # bytes before detection had an answer
+        self._first = _TO_SERVER  # who spoke first
         self._payload_bytes = [0, 0]
         self._offset = [0, 0]  # stream bytes searched
         self._tail = [b"", b""]  # the last of them
@@ -383,7 +386,13 @@ class Inspector:
         early = self._early[direction]
         if self._facts.protocol == _UDP:
             early.clear()  # every datagram is a message of its own
+        if not early and not self._early[direction.reply]:
+            self._first = direction
         early += data
+        expected = self._announced()
+        if expected is not None:
+            self._protocol_known(expected.protocol, expected=expected)
+            return
         name = self._detector.feed(direction, data)
         if name == FAILED:
             self._detection_failed()
@@ -392,12 +401,19 @@ class Inspector:
         elif len(early) >= self._limits.detect_bytes:
             self._detection_failed()
 
+    def _announced(self) -> Expected | None:
+        """What another flow said this one would be."""
+        expectations, facts = self._ruleset.expectations, self._facts
+        if not expectations or facts.protocol != _TCP:
+            return None
+        return expectations.take(facts.client, facts.server, facts.server_port, self._segment.now)
+
     def _detection_failed(self) -> None:
         self._detector = None
         for early in self._early:
             early.clear()
 
-    def _protocol_known(self, name: str, by: Direction | None = None) -> None:
+    def _protocol_known(self, name: str, by: Direction | None = None, expected: Expected | None = None) -> None:
         """``by``: the side whose bytes told; None: both have agreed on it."""
         self._detector = None
         self._spoken = [name, name] if by is None else [name if side is by else "" for side in _BOTH]
@@ -410,9 +426,11 @@ class Inspector:
         make = (UDP_PARSERS if self._facts.protocol == _UDP else PARSERS).get(name)
         wanted = group.has_transactions or (name in _CARRIERS and self._ruleset.needs_protocol)
         parser = make(self._limits.app, group.body_denies) if make is not None and wanted else None
+        if parser is not None:
+            parser.begin(self._facts.client, self._facts.server, expected)
         layer = Layer(name, group, self._ruleset.rules, parser)
         self._layers.append(layer)
-        for side in _BOTH:
+        for side in (self._first, self._first.reply):
             early = bytes(self._early[side])
             self._early[side].clear()
             if early and parser is not None:
@@ -438,6 +456,11 @@ class Inspector:
         parser.feed(direction, data)
         if parser.name != layer.name:
             self._renamed(layer, parser.name)
+        if parser.expects:
+            for expected in parser.expects:
+                facts = self._facts
+                self._ruleset.expectations.add(facts.client, facts.server, expected, self._segment.now)
+            parser.expects.clear()
         if parser.tunnel:
             # CONNECT or Upgrade: another protocol starts inside the connection.
             self._original = layer.name
@@ -748,14 +771,14 @@ class Inspector:
         alerts: list[Alert] = []
         room = self._limits.max_alerts
         for place, match in enumerate(found):
-            signature = match.rule.signature
-            effect = self._effect(match, segment.now)
+            effect, signature = self._effect(match, segment.now)
             if effect is Effect.NONE:
                 continue
             action = signature.action
             if action is not Action.ALERT:
                 scope = Scope.FLOW if match.acts_on_flow else Scope.PACKET
-                made = Decision(_VERDICTS[action], scope, "rule", signature.ref)
+                reason = "rule" if signature is match.rule.signature else "rate_filter"
+                made = Decision(_VERDICTS[action], scope, reason, signature.ref)
                 if decision is None:
                     decision = made
                 elif scope is Scope.FLOW and decision.scope is Scope.PACKET:
@@ -768,29 +791,41 @@ class Inspector:
             if place >= room:
                 self._ruleset.overflowed += 1
             elif wanted and effect is Effect.FULL:
-                alerts.append(self._alert(match, segment.now))
+                alerts.append(self._alert(match, signature, segment.now))
             if action is Action.PASS:
                 break
         return decision, alerts
 
-    def _effect(self, match: _Match, now: float) -> Effect:
+    def _effect(self, match: _Match, now: float) -> tuple[Effect, Signature]:
+        """What is left of a match, and the rule, by its rate_filter with another action."""
         signature = match.rule.signature
+        if signature.suppressions:
+            source, _, destination, _ = self._tuples[match.direction]
+            if any(suppression.covers(source, destination) for suppression in signature.suppressions):
+                return Effect.SILENT, signature
         if signature.detection_filter is not None:
             effect = self._count(match, signature.detection_filter, now)
             if effect is Effect.NONE:
-                return effect
+                return effect, signature
         if signature.threshold is not None:
-            return self._count(match, signature.threshold, now)
-        return Effect.FULL
+            return self._count(match, signature.threshold, now), signature
+        limited = match.rule.limited
+        if limited is not None:
+            rate = signature.rate_filter
+            assert rate is not None
+            if self._ruleset.thresholds.exceeded(match.rank, rate, self._tracked(match, rate.track), now):
+                return Effect.FULL, limited
+        return Effect.FULL, signature
 
     def _count(self, match: _Match, threshold: Threshold, now: float) -> Effect:
-        facts = self._facts
-        to_server = match.direction is _TO_SERVER
-        key = track_key(threshold.track, facts.id, facts.client, facts.server, to_server)
+        key = self._tracked(match, threshold.track)
         return self._ruleset.thresholds.count(match.rank, threshold, key, now)
 
-    def _alert(self, match: _Match, now: float) -> Alert:
-        signature = match.rule.signature
+    def _tracked(self, match: _Match, track: str) -> Hashable:
+        facts = self._facts
+        return track_key(track, facts.id, facts.client, facts.server, match.direction is _TO_SERVER)
+
+    def _alert(self, match: _Match, signature: Signature, now: float) -> Alert:
         blocked = signature.action in (Action.DROP, Action.REJECT)
         tx: dict[str, object] = {}
         if match.tx is not None:

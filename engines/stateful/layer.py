@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, MutableSequence, Sequence
 
 from engines.stateful.app import AppParser, Transaction
+from engines.stateful.app.files import Instances
 from engines.stateful.match import match_buffer
 from engines.stateful.ruleset import AppGroup, BufferGroup, Rule
 from engines.verdict import Direction
@@ -170,7 +171,9 @@ class Layer:
     def _search(buffer: BufferGroup, instances: Sequence[bytes], seen: dict[int, int], candidates: set[int]) -> None:
         """Add the rules worth judging because of what is new in a buffer."""
         before = seen.get(buffer.index, 0)
-        size = sum(map(len, instances)) + 1 if buffer.grows else len(instances)
+        size = len(instances)
+        if buffer.grows:
+            size += sum(map(len, instances)) + (instances.gone if isinstance(instances, Instances) else 0)
         if size == before:
             return
         seen[buffer.index] = size
@@ -178,11 +181,16 @@ class Layer:
         patterns = buffer.patterns
         if patterns is None:
             return
-        if buffer.grows and len(instances) == 1 and before and not buffer.transforms:
-            # Only the new end, and as much before it as a pattern across the border can need.
-            start = max(before - 1 - patterns.longest, 0)
-            candidates.update(patterns.scan(instances[0][start:]))
-            return
+        if buffer.grows and before and not buffer.transforms:
+            in_order = isinstance(instances, Instances)
+            if in_order or len(instances) == 1:
+                # Only the new end, and as much before it as a pattern across the border can need.
+                at = instances.gone if isinstance(instances, Instances) else 0
+                for data in instances:
+                    if at + len(data) + 1 > before:
+                        candidates.update(patterns.scan(data[max(before - at - 1 - patterns.longest, 0) :]))
+                    at += len(data) + 1
+                return
         for data in instances if buffer.grows else instances[before:]:
             for function in buffer.transforms:
                 data = function(data)

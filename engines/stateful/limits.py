@@ -45,6 +45,8 @@ class StatefulLimits:
     max_thresholds: int = 65536
     # Of the whole rule set: xbits and hostbits set on addresses. Beyond it the oldest is forgotten.
     max_address_bits: int = 65536
+    # Of the whole rule set: flows that others have announced (FTP). Beyond it the oldest is forgotten.
+    max_expectations: int = 4096
     # Bounds of the application parsers.
     app: AppLimits = field(default_factory=AppLimits)
 

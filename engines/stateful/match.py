@@ -434,6 +434,30 @@ class OneOf(StepMatcher):
 
 
 @dataclass(frozen=True, slots=True)
+class DceInterface(StepMatcher):
+    """``dcerpc.iface``: the UUID, its version, and whether it was bound in a first fragment (or may be in any)."""
+
+    uuid: bytes
+    version: Callable[[int], bool] | None
+    any_fragment: bool
+    negated: bool = False
+
+    def compile(self, following: Step, retry: bool) -> Step:
+        uuid, version, any_fragment = self.uuid, self.version, self.any_fragment
+
+        def step(data: bytes, cursor: int, state: dict[str, int], run: Run) -> int:
+            if (
+                data[:16] != uuid
+                or not (any_fragment or data[18])
+                or not (version is None or version(int.from_bytes(data[16:18], "big")))
+            ):
+                return STOP
+            return following(data, cursor, state, run)
+
+        return step
+
+
+@dataclass(frozen=True, slots=True)
 class Absent(StepMatcher):
     """``absent``: the buffer must not be there (which BufferMatch.absent says); ``or_else``: what follows must hold."""
 
@@ -448,12 +472,19 @@ def _refuse(data: bytes, cursor: int, state: dict[str, int], run: Run) -> int:
     return STOP
 
 
+class LittleEndian(bytes):
+    """Data of a DCERPC call whose numbers are little endian: what ``dce`` means in byte_test and its like."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Extraction:
     """Where byte_test, byte_jump, byte_extract and byte_math read their number, and how.
 
     ``base`` 0: binary, ``little`` or big endian; 8, 10, 16: digits. ``size`` in bytes (digits, 0: all there
-    are). ``mask`` is applied and the result shifted right until the mask's lowest bit is bit 0.
+    are). ``mask`` is applied and the result shifted right until the mask's lowest bit is bit 0. ``dce``: as the DCERPC
+    call says; binary only.
     """
 
     size: Number
@@ -462,6 +493,7 @@ class Extraction:
     base: int = 0
     little: bool = False
     mask: int = 0
+    dce: bool = False
 
     def read(self, data: bytes, cursor: int, state: dict[str, int]) -> tuple[int, int] | None:
         """(value, position after it), or None when the bytes are not there or are no digits."""
@@ -485,7 +517,8 @@ class Extraction:
         else:
             if size > 8:
                 return None
-            value = int.from_bytes(piece, "little" if self.little else "big")
+            little = self.little or (self.dce and isinstance(data, LittleEndian))
+            value = int.from_bytes(piece, "little" if little else "big")
             at += size
         if self.mask:
             value = (value & self.mask) >> ((self.mask & -self.mask).bit_length() - 1)
@@ -612,7 +645,7 @@ class ByteMath(StepMatcher):
     def compile(self, following: Step, retry: bool) -> Step:
         # The mask applies to the result here, not to what was read.
         source = self.extraction
-        plain = Extraction(source.size, source.offset, source.relative, source.base, source.little)
+        plain = Extraction(source.size, source.offset, source.relative, source.base, source.little, 0, source.dce)
         read, name, op, operand, mask = plain.read, self.name, self.op, self.operand, source.mask
 
         def step(data: bytes, cursor: int, state: dict[str, int], run: Run) -> int:

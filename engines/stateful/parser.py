@@ -14,6 +14,7 @@ from engines.stateful.keywords import KEYWORDS, PENDING, UNSUPPORTED, unparsed
 from engines.stateful.keywords.base import KeywordError
 from engines.stateful.keywords.draft import RuleDraft
 from engines.stateful.keywords.meta import unmet
+from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig
 from engines.stateful.signature import RuleError, Signature
 
 __all__ = ["ParsedRules", "Variables", "parse_rules"]
@@ -76,7 +77,7 @@ def parse_rules(
     file: str,
     variables: Variables,
     *,
-    geoip: bool = False,
+    config: RuleConfig = DEFAULT_CONFIG,
     known_sids: set[tuple[int, int]] | None = None,
 ) -> ParsedRules:
     """Parses a rule file. ``known_sids`` holds (gid, sid) of the files before and is added to. Never raises.
@@ -88,7 +89,7 @@ def parse_rules(
     known = known_sids if known_sids is not None else set()
     for rule in rule_texts(text):
         try:
-            signature, warnings = _parse_rule(rule, file, headers, geoip)
+            signature, warnings = _parse_rule(rule, file, headers, config)
         except _UnmetError as missing:
             found.skipped.append(RuleError(file, rule.line, 0, f"skipped: requires {missing}"))
             continue
@@ -136,7 +137,7 @@ def rule_texts(text: str) -> list[RuleText]:
     return rules
 
 
-def _parse_rule(rule: RuleText, file: str, headers: HeaderParser, geoip: bool) -> tuple[Signature, list[str]]:
+def _parse_rule(rule: RuleText, file: str, headers: HeaderParser, config: RuleConfig) -> tuple[Signature, list[str]]:
     text = rule.text
     if len(text) > MAX_RULE_SIZE:
         raise RuleSyntaxError(f"the rule has {len(text)} characters, more than {MAX_RULE_SIZE}", 0)
@@ -147,7 +148,7 @@ def _parse_rule(rule: RuleText, file: str, headers: HeaderParser, geoip: bool) -
     for option in options:
         if option.name == "requires":
             _check_requires(option)
-    draft = RuleDraft(_header(text[:opening], headers), geoip)
+    draft = RuleDraft(_header(text[:opening], headers), config)
     for option in options:
         _apply(option, draft)
     try:

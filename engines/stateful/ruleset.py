@@ -6,17 +6,18 @@
                                                └─ AppGroup per application protocol: per packet, per transaction buffer
 
 Immutable once compiled and made to be shared by forked workers; only the counters (``hits``, ``last_hit``,
-``default_hits``) and what rules remember across flows (``thresholds``, ``address_bits``) change, in each process for
-itself.
+``default_hits``) and what is remembered across flows (``thresholds``, ``address_bits``, ``expectations``) change, in
+each process for itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from engines.stateful.defaults import Defaults, make_defaults
+from engines.stateful.expect import Expectations
 from engines.stateful.flowbits import AddressBits
 from engines.stateful.header import NO_IP
 from engines.stateful.keywords.buffers import BUFFERS
@@ -28,7 +29,11 @@ from engines.verdict import Direction
 
 PAYLOAD = "payload"
 # Buffers that may grow while their side of the transaction goes on; any other is final once it is there.
-GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body"})
+GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body", "dcerpc.stub_data"})
+# Buffers that may get more instances while it goes on, each of them final.
+COLLECTING_BUFFERS = frozenset({"file.name", "smtp.rcpt_to", "email.url", "ftp.reply", "ftp.completion_code"})
+# Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
+_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.")
 
 # Header protocol -> the detected protocols it covers (Suricata: AppProtoEquals).
 _COVERS: dict[str, frozenset[str]] = {
@@ -39,7 +44,7 @@ _COVERS: dict[str, frozenset[str]] = {
     "dcerpc": frozenset({"dcerpc", "smb"}),
 }
 # Protocols with a parser get a group even if no rule names them: rules on tcp with sticky buffers go there.
-_PROTOCOLS = ("http", "http2", "doh2", "dns", "tls", "ssh")
+_PROTOCOLS = ("http", "http2", "doh2", "dns", "tls", "ssh", "smtp", "ftp", "ftp-data", "dcerpc", "smb")
 _DENIES = frozenset({Action.DROP, Action.REJECT})
 _TCP = 6
 _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
@@ -73,19 +78,23 @@ class Rule:
     tx: tuple[TxMatch, ...]
     checks: bool  # more than header and buffers is to be checked: packet tests, flowbits, application protocol ...
     changes: bool  # a match leaves something behind: flowbits, flowints, xbits
+    limited: Signature | None = None  # the rule with the action of its rate_filter
 
 
 class Header(NamedTuple):
-    """Addresses and ports of a rule. Many rules share one, so a flow asks each only once."""
+    """Addresses, their countries and ports of a rule. Many rules share one, so a flow asks each only once."""
 
     source: Callable[[bytes], bool] | None
     source_port: Callable[[int], bool] | None
     destination: Callable[[bytes], bool] | None
     destination_port: Callable[[int], bool] | None
     bidirectional: bool
+    countries: Callable[[bytes, bytes], bool] | None = None
 
     def covers(self, source: bytes, source_port: int, destination: bytes, destination_port: int) -> bool:
         """The header allows a packet with these (packed) addresses and ports."""
+        if self.countries is not None and not self.countries(source, destination):
+            return False
         return self._one_way(source, source_port, destination, destination_port) or (
             self.bidirectional and self._one_way(destination, destination_port, source, source_port)
         )
@@ -167,6 +176,7 @@ class RuleSet:
         "app_denies",
         "default_hits",
         "defaults",
+        "expectations",
         "headers",
         "hits",
         "last_hit",
@@ -199,6 +209,7 @@ class RuleSet:
         self.default_hits = [0] * len(defaults.all)
         self.thresholds = ThresholdTable(limits.max_thresholds)
         self.address_bits = AddressBits(limits.max_address_bits)
+        self.expectations = Expectations(limits.max_expectations)
         # A rule that has conditions on a transaction's buffers and on the payload around it.
         self.tx_payload = any(rule.tx and rule.payload for rule in rules)
         aware = [rule for rule in rules if rule.app_protos or rule.tx or rule.signature.app_layer_protocols]
@@ -206,7 +217,7 @@ class RuleSet:
         # What each side says is kept for rules that ask.
         modes = {test.mode for rule in rules for test in rule.signature.app_layer_protocols}
         self.needs_sides = not modes.isdisjoint({"to_server", "to_client", "either"})
-        self.app_denies = any(rule.signature.action in _DENIES for rule in aware)
+        self.app_denies = any(_denies(rule) for rule in aware)
         shared = _SharedPatterns()
         numbers = {1, 6, 17, 58, NO_IP}.union(*(rule.signature.ip_protocols for rule in rules))
         self._packet_groups = {number: _packet_group(rules, number, shared) for number in numbers}
@@ -293,10 +304,10 @@ class _Headers:
         self._numbers: dict[tuple[object, ...], int] = {}
 
     def number(self, s: Signature) -> int:
-        header = Header(s.source, s.source_port, s.destination, s.destination_port, s.bidirectional)
-        if not any(header[:4]):
+        header = Header(s.source, s.source_port, s.destination, s.destination_port, s.bidirectional, s.countries)
+        if not any(header[:4]) and header.countries is None:
             return 0
-        key = (*map(id, header[:4]), header.bidirectional)
+        key = (*map(id, header[:4]), header.bidirectional, header.countries and id(header.countries))
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self.all)
@@ -311,11 +322,12 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
         if match.buffer == PAYLOAD:
             payload.append(match)
         else:
-            grows = match.buffer in GROWING_BUFFERS
+            body = match.buffer in GROWING_BUFFERS
+            grows = body or match.buffer in COLLECTING_BUFFERS
             info = BUFFERS.get(match.buffer)
-            waits = grows and any(matcher.negated for matcher in match.matchers)
+            waits = body and any(matcher.negated for matcher in match.matchers)
             # A server's certificate follows its hello; every other buffer but bodies is in the first message.
-            early = not grows and not match.buffer.startswith("tls.cert") and match.buffer != "tls.subjectaltname"
+            early = not grows and not match.buffer.startswith(("tls.cert", "tls.subjectaltname", *_DIALOGUES))
             tx.append(TxMatch(match, info.direction if info else None, grows, waits, early))
     asked = signature.flow.direction if signature.direction is None else signature.direction
     sides = {condition.side for condition in tx} - {None}
@@ -328,6 +340,7 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
     else:
         directions = frozenset(_BOTH)
     app_protos = covered_protocols(signature.app_proto) if signature.app_proto else frozenset()
+    rate = signature.rate_filter
     return Rule(
         index=index,
         signature=signature,
@@ -348,7 +361,13 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
             or signature.app_layer_protocols
         ),
         changes=bool(signature.flowbit_sets or signature.flowints or signature.xbit_sets),
+        limited=replace(signature, action=rate.new_action) if rate is not None else None,
     )
+
+
+def _denies(rule: Rule) -> bool:
+    limited = rule.limited
+    return rule.signature.action in _DENIES or (limited is not None and limited.action in _DENIES)
 
 
 class _SharedPatterns:
@@ -401,7 +420,7 @@ def _search(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns
 def _app_group(rules: Iterable[Rule], name: str, shared: _SharedPatterns) -> AppGroup:
     ours = [r for r in rules if _has_place(r, name)]
     tx = [r for r in ours if r.signature.rule_type is RuleType.APP_TX]
-    denying = [r for r in ours if r.signature.action in _DENIES]
+    denying = [r for r in ours if _denies(r)]
     return AppGroup(
         name=name,
         per_packet=tuple(r for r in ours if r.signature.rule_type is RuleType.APP_LAYER),
@@ -465,7 +484,7 @@ def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedP
             name=name,
             transforms=draft.match.transforms,
             side=side,
-            grows=name in GROWING_BUFFERS,
+            grows=name in GROWING_BUFFERS or name in COLLECTING_BUFFERS,
             key=(name, side),
             patterns=shared.make(draft.patterns),
             always=tuple(draft.always),

@@ -107,8 +107,7 @@ class Suppression:
 
 @dataclass(frozen=True, slots=True)
 class RateFilter:
-    """``rate_filter``: above ``count`` matches in ``seconds`` the rule does ``new_action``, for ``timeout`` seconds
-    (0: as long as the rate holds)."""
+    """``rate_filter``: above ``count`` matches in ``seconds`` the rule does ``new_action``, for ``timeout`` seconds."""
 
     track: str  # as in Threshold
     count: int
@@ -235,8 +234,9 @@ class Signature:
     pass_alert: bool = False  # `alert;` inside a pass rule
     priority: int = 3
     classtype: str = ""
+    category: str = ""  # the class's description; an unknown class's name
     metadata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    references: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()  # as URLs; "system,text" where the system is not known
     target: str = ""
     # What the rule can match on, from flow: or from buffers that exist in one direction only; None: both.
     direction: Direction | None = None
@@ -250,6 +250,7 @@ class Signature:
     packet_events: tuple[str, ...] = ()  # decoder.x.y and stream.x the packet must have; packet_tests ask for them
     suppressions: tuple[Suppression, ...] = ()  # of threshold.config, as rate_filter
     rate_filter: RateFilter | None = None
+    countries: Callable[[bytes, bytes], bool] | None = None  # geoip: of the packet's source and destination
     never_matches: str = ""  # why no traffic can match it (a warning says so); left out when rules are compiled
     captures_only: str = ""  # why no traffic matches it though a capture may (a warning says so)
     reject_to: str = ""  # reject's target: "" and "src" the sender, "dst", "both"

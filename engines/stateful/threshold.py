@@ -1,4 +1,4 @@
-"""``threshold`` and ``detection_filter``: how many matches of a rule make an alert, and which of them act.
+"""``threshold``, ``detection_filter``, ``rate_filter``: how many matches of a rule are logged, and which of them act.
 
 Source: Suricata user guide, "Thresholding keywords" and "Global thresholds". A window starts at the first match and a
 match exactly ``seconds`` later still is inside.
@@ -19,9 +19,6 @@ class Effect(enum.Enum):
     FULL = "full"  # logged and acted upon
     SILENT = "silent"  # acted upon, not logged
     NONE = "none"  # as if it had not matched; flowbits stay set
-
-
-_RATE_WINDOW = (0.0, 0.0)  # matches seen, and until when the new action holds
 
 
 class ThresholdTable:
@@ -62,36 +59,42 @@ class ThresholdTable:
         return Effect.FULL
 
     def exceeded(self, rule: int, rate: RateFilter, key: Hashable, now: float) -> bool:
-        """Count one match and say whether ``rate.new_action`` takes the place of the rule's own action."""
-        window = self._window((rule, "rate_filter", key), 0, now, _RATE_WINDOW)
-        start, seen, until = window
-        if until and now <= until:
-            return True
-        if now - start > rate.seconds:
-            start, seen = now, 0
-        window[:] = start, seen + 1, 0.0
-        if seen + 1 <= rate.count:
+        """Count one match and say whether ``rate.new_action`` takes the place of the rule's own action.
+
+        Once the count is exceeded it does for ``timeout`` whole seconds; the first match after that is not counted.
+        """
+        window = self._window((rule, "rate_filter", key), 0, now)
+        if len(window) > 2:
+            if int(now) - window[2] <= rate.timeout:
+                return True
+            del window[2]
             return False
-        if rate.timeout:  # for that long, then the count starts afresh
-            window[:] = now + rate.timeout, 0, now + rate.timeout
+        if now - window[0] > rate.seconds:
+            window[:] = now, 0
+        window[1] += 1
+        if window[1] <= rate.count:
+            return False
+        window.append(int(now))
         return True
 
-    def _window(self, key: Hashable, seconds: int, now: float, rest: tuple[float, ...] = (0.0,)) -> list[float]:
+    def _window(self, key: Hashable, seconds: int, now: float) -> list[float]:
+        """Start and count; of an exceeded rate_filter also since when."""
         window = self._windows.get(key)
         if window is None:
             if len(self._windows) >= self._max:
                 self._windows.popitem(last=False)
                 self.forgotten += 1
-            window = self._windows[key] = [now, *rest]
+            window = self._windows[key] = [now, 0]
             return window
         self._windows.move_to_end(key)
         if seconds and now - window[0] > seconds:
-            window[0], window[1] = now, 0
+            window[:] = now, 0
         return window
 
 
 def track_key(track: str, flow_id: int, client: bytes, server: bytes, to_server: bool) -> Hashable:
-    """What a threshold counts by for a packet of a flow: ``by_src`` and ``by_dst`` are the packet's, not the flow's."""
+    """What a threshold counts by for a packet of a flow: ``by_src`` and ``by_dst`` are the packet's, not the flow's;
+    ``by_both`` is the same for both directions."""
     source, destination = (client, server) if to_server else (server, client)
     match track:
         case "by_src":
@@ -99,7 +102,7 @@ def track_key(track: str, flow_id: int, client: bytes, server: bytes, to_server:
         case "by_dst":
             return destination
         case "by_both":
-            return (source, destination)
+            return (source, destination) if source <= destination else (destination, source)
         case "by_flow":
             return flow_id
     return None  # by_rule

@@ -7,7 +7,9 @@ Source: Suricata user guide, "Global thresholds". One entry a line::
     rate_filter gen_id 1, sig_id 2000, track by_src, count 5, seconds 60, new_action drop, timeout 30
 
 ``threshold`` is an old name of ``event_filter``; ``sig_id 0`` means every rule of the group, ``gen_id 0`` every group.
-A line that is wrong is refused with its place; the others still count.
+A line that is wrong is refused with its place; the others still count. Lines are applied in order, as Suricata does: a
+rule has one threshold, detection_filter or rate_filter. An event_filter for that very rule takes the place of what it
+has; any other entry leaves a rule alone that has one.
 """
 
 from __future__ import annotations
@@ -27,64 +29,70 @@ _ACTIONS = {"alert": Action.ALERT, "drop": Action.DROP, "pass": Action.PASS, "re
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one line asks for. ``gid`` or ``sid`` 0: every one."""
+    """What one line asks for. ``sid`` 0: every rule of the group, ``gid`` 0: of every group."""
 
     gid: int
     sid: int
     what: Threshold | Suppression | RateFilter
+    line: int = field(default=0, compare=False)
 
     def covers(self, signature: Signature) -> bool:
         return self.gid in (0, signature.ref.gid) and self.sid in (0, signature.ref.id)
-
-    @property
-    def every(self) -> bool:
-        return not (self.gid and self.sid)
 
 
 @dataclass(slots=True)
 class ThresholdConfig:
     """``errors``: the lines that were refused, with line and column."""
 
+    file: str = ""
     entries: list[Entry] = field(default_factory=list)
     errors: list[RuleError] = field(default_factory=list)
 
-    def apply(self, signatures: Iterable[Signature]) -> list[Signature]:
-        """The rules with what the file says of them. An event_filter takes the place of the rule's own threshold, but
-        not one for every rule; of several, the last counts. Suppressions add up."""
-        special = [entry for entry in self.entries if not entry.every]
-        general = [entry for entry in self.entries if entry.every]
-        return [_applied(signature, general, special) for signature in signatures]
+    def apply(self, signatures: Iterable[Signature]) -> tuple[list[Signature], list[RuleError]]:
+        """The rules with what the file says of them, and warnings: about lines that change no rule."""
+        rules = list(signatures)
+        at: dict[tuple[int, int], list[int]] = {}
+        for index, signature in enumerate(rules):
+            at.setdefault((signature.ref.gid, signature.ref.id), []).append(index)
+        warnings: list[RuleError] = []
+        for entry in self.entries:
+            places: Iterable[int] = at.get((entry.gid, entry.sid), ()) if entry.sid else range(len(rules))
+            known = kept = 0
+            for index in places:
+                if entry.covers(rules[index]):
+                    known += 1
+                    changed = _applied(rules[index], entry)
+                    kept += changed is rules[index]
+                    rules[index] = changed
+            if entry.sid and not known:
+                warnings.append(self._warning(entry, f"there is no rule with gid {entry.gid} and sid {entry.sid}"))
+            elif entry.sid and kept:
+                warnings.append(self._warning(entry, f"rule {entry.sid} has a threshold already, and keeps it"))
+        return rules, warnings
+
+    def _warning(self, entry: Entry, message: str) -> RuleError:
+        return RuleError(self.file, entry.line, 0, message)
 
 
-def _applied(signature: Signature, general: list[Entry], special: list[Entry]) -> Signature:
-    threshold, rate = signature.threshold, signature.rate_filter
-    own = threshold is not None or signature.detection_filter is not None
-    suppressions = list(signature.suppressions)
-    for entry in (*general, *special):
-        if not entry.covers(signature):
-            continue
-        if isinstance(entry.what, Suppression):
-            suppressions.append(entry.what)
-        elif isinstance(entry.what, RateFilter):
-            rate = entry.what
-        elif not (entry.every and own):
-            threshold = entry.what
-    if (threshold, rate, len(suppressions)) == (
-        signature.threshold,
-        signature.rate_filter,
-        len(signature.suppressions),
-    ):
+def _applied(signature: Signature, entry: Entry) -> Signature:
+    what = entry.what
+    if isinstance(what, Suppression):
+        return replace(signature, suppressions=(*signature.suppressions, what))
+    taken = signature.threshold or signature.detection_filter or signature.rate_filter
+    if isinstance(what, RateFilter):
+        return signature if taken else replace(signature, rate_filter=what)
+    if taken and not entry.sid:
         return signature
-    return replace(signature, threshold=threshold, rate_filter=rate, suppressions=tuple(suppressions))
+    return replace(signature, threshold=what, detection_filter=None, rate_filter=None)
 
 
 def parse_threshold_config(text: str, file: str, variables: Variables) -> ThresholdConfig:
     """Reads the file's text. Never raises."""
-    found = ThresholdConfig()
+    found = ThresholdConfig(file)
     headers = HeaderParser(variables)
     for line, column, entry in _lines(text):
         try:
-            found.entries.append(_entry(entry, headers))
+            found.entries.append(replace(_entry(entry, headers), line=line))
         except ValueError as problem:
             found.errors.append(RuleError(file, line, column, str(problem)))
     return found
@@ -127,6 +135,8 @@ def _entry(text: str, headers: HeaderParser) -> Entry:
         raise KeywordError(f"expected {', '.join(_SHAPES)}; found {kind!r}")
     given = _given(kind, rest, shape)
     gid, sid = integer(given["gen_id"], "gen_id"), integer(given["sig_id"], "sig_id")
+    if sid and not gid:
+        raise KeywordError("gen_id 0 is every group, and goes with sig_id 0 only")
     if kind == "suppress":
         return Entry(gid, sid, _suppression(given, headers))
     if given["track"] not in _TRACKS:

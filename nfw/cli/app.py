@@ -20,7 +20,7 @@ COMMANDS = {
     "policy": ("nfw.cli.policy", "policy", "Check, show or apply a policy."),
     "status": ("nfw.cli.daemon", "status", "Show what the running firewall does."),
     "rules": ("nfw.cli.rules", "rules", "Check rule files."),
-    "replay": ("nfw.cli.replay", "replay", "Run rules over a capture."),
+    "replay": ("nfw.cli.replay", "replay", "Run rules, or a policy, over a capture."),
     "ca": ("nfw.cli.ca", "ca", "Create, import or show the CA that TLS inspection signs with."),
     "cleanup": ("nfw.cli.daemon", "cleanup", "Remove everything nfw has set in the kernel."),
     "completion": ("nfw.cli.completion", "completion", "Print the completion script of a shell."),

@@ -2,79 +2,114 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from nfw.cli.app import Failure, emit, tell
 
 if TYPE_CHECKING:
+    from engines.stateful.parser import Variables
+    from engines.stateful.ruleconfig import RuleConfig
+    from engines.stateful.signature import RuleError, Signature
     from nfw.capture import Captured
+    from nfw.policyreplay import PolicySummary
+    from nfw.replay import ReplayOptions, Summary
 
 _LONG = 20_000_000  # bytes of capture from which on a progress bar is worth its lines
+# Runs packets and gives what to print below the alerts; records go to the second argument.
+_Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any]
 
 
 @click.command()
 @click.argument("capture")
-@click.option("--rules", "rule_files", multiple=True, required=True, metavar="FILE", help="A rule file; repeatable.")
+@click.option("--rules", "rule_files", multiple=True, metavar="FILE", help="A rule file; repeatable.")
+@click.option("--policy", metavar="FILE", help="A whole policy, as the firewall would apply it.")
 @click.option(
-    "--mode", type=click.Choice(["ids", "ips"]), default="ids", show_default=True, help="ips: drops act, inline."
+    "--tls",
+    type=click.Choice(["stop", "inspect"]),
+    help="With --policy: flows in a TLS scope are left, or inspected as they are on the wire.  [default: stop]",
 )
+@click.option("--mode", type=click.Choice(["ids", "ips"]), help="ips: drops act, inline.  [default: ids]")
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting, named as Suricata's; repeatable."
 )
 @click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable of the rules; repeatable.")
+@click.option("--threshold", metavar="FILE", help="A threshold.config: suppress, threshold, event_filter, rate_filter.")
+@click.option("--classification", metavar="FILE", help="A classification.config, instead of Suricata's own.")
+@click.option("--reference", metavar="FILE", help="A reference.config, instead of Suricata's own.")
+@click.option("--geoip", metavar="FILE", help="A MaxMind database of countries, for rules with geoip.")
+@click.option("--filter", "expression", metavar="EXPR", help="Only the packets this pcap filter lets through.")
 @click.option("--eve", metavar="FILE", help="Write the EVE records there, one line each; - is standard output.")
 @click.option("--strict", is_flag=True, help="Stop when a rule is refused instead of going on without it.")
 def replay(
     capture: str,
     rule_files: tuple[str, ...],
-    mode: str,
+    policy: str | None,
+    tls: str | None,
+    mode: str | None,
     settings: tuple[str, ...],
     variables: tuple[str, ...],
+    threshold: str | None,
+    classification: str | None,
+    reference: str | None,
+    geoip: str | None,
+    expression: str | None,
     eve: str | None,
     strict: bool,
 ) -> int:
-    """Run rules over a CAPTURE (pcap, pcapng) as Suricata would, and say what they find.
+    """Run rules over a CAPTURE (pcap, pcapng, also gzip) as Suricata would, or a policy as the firewall would, and say
+    what they find.
 
     Settings: exception-policy, host-os-policy, packet-alert-max, stream.midstream, stream.inline and others of
     Suricata's configuration; a wrong name prints the nearest.
     """
-    from nfw.capture import CaptureError, read_capture
-    from nfw.replay import replay as run
+    if policy is None:
+        if not rule_files:
+            raise click.UsageError("nothing to run over the capture: expected --rules FILE or --policy FILE")
+        if tls is not None:
+            raise click.UsageError("--tls is for --policy: rules alone intercept nothing")
+        options = _options(mode or "ids", settings)
+        files = _Files(rule_files, threshold, classification, reference, geoip)
+        runner = _rules_runner(options, _rules(files, _variables(variables), strict))
+    else:
+        given = {
+            "--rules": rule_files,
+            "--mode": mode,
+            "--set": settings,
+            "--var": variables,
+            "--threshold": threshold,
+            "--classification": classification,
+            "--reference": reference,
+            "--geoip": geoip,
+            "--strict": strict,
+        }
+        for name, value in given.items():
+            if value:
+                raise click.UsageError(f"{name} does not go with --policy: the policy says all that")
+        runner = _policy_runner(policy, tls == "inspect")
+    return _run(Path(capture), expression, runner, eve)
 
-    options = _options(mode, settings)
-    signatures = _rules(rule_files, variables, strict)
-    path = Path(capture)
-    packets_of = iter(_progress(path, read_capture(path)))
+
+def _run(path: Path, expression: str | None, runner: _Runner, eve: str | None) -> int:
+    from nfw.capture import CaptureError, FilterError, filtered, read_capture
+
+    packets_of = _progress(path, read_capture(path))
+    if expression is not None:
+        packets_of = filtered(packets_of, expression)
     try:
         first = next(packets_of, None)  # what cannot be read at all is said before anything is written
     except CaptureError as error:
         raise Failure(str(error)) from None
-    counted: dict[int, list[Any]] = {}
-    drops: dict[str, int] = {}
-    flows = 0
-    out = _output(eve)
-
-    def event(record: dict[str, Any]) -> None:
-        nonlocal flows
-        kind = record["event_type"]
-        if kind == "alert":
-            alert = record["alert"]
-            counted.setdefault(alert["signature_id"], [0, alert["signature"]])[0] += 1
-        elif kind == "drop":
-            reason = record["drop"]["reason"]
-            drops[reason] = drops.get(reason, 0) + 1
-        elif kind == "flow":
-            flows += 1
-        if out is not None:
-            out.write(json.dumps(record, separators=(",", ":")) + "\n")
-
+    except FilterError as error:
+        raise click.BadParameter(str(error), param_hint="--filter") from None
+    tally = _Tally(_output(eve))
     wrong = None
     stopped = False
     read = 0
@@ -98,27 +133,110 @@ def replay(
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        summary = run(watched(), signatures, options, event)
+        summary = runner(watched(), tally.event)
     finally:
         signal.signal(signal.SIGINT, before)
-        if out is not None and out is not sys.stdout:
-            out.close()
+        tally.close()
     if eve != "-":
-        alerts = sum(number for number, _ in counted.values())
-        emit(f"{summary.packets} packets, {flows} flows, {alerts} alerts, {sum(drops.values())} dropped packets")
-        if summary.unread:
-            emit(f"{summary.unread} packets carry no IP and were not looked at")
-        for sid, (number, text) in sorted(counted.items()):
-            emit(f"{number:8} × {sid}  {text}")
-        for reason, number in sorted(drops.items()):
-            emit(f"{number:8} dropped: {reason}")
+        tally.show(summary)
     if wrong is not None:
         tell(wrong)
         return 130 if stopped else 1
     return 0
 
 
-def _options(mode: str, settings: tuple[str, ...]) -> Any:
+class _Tally:
+    """Counts the records that go by and writes them where they are wanted."""
+
+    def __init__(self, out: Any) -> None:
+        self._out = out
+        self._alerts: dict[int, list[Any]] = {}
+        self._drops: dict[str, int] = {}
+        self._flows = 0
+
+    def event(self, record: dict[str, Any]) -> None:
+        kind = record["event_type"]
+        if kind == "alert":
+            alert = record["alert"]
+            self._alerts.setdefault(alert["signature_id"], [0, alert["signature"]])[0] += 1
+        elif kind == "drop":
+            reason = record["drop"]["reason"]
+            self._drops[reason] = self._drops.get(reason, 0) + 1
+        elif kind == "flow":
+            self._flows += 1
+        if self._out is not None:
+            self._out.write(json.dumps(record, separators=(",", ":")) + "\n")
+
+    def close(self) -> None:
+        if self._out is not None and self._out is not sys.stdout:
+            self._out.close()
+
+    def show(self, summary: Summary | PolicySummary) -> None:
+        from nfw.replay import Summary
+
+        alerts = sum(number for number, _ in self._alerts.values())
+        policy = None if isinstance(summary, Summary) else summary
+        dropped = sum(self._drops.values()) if policy is None else policy.dropped
+        emit(f"{summary.packets} packets, {self._flows} flows, {alerts} alerts, {dropped} dropped packets")
+        if summary.unread:
+            emit(f"{summary.unread} packets carry no IP and were not looked at")
+        for sid, (number, text) in sorted(self._alerts.items()):
+            emit(f"{number:8} × {sid}  {text}")
+        if policy is not None:
+            _show_policy(policy)
+            return
+        for reason, number in sorted(self._drops.items()):
+            emit(f"{number:8} dropped: {reason}")
+
+
+def _show_policy(summary: PolicySummary) -> None:
+    if summary.short:
+        emit(f"{summary.short} packets are cut short by the capture: the firewall would have seen more of them")
+    if summary.intercepted:
+        emit(f"{summary.intercepted} flows are in a TLS scope and would be intercepted")
+    if summary.injected:
+        emit(f"{summary.injected} resets and ICMP errors would be sent")
+    if summary.incomplete:
+        emit(f"{summary.incomplete} datagrams were never complete: not every fragment came")
+    emit("verdicts by stage and reason:")
+    for what, number in sorted(summary.verdicts.items()):
+        emit(f"{number:8} {what.stage:9} {what.verdict:9} {what.reason}")
+    emit("stateless rules:")
+    for rule, hits in summary.stateless:
+        name = f" ({rule.name})" if rule.name else ""
+        emit(f"{hits:8} × priority {rule.priority}: {rule.action.value}{name}")
+    emit(f"{summary.stateless_default:8} × default")
+    for name, hits in summary.counters.items():
+        emit(f"{hits:8} × counter {name}")
+    if summary.hits:
+        emit("stateful rules and default actions:")
+        for name, hits in sorted(summary.hits.items()):
+            emit(f"{hits:8} × {name}")
+
+
+def _rules_runner(options: ReplayOptions, signatures: list[Signature]) -> _Runner:
+    from nfw.replay import replay as run
+
+    return lambda packets, event: run(packets, signatures, options, event)
+
+
+def _policy_runner(file: str, inspect_tls: bool) -> _Runner:
+    from nfw.policy.compile import compile_policy
+    from nfw.policy.errors import PolicyErrors
+    from nfw.policy.loader import load_policy
+    from nfw.policyreplay import replay_policy
+
+    try:
+        loaded = load_policy(file)
+        compiled = compile_policy(loaded)
+    except PolicyErrors as refused:
+        raise Failure(*(str(error) for error in refused), f"{file}: nothing was replayed") from None
+    for warning in loaded.warnings:
+        tell(f"{warning} [warning]")
+    return lambda packets, event: replay_policy(packets, compiled, event, inspect_tls=inspect_tls)
+
+
+def _options(mode: str, settings: tuple[str, ...]) -> ReplayOptions:
     from nfw.replay import ReplayOptions, SettingError, apply_setting
 
     options = ReplayOptions(enforce=mode == "ips")
@@ -135,10 +253,8 @@ def _options(mode: str, settings: tuple[str, ...]) -> Any:
     return options
 
 
-def _rules(files: tuple[str, ...], written: tuple[str, ...], strict: bool) -> list[Any]:
-    from engines.stateful.parser import Variables, parse_rules
-    from nfw.policy.files import read_bounded
-    from nfw.policy.read_stateful import MAX_RULE_FILE_BYTES
+def _variables(written: tuple[str, ...]) -> Variables:
+    from engines.stateful.parser import Variables
     from nfw.replay import ADDRESS_VARIABLES, PORT_VARIABLES
 
     addresses, ports = dict(ADDRESS_VARIABLES), dict(PORT_VARIABLES)
@@ -147,16 +263,28 @@ def _rules(files: tuple[str, ...], written: tuple[str, ...], strict: bool) -> li
         if not equals or not name:
             raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--var")
         (ports if name in ports or "PORT" in name else addresses)[name.lstrip("$")] = value
-    variables = Variables(addresses=addresses, ports=ports)
-    signatures: list[Any] = []
+    return Variables(addresses=addresses, ports=ports)
+
+
+class _Files(NamedTuple):
+    """What a set of rules is written in."""
+
+    rules: tuple[str, ...]
+    threshold: str | None
+    classification: str | None
+    reference: str | None
+    geoip: str | None
+
+
+def _rules(files: _Files, variables: Variables, strict: bool) -> list[Signature]:
+    from engines.stateful.parser import parse_rules
+
+    config = _rule_config(files, strict)
+    signatures: list[Signature] = []
     refused = 0
     known: set[tuple[int, int]] = set()
-    for file in files:
-        try:
-            text = read_bounded(Path(file), MAX_RULE_FILE_BYTES).decode("utf-8", "surrogateescape")
-        except OSError as error:
-            raise Failure(f"{file}: rule file {error.strerror}") from None
-        parsed = parse_rules(text, file, variables, known_sids=known)
+    for file in files.rules:
+        parsed = parse_rules(_read(file, "rule file"), file, variables, config=config, known_sids=known)
         for problem in parsed.errors:
             tell(str(problem))
         refused += len(parsed.errors)
@@ -167,7 +295,57 @@ def _rules(files: tuple[str, ...], written: tuple[str, ...], strict: bool) -> li
         raise Failure("no rule is left; nothing was replayed")
     if refused:
         tell(f"{refused} rules are refused, {len(signatures)} are used")
-    return signatures
+    return signatures if files.threshold is None else _thresholds(files.threshold, signatures, variables, strict)
+
+
+def _rule_config(files: _Files, strict: bool) -> RuleConfig:
+    from engines.stateful.ruleconfig import DEFAULT_CONFIG, read_classifications, read_references
+    from nfw.geoip import GeoIpError, open_countries
+
+    config = DEFAULT_CONFIG
+    if files.classification is not None:
+        text = _read(files.classification, "classification file")
+        classes, errors = read_classifications(text, files.classification)
+        config = dataclasses.replace(config, classes=classes)
+        _refused_lines(files.classification, errors, strict)
+    if files.reference is not None:
+        references, errors = read_references(_read(files.reference, "reference file"), files.reference)
+        config = dataclasses.replace(config, references=references)
+        _refused_lines(files.reference, errors, strict)
+    if files.geoip is not None:
+        try:
+            config = dataclasses.replace(config, country=open_countries(Path(files.geoip)))
+        except GeoIpError as error:
+            raise Failure(f"--geoip: {error}") from None
+    return config
+
+
+def _thresholds(file: str, signatures: list[Signature], variables: Variables, strict: bool) -> list[Signature]:
+    from engines.stateful.thresholdconfig import parse_threshold_config
+
+    config = parse_threshold_config(_read(file, "threshold file"), file, variables)
+    changed, warnings = config.apply(signatures)
+    _refused_lines(file, config.errors, strict)
+    for warning in warnings:
+        tell(f"{warning} [warning]")
+    return changed
+
+
+def _refused_lines(file: str, errors: list[RuleError], strict: bool) -> None:
+    for error in errors:
+        tell(str(error))
+    if errors and strict:
+        raise Failure(f"{len(errors)} lines of {file} are refused; nothing was replayed")
+
+
+def _read(file: str, what: str) -> str:
+    from nfw.policy.files import read_bounded
+    from nfw.policy.read_stateful import MAX_RULE_FILE_BYTES
+
+    try:
+        return read_bounded(Path(file), MAX_RULE_FILE_BYTES).decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise Failure(f"{file}: {what} {error.strerror}") from None
 
 
 def _output(eve: str | None) -> Any:

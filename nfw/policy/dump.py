@@ -111,6 +111,12 @@ def _stateful(stateful: Stateful, base: Path) -> list[str]:
     files = [_path(Path(source.file), base) for source in stateful.sources if not source.inline]
     if files:
         lines.append(f"  rule_files: [{', '.join(files)}]")
+    for key in ("classification_file", "reference_file", "threshold_file"):
+        source = getattr(stateful, key)
+        if source is not None:
+            lines.append(f"  {key}: {_path(Path(source.file), base)}")
+    if stateful.geoip is not None:
+        lines.append(f"  geoip: {_path(stateful.geoip, base)}")
     inline = [source.text for source in stateful.sources if source.inline]
     if inline:
         lines.append("  rules:")

@@ -141,6 +141,10 @@ class Stateful:
     stream_exception: StreamException = StreamException.DROP
     stream_depth: int = 1 << 20  # bytes of each direction inspected, 0 without end; Suricata's stream.reassembly.depth
     sources: tuple[RuleSource, ...] = ()
+    classification_file: RuleSource | None = None  # classification.config: what the classes of the rules are
+    reference_file: RuleSource | None = None  # reference.config: what makes URLs of their references
+    geoip: Path | None = None  # a database of countries (MaxMind DB)
+    threshold_file: RuleSource | None = None  # threshold.config, applied to the signatures
     signatures: tuple[Signature, ...] = field(default=(), compare=False, repr=False)
 
 

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from engines.stateful.parser import Variables as RuleVariables
 from engines.stateful.parser import parse_rules
+from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig, read_classifications, read_references
 from engines.stateful.signature import RuleError, Signature
+from engines.stateful.thresholdconfig import parse_threshold_config
+from nfw.geoip import GeoIpError, open_countries
 from nfw.policy.errors import PolicyError, Problems, shorten, suggest
 from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.files import read_bounded
 from nfw.policy.model import RuleOrder, RuleSource, Stateful, StreamException, Variables
 from nfw.policy.yamlpos import Node, Scalar, Sequence
 
-KEYS = ("order", "default_actions", "stream_exception", "stream_depth", "rule_files", "rules")
+KEYS = (
+    "order",
+    "default_actions",
+    "stream_exception",
+    "stream_depth",
+    "rule_files",
+    "rules",
+    "classification_file",
+    "reference_file",
+    "threshold_file",
+    "geoip",
+)
 MAX_RULE_FILE_BYTES = 64 * 1024 * 1024  # all of Emerging Threats is half of that
 
 
@@ -28,22 +44,38 @@ def read_stateful(node: Node | None, variables: Variables, base: Path, text: str
     order = section.choice("order", RuleOrder.STRICT)
     defaults = _read_default_actions(section, order)
     sources = [*_read_files(section, base), *_read_inline(section, text)]
+    classes = _read_file(section, "classification_file", "classification.config", base)
+    references = _read_file(section, "reference_file", "reference.config", base)
+    thresholds = _read_file(section, "threshold_file", "threshold.config", base)
+    config = _rule_config(classes, references, problems)
+    geoip = _read_geoip(section, base)
+    if geoip is not None:
+        config = replace(config, country=geoip[1])
+    signatures = parse_sources(sources, variables, problems, config)
+    if thresholds is not None:
+        signatures = _apply_thresholds(thresholds, signatures, variables, problems)
     return Stateful(
         order=order,
         default_actions=defaults,
         stream_exception=section.choice("stream_exception", StreamException.DROP),
         stream_depth=section.size("stream_depth", Stateful().stream_depth, 0, 1 << 32),
         sources=tuple(sources),
-        signatures=parse_sources(sources, variables, problems),
+        classification_file=classes,
+        reference_file=references,
+        threshold_file=thresholds,
+        geoip=geoip[0] if geoip is not None else None,
+        signatures=signatures,
     )
 
 
-def parse_sources(sources: list[RuleSource], variables: Variables, problems: Problems) -> tuple[Signature, ...]:
+def parse_sources(
+    sources: list[RuleSource], variables: Variables, problems: Problems, config: RuleConfig = DEFAULT_CONFIG
+) -> tuple[Signature, ...]:
     """All signatures, in order; what is wrong goes to ``problems`` with the file, line and column of the rule."""
     known = RuleVariables(dict(variables.addresses), dict(variables.ports))
     signatures: list[Signature] = []
     for source in sources:
-        parsed = parse_rules(source.positioned_text(), source.file, known)
+        parsed = parse_rules(source.positioned_text(), source.file, known, config=config)
         for error in parsed.errors:
             problems.add(_placed(error))
         for warning in (*parsed.warnings, *parsed.skipped):
@@ -51,6 +83,32 @@ def parse_sources(sources: list[RuleSource], variables: Variables, problems: Pro
         signatures += parsed.signatures
     _check_unique(signatures, problems)
     return tuple(signatures)
+
+
+def _rule_config(classes: RuleSource | None, references: RuleSource | None, problems: Problems) -> RuleConfig:
+    config, errors = DEFAULT_CONFIG, list[RuleError]()
+    if classes is not None:
+        found, errors = read_classifications(classes.text, classes.file)
+        config = replace(config, classes=found)
+    if references is not None:
+        prefixes, more = read_references(references.text, references.file)
+        config, errors = replace(config, references=prefixes), errors + more
+    for error in errors:
+        problems.add(_placed(error))
+    return config
+
+
+def _apply_thresholds(
+    source: RuleSource, signatures: tuple[Signature, ...], variables: Variables, problems: Problems
+) -> tuple[Signature, ...]:
+    known = RuleVariables(dict(variables.addresses), dict(variables.ports))
+    config = parse_threshold_config(source.text, source.file, known)
+    for error in config.errors:
+        problems.add(_placed(error))
+    changed, warnings = config.apply(signatures)
+    for warning in warnings:
+        problems.add_warning(_placed(warning))
+    return tuple(changed)
 
 
 def _placed(error: RuleError) -> PolicyError:
@@ -117,6 +175,32 @@ def _read_files(section: Section, base: Path) -> list[RuleSource]:
         if text is not None:
             found.append(RuleSource(str(path), text))
     return found
+
+
+def _read_geoip(section: Section, base: Path) -> tuple[Path, Callable[[bytes], str]] | None:
+    name = section.text("geoip", "a file name such as countries.mmdb")
+    if not name:
+        return None
+    try:
+        return base / name, open_countries(base / name)
+    except GeoIpError as error:
+        section.error(section.get("geoip"), f"geoip: {error}")
+        return None
+
+
+def _read_file(section: Section, key: str, example: str, base: Path) -> RuleSource | None:
+    """The text file a setting names."""
+    name = section.text(key, f"a file name such as {example}")
+    if not name:
+        return None
+    path = base / name
+    try:
+        data = read_bounded(path, MAX_RULE_FILE_BYTES)
+    except OSError as error:
+        section.error(section.get(key), f"{key}: {path} {error.strerror}")
+        return None
+    text = decode_rules(data, str(path), section.problems)
+    return None if text is None else RuleSource(str(path), text)
 
 
 def decode_rules(data: bytes, file: str, problems: Problems) -> str | None:

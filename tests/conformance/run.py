@@ -27,7 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from engines.stateful.parser import Variables, parse_rules
-from nfw.capture import Captured, CaptureError, read_capture
+from engines.stateful.thresholdconfig import parse_threshold_config
+from nfw.capture import Captured, CaptureError, filtered, read_capture
 from nfw.replay import ADDRESS_VARIABLES, PORT_VARIABLES, ReplayOptions, SettingError, apply_setting, replay
 
 ENTRY_SECONDS = 30
@@ -72,7 +73,12 @@ def _parse(folder: Path, entry: Mapping[str, Any]) -> Any:
     for name, value in given.items():
         (ports if name in ports or "PORT" in name else addresses)[name] = value
     text = (folder / entry["dir"] / entry["rules"]).read_bytes().decode("utf-8", "surrogateescape")
-    return parse_rules(text, entry["rules"], Variables(addresses=addresses, ports=ports))
+    variables = Variables(addresses=addresses, ports=ports)
+    parsed = parse_rules(text, entry["rules"], variables)
+    if "threshold.config" in (entry.get("aux") or ()):
+        config = (folder / entry["dir"] / "threshold.config").read_text("utf-8", "surrogateescape")
+        parsed.signatures, _ = parse_threshold_config(config, "threshold.config", variables).apply(parsed.signatures)
+    return parsed
 
 
 def _load(folder: Path, entry: Mapping[str, Any]) -> list[str]:
@@ -123,7 +129,9 @@ def _replay(folder: Path, entry: Mapping[str, Any]) -> list[str]:
 
     def packets() -> Iterable[Captured]:
         try:
-            yield from read_capture(folder / entry["dir"] / entry["pcap"])
+            read = read_capture(folder / entry["dir"] / entry["pcap"])
+            expression = entry["options"].get("bpf")
+            yield from read if expression is None else filtered(read, expression)
         except CaptureError as error:
             broken.append(str(error))
 

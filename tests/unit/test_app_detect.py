@@ -35,8 +35,14 @@ FIRST_BYTES = [
     (C, b"\x16\x03\x09\x02\x80\x01" + bytes(20), None),
     (C, b"SSH-2.0-OpenSSH_9.2\r\n", "ssh"),
     (C, b"EHLO host\r\n", "smtp"),
+    (C, b"helo host\r\n", "smtp"),
     (C, b"USER anonymous\r\n", "ftp"),
+    (C, b"port 10,0,0,1,4,1\r\n", "ftp"),
+    (C, b"capa\r\n", "pop3"),
+    (C, b"\xff\xfd\x03", "telnet"),
     (C, b"\0\0\0\x54\xffSMBr", "smb"),
+    (C, b"\x05\0\x0b\x03\x10\0\0\0\x48\0", "dcerpc"),
+    (S, b"\x05\0\x0c\x03\x10\0\0\0\x44\0", "dcerpc"),
     (C, framed(QUERY), "dns"),
     (C, b"\x10\x0c\0\x04MQTT\x04\x02", "mqtt"),
     (C, b"\0\0\0\x08\x04\xd2\x16\x2f", "pgsql"),
@@ -50,7 +56,10 @@ FIRST_BYTES = [
     (S, b"220 Welcome to FTP\r\n", "ftp"),
     (S, b"220 hello\r\n", None),
     (S, b"+OK POP3 ready\r\n", "pop3"),
+    (S, b"-ERR busy\r\n", "pop3"),
     (S, b"* OK IMAP4rev1\r\n", "imap"),
+    (S, b"* BYE busy\r\n", "imap"),
+    (S, b"\xff\xfb\x01", "telnet"),
     (S, b"RFB 003.008\n", "rfb"),
     (S, framed(ANSWER), "dns"),
     (S, b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64", "http2"),
@@ -76,6 +85,8 @@ def test_tcp(direction: Direction, data: bytes, name: str | None, cut: int) -> N
 FIRST_DATAGRAMS = [
     (C, QUERY, "dns"),
     (S, ANSWER, "dns"),
+    (C, b"\0\1boot.img\0octet\0", "tftp"),
+    (C, b"\0\1boot.img\0else\0", None),
     (C, QUERY[:-1], None),
     (C, b"\xc0" + bytes(47), None),
     (C, b"\x23" + bytes(47), "ntp"),
@@ -147,6 +158,6 @@ def test_random_bytes() -> None:
 
 def test_every_parser_goes_by_a_name_that_is_detected() -> None:
     names = {name for _, _, name in FIRST_BYTES}
-    # WebSocket begins inside HTTP, by name.
-    assert set(PARSERS) - {"websocket"} <= names
+    # WebSocket begins inside HTTP, by name; a transfer of FTP is announced.
+    assert set(PARSERS) - {"websocket", "ftp-data"} <= names
     assert set(UDP_PARSERS) <= {name for _, _, name in FIRST_DATAGRAMS}

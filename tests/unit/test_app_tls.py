@@ -180,17 +180,19 @@ def test_refused(direction: Direction, data: bytes, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "event"),
+    ("message", "events"),
     [
-        (b"\x02\0\0\3\3\3\0", "invalid_handshake_message"),
-        (b"\x0b\0\0\4\0\0\5\0", "invalid_handshake_message"),
-        (b"\x0b\0\0\7\0\0\4\0\0\1x", "invalid_certificate"),
+        (b"\x02\0\0\3\3\3\0", []),
+        (b"\x0b\0\0\4\0\0\5\0", []),
+        (b"\x0b\0\0\7\0\0\4\0\0\1x", ["certificate_invalid_length"]),
+        (b"\x0b\0\0\x0b\0\0\x08\0\0\5\x30\3\x30\x82\1", ["certificate_invalid_length"]),
+        (b"\x0b\0\0\x0c\0\0\x09\0\0\6\x30\4\x30\x82\1\0", ["invalid_certificate"]),
     ],
 )
-def test_odd_messages(message: bytes, event: str) -> None:
+def test_odd_messages(message: bytes, events: list[str]) -> None:
     record = b"\x16\x03\x03" + len(message).to_bytes(2, "big") + message
     for parser, (tx,) in every_way(TlsParser, [(S, record)]):
-        assert tx.events == [event]
+        assert tx.events == [*events, "invalid_handshake_message"]
         assert not parser.gave_up
 
 

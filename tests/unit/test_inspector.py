@@ -25,6 +25,7 @@ from engines.stateful.match import Absent, match_buffer, transform
 from engines.stateful.parser import Variables, parse_rules
 from engines.stateful.ruleset import GROWING_BUFFERS, RuleSet, compile_ruleset, covered_protocols
 from engines.stateful.signature import Action, BufferMatch, RuleType, Signature
+from engines.stateful.thresholdconfig import parse_threshold_config
 from engines.verdict import Direction, Scope, Verdict
 
 UP, DOWN = Direction.TO_SERVER, Direction.TO_CLIENT
@@ -310,6 +311,71 @@ def test_flowbits_from_setter_to_reader() -> None:
     assert [asked.data(UP, GET), asked.data(DOWN, OK)] == ["accept", "accept 2"]
     other = Flow(compiled(rules)).handshake()
     assert [other.data(UP, EVIL), other.data(DOWN, OK)] == ["accept", "accept"]
+
+
+def configured(text: str, config: str) -> RuleSet:
+    """Rules with a threshold.config."""
+    found = parse_threshold_config(config, "t.config", Variables())
+    rules, warnings = found.apply(parse_rules(text, "test.rules", Variables()).signatures)
+    assert found.errors == warnings == []
+    return compile_ruleset(rules)
+
+
+EACH = f"tcp {ANY} (flow:established,to_server; sid:1;)"
+OF_1 = "gen_id 1, sig_id 1"
+RATE = f"rate_filter {OF_1}, track by_src, count 2, seconds 10, timeout 5, new_action"
+
+
+@pytest.mark.parametrize(
+    ("rule", "config", "expected"),
+    [
+        # What is suppressed still acts.
+        (f"drop {EACH}", f"suppress {OF_1}", ["drop"] * 4),
+        (f"alert {EACH}", f"suppress {OF_1}, track by_src, ip 10.0.0.0/8", ["accept"] * 4),
+        (f"alert {EACH}", f"suppress {OF_1}, track by_dst, ip 10.0.0.0/8", ["accept 1"] * 4),
+        (f"alert {EACH}", f"suppress {OF_1}, track by_either, ip 198.51.100.7", ["accept"] * 4),
+        (
+            f"drop {EACH}",
+            f"threshold {OF_1}, type limit, track by_src, count 1, seconds 10",
+            ["drop 1", *["drop"] * 3],
+        ),
+        (
+            f"alert {EACH}",
+            f"event_filter {OF_1}, type threshold, track by_src, count 2, seconds 10",
+            ["accept", "accept 1"] * 2,
+        ),
+        (f"alert {EACH}", f"{RATE} drop", ["accept 1", "accept 1", "drop 1", "drop 1"]),
+        (f"alert {EACH}", f"{RATE} reject", ["accept 1", "accept 1", "reject 1", "reject 1"]),
+        (f"drop {EACH}", f"{RATE} alert", ["drop 1", "drop 1", "accept 1", "accept 1"]),
+        (f"drop {EACH}", f"{RATE} pass", ["drop 1", "drop 1", "accept", "accept"]),
+    ],
+)
+def test_threshold_config(rule: str, config: str, expected: list[str]) -> None:
+    flow = Flow(configured(rule, config)).handshake()
+    assert [flow.packet(UP, established=True) for _ in range(4)] == expected
+    flow.now += 20.0  # the first match behind the timeout is the rule's own again
+    assert flow.packet(UP, established=True) == expected[0]
+
+
+def test_a_rate_filter_says_so_and_the_alert_says_what_was_done() -> None:
+    flow = Flow(configured(f"alert {EACH}", f"{RATE} drop")).handshake()
+    steps = []
+    for _ in range(3):
+        flow.packet(UP, established=True)
+        steps.append((flow.last.decision.reason, flow.last.alerts[0].action))
+    assert steps == [("no_match", "allowed"), ("no_match", "allowed"), ("rate_filter", "blocked")]
+
+
+def test_a_rate_filter_that_may_deny_holds_what_it_has_to_judge() -> None:
+    rule = f'alert http {ANY} (http.uri; content:"/evil"; sid:1;)'
+    config = f"rate_filter {OF_1}, track by_rule, count 1, seconds 60, timeout 60, new_action drop"
+    rules = configured(rule, config)
+    first, second = Flow(rules).handshake(), Flow(rules).handshake()
+    assert first.data(UP, EVIL) == "accept 1"
+    assert second.data(UP, EVIL[:20]) == "accept"
+    assert second.held[UP] == 20
+    assert second.data(UP, EVIL[20:]) == "drop! 1"
+    assert Flow(configured(rule, f"suppress {OF_1}")).handshake().data(UP, EVIL) == "accept"
 
 
 def test_threshold_limit_is_silent_but_still_drops() -> None:

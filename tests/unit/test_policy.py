@@ -445,3 +445,44 @@ def test_mangled_policies_are_refused_in_words(policies: Path) -> None:
             read(bytes(data), policies / "mangled.yaml")
         assert caught.value.errors
         assert all(error.message and "\n" not in error.message for error in caught.value)
+
+
+def test_a_threshold_file_changes_the_rules_it_names(tmp_path: Path) -> None:
+    (tmp_path / "t.config").write_text("suppress gen_id 1, sig_id 1\nsuppress gen_id 1, sig_id 7\n")
+    rules = "[alert tcp any any -> any any (sid:1;), alert tcp any any -> any any (sid:2;)]"
+    policy = read(f"stateful: {{threshold_file: t.config, rules: {rules}}}", tmp_path / "p.yaml")
+    assert [len(signature.suppressions) for signature in policy.stateful.signatures] == [1, 0]
+    assert [str(warning) for warning in policy.warnings] == [
+        f"{tmp_path / 't.config'}:2: there is no rule with gid 1 and sid 7"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("nope.config", "threshold_file: nope.config does not exist"),
+        ("[a]", "threshold_file: expected a file name such as threshold.config, got a list"),
+        (".", "threshold_file: . is a directory; expected a file"),
+    ],
+)
+def test_a_threshold_file_that_is_none(value: str, says: str) -> None:
+    assert refusal(f"stateful: {{threshold_file: {value}}}") == [f"1:28: {says}"]
+
+
+def test_classes_and_references_of_a_policy(tmp_path: Path) -> None:
+    (tmp_path / "c.config").write_text("config classification: ours,Our own,1\n")
+    (tmp_path / "r.config").write_text("config reference: wiki https://wiki.example/\n")
+    rules = "['alert tcp any any -> any any (classtype:ours; reference:wiki,x; sid:1;)']"
+    text = f"stateful: {{classification_file: c.config, reference_file: r.config, rules: {rules}}}"
+    policy = read(text, tmp_path / "p.yaml")
+    (signature,) = policy.stateful.signatures
+    assert (signature.priority, signature.category, signature.references) == (1, "Our own", ("https://wiki.example/x",))
+    assert policy.warnings == ()
+    (tmp_path / "c.config").write_text("config classification: ours\n")
+    (tmp_path / "r.config").write_text("\nnonsense\n")
+    with pytest.raises(PolicyErrors) as caught:
+        read(text, tmp_path / "p.yaml")
+    assert [str(error) for error in caught.value] == [
+        f"{tmp_path}/c.config:1:1: expected config classification: name,description,priority",
+        f"{tmp_path}/r.config:2:1: expected config reference: system URL",
+    ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -20,7 +22,7 @@ from scapy.layers.inet import GRE, IP, TCP, UDP, fragment
 from engines.decode.link import ARP, IPV4, IPV6, decode_link
 from engines.stateful.parser import Variables, parse_rules
 from engines.watch.segments import OverlapPolicy
-from nfw.capture import Captured, CaptureError, read_capture
+from nfw.capture import Captured, CaptureError, FilterError, filtered, read_capture
 from nfw.cli.app import call
 from nfw.replay import SETTINGS, ReplayOptions, SettingError, apply_setting, host_os_policy, replay
 from tests.unit.pcapfile import ETHERNET, pcap, pcapng
@@ -153,8 +155,10 @@ def test_midstream_is_dropped_in_ips_mode_unless_told_otherwise(tmp_path: Path) 
         pcap([b"\x45one", b"\x45two"], order=">"),
         pcap([b"\x45one", b"\x45two"], nano=True),
         pcapng([b"\x45one", b"\x45two"]),
+        gzip.compress(pcap([b"\x45one", b"\x45two"])),
+        gzip.compress(pcapng([b"\x45one", b"\x45two"])),
     ],
-    ids=["little", "big", "nano", "ng"],
+    ids=["little", "big", "nano", "ng", "gzip", "ng gzip"],
 )
 def test_every_form_of_capture(made: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x"
@@ -170,11 +174,20 @@ def test_every_form_of_capture(made: bytes, tmp_path: Path) -> None:
     [
         (b"", 0, "not a pcap or pcapng file"),
         (b"hello, this is text", 0, "not a pcap or pcapng file"),
+        (gzip.compress(b"hello, this is text"), 0, "not a pcap or pcapng file"),
+        (gzip.compress(gzip.compress(pcap([b"one"]))), 0, "not a pcap or pcapng file: it is compressed twice"),
+        (gzip.compress(pcap([b"one", b"two"]))[:-12], 1, "damaged after packet 1"),
+        (gzip.compress(pcap([b"one"]))[:9], 0, "not a pcap or pcapng file"),
+        (gzip.compress(pcap([b"one", b"two"])[:-1]), 1, "cut off after packet 1"),
+        (pcapng([b"one", b"two"])[:-1], 1, "cut off after packet 1"),
+        (pcapng([b"one", b"two"])[:-4], 1, "cut off after packet 1"),
+        (pcapng([b"one", b"two"])[:-30], 1, "cut off after packet 1"),
+        (pcapng([b"one"]) + b"\6\0\0\0\xff\xff\xff\xff", 1, "damaged after packet 1"),
+        (pcap([b"one"]) + bytes(8) + b"\0\0\x08\0" * 2 + bytes(1 << 20), 1, "damaged after packet 1"),
         (pcap([b"one", b"two"])[:-1], 1, "cut off after packet 1"),
         (pcap([b"one", b"two"])[:-10], 1, "cut off after packet 1"),
         (pcap([b"one"], link_type=147), 0, "link type 147, which is not supported"),
     ],
-    ids=["empty", "text", "short packet", "short header", "link type"],
 )
 def test_a_damaged_capture_gives_what_is_there_and_then_says_so(
     made: bytes, readable: int, says: str, tmp_path: Path
@@ -186,6 +199,49 @@ def test_a_damaged_capture_gives_what_is_there_and_then_says_so(
         seen.extend(read_capture(path))
     assert len(seen) == readable
     assert str(path) in str(caught.value)
+
+
+def test_a_packet_that_was_captured_in_part_says_how_long_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "x.pcap"
+    path.write_bytes(pcap([b"\x45one"])[:-8] + struct.pack("<I", 1500) + b"\x45one")
+    assert [packet.wire for packet in read_capture(path)] == [1500]
+
+
+@pytest.mark.parametrize("link_type", [1, 101])
+@pytest.mark.parametrize(
+    ("expression", "numbers"),
+    [
+        ("port 80", list(range(1, 9))),
+        ("src host 10.0.0.1", [1, 3, 4, 6, 7]),
+        ("tcp[tcpflags] & tcp-push != 0", [4, 5]),
+        ("udp or port 81", []),
+    ],
+)
+def test_a_filter_lets_through_what_it_says_numbered_anew(link_type: int, expression: str, numbers: list[int]) -> None:
+    front = ETHERNET if link_type == 1 else b""
+    packets = [Captured(n, float(n), link_type, front + data) for n, data in enumerate(conversation(), 1)]
+    passed = list(filtered(packets, expression))
+    assert [packet.time for packet in passed] == numbers
+    assert [packet.number for packet in passed] == list(range(1, len(numbers) + 1))
+
+
+def test_a_filter_looks_at_the_length_on_the_wire() -> None:
+    packets = [Captured(1, 0.0, 101, conversation()[0], 1500), Captured(2, 0.0, 101, conversation()[0])]
+    assert [packet.wire for packet in filtered(packets, "greater 1000")] == [1500]
+
+
+@pytest.mark.parametrize(
+    ("expression", "says"),
+    [
+        ("prt 80", "syntax error"),
+        ("port 99999", "illegal port number"),
+        ("udp and tcp", "expression rejects all packets"),
+        ("wlan", "is no filter"),
+    ],
+)
+def test_what_is_no_filter(expression: str, says: str) -> None:
+    with pytest.raises(FilterError, match=says):
+        next(filtered([Captured(1, 0.0, 101, conversation()[0])], expression))
 
 
 @pytest.mark.parametrize(
@@ -314,6 +370,7 @@ def test_eve_on_standard_output_is_json_lines_only(files: tuple[str, str], capsy
         (lambda c, r: [c], 2, "--rules"),
         (lambda c, r: [c, "--rules", r, "--mode", "idps"], 2, "idps"),
         (lambda c, r: [c, "--rules", r, "--set", "stream.midstream"], 2, "is not NAME=VALUE"),
+        (lambda c, r: [c, "--rules", r, "--filter", "prt 1"], 2, "syntax error"),
         (lambda c, r: [c, "--rules", r, "--set", "stream.midstreem=1"], 2, "did you mean stream.midstream"),
     ],
 )
@@ -394,3 +451,57 @@ def test_scapy_is_not_loaded_by_other_commands() -> None:
     code = "import sys; from nfw.cli.app import call; call(['--version']); sys.exit('scapy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": "."}, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_threshold_config_for_the_rules(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    capture, rules = files
+    config = Path(rules).with_name("t.config")
+    config.write_text("suppress gen_id 1, sig_id 7, track by_dst, ip $SERVERS\nsuppress gen_id 1, sig_id 8\nnonsense\n")
+    ordered = ["replay", capture, "--rules", rules, "--threshold", str(config), "--var"]
+    assert call([*ordered, "SERVERS=10.0.0.2"]) == 0
+    told = capsys.readouterr()
+    assert "0 alerts" in told.out
+    assert f"{config}:3:1: expected event_filter" in told.err
+    assert f"{config}:2: there is no rule with gid 1 and sid 8 [warning]" in told.err
+    assert call([*ordered, "SERVERS=10.0.0.9"]) == 0
+    assert "1 alerts" in capsys.readouterr().out
+    assert call([*ordered, "SERVERS=10.0.0.9", "--strict"]) == 1
+    assert "1 lines of" in capsys.readouterr().err
+    assert call([*ordered[:-2], str(config) + "x"]) == 1
+    assert "threshold file does not exist" in capsys.readouterr().err
+
+
+def test_classes_and_references_of_ones_own(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    capture, rules = files
+    Path(rules).write_text("alert tcp any any -> any any (classtype:ours; reference:wiki,x; sid:7;)\n")
+    classes, references = Path(rules).with_name("c.config"), Path(rules).with_name("r.config")
+    classes.write_text("config classification: ours,Our own,1\nnonsense\n")
+    references.write_text("config reference: wiki https://wiki.example/\n")
+    told = ["replay", capture, "--rules", rules, "--classification", str(classes), "--reference", str(references)]
+    assert call([*told, "--eve", "-"]) == 0
+    written = capsys.readouterr()
+    alert = json.loads(written.out.splitlines()[0])["alert"]
+    assert (alert["severity"], alert["category"], alert["references"]) == (1, "Our own", ["https://wiki.example/x"])
+    assert f"{classes}:2:1: expected config classification" in written.err
+    assert call([*told, "--strict"]) == 1
+    assert f"1 lines of {classes} are refused" in capsys.readouterr().err
+
+
+def test_a_filter_for_the_command(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    capture, rules = files
+    Path(capture).write_bytes(gzip.compress(Path(capture).read_bytes()))
+    assert call(["replay", capture, "--rules", rules, "--filter", "src host 10.0.0.1"]) == 0
+    assert "5 packets, 1 flows" in capsys.readouterr().out
+
+
+def test_a_time_that_goes_back_ends_no_flow(tmp_path: Path) -> None:
+    """Suricata never moves back the time a flow was last seen."""
+    rule = 'alert http any any -> any any (http.uri; content:"/secret"; sid:1;)'
+    parsed = parse_rules(rule, "t.rules", Variables({}, {}))
+    times = [5_000.0, 1.0, *(5_000.0 + n for n in range(2, 8))]
+    packets = [Captured(n, now, 101, data) for n, (now, data) in enumerate(zip(times, conversation(), strict=True), 1)]
+    records: list[dict[str, Any]] = []
+    replay(packets, parsed.signatures, ReplayOptions(), records.append)
+    assert alerts(records) == [(1, 6)]
+    (flow,) = [record["flow"] for record in records if record["event_type"] == "flow"]
+    assert flow["age"] == 7

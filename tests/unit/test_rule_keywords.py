@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from engines.packet import decode
-from engines.stateful.keywords.classification import PRIORITIES, read_classifications
 from engines.stateful.match import match_buffer, transform
 from engines.stateful.ruleset import covered_protocols
 from engines.stateful.signature import Action, AppProtocolTest, Signature, Threshold
@@ -130,7 +129,6 @@ class View:
         ("app-layer-protocol:htpt;", "did you mean http?"),
         ("app-layer-protocol:http; app-layer-protocol:tls;", "cannot be combined"),
         ("app-layer-event:nope.x;", "not known"),
-        ("geoip:src,DE;", "database"),
         ("target:me;", "src_ip"),
         ("flags:X;", "flags"),
         ("flags:SS;", "twice"),
@@ -205,7 +203,7 @@ def buffers(signature: Signature) -> list[tuple[str, tuple[str, ...], int]]:
         ('pcre:"/a/U"; pcre:"/b/Hi";', [("http.uri", 1), ("http.header", 1)]),
         ('content:"a"; http_uri; pcre:"/b/R"; isdataat:1,relative;', [("http.uri", 3)]),
         ('content:"a"; urilen:>9; urilen:<99,raw;', [("payload", 1), ("http.uri", 1), ("http.uri.raw", 1)]),
-        ('file_data; content:"a"; file.data; content:"b";', [("file.data", 2)]),
+        ('file_data; content:"a"; file.data; content:"b";', [("file.data", 1), ("file.data", 1)]),
         ('dns.query; content:"a"; dns.query; content:"b";', [("dns.query", 1), ("dns.query", 1)]),
         ('http.uri; content:"a"; to_lowercase; content:"b";', [("http.uri", 1), ("http.uri", 1)]),
         (
@@ -336,12 +334,10 @@ def test_warnings_do_not_refuse() -> None:
     assert "no-such-class" in found.warnings[0].message
 
 
-def test_classification_file() -> None:
-    assert PRIORITIES["trojan-activity"] == 1
-    assert len(PRIORITIES) == 42
-    assert read_classifications("# x\nconfig classification: a-b,Some, text,2\n") == {"a-b": 2}
-    with pytest.raises(ValueError, match="line 1"):
-        read_classifications("nonsense")
+def test_an_unknown_reference_system_is_told_and_kept() -> None:
+    found = parse("alert tcp any any -> any any (reference:nobody,17; sid:1;)")
+    assert found.signatures[0].references == ("nobody,17",)
+    assert "'nobody' is not known" in found.warnings[0].message
 
 
 # --- header keywords ------------------------------------------------------------------------------------------------

@@ -144,8 +144,8 @@ def test_igmp() -> None:
     ("header", "options", "why"),
     [
         ("alert mqtt any any -> any any", "mqtt.type:CONNECT;", "no parser for mqtt.type"),
-        ("alert tcp any any -> any any", 'dce_stub_data; content:"a";', "no parser for dce_stub_data"),
-        ("alert smtp any any -> any any", 'file_data; content:"a";', "no parser for smtp"),
+        ("alert tcp any any -> any any", 'krb5.cname; content:"a";', "no parser for krb5.cname"),
+        ("alert nfs any any -> any any", 'file_data; content:"a";', "no parser for nfs"),
         ("alert sip any any -> any any", 'sip.method; content:"a";', "no parser for sip"),
     ],
 )

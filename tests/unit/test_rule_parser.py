@@ -21,7 +21,10 @@ http.uri; content:"/x"; target:dest_ip; priority:2;)'
     assert signature.ref.msg == 'a "b" ; c'
     assert (signature.ref.id, signature.ref.gid, signature.ref.rev, signature.ref.line) == (7, 2, 3, 1)
     assert (signature.priority, signature.classtype, signature.target) == (2, "trojan-activity", "dest_ip")
-    assert signature.references == ("url,example.com/a", "cve,2024-1")
+    assert signature.references == (
+        "https://example.com/a",
+        "https://cve.mitre.org/cgi-bin/cvename.cgi?name=2024-1",
+    )
     assert signature.metadata == {"created": ("2024",), "tag": ("a", "b")}
     assert signature.app_proto == "http"
     assert signature.source is not None

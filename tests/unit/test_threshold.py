@@ -55,6 +55,7 @@ def test_full_table_forgets_the_one_not_seen_for_longest() -> None:
         ("by_dst", True, b"s"),
         ("by_dst", False, b"c"),
         ("by_both", True, (b"c", b"s")),
+        ("by_both", False, (b"c", b"s")),
         ("by_flow", True, 7),
         ("by_rule", True, None),
     ],

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import MutableSequence, Sequence
 from typing import Protocol
 
+from engines.stateful.expect import Expected
 from engines.verdict import Direction
 
 
@@ -51,6 +52,11 @@ class AppParser(Protocol):
     )
     tunnel: bool  # this protocol ended inside the connection (CONNECT, Upgrade); the next one starts at ``unparsed``
     carries: str  # the name of that next one where both sides have said it, otherwise its bytes have to tell
+
+    expects: list[Expected]  # flows it announced; the inspector takes them away
+
+    def begin(self, client: bytes, server: bytes, expected: Expected | None) -> None:
+        """Called once before anything is fed: the (packed) addresses of the flow, and what it was announced as."""
 
     def feed(self, direction: Direction, data: bytes) -> None: ...
 

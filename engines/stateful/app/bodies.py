@@ -49,6 +49,10 @@ class Body:
             self._view = bytes(self._data)
         return self._view
 
+    def since(self, offset: int) -> bytes:
+        """What came after the first bytes, decoded."""
+        return bytes(self._data[offset:])
+
     def feed(self, data: bytes) -> bool:
         """Take the next bytes; True when no more are wanted."""
         self.length += len(data)

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from engines.stateful.app.der import read_raw
+from engines.stateful.app.der import HeaderCutError, read_raw
 
 # The abbreviations of Suricata's X.509 library; other attributes appear as their dotted OID.
 _ABBREVIATIONS = {
@@ -62,6 +62,17 @@ def read_certificate(der: bytes) -> CertificateFacts | None:
         )
     except Exception:  # noqa: BLE001 - hostile DER; which errors the library raises for it is not documented
         return _leniently(der)
+
+
+def certificate_problem(der: bytes) -> str:
+    """The event, by Suricata's name, of what :func:`read_certificate` cannot read."""
+    try:
+        read_raw(der)
+    except HeaderCutError:
+        return "certificate_invalid_length"
+    except ValueError:
+        pass
+    return "invalid_certificate"
 
 
 def _leniently(der: bytes) -> CertificateFacts | None:

@@ -19,6 +19,10 @@ _SUBJECT_ALTERNATIVE_NAME = "2.5.29.17"
 _MAIL, _DNS, _ADDRESS = 0x81, 0x82, 0x87
 
 
+class HeaderCutError(ValueError):
+    """A value ends inside its tag and length."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawCertificate:
     """``subject`` and ``issuer``: dotted OID and text of each attribute; ``serial`` as encoded; times in seconds since
@@ -59,7 +63,7 @@ def read_raw(der: bytes) -> RawCertificate:
 def read(data: bytes, at: int) -> tuple[int, bytes, int]:
     """Tag, contents and the offset after one value. Raises ValueError when it is cut off or has no definite length."""
     if at + 2 > len(data):
-        raise ValueError("value is cut off")
+        raise HeaderCutError("value is cut off")
     tag, size = data[at], data[at + 1]
     start = at + 2
     if size & 0x80:
@@ -68,6 +72,8 @@ def read(data: bytes, at: int) -> tuple[int, bytes, int]:
             raise ValueError("length is not in use")
         size = int.from_bytes(data[start : start + more], "big")
         start += more
+        if start > len(data):
+            raise HeaderCutError("value is cut off")
     end = start + size
     if end > len(data):
         raise ValueError("value is cut off")

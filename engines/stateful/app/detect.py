@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from engines.stateful.app.dcerpc import looks_like_pdu
 from engines.verdict import Direction
 
 FAILED = "failed"
@@ -119,6 +120,12 @@ def _prefix(*patterns: bytes, at: int = 0) -> _Probe:
         return None if undecided else False
 
     return probe
+
+
+def _command(*words: bytes) -> _Probe:
+    """The first words of a dialogue in lines, in any case; ``words`` in upper case."""
+    probe = _prefix(*words)
+    return lambda data: probe(data[:64].upper())
 
 
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -249,16 +256,32 @@ def _ntp(data: bytes) -> bool | None:
     return len(data) in {48, 68, 72} and 1 <= (data[0] >> 3 & 7) <= 4 and 1 <= data[0] & 7 <= 5
 
 
+_TFTP = re.compile(rb"\0[\1\2][^\0]+\0(?:octet|netascii|mail)\0", re.IGNORECASE)
+
+
+def _tftp(data: bytes) -> bool | None:
+    """RFC 1350, section 5: a request to read or write."""
+    return _TFTP.match(data) is not None
+
+
+# RFC 854: the first two bytes of an option negotiation.
+_TELNET = _prefix(b"\xff\xfb", b"\xff\xfc", b"\xff\xfd", b"\xff\xfe")
+
 _TO_SERVER: list[tuple[str, _Probe]] = [
     ("http2", _prefix(_HTTP2_PREFACE)),
     ("http", _http_request),
     ("tls", _tls_record(22)),
     ("tls", _sslv2_hello),
     ("ssh", _prefix(b"SSH-")),
-    ("smtp", _prefix(b"EHLO ", b"HELO ", b"ehlo ", b"helo ")),
-    ("ftp", _prefix(b"USER ", b"FEAT\r\n", b"AUTH TLS\r\n", b"AUTH SSL\r\n", b"SYST\r\n", b"PASV\r\n")),
+    ("smtp", _command(b"EHLO", b"HELO")),
+    (
+        "ftp",
+        _command(b"USER ", b"PASS ", b"PORT ", b"FEAT\r\n", b"AUTH TLS\r\n", b"AUTH SSL\r\n", b"SYST\r\n", b"PASV\r\n"),
+    ),
+    ("pop3", _command(b"CAPA\r\n")),
+    ("telnet", _TELNET),
     ("smb", _prefix(b"\xffSMB", b"\xfeSMB", b"\xfdSMB", at=4)),
-    ("dcerpc", _prefix(b"\x05\x00\x0b", b"\x05\x01\x0b")),
+    ("dcerpc", looks_like_pdu),
     ("rdp", lambda data: False if data[0] != 3 else None if len(data) < 6 else data[1] == 0 and data[5] == 0xE0),
     ("mqtt", lambda data: False if data[0] != 0x10 else None if len(data) < 10 else b"MQ" in data[2:8]),
     ("pgsql", _prefix(b"\0\3\0\0", b"\4\xd2\x16\x2f", at=4)),
@@ -271,11 +294,12 @@ _TO_CLIENT: list[tuple[str, _Probe]] = [
     ("ssh", _prefix(b"SSH-")),
     ("smtp", _greeting(re.compile(rb"(?i)\bE?SMTP\b"))),
     ("ftp", _greeting(re.compile(rb"(?i)ftp"))),
-    ("pop3", _prefix(b"+OK ")),
-    ("imap", _prefix(b"* OK", b"* PREAUTH")),
+    ("pop3", _prefix(b"+OK ", b"+OK\r\n", b"-ERR ")),
+    ("imap", _prefix(b"* OK", b"* PREAUTH", b"* BYE")),
     ("rfb", _prefix(b"RFB 003.")),
-    ("telnet", _prefix(b"\xff\xfb", b"\xff\xfd")),
+    ("telnet", _TELNET),
     ("smb", _prefix(b"\xffSMB", b"\xfeSMB", b"\xfdSMB", at=4)),
+    ("dcerpc", looks_like_pdu),
     ("sip", _prefix(b"SIP/2.0")),
     ("http2", _http2_server),
     ("dns", _dns_tcp(True)),
@@ -284,6 +308,7 @@ _UDP_TO_SERVER: list[tuple[str, _Probe]] = [
     ("quic", _quic),
     ("dns", _dns_udp(False)),
     ("ntp", _ntp),
+    ("tftp", _tftp),
     ("dhcp", _prefix(b"\x63\x82\x53\x63", at=236)),
     ("sip", _prefix(b"INVITE sip:", b"REGISTER sip:", b"OPTIONS sip:", b"SUBSCRIBE sip:")),
 ]

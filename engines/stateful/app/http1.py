@@ -18,7 +18,7 @@ the position it has read up to::
 Where clients read the framing of a response in two ways, rules see both bodies: the one of the states above and, in
 ``Head.other``, the bytes as they are.
 
-Left out: multipart bodies (seen as one file), partial content put together from ranges.
+Left out: partial content put together from ranges.
 """
 
 from __future__ import annotations

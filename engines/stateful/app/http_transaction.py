@@ -12,7 +12,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from engines.stateful.app.bodies import Body, decoders_for
+from engines.stateful.app.files import Files
 from engines.stateful.app.limits import AppLimits
+from engines.stateful.app.mime import parameter
+from engines.stateful.app.multipart import Form, boundary_of
 from engines.stateful.app.transaction import BaseTransaction
 from engines.stateful.app.uri import Target, normalise_host, parse_target
 from engines.verdict import Direction
@@ -54,7 +57,7 @@ class Head:
 class HttpTransaction(BaseTransaction):
     """See :class:`engines.stateful.app.Transaction`. ``request`` or ``response`` is None until its head is complete."""
 
-    __slots__ = ("_cache", "_target", "authority", "inner", "request", "response", "version")
+    __slots__ = ("_cache", "_form", "_form_fed", "_target", "authority", "inner", "request", "response", "version")
 
     def __init__(self, tx_id: int, version: bytes = b"") -> None:
         super().__init__(tx_id)
@@ -64,6 +67,8 @@ class HttpTransaction(BaseTransaction):
         self.authority: bytes | None = None  # HTTP/2 :authority
         self.inner: list[BaseTransaction | None] = [None, None]  # by direction: the DNS message inside (RFC 8484)
         self._target: Target | None = None
+        self._form: Form | None = None  # the request's body read as one
+        self._form_fed = 0
         self._cache: dict[tuple[str, Direction], Sequence[bytes]] = {}
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
@@ -104,6 +109,9 @@ class HttpTransaction(BaseTransaction):
         assert head is not None
         if head.body is None:
             head.body = self._new_body(direction, head, limits)
+            boundary = boundary_of(head.value(b"content-type")) if direction is Direction.TO_SERVER else None
+            if boundary is not None:
+                self._form = Form(boundary, limits, self.add_event)
         return head.body
 
     def second_reading(self, limits: AppLimits) -> Body:
@@ -125,7 +133,19 @@ class HttpTransaction(BaseTransaction):
         """The body grew or stopped growing: pass its events on."""
         for event in body.events:
             self.add_event(event)
+        if self._form is not None and direction is Direction.TO_SERVER and body.size > self._form_fed:
+            self._form.feed(body.since(self._form_fed))
+            self._form_fed = body.size
         self.touch(direction)
+
+    def finish(self, direction: Direction) -> None:
+        if self._form is not None and direction is Direction.TO_SERVER:
+            self._form.finish()
+        super().finish(direction)
+
+    def files(self, direction: Direction) -> Files | None:
+        """The files of a form; None when the body is the file."""
+        return self._form.files if self._form is not None and direction is Direction.TO_SERVER else None
 
     @property
     def target(self) -> Target:
@@ -332,6 +352,24 @@ def _body(_tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[b
     return (*seen, other.view())
 
 
+def _file_data(tx: HttpTransaction, head: Head, direction: Direction) -> Sequence[bytes]:
+    files = tx.files(direction)
+    return _body(tx, head, direction) if files is None else files.data()
+
+
+def _file_name(tx: HttpTransaction, head: Head, direction: Direction) -> Sequence[bytes]:
+    """What a form or Content-Disposition says, else the path asked for."""
+    files = tx.files(direction)
+    if files is not None:
+        return files.names
+    if not _body(tx, head, direction):
+        return ()
+    name = parameter(head.value(b"content-disposition") or b"", b"filename") if direction else None
+    if not name and tx.request is not None:
+        name = tx.target.path
+    return (name,) if name else ()
+
+
 # Name -> (sides that have it, getter, whether it stays as it is once the head is there).
 BUFFERS: dict[str, tuple[tuple[Direction, ...], Getter, bool]] = {
     "http.method": (_REQUEST, _part("first"), False),
@@ -363,6 +401,7 @@ BUFFERS: dict[str, tuple[tuple[Direction, ...], Getter, bool]] = {
     "http.location": (_RESPONSE, _field(b"location"), False),
     "http.request_body": (_REQUEST, _body, False),
     "http.response_body": (_RESPONSE, _body, False),
-    "file.data": (_BOTH, _body, False),
-    "file_data": (_BOTH, _body, False),
+    "file.data": (_BOTH, _file_data, False),
+    "file_data": (_BOTH, _file_data, False),
+    "file.name": (_BOTH, _file_name, False),
 }

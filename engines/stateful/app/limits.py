@@ -51,5 +51,30 @@ class AppLimits:
     # RFC 4253, section 6.1: packets of 35,000 bytes must be understood; a KEXINIT is 1 to 2 KiB. -> no HASSH, event
     ssh_packet: int = 35_000
 
+    # How much of one attachment, form part or transferred file rules can see (Suricata: content-limit). -> rest skipped
+    file: int = 100 << 10
+    # Bytes of a transaction's files kept after they were judged. -> the oldest is let go
+    file_total: int = 256 << 10
+    # Names of files of one transaction. -> the oldest is let go
+    file_names: int = 1024
+    # A line of a command, reply or header (Suricata's limit, too). -> event truncated_line, rest of the line skipped
+    dialogue_line: int = 4 << 10
+    # Header fields of one entity of a mail, together; Postfix stops at 100 KiB. -> event mime_long_header_value
+    mail_head: int = 128 << 10
+    # Entities within each other whose delimiters are looked for; scanners stop at 10 to 30. -> event mime_parse_failed
+    mail_depth: int = 32
+    # Addresses found in the text of a mail. -> more are not looked for
+    mail_urls: int = 256
+    # Recipients of a mail; Postfix takes 1,000. -> gave_up
+    mail_recipients: int = 4096
+    # Commands of SMTP without a reply yet. -> gave_up
+    dialogue_pipelined: int = 1024
+    # What a client sends before the reply says whether it is a message or more commands. -> taken for a message
+    dialogue_early: int = 64 << 10
+    # Replies to one FTP command, together; a long HELP has 4 KiB. -> the rest is not searched
+    ftp_reply: int = 32 << 10
+    # The data of one DCERPC call that rules can see, each way (Suricata: 1 MiB). -> the rest is not searched
+    dcerpc_stub: int = 128 << 10
+
 
 DEFAULT_LIMITS = AppLimits()

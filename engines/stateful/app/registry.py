@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engines.stateful.app import AppParser
+from engines.stateful.app.dcerpc import DcerpcParser
 from engines.stateful.app.dns import DnsParser
+from engines.stateful.app.ftp import FtpDataParser, FtpParser
 from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.app.http2 import Http2Parser
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.quic import QuicParser
+from engines.stateful.app.smtp import SmtpParser
 from engines.stateful.app.ssh import SshParser
 from engines.stateful.app.tls import TlsParser
 from engines.stateful.app.websocket import WebSocketParser
@@ -28,6 +31,10 @@ PARSERS: dict[str, Factory] = {
     "dns": DnsParser,
     "tls": TlsParser,
     "ssh": SshParser,
+    "smtp": SmtpParser,
+    "dcerpc": DcerpcParser,
+    "ftp": FtpParser,
+    "ftp-data": FtpDataParser,
     "websocket": WebSocketParser,
 }
 

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engines.stateful.app.certificate import CertificateFacts, read_certificate
+from engines.stateful.app.certificate import CertificateFacts, certificate_problem, read_certificate
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
 from engines.stateful.app.transaction import BaseParser, BaseTransaction
 from engines.tls.clienthello import ClientHello, ClientHelloReader, NotTls
@@ -115,7 +115,7 @@ class TlsTransaction(BaseTransaction):
         if chain:
             self._certificates[direction] = read_certificate(chain[0])
             if self._certificates[direction] is None:
-                self.add_event("invalid_certificate")
+                self.add_event(certificate_problem(chain[0]))
         self.touch(direction)
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
@@ -381,6 +381,8 @@ def _certificates(tx: TlsTransaction, direction: Direction, reader: _Reader) -> 
     while rest and len(chain) < _MAX_CERTIFICATES:
         chain.append(rest.vector(3))
     tx.set_chain(direction, chain)
+    if chain and tx.certificate(direction) is None:
+        raise ValueError("no certificate")
 
 
 def _key_exchange(state: str) -> _Handler:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import MutableSequence, Sequence
 
 from engines.stateful.app import Transaction
+from engines.stateful.expect import Expected
 from engines.verdict import Direction
 
 # A hostile peer can provoke events for ever; rules ask only whether one of that name is there.
@@ -66,7 +67,11 @@ class BaseParser:
         self.finished = False
         self.tunnel = False
         self.carries = ""
+        self.expects: list[Expected] = []
         self._next_id = 0
+
+    def begin(self, client: bytes, server: bytes, expected: Expected | None) -> None:
+        """Most protocols need not know who speaks."""
 
     def feed(self, direction: Direction, data: bytes) -> None:
         raise NotImplementedError

@@ -25,17 +25,19 @@ _HEX = {f"{value:02x}".encode(): bytes([value]) for value in range(256)}
 
 
 class Target(NamedTuple):
-    """A request target: ``host`` as written (port included), None when the target has none."""
+    """A request target: ``host`` as written (port included), None when the target has none; ``path`` of what is
+    normalised."""
 
     host: bytes | None
     normalised: bytes
     double_encoded: bool
+    path: bytes
 
 
 def parse_target(raw: bytes, authority_form: bool = False) -> Target:
     """Split and normalise. ``authority_form``: the target of CONNECT (RFC 9112, section 3.2.3)."""
     if authority_form:
-        return Target(raw, raw, False)
+        return Target(raw, raw, False, b"")
     host = None
     rest = raw
     if not raw.startswith(b"/"):
@@ -45,16 +47,17 @@ def parse_target(raw: bytes, authority_form: bool = False) -> Target:
             if not rest.startswith((b"/", b"\\")):
                 rest = b"/" + rest
     if b"%" not in rest and b"\\" not in rest and b"//" not in rest and b"/." not in rest:
-        return Target(host, rest, False)
+        return Target(host, rest, False, rest.partition(b"?")[0].partition(b"#")[0])
     parts = _PATH.fullmatch(rest)
     assert parts is not None  # every byte is allowed somewhere
     path, query, fragment = parts.groups()
-    normalised = normalise_path(path)
+    double_encoded = _DOUBLE.search(path) is not None
+    normalised = path = normalise_path(path)
     if query is not None:
         normalised += b"?" + _PERCENT.sub(_decode, query)
     if fragment is not None:
         normalised += b"#" + fragment
-    return Target(host, normalised, _DOUBLE.search(path) is not None)
+    return Target(host, normalised, double_encoded, path)
 
 
 def normalise_path(path: bytes) -> bytes:

@@ -22,6 +22,9 @@ TLS = frozenset({"tls"})
 QUIC = frozenset({"quic"})
 DNS = frozenset({"dns", "doh2"})
 SSH = frozenset({"ssh"})
+SMTP = frozenset({"smtp"})
+FTP = frozenset({"ftp"})
+DCERPC = frozenset({"dcerpc", "smb"})
 JA3 = frozenset({"tls", "quic"})
 FILES = frozenset({"http", "http1", "http2", "doh2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
 
@@ -74,7 +77,7 @@ def _fingerprint(content: ContentDraft) -> str:
 
 
 _H, _T, _D, _S, _F = "http-keywords.html", "tls-keywords.html", "dns-keywords.html", "ssh-keywords.html", "file.html"
-_J, _Q = "ja-keywords.html", "quic-keywords.html"
+_J, _Q, _M, _P = "ja-keywords.html", "quic-keywords.html", "email-keywords.html", "ftp-keywords.html"
 
 _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("http.uri", HTTP, TO_SERVER, _H, modifier="http_uri"),
@@ -106,8 +109,8 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("http.response_header", HTTP, TO_CLIENT, _H, multiple=True),
     BufferInfo("http.server", HTTP, TO_CLIENT, _H),
     BufferInfo("http.location", HTTP, TO_CLIENT, _H),
-    BufferInfo("file.data", FILES, None, _F, aliases=("file_data",)),
-    BufferInfo("file.name", FILES, None, _F),
+    BufferInfo("file.data", FILES, None, _F, multiple=True, aliases=("file_data",)),
+    BufferInfo("file.name", FILES, None, _F, multiple=True),
     BufferInfo("tls.sni", TLS, TO_SERVER, _T, aliases=("tls_sni",)),
     BufferInfo("tls.cert_subject", TLS, None, _T, aliases=("tls_cert_subject",)),
     BufferInfo("tls.cert_issuer", TLS, None, _T, aliases=("tls_cert_issuer",)),
@@ -147,6 +150,23 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("ssh.hassh.string", SSH, TO_SERVER, _S),
     BufferInfo("ssh.hassh.server", SSH, TO_CLIENT, _S),
     BufferInfo("ssh.hassh.server.string", SSH, TO_CLIENT, _S),
+    BufferInfo("smtp.helo", SMTP, TO_SERVER, "smtp-keywords.html"),
+    BufferInfo("smtp.mail_from", SMTP, TO_SERVER, "smtp-keywords.html"),
+    BufferInfo("smtp.rcpt_to", SMTP, TO_SERVER, "smtp-keywords.html", multiple=True),
+    BufferInfo("dcerpc.stub_data", DCERPC, None, "dcerpc-keywords.html", aliases=("dce_stub_data",)),
+    BufferInfo("ftp.command", FTP, TO_SERVER, _P),
+    BufferInfo("ftp.command_data", FTP, TO_SERVER, _P),
+    BufferInfo("ftp.reply", FTP, TO_CLIENT, _P, multiple=True),
+    BufferInfo("ftp.completion_code", FTP, TO_CLIENT, _P, multiple=True),
+    BufferInfo("email.from", SMTP, TO_SERVER, _M),
+    BufferInfo("email.to", SMTP, TO_SERVER, _M),
+    BufferInfo("email.cc", SMTP, TO_SERVER, _M),
+    BufferInfo("email.subject", SMTP, TO_SERVER, _M),
+    BufferInfo("email.date", SMTP, TO_SERVER, _M),
+    BufferInfo("email.message_id", SMTP, TO_SERVER, _M),
+    BufferInfo("email.x_mailer", SMTP, TO_SERVER, _M),
+    BufferInfo("email.url", SMTP, TO_SERVER, _M, multiple=True),
+    BufferInfo("email.received", SMTP, TO_SERVER, _M, multiple=True),
 )
 
 # Not selected by a keyword of their own, but filled by one with a value (see keywords.app).
@@ -161,6 +181,13 @@ _VALUES: tuple[BufferInfo, ...] = (
     BufferInfo("websocket.opcode", frozenset({"websocket"}), None, "websocket-keywords.html"),
     BufferInfo("websocket.flags", frozenset({"websocket"}), None, "websocket-keywords.html"),
     BufferInfo("websocket.mask", frozenset({"websocket"}), None, "websocket-keywords.html"),
+    BufferInfo("dcerpc.iface", DCERPC, None, "dcerpc-keywords.html"),
+    BufferInfo("dcerpc.opnum", DCERPC, None, "dcerpc-keywords.html"),
+    BufferInfo("ftp.dynamic_port", FTP, None, _P),
+    BufferInfo("ftp.mode", FTP, None, _P),
+    BufferInfo("ftp.reply_received", FTP, TO_CLIENT, _P),
+    BufferInfo("ftpbounce", FTP, TO_SERVER, _P),
+    BufferInfo("ftpdata_command", frozenset({"ftp-data"}), None, _P),
     BufferInfo("ssl_version", TLS, None, _T),
     BufferInfo("ssl_state", TLS, None, _T, multiple=True),
 )

@@ -1,6 +1,6 @@
 """byte_test, byte_jump, byte_extract, byte_math, base64_decode: numbers inside the data.
 
-Source: Suricata user guide, "Payload keywords". Endianness ``dce`` is not supported (there is no DCERPC parser).
+Source: Suricata user guide, "Payload keywords".
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class _Options:
         self.base = 0
         self.string = False
         self.little: bool | None = None
+        self.dce = False
         self.mask = 0
         self.rest: list[tuple[str, str]] = []
         for word in words:
@@ -58,8 +59,8 @@ class _Options:
             self.base = _BASES[word]
         elif word in {"big", "little"}:
             self.little = word == "little"
-        elif word == "dce":
-            raise KeywordError(f"{self.keyword}: dce is not supported")
+        elif word == "dce" or (name == "endian" and argument == "dce"):
+            self.dce = True
         elif name == "endian" and argument in {"big", "little"}:
             self.little = argument == "little"
         elif name == "string" and argument in _BASES:
@@ -88,6 +89,7 @@ class _Options:
             base=self.base,
             little=bool(self.little),
             mask=self.mask,
+            dce=self.dce,
         )
 
 

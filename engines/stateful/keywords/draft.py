@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from engines.stateful.header import Header
 from engines.stateful.keywords.base import KeywordError, integer
 from engines.stateful.match import MAX_MATCHERS_PER_BUFFER, Base64Decode, Content, Number, StepMatcher
+from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig
 from engines.stateful.signature import AppProtocolTest, FlowbitOp, FlowintOp, PacketTest, StreamSize, Threshold, XbitOp
 from engines.verdict import Direction
 
@@ -88,7 +89,7 @@ class RuleDraft:
     """Everything the options of one rule said so far. ``current`` None: no sticky buffer is active."""
 
     header: Header
-    geoip: bool = False  # whether a GeoIP database is there
+    config: RuleConfig = DEFAULT_CONFIG
     msg: str = ""
     sid: int = 0
     gid: int = 1
@@ -96,6 +97,7 @@ class RuleDraft:
     priority: int | None = None
     class_priority: int | None = None
     classtype: str = ""
+    category: str = ""
     references: list[str] = field(default_factory=list)
     metadata: dict[str, list[str]] = field(default_factory=dict)
     target: str = ""
@@ -116,6 +118,7 @@ class RuleDraft:
     only_stream: bool = False
     no_stream: bool = False
     packet_tests: list[PacketTest] = field(default_factory=list)
+    countries: Callable[[bytes, bytes], bool] | None = None  # of source and destination
     needs_packet: list[str] = field(default_factory=list)  # keywords that look at one packet
     packet_events: list[str] = field(default_factory=list)
     ip_protocols: set[int] | None = None

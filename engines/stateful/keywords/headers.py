@@ -316,12 +316,6 @@ def _flag_bits(text: str) -> int:
     return sum(_FLAG_BITS[c] for c in letters)
 
 
-def _geoip(draft: RuleDraft, value: str | None) -> None:
-    if not draft.geoip:
-        raise KeywordError("geoip needs a GeoIP database, and none is configured", in_value=False)
-    raise KeywordError("geoip is not supported", in_value=False)
-
-
 def _row(name: str, summary: str, parse: Parse, page: str = "header-keywords.html", value: bool = True) -> Keyword:
     return Keyword(name, summary, f"{page}#{name.replace('.', '-').replace('_', '-')}", Kind.PACKET, parse, value)
 
@@ -336,7 +330,6 @@ KEYWORDS = [
     _row("fragoffset", "the IP fragment offset", _number("fragoffset", 0x1FFF, _fragment_offset)),
     _row("ip_proto", "the protocol in the IP header", _ip_proto),
     _row("sameip", "source and destination are equal", _sameip, value=False),
-    _row("geoip", "the country of an address", _geoip),
     _row("flags", "TCP flags (old name)", _flags),
     _row("tcp.flags", "TCP flags", _flags),
     _row("seq", "the TCP sequence number", _number("seq", _RANGE32, _tcp_field("seq"))),

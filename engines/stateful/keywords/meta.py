@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, integer, required, split_list, unquote
-from engines.stateful.keywords.classification import PRIORITIES
 from engines.stateful.keywords.draft import RuleDraft
 
 # The version rules may ask for with `requires`: the one whose semantics are followed.
 SURICATA_VERSION = (8, 0, 0)
 _PAGE = "meta.html"
+_SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
 
 
 def _msg(draft: RuleDraft, value: str | None) -> None:
@@ -45,18 +45,27 @@ def _classtype(draft: RuleDraft, value: str | None) -> None:
     name = unquote(required(value, "the name of a class")).strip()
     if draft.classtype:
         draft.warnings.append("classtype is given twice; the class with the higher priority counts")
-    priority = PRIORITIES.get(name)
-    if priority is None:
+    known = draft.config.classes.get(name.lower())
+    priority = known.priority if known is not None else None
+    if known is None:
         draft.warnings.append(f"classtype {name!r} is not known; the rule keeps the default priority")
     if draft.class_priority is None or (priority is not None and priority < draft.class_priority):
         draft.classtype, draft.class_priority = name, priority
+        draft.category = known.description if known is not None else name
 
 
 def _reference(draft: RuleDraft, value: str | None) -> None:
     kind, comma, rest = required(value, "kind,text").strip('"').partition(",")
     if not comma or not kind.strip() or not rest.strip():
         raise KeywordError(f"reference: expected kind,text like url,example.com; found {value!r}")
-    draft.references.append(f"{kind.strip()},{rest.strip()}")
+    kind, rest = kind.strip(), rest.strip()
+    prefix = draft.config.references.get(kind.lower())
+    if prefix is None:
+        draft.warnings.append(f"reference system {kind!r} is not known; its references get no URL")
+        prefix = f"{kind},"
+    elif prefix.endswith("://") and _SCHEME.match(rest):
+        prefix = ""
+    draft.references.append(prefix + rest)
 
 
 def _metadata(draft: RuleDraft, value: str | None) -> None:

@@ -14,9 +14,7 @@ from engines.stateful.keywords.draft import RuleDraft
 
 # What each protocol's keywords are; a buffer takes contents after it.
 _BUFFERS: dict[str, str] = {
-    "dcerpc": "dce_stub_data dcerpc.stub_data",
     "dnp3": "dnp3_data dnp3.data",
-    "ftp": "ftp.command ftp.command_data ftp.reply ftp.completion_code",
     "http2": "http2.header_name http2.header",
     "ike": "ike.init_spi ike.resp_spi ike.vendor ike.nonce_payload ike.key_exchange_payload",
     "krb5": "krb5_cname krb5_sname krb5.cname krb5.sname",
@@ -36,15 +34,11 @@ _BUFFERS: dict[str, str] = {
     "sip": "sip.method sip.uri sip.request_line sip.response_line sip.stat_code sip.stat_msg sip.protocol sip.from "
     "sip.to sip.via sip.user_agent sip.content_type sip.content_length",
     "smb": "smb.named_pipe smb_named_pipe smb.share smb_share smb.ntlmssp_user smb.ntlmssp_domain",
-    "smtp": "smtp.helo smtp.mail_from smtp.rcpt_to email.from email.to email.cc email.subject email.url email.date "
-    "email.message_id email.x_mailer email.received",
     "snmp": "snmp.community snmp.usm",
 }
 _VALUES: dict[str, str] = {
-    "dcerpc": "dce_iface dce_opnum dcerpc.iface dcerpc.opnum",
     "dnp3": "dnp3_func dnp3_ind dnp3_obj dnp3.func dnp3.ind dnp3.obj",
     "enip": "cip_service enip_command",
-    "ftp": "ftp.mode ftp.dynamic_port ftp.reply_received ftpdata_command ftpbounce",
     "http2": "http2.frametype http2.errorcode http2.priority http2.window http2.size_update http2.settings",
     "ike": "ike.chosen_sa_attribute ike.exchtype ike.key_exchange_payload_length ike.nonce_payload_length",
     "krb5": "krb5_msg_type krb5_err_code krb5.ticket_encryption krb5.weak_encryption",
@@ -73,13 +67,11 @@ def _buffer(name: str, proto: str) -> Callable[[RuleDraft, str | None], None]:
 # Values that are few; any other is refused, as everywhere.
 _CHOICES = {
     "smb.version": {"1", "2"},
-    "ftp.reply_received": {"yes", "no", "true", "false", "on", "off", "1", "0"},
 }
 
 
 def _value(name: str, proto: str) -> Callable[[RuleDraft, str | None], None]:
-    # DCERPC is also carried by SMB.
-    protos = frozenset({proto, "smb"} if proto == "dcerpc" else {"ftp", "ftp-data"} if proto == "ftp" else {proto})
+    protos = frozenset({proto, "smb"} if proto == "dcerpc" else {proto})
 
     def parse(draft: RuleDraft, value: str | None) -> None:
         choices = _CHOICES.get(name)
@@ -93,7 +85,7 @@ def _value(name: str, proto: str) -> Callable[[RuleDraft, str | None], None]:
     return parse
 
 
-_PAGES = {"smtp": "email-keywords.html", "llmnr": "index.html", "mdns": "mdns-keywords.html"}
+_PAGES = {"llmnr": "index.html", "mdns": "mdns-keywords.html"}
 
 
 def _page(proto: str) -> str:

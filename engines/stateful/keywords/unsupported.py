@@ -7,8 +7,7 @@ UNSUPPORTED: dict[str, str] = {
     for why, names in {
         "needs scripts run by the engine": "lua luaxform",
         "needs data sets": "dataset datarep iprep",
-        "needs files kept or hashed": "filestore filemd5 filesha1 filesha256 filemagic file.magic filename fileext "
-        "filesize",
+        "needs files kept or hashed": "filestore filemd5 filesha1 filesha256 filemagic file.magic filesize",
         "is not built yet": "frame asn1 rpc l3_proto replace byterange config tls.store"
         " "
         "ssh.protoversion ssh.softwareversion ip.src ip.dst tenant_id ether.hdr sctp.hdr sctp.chunk_type "
@@ -20,6 +19,4 @@ UNSUPPORTED: dict[str, str] = {
 
 # Parsed and compiled, but nothing fills them yet: a rule that uses one loads and is said to never match. Taking a line
 # away is all that is needed once the part named here is there.
-PENDING: dict[str, str] = {
-    "file.name": "waits for a parser that gives file names",
-}
+PENDING: dict[str, str] = {}
