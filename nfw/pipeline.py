@@ -118,7 +118,8 @@ class Pipeline:
         self.filter = compiled.filter
         self.scopes = compiled.scopes
         self.ruleset = compiled.ruleset
-        self.inspects = bool(policy.stateful.signatures or policy.stateful.default_actions)
+        stateful = policy.stateful
+        self.inspects = bool(stateful.signatures or stateful.default_actions or compiled.ruleset.logs)
         self.table = FlowTable(policy.flows.max_flows, compiled.timeouts, policy.flows.when_full.value)
         self.holding: OrderedDict[int, Flow] = OrderedDict()  # flows with held packets, oldest first
         self.held_packets = 0
@@ -434,6 +435,8 @@ class Pipeline:
         self, outcome: Outcome, flow: Flow, context: Context, packet: Packet | None, now: float
     ) -> Answer | None:
         """Log alerts and carry out a decision. None: nothing decided against the packet."""
+        if context.inspector is not None and context.inspector.transactions:
+            self._transactions(flow, context.inspector, now)
         for alert in outcome.alerts:
             context.alerted = True
             self._alert(alert, flow, now)
@@ -581,6 +584,11 @@ class Pipeline:
         context.logged = True
         event = flow_event(flow, "flow", now + self.wall, None)
         decision = context.decision
+        if context.inspector is not None and self.ruleset.logs:
+            context.inspector.log_rest()
+            self._transactions(flow, context.inspector, now)
+        if flow.protocol == TCP:
+            event["tcp"] = events.tcp_flags(*flow.flags)
         event["flow"] = {
             "pkts_toserver": flow.packets[0],
             "pkts_toclient": flow.packets[1],
@@ -600,10 +608,19 @@ class Pipeline:
             event["nfw"] = {"reason": decision.reason, **events.where(decision.rule)}
         self.effects.event(event)
 
+    def _transactions(self, flow: Flow, inspector: Inspector, now: float) -> None:
+        for kind, tx_id, fields in inspector.transactions:
+            event = flow_event(flow, kind, now + self.wall, None)
+            event["tx_id"] = tx_id
+            event[kind] = fields
+            self.effects.event(event)
+        inspector.transactions.clear()
+
     def _alert(self, alert: Any, flow: Flow, now: float) -> None:
         event = flow_event(flow, "alert", now + self.wall, None, alert.direction)
         event["direction"] = "to_server" if alert.direction is Direction.TO_SERVER else "to_client"
         event["alert"] = events.alert_fields(alert.rule, alert.action)
+        event["verdict"] = {"action": events.verdict(alert.rule, alert.action)}
         if alert.app_proto:
             event["app_proto"] = alert.app_proto
         event.update(alert.tx)

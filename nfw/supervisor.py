@@ -15,11 +15,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nfw import __version__, log, process
+from nfw import __version__, events, log, process, sinks
 from nfw.conntrack import Conntrack
 from nfw.control import ControlServer, Deferred, Reply, Request
 from nfw.exporter import Address, Exporter, is_private
@@ -29,7 +29,6 @@ from nfw.marks import Disposition, MarkLayout
 from nfw.settings import (
     DEFAULT_CONTROL,
     DEFAULT_LOG,
-    DEFAULT_LOG_BYTES,
     DEFAULT_QUEUE_BASE,
     QUEUE_SPAN,
     GenerationReady,
@@ -97,7 +96,12 @@ class Supervisor:
         self.restart_at: float | None = None
         self.losses: list[float] = []  # when a generation was lost or did not come back, within the last minute
         self.log_path = ""  # not known before the first policy is
-        self.log_bytes, self.log_keep = DEFAULT_LOG_BYTES, 1
+        self.log_sinks: list[dict[str, Any]] = []
+        self.log_name = ""  # of the policy, for AWS's format
+        self.log_counters = sinks.Counters()
+        self.stats_due: float | None = None
+        self.stats_every = 0
+        self.started = time.monotonic()
         self.log_started = 0.0
         self.log_due: float | None = None
         self.log_sender, self.log_receiver = log.channel()
@@ -219,10 +223,10 @@ class Supervisor:
             say("stopped; traffic stays closed (`nfw cleanup` opens it)")
 
     def _start_log(self) -> None:
-        path, size, keep = self.log_path, self.log_bytes, self.log_keep
+        settings, firewall, counters = self.log_sinks, self.log_name, self.log_counters
         receiver, sender = self.log_receiver, self.log_sender
         self.log_started, self.log_due = time.monotonic(), None
-        problem = log.check(path)
+        problem = _unwritable(settings)
         if problem is not None:
             say(problem)
             self.log_due = self.log_started + RESTART_SECONDS[-1]
@@ -230,7 +234,9 @@ class Supervisor:
 
         def write() -> None:
             sender.close()
-            log.run_writer(receiver, path, size, keep)
+            wanted = {kind for one in settings for kind in one["events"]}
+            made = [sinks.make(one, tuple(wanted), firewall) for one in settings]
+            log.run_writer(receiver, made, counters)
 
         self.log_pid = process.fork(write, title="nfw log")
 
@@ -238,12 +244,28 @@ class Supervisor:
         """The policy names the log unless the command line did."""
         return self.options.log or ready.log_path or DEFAULT_LOG
 
+    def _sinks_of(self, ready: GenerationReady) -> list[dict[str, Any]]:
+        """Every sink of a policy. The file is left out when no events are to go there."""
+        main = {
+            "kind": "file",
+            "path": self._log_of(ready),
+            "max_size": ready.log_bytes,
+            "keep": ready.log_keep,
+            "events": list(ready.log_events),
+            "format": ready.log_format,
+        }
+        return [*([main] if ready.log_events or not ready.log_sinks else []), *ready.log_sinks]
+
     def _move_log(self, ready: GenerationReady) -> None:
         """A new writer takes over the same channel."""
-        wanted = (self._log_of(ready), ready.log_bytes, ready.log_keep)
-        if wanted == (self.log_path, self.log_bytes, self.log_keep):
+        wanted = self._sinks_of(ready)
+        if ready.log_stats != self.stats_every:
+            self.stats_every = ready.log_stats
+            self.stats_due = time.monotonic() + ready.log_stats if ready.log_stats else None
+        if (wanted, ready.name) == (self.log_sinks, self.log_name):
             return
-        self.log_path, self.log_bytes, self.log_keep = wanted
+        self.log_sinks, self.log_name = wanted, ready.name
+        self.log_path = str(wanted[0]["path"]) if wanted[0]["kind"] == "file" else ""
         if self.log_pid:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self.log_pid, signal.SIGTERM)
@@ -322,8 +344,7 @@ class Supervisor:
         assert ready is not None
         number = generation.settings.number
         old = self.current
-        log_path = self._log_of(ready)
-        problem = log.check(log_path) if log_path != self.log_path else None
+        problem = _unwritable([one for one in self._sinks_of(ready) if one not in self.log_sinks])
         if problem is not None:
             self._failed(generation, [problem])
             return
@@ -511,6 +532,9 @@ class Supervisor:
             for answer, until in waiting:
                 if until <= now:
                     answer(Reply(False, None, (f"the generation did not answer within {STATUS_SECONDS:.0f} s",)))
+        if self.stats_due is not None and now >= self.stats_due:
+            self.stats_due = now + self.stats_every
+            self._write_stats()
         if self.exporter is not None:
             self.exporter.tend()
         notify("WATCHDOG=1")
@@ -564,9 +588,30 @@ class Supervisor:
             "state": "filtering",
             "name": ready.name if ready else "",
             "log": self.log_path,
+            "log_writer": self._log_status(),
             "kernel": self._kernel(),
             **body,
         }
+
+    def _write_stats(self) -> None:
+        """One EVE ``stats`` record, when the generation has answered."""
+
+        def write(reply: Reply) -> None:
+            if reply.ok:
+                sender = log.LogSender(self.log_sender)
+                sender.write(events.stats(reply.data, time.monotonic() - self.started, time.time()))
+                sender.flush()
+
+        found = self._ask_status()
+        if isinstance(found, Deferred):
+            found.on_resolve(write)
+        else:
+            write(found)
+
+    def _log_status(self) -> dict[str, Any]:
+        names = [sinks.name_of(one) for one in self.log_sinks]
+        lost = self.log_counters.get(len(names))
+        return {"pid": self.log_pid, "dropped": dict(zip(names, lost, strict=True))}
 
     def _kernel(self) -> dict[str, Any]:
         """What the kernel counts: packets by rule of ours, and for each queue those waiting and those dropped."""
@@ -595,6 +640,12 @@ def _forgotten(which: str) -> tuple[Disposition, ...]:
             *tls,
         )
     return tls if which == "tls_scope" else ()
+
+
+def _unwritable(settings: Sequence[dict[str, Any]]) -> str | None:
+    """Why one of the files among these sinks cannot be written."""
+    problems = (log.check(str(one["path"])) for one in settings if one["kind"] == "file")
+    return next((problem for problem in problems if problem is not None), None)
 
 
 def _fields(options: Options) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class TlsWorker:
         holder.setblocking(False)
         layout = MarkLayout(settings.mark_mask)
         self.mark = layout.compose(settings.number, Disposition.OWN)
-        self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.events)
+        self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.wanted)
         assert self.policy.tls is not None
         self.settings = tls_settings(self.policy.tls)
         self.session_holding = self.policy.tls.session_holding
@@ -536,6 +536,8 @@ class TlsWorker:
 
     def _judged(self, flow: Flow, outcome: Outcome, now: float) -> bool:
         """Log alerts; end the flow when the decision is against it. True: it has ended."""
+        if flow.inspector is not None and flow.inspector.transactions:
+            self._transactions(flow, flow.inspector, now)
         for alert in outcome.alerts:
             flow.alerted = True
             self._count("alert")
@@ -555,6 +557,11 @@ class TlsWorker:
         flow.session.end(how, decision.reason, str(decision.rule or ""))
         self._drain(flow, now)
         return True
+
+    def _transactions(self, flow: Flow, inspector: Inspector, now: float) -> None:
+        for kind, tx_id, fields in inspector.transactions:
+            self.log.write(tlsrecords.transaction(flow.facts, kind, tx_id, fields, now + self.wall))
+        inspector.transactions.clear()
 
     # -- end -------------------------------------------------------------------------------------------------------
 
@@ -690,6 +697,9 @@ class TlsWorker:
             self._count("timed_out")
         if status not in ("OK", "POLICY", "ABORTED", "ENDED"):
             self._verdict("tls", self.settings.on_failure.value, reason)
+        if flow.inspector is not None and self.ruleset is not None and self.ruleset.logs:
+            flow.inspector.log_rest()
+            self._transactions(flow, flow.inspector, now)
         at = now + self.wall
         self.log.write(tlsrecords.tls(flow.facts, status, reason, detail, flow.session.info, flow.decision, at))
         started = flow.started + self.wall

@@ -40,7 +40,7 @@ class Worker:
         self.layout = MarkLayout(settings.mark_mask)
         self.generation = settings.number
         self.leader = leader
-        self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.events)
+        self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.wanted)
         self.raw = RawSender(self.layout.compose(settings.number, Disposition.OWN))
         self.pipeline = Pipeline(compiled, settings.number, self, time.time() - time.monotonic())
         self.marks = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,3 +119,32 @@ def test_metrics(firewall: Firewall) -> None:
     assert value(scrape(), received) >= before
     firewall.stop()
     assert not sock.exists()
+
+
+def test_sinks_and_a_stuck_one(firewall: Firewall) -> None:
+    """Records of every kind in several places at once; a reader that never reads holds up nobody."""
+    stuck = socket.socket(socket.AF_UNIX)
+    with stuck:
+        path = firewall.log.with_name("stuck.sock")
+        stuck.bind(str(path))
+        stuck.listen()
+        text = f"""\
+log:
+  events: [flow, http, stats]
+  stats_interval: 1
+  sinks:
+    - {{type: unix_stream, path: {path}}}
+    - {{type: file, path: aws.json, format: aws}}
+    - {{type: file, path: /dev/full}}
+"""
+        firewall.start(firewall.policy("daemon", POLICY + text))
+        for _ in range(5):
+            assert firewall.lab.curl("http://site-a.test/").returncode == 0
+        wait_for(lambda: bool(firewall.events("http")) and bool(firewall.events("stats")), 5)
+        (stats, *_) = firewall.events("stats")
+        assert stats["stats"]["decoder"]["pkts"] >= 0
+        assert firewall.events("http")[0]["http"]["hostname"] == "site-a.test"
+        aws = firewall.dir / "aws.json"
+        wait_for(lambda: "netflow" in aws.read_text(), 10)
+        wait_for(lambda: firewall.status()["log_writer"]["dropped"]["/dev/full"] > 0, 10)
+        assert firewall.lab.curl("http://site-b.test/").returncode == 0
