@@ -19,6 +19,7 @@ COMMANDS = {
     "run": ("nfw.cli.daemon", "run", "Run the firewall in the foreground."),
     "policy": ("nfw.cli.policy", "policy", "Check, show or apply a policy."),
     "status": ("nfw.cli.daemon", "status", "Show what the running firewall does."),
+    "top": ("nfw.cli.top", "top", "Watch the running firewall live."),
     "logs": ("nfw.cli.logs", "logs", "Show the event log as lines for a person."),
     "doctor": ("nfw.cli.doctor", "doctor", "Check this machine, and say how to mend what is wrong."),
     "rules": ("nfw.cli.rules", "rules", "Check rule files."),
