@@ -48,13 +48,14 @@ def wanted(event: Mapping[str, Any], kinds: Collection[str], text: str) -> bool:
     return not text or text.lower() in describe(event).lower()
 
 
-def describe(event: Mapping[str, Any], *, colour: bool = False) -> str:
-    """One line: time, kind, who with whom, what."""
+def describe(event: Mapping[str, Any], *, colour: bool = False, brief: bool = False) -> str:
+    """One line: time, kind, who with whom, what. ``brief``: for a narrow screen, seconds and no source port."""
     kind = clean(event.get("event_type", "?"))
-    time = clean(event.get("timestamp", ""))[11:23] or "-"
+    time = clean(event.get("timestamp", ""))[11 : 19 if brief else 23] or "-"
     words = [time, f"{kind:<6}"]
     if "src_ip" in event:
-        words.append(f"{clean(event.get('proto', ''))} {endpoint(event, 'src')} > {endpoint(event, 'dest')}")
+        source = clean(event["src_ip"]) if brief else endpoint(event, "src")
+        words.append(f"{clean(event.get('proto', ''))} {source} > {endpoint(event, 'dest')}")
     words += [word for word in _details(kind, event) if word]
     line = "  ".join(words)
     code = _COLOURS.get(kind, PLAIN)

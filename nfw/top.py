@@ -278,7 +278,7 @@ class View:
         found = self._found()
         top = max(0, min(self.chosen - room // 2, len(found) - room))
         return [
-            [(describe(event), "chosen" if number == self.chosen else _style(event))]
+            [(describe(event, brief=True), "chosen" if number == self.chosen else _style(event))]
             for number, event in enumerate(found[top : top + room], top)
         ]
 
@@ -290,7 +290,11 @@ class View:
     def _opened(self, width: int, height: int) -> list[Line]:
         assert self._open is not None
         text = json.dumps(self._open, indent=1, ensure_ascii=True, default=str)
-        lines: list[Line] = []
+        flow = self._open.get("flow_id")
+        same = [event for event in self.events if flow and event.get("flow_id") == flow]
+        lines: list[Line] = [[(f" this flow's records ({len(same)}) ".center(width, "-"), "dim")]] if same else []
+        lines += [[(describe(event, brief=True), _style(event))] for event in same[-(height // 3) :]]
+        lines.append([(" record ".center(width, "-"), "dim")])
         for line in text.splitlines():
             shown = clean(line)
             lines += [[(shown[at : at + width], "")] for at in range(0, len(shown), max(1, width))]

@@ -78,6 +78,11 @@ def test_each_kind(event: dict[str, Any], expected: str) -> None:
     assert not wanted({**BASE, **event}, ["stats"], "")
 
 
+def test_brief() -> None:
+    shown = describe({**BASE, "event_type": "tls", "nfw": {"status": "OK"}}, brief=True)
+    assert shown == "15:30:03  tls     TCP 10.0.0.1 > [2001:db8::1]:443  OK"
+
+
 def test_records_without_a_flow() -> None:
     lost = {"timestamp": BASE["timestamp"], "event_type": "log_dropped", "nfw": {"lines": 7, "sink": "journald"}}
     assert describe(lost) == "15:30:03.633  log_dropped  7 lines lost by journald"

@@ -140,6 +140,16 @@ def test_a_record_is_chosen_and_opened() -> None:
     assert press(view, "q").quit
 
 
+def test_an_opened_record_shows_its_flow() -> None:
+    view = filled()
+    for kind in ("alert", "tls", "drop"):
+        view.record({**ALERT, "event_type": kind, "flow_id": 5}, 101.0)
+    lines = text(press(view, "enter"))
+    assert "this flow's records (3)" in lines[0]
+    assert [line.split()[1] for line in lines[1:4]] == ["alert", "tls", "drop"]
+    assert ' "flow_id": 5' in "\n".join(lines)
+
+
 def test_pause_stops_the_page() -> None:
     view = press(filled(), "p")
     before = text(view)
