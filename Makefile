@@ -8,13 +8,14 @@ export MYPY_CACHE_DIR := $(CACHE)/mypy
 export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
 PYTEST := $(BIN)/python -m pytest -o cache_dir=$(CACHE)/pytest
 
-.PHONY: help setup demo test check lint bench conformance lab clean
+.PHONY: help setup demo test check lint bench fuzz conformance lab clean
 
 help:
 	@echo 'sudo make demo    nfw at work on real traffic between network namespaces, step by step'
 	@echo 'sudo make test    all checks: lint, types, unit tests, tests with real packets'
 	@echo '     make check   what of that needs no root'
-	@echo 'sudo make bench   measurements'
+	@echo 'sudo make bench   measurements (BENCH=--engines: those that need no root)'
+	@echo '     make fuzz    whatever arrives, nothing raises, hangs or grows (SECONDS=60 of each target)'
 	@echo '     make conformance   how far the rules agree with Suricata: every capture of its test suite (SURICATA=folder)'
 	@echo 'sudo make lab     a client, a router and a server to play with'
 	@echo '     make setup   Debian packages (with sudo) and .venv; the others do this by themselves'
@@ -37,8 +38,19 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy engines nfw tests/lab tests/firewall.py tests/demo.py
 
+# Rows on rules that people load; the files lie beside the checkout.
+ETOPEN ?= ../shared/rulesets/et-open
+BENCH ?=
+
 bench: setup
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench --etopen $(ETOPEN) $(BENCH)
+
+# Of each target; TARGETS= names some. With atheris in .venv coverage leads, else Hypothesis does.
+SECONDS ?= 60
+TARGETS ?=
+
+fuzz: setup
+	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(TARGETS)
 
 # The data lies beside the checkout; what is known to pass is in tests/conformance/passing.txt.
 SURICATA ?= ../shared/conformance/suricata

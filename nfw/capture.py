@@ -19,6 +19,7 @@ from engines.decode.link import LINK_TYPES, RAW
 MAX_PACKET = 262_144
 """Bytes; what claims to be larger is damage (libpcap: ``MAXIMUM_SNAPLEN``)."""
 _MAX_READ = 64 * MAX_PACKET  # of a block of pcapng, which has more than a packet in it
+_LATEST = 253_000_000_000.0  # seconds; a later time, in the year 9988, is damage, and no date can be made of it
 _GZIP = b"\x1f\x8b"
 _DLT_RAW = 12  # what libpcap calls RAW in memory; tcpdump.org/linktypes.html
 
@@ -105,7 +106,7 @@ def read_capture(path: Path) -> Iterator[Captured]:
                 number += 1
                 if link_type not in LINK_TYPES:
                     raise CaptureError(f"{path}: packet {number} has link type {link_type}, which is not supported")
-                yield Captured(number, time, link_type, data, meta.wirelen or 0)
+                yield Captured(number, min(time, _LATEST), link_type, data, meta.wirelen or 0)
             if not file.ended_between(4 if is_ng else 16):
                 raise CaptureError(f"{path}: {'cut off' if file.ended else 'damaged'} after packet {number}")
     except OSError as error:

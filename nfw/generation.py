@@ -101,6 +101,20 @@ def listeners(count: int) -> tuple[int, list[tuple[socket.socket, socket.socket]
     raise StartError("cannot find a TCP port that is free for IPv4 and IPv6 alike")
 
 
+def load_compiled(policy: str) -> Compiled:
+    """The policy in that file, compiled, with what the cache has of it; the process's heap is frozen afterwards."""
+    from nfw.cache import default_cache
+    from nfw.policy.compile import compile_policy
+    from nfw.policy.loader import load_policy, paused_gc
+
+    cache = default_cache(process.tell)
+    with paused_gc():
+        compiled = compile_policy(load_policy(policy, check_key=False, cache=cache), cache)
+        gc.collect()
+        gc.freeze()  # the compiled rules stay shared: no collector ever writes to their pages
+    return compiled
+
+
 class Leader:
     """Starts, watches and ends the processes of one generation."""
 
@@ -132,19 +146,15 @@ class Leader:
     # -- start -----------------------------------------------------------------------------------------------------
 
     def _start(self) -> GenerationReady:
-        from nfw.policy.compile import compile_policy
         from nfw.policy.errors import PolicyErrors
-        from nfw.policy.loader import load_policy
 
         try:
-            policy = load_policy(self.settings.policy, check_key=False)
-            compiled = compile_policy(policy)
+            compiled = load_compiled(self.settings.policy)
         except PolicyErrors as errors:
             raise StartError(*[str(error) for error in errors.errors]) from errors
+        policy = compiled.policy
         workers = policy.workers if isinstance(policy.workers, int) else len(os.sched_getaffinity(0))
         workers = max(1, min(workers, QUEUE_SPAN))
-        gc.collect()
-        gc.freeze()  # the compiled rules stay shared: no collector ever writes to their pages
         port: int | None = None
         if compiled.scopes is not None:
             port = self._start_tls(policy, compiled, workers)

@@ -33,15 +33,16 @@ def open_countries(path: Path) -> Callable[[bytes], str]:
         data = read_bounded(path, MAX_BYTES)
     except OSError as error:
         raise GeoIpError(f"{path} {error.strerror}") from None
-    held = os.memfd_create("nfw-geoip", os.MFD_CLOEXEC)
     try:
-        with open(held, "wb", closefd=False) as copy:
+        held = os.memfd_create("nfw-geoip", os.MFD_CLOEXEC)
+        with open(held, "wb") as copy:
             copy.write(data)
-        reader = maxminddb.open_database(f"/proc/self/fd/{held}")  # mapped, so it outlives the descriptor
+            copy.flush()
+            reader = maxminddb.open_database(f"/proc/self/fd/{held}")  # mapped, so it outlives the descriptor
     except (maxminddb.InvalidDatabaseError, ValueError):
         raise GeoIpError(f"{path} is no MaxMind database") from None
-    finally:
-        os.close(held)
+    except OSError as error:
+        raise GeoIpError(f"{path} cannot be held in memory: {error.strerror or error}") from None
     mixed = reader.metadata().ip_version == 6
 
     @functools.lru_cache(REMEMBERED)

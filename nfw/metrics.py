@@ -40,6 +40,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nfw_tls_timeouts": ("TLS sessions ended because somebody took too long.", ()),
     "nfw_leaf_cache_requests": ("Certificates wanted for clients, by whether the cache had them.", ("result",)),
     "nfw_log_dropped_lines": ("Log lines that were given up so that no packet waits.", ("cause",)),
+    "nfw_regex_gave_up": ("Regular expressions that were given up because they cost too much.", ()),
     "nfw_bugs": ("Exceptions met in packets or sessions, each of which cost one.", ()),
     "nfw_process_restarts": ("Processes of generations started again after they died.", ()),
     "aws_networkfirewall_received_packets": ("ReceivedPackets.", ("engine",)),
@@ -157,6 +158,8 @@ def _process(process: Mapping[str, Any], counts: Counts, rules: Rules) -> None:
     for name in ("offloaded", "half_offloaded"):
         if name in seen:
             add("nfw_flows_offloaded", (), seen[name])
+    if "pcre_gave_up" in process:
+        add("nfw_regex_gave_up", (), sum(process["pcre_gave_up"].values()))
     if "bugs" in process:
         add("nfw_bugs", (), process["bugs"])
     if "log_dropped" in process:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from engines.decode.anomalies import packet_events
 from engines.flow import CloseReason, Flow, FlowTable, Kind, TcpState, Tracked
 from engines.packet import Packet, decode, icmp_unreachable, port_unreachable, quoted, tcp_reset
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment
@@ -135,6 +136,8 @@ class Pipeline:
         self.verdicts: dict[tuple[str, str, str], int] = {}  # (stage, verdict, reason) -> packets so decided
         self._drop_budget = float(DROP_EVENTS_PER_SECOND)
         self._drop_at = 0.0
+        # To find out what is odd about a packet takes longer than to judge most: only for rules that ask.
+        self._wants_events = any(rule.signature.packet_events for rule in self.ruleset.rules)
         # Answers that depend on TCP flags can differ from packet to packet, so only the others are remembered.
         self._flag_rules = any(rule.tcp_flags for rule in policy.stateless.rules)
 
@@ -338,7 +341,10 @@ class Pipeline:
             return self._uninspected(packet, flow, now)
         if payload or stream or not inspector.unmoved(direction, established):
             context.fed[direction] += len(stream)
-            outcome = inspector.inspect(Segment(direction, established, payload, stream, packet, now))
+            segment = Segment(direction, established, payload, stream, packet, now)
+            if self._wants_events:
+                segment.events = frozenset(f"decoder.{event}" for event in packet_events(packet.data))
+            outcome = inspector.inspect(segment)
             answer = self._outcome(outcome, flow, context, packet, now)
             if answer is not None:
                 return answer

@@ -7,7 +7,7 @@ the kernel hands packets over.
 
 What it leaves out: a TLS session of the past cannot be intercepted, so flows in a TLS scope are reported, and left or,
 when asked, inspected as they are on the wire. Addresses are those of the capture: one taken before NAT shows others
-than the firewall would see. Where fragments overlap, the first one's bytes count; Linux discards such a datagram.
+than the firewall would see.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engines.decode.defrag import Defragmenter, FragmentPolicy, Outcome, read_fragment
+from engines.decode.defrag import DefragLimits, Defragmenter, FragmentPolicy, Outcome, read_fragment
 from engines.decode.link import IPV4, IPV6, decode_link
 from engines.flow import Flow
 from engines.packet import ACK, FIN, ICMP, ICMPV6, RST, SYN, TCP, UDP, Packet, decode, quoted
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
 
 GENERATION = 1
+_FRAGMENT_HEADER, _AUTHENTICATION = 44, 51
 MAX_ENTRIES = 262_144  # of the conntrack table played here; beyond it the one longest without a packet is forgotten
+_FRAGMENTS = 30.0  # seconds after which an incomplete datagram is given up (Linux: net.ipv4.ipfrag_time)
 # Seconds without a packet after which conntrack forgets (Linux, nf_conntrack_*_timeout).
 _TCP_OPEN, _TCP_CLOSED, _TCP_RESET, _UDP, _ICMP, _OTHER = 432_000.0, 120.0, 10.0, 120.0, 30.0, 600.0
 
@@ -168,7 +170,7 @@ class PolicyReplay:
         self.intercepted = self.injected = 0
         self._event = event
         self._fragments = compiled.policy.stateless.fragments
-        self._defragmenter = Defragmenter(lambda _: FragmentPolicy.FIRST)
+        self._defragmenter = Defragmenter(lambda _: FragmentPolicy.FIRST, DefragLimits(timeout=_FRAGMENTS))
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._waiting: dict[int, Packet] = {}  # held by the pipeline, which bounds them
         self._number: int | None = None
@@ -209,17 +211,33 @@ class PolicyReplay:
         """One IP packet as it arrived."""
         self._tick(now)
         self._number = number
+        packet = decode(data)
         fragment = read_fragment(data)
-        if fragment is None:
-            self._whole(decode(data), now)
-            return
-        if decode(data).protocol != UDP:
+        # The kernel's rules look for the header: a datagram in a single fragment (RFC 6946) has one, too.
+        if fragment is None and not _has_fragment_header(packet):
+            self._whole(packet, now)
+        elif packet.protocol != UDP:
             self._add("fragments", "drop", "fragments_other")
-            return
-        if self._fragments is StatelessAction.DROP:
+        elif self._fragments is StatelessAction.DROP:
             self._add("fragments", "drop", "fragments_udp")
+        elif fragment is not None:
+            self._fragment(data, now)
+        elif self._fragments is StatelessAction.PASS:
+            self._add("fragments", "accept", "fragment_default")
+        else:
+            self._whole(packet, now)
+
+    def _fragment(self, data: bytes, now: float) -> None:
+        """Linux puts together what does not overlap; what repeats bytes it has, and nothing else, does no harm."""
+        pieces = self._defragmenter
+        pieces.tick(now)
+        held = pieces.held_bytes
+        part = pieces.add(data, now)
+        overlaps = any(event.endswith("frag_overlap") for event in part.events)
+        if overlaps and (part.outcome is Outcome.REBUILT or pieces.held_bytes != held):
+            pieces.discard(data)
+            self._add("fragments", "drop", "fragment_overlap")
             return
-        part = self._defragmenter.add(data, now)
         if part.outcome is Outcome.HELD:
             self._add("fragments", "joined", "fragment")
         elif part.outcome is Outcome.REBUILT:
@@ -381,6 +399,16 @@ class PolicyReplay:
             entry.note(packet)
         if mark is not None:
             entry.mark = mark
+
+
+def _has_fragment_header(packet: Packet) -> bool:
+    """An IPv6 fragment header is among the extension headers in front of the transport header."""
+    if packet.family != 6 or packet.l4_offset <= 40:
+        return False
+    data, at, kind = packet.data, 40, packet.data[6]
+    while at + 8 <= packet.l4_offset and kind != _FRAGMENT_HEADER:  # each turn moves on by at least 8
+        kind, at = data[at], at + (8 * (data[at + 1] + 1) if kind != _AUTHENTICATION else 4 * (data[at + 1] + 2))
+    return kind == _FRAGMENT_HEADER and at + 8 <= packet.l4_offset
 
 
 def replay_policy(

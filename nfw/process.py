@@ -19,6 +19,11 @@ _PR_SET_NAME = 15
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def tell(text: str) -> None:
+    """A line for the operator: the journal, under systemd."""
+    print(f"nfw: {text}", file=sys.stderr, flush=True)
+
+
 def name(title: str) -> None:
     """Show ``title`` (15 bytes at most are kept) in ps and top."""
     _libc.prctl(_PR_SET_NAME, title.encode()[:15], 0, 0, 0)

@@ -17,11 +17,13 @@ from engines.decode.checksums import tcp_checksum_ok
 from engines.decode.defrag import FragmentPolicy
 from engines.decode.layers import Layers
 from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
+from engines.stateful.prefilter import DatabaseStore
 from engines.stateful.ruleset import compile_ruleset
 from engines.stateful.signature import Action, Signature
 from engines.watch.segments import OverlapPolicy
 from engines.watch.session import SessionOptions
 from nfw.capture import Captured
+from nfw.giveups import GiveUps
 from nfw.watch import DropLog, MidstreamPolicy, Watcher, WatchOptions
 
 # Variables of Suricata's stock configuration that rule sets use; HOME_NET and EXTERNAL_NET can be set.
@@ -218,10 +220,13 @@ def replay(
     signatures: Iterable[Signature],
     options: ReplayOptions,
     event: Callable[[dict[str, Any]], None],
+    store: DatabaseStore | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Summary:
-    """Run all packets; ``event`` gets each EVE record. What ``packets`` raises ends the capture there and is raised
-    again when everything before it has been judged."""
-    ruleset = compile_ruleset(signatures, "action", (), options.limits, options.action_order, captures=True)
+    """Run all packets; ``event`` gets each EVE record. ``store``: pattern databases made earlier; ``say`` is told of
+    rules that gave up. What ``packets`` raises ends the capture there and is raised again when everything before it has
+    been judged."""
+    ruleset = compile_ruleset(signatures, "action", (), options.limits, options.action_order, store, captures=True)
     watching = options.watch()
     watcher = Watcher(ruleset, event, watching)
     # Receivers put fragments together by the same policy as segments.
@@ -246,6 +251,7 @@ def replay(
             unread += not carried
     finally:
         watcher.finish(now)
+        GiveUps(ruleset, say).look(now)
     if ruleset.overflowed:
         watcher.counts["detect.alert_queue_overflow"] = ruleset.overflowed
     return Summary(seen, unread, watcher.counts, ruleset.hit_counts())

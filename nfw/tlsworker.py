@@ -34,9 +34,11 @@ from engines.tls.status import FailAction
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import process, tlsrecords
+from nfw.giveups import GiveUps
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
+from nfw.policy.model import TlsKeywords
 from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
 
@@ -134,6 +136,7 @@ class TlsWorker:
     ) -> None:
         self.policy = compiled.policy
         self.ruleset = compiled.ruleset
+        self.give_ups = GiveUps(compiled.ruleset, process.tell)
         self.port = port
         self.leader = leader
         self.holder = holder
@@ -144,6 +147,7 @@ class TlsWorker:
         assert self.policy.tls is not None
         self.settings = tls_settings(self.policy.tls)
         self.session_holding = self.policy.tls.session_holding
+        self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
         self.desk: LeafDesk[Flow] = LeafDesk(holder)
@@ -212,6 +216,7 @@ class TlsWorker:
 
     def _tick(self, now: float) -> None:
         self.wall = time.time() - time.monotonic()  # the clock may have been set
+        self.give_ups.look(now)
         for flow in list(self.brisk.values()):
             self._guard(flow, self._check, flow, now)
         if now < self.next_sweep:
@@ -443,6 +448,8 @@ class TlsWorker:
             case tls.ConnectUpstream():
                 self._dial(flow, now)
             case tls.NeedLeaf(request, key):
+                if self._verified(flow, now):
+                    return
                 context = self.desk.ask(key, request, flow, now, now + self.wall)
                 if context is not None:
                     flow.session.leaf_ready(context, now)
@@ -462,10 +469,22 @@ class TlsWorker:
     def _hello(self, flow: Flow, hello: Any, now: float) -> None:
         if flow.inspector is not None:
             facts = TlsFacts.from_hello(hello)
-            outcome = flow.inspector.tls_hello(facts, now, self.session_holding)
+            if not self.all_keywords:
+                facts = facts.name_only()
+            outcome = flow.inspector.tls_hello(facts, now, self.session_holding, self.all_keywords)
             if self._judged(flow, outcome, now):
                 return
         flow.session.proceed(now)
+
+    def _verified(self, flow: Flow, now: float) -> bool:
+        """The server has shown who it is: what rules say about that, before the client sees a certificate. True: the
+        flow is over."""
+        chain = flow.session.info.chain
+        if flow.inspector is None or not self.all_keywords or chain is None:
+            return False
+        # The trust anchor comes from our store, whether or not the server has sent it, too.
+        certificates = [certificate.der for certificate in chain.certificates[:-1] or chain.certificates]
+        return self._judged(flow, flow.inspector.tls_server(certificates, now), now)
 
     def _leafs(self, now: float) -> None:
         try:
@@ -676,6 +695,7 @@ class TlsWorker:
             "leaf_cache": {"hits": self.desk.cache.hits, "misses": self.desk.cache.misses},
             "rule_hits": hits,
             "rules_omitted": omitted,
+            "pcre_gave_up": self.give_ups.counts(),
             "bugs": self.bugs,
             "log_dropped": self.log.dropped,
         }

@@ -16,6 +16,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from nfw import process
+from nfw.giveups import GiveUps
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
 from nfw.nfqueue import ACCEPT_BATCH, DONE, HELD, Queue, QueueBusyError
@@ -46,6 +47,7 @@ class Worker:
         self.marks = {
             answer: self.layout.compose(settings.number, Disposition(answer)) for answer in Answer if answer > 0
         }
+        self.give_ups = GiveUps(self.pipeline.ruleset, process.tell)
         self.bugs = 0
         self.answers = [0] * (max(Answer) + 3)  # packets by answer, from HOLD on
         self.released = [0, 0]  # held packets by what became of them: dropped, accepted
@@ -100,6 +102,7 @@ class Worker:
 
     def _tick(self, now: float) -> float:
         """What is judged because its time is up comes from the network too."""
+        self.give_ups.look(now)
         try:
             return self.pipeline.tick(now)
         except Exception:  # noqa: BLE001 - as in on_packet
@@ -177,6 +180,7 @@ class Worker:
             "counters": pipeline.filter.counters,
             "rule_hits": hits,
             "rules_omitted": omitted,
+            "pcre_gave_up": self.give_ups.counts(),
             "bugs": self.bugs,
             "log_dropped": self.log.dropped,
         }

@@ -48,7 +48,7 @@ class Firewall:
             [sys.executable, "-m", "nfw", *args],
             timeout,
             check,
-            env={"NFW_CONTROL": str(self.control)},
+            env={"NFW_CONTROL": str(self.control), "NFW_CACHE": str(self.dir / "cache")},
             cwd=ROOT,
         )
 
@@ -66,7 +66,12 @@ class Firewall:
         command += ["--log", str(self.log), *options]
         with self.output.open("ab") as output:
             self.process = self.lab.router.popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={"NFW_CACHE": str(self.dir / "cache")},
+                cwd=ROOT,
             )
         seen = self.output.stat().st_size
         wait_for(lambda: self._filters(seen), START_SECONDS, lambda: self.output.read_text())

@@ -295,6 +295,12 @@ class Defragmenter:
             return Defragmented(Outcome.REFUSED, events=(*events, prefix + "pkt_too_large"))
         return Defragmented(Outcome.REBUILT, datagram, events)
 
+    def discard(self, data: bytes, vlans: tuple[int, ...] = ()) -> None:
+        """Forget the incomplete datagram that this fragment belongs to."""
+        fragment = read_fragment(data)
+        if fragment is not None and (fragment.key, vlans) in self._trackers:
+            self._forget((fragment.key, vlans))
+
     def tick(self, now: float) -> None:
         """Give up the datagrams whose time is over."""
         while self._trackers:

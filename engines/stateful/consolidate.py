@@ -15,7 +15,7 @@ from engines.stateful.keywords import packetbuffers
 from engines.stateful.keywords.base import IntTest, KeywordError
 from engines.stateful.keywords.buffers import BUFFERS, HTTP, rank
 from engines.stateful.keywords.draft import PAYLOAD, BufferDraft, ContentDraft, RuleDraft
-from engines.stateful.match import Absent, ByteJump, OneOf, Regex, Size, compile_program, match_buffer, transform
+from engines.stateful.match import Absent, ByteJump, OneOf, Regex, Size, match_buffer, transform
 from engines.stateful.ruleconfig import DEFAULT_PRIORITY
 from engines.stateful.signature import (
     BufferMatch,
@@ -124,7 +124,6 @@ def _build(buffer: BufferDraft) -> BufferMatch:
         tuple(t.function for t in buffer.transforms),
         tuple(t.name for t in buffer.transforms),
         absent=any(isinstance(m, Absent) for m in matchers),
-        program=compile_program(matchers),
     )
 
 
@@ -343,11 +342,24 @@ def _fast_pattern(buffers: list[BufferDraft]) -> FastPattern | None:
 
 def _pattern(buffer: BufferDraft, item: ContentDraft) -> FastPattern:
     pattern = item.pattern
+    start = 0
     if item.chop:
-        pattern = pattern[item.chop[0] : item.chop[0] + item.chop[1]]
+        start = item.chop[0]
+        pattern = pattern[start : start + item.chop[1]]
     if item.nocase:
         pattern = pattern.lower()
-    return FastPattern(buffer.name, pattern, item.nocase, tuple(t.name for t in buffer.transforms))
+    end = _end(item)
+    first = start == 0 and end == len(item.pattern)
+    return FastPattern(buffer.name, pattern, item.nocase, tuple(t.name for t in buffer.transforms), end, first)
+
+
+def _end(item: ContentDraft) -> int | None:
+    """The offset a content ends at, at the latest; None when that depends on something."""
+    offset = item.offset or 0
+    depth = len(item.pattern) if item.startswith else item.depth
+    if item.relative or not isinstance(offset, int) or not isinstance(depth, int):
+        return None
+    return offset + depth
 
 
 def strength(pattern: bytes) -> int:

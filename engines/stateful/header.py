@@ -304,14 +304,15 @@ class PortTest:
 class FamilyTest:
     """Is a packed address of that family (4 or 6), and in the set of ``inner``?"""
 
-    __slots__ = ("_inner", "_size")
+    __slots__ = ("_size", "family", "inner")
 
     def __init__(self, family: int, inner: Callable[[bytes], bool] | None) -> None:
         self._size = 4 if family == 4 else 16
-        self._inner = inner
+        self.family = family
+        self.inner = inner
 
     def __call__(self, packed: bytes) -> bool:
-        return len(packed) == self._size and (self._inner is None or self._inner(packed))
+        return len(packed) == self._size and (self.inner is None or self.inner(packed))
 
 
 def _lookup(name: str, known: Mapping[str, str | Sequence[str]], what: str) -> str:

@@ -27,7 +27,7 @@ from engines.stateful.expect import Expected
 from engines.stateful.flowbits import FlowBits, FlowInts
 from engines.stateful.layer import Layer
 from engines.stateful.match import match_buffer
-from engines.stateful.ruleset import Rule, RuleSet, Search, covered_protocols
+from engines.stateful.ruleset import ON_START, ON_STREAM, Rule, RuleSet, Search, covered_protocols
 from engines.stateful.signature import Action, AppProtocolTest, RuleType, Signature, Threshold
 from engines.stateful.threshold import Effect, track_key
 from engines.stateful.tlsfacts import TlsFacts, TlsTransaction
@@ -164,6 +164,7 @@ class Inspector:
         "_reachable",
         "_ruleset",
         "_segment",
+        "_session",
         "_spoken",
         "_suspect",
         "_tail",
@@ -207,6 +208,7 @@ class Inspector:
         self._spoken = ["", ""]  # what the bytes of each side say, where rules ask
         self._other_side: Detector | None = None
         self._decrypted = decrypted
+        self._session: TlsTransaction | None = None  # the TLS session the plaintext comes from
         self._tls: Layer | None = None  # a hello that waits to be judged with the first plaintext
         self._layers: list[Layer] = []
         self._detector: Detector | None = _detector(facts.protocol)
@@ -328,19 +330,35 @@ class Inspector:
             and not any(layer.group.per_packet for layer in self._layers)
         )
 
-    def tls_hello(self, facts: TlsFacts, now: float, session_holding: bool = False) -> Outcome:
+    def tls_hello(
+        self, facts: TlsFacts, now: float, session_holding: bool = False, server_follows: bool = False
+    ) -> Outcome:
         """The client's hello of a decrypted flow. Its rules are judged now if the session is held until then,
-        otherwise together with the first plaintext (AWS: ``EnableTLSSessionHolding``)."""
+        otherwise together with the first plaintext (AWS: ``EnableTLSSessionHolding``). ``server_follows``: so is
+        :meth:`tls_server`."""
         if self._outcome is not None:
             return self._outcome
         group = self._ruleset.app_group("tls")
-        layer = Layer("tls", group, self._ruleset.rules, None, [TlsTransaction(facts)])
+        self._session = TlsTransaction(facts, server_follows)
+        layer = Layer("tls", group, self._ruleset.rules, None, [self._session])
         self._protocols |= {"tls"}
         if not session_holding:
             self._tls = layer
             return _NOTHING
         self._layers.insert(0, layer)
         self._segment = Segment(_TO_SERVER, False, b"", b"", None, now)
+        return self._run(self._segment, False, defaults=False)
+
+    def tls_server(self, chain: Sequence[bytes], now: float) -> Outcome:
+        """The certificates (DER, leaf first) the server of a decrypted flow has shown; judged like the hello."""
+        if self._outcome is not None:
+            return self._outcome
+        if self._session is None:
+            return _NOTHING
+        self._session.saw_server(chain)
+        if self._tls is not None:
+            return _NOTHING
+        self._segment = Segment(_TO_CLIENT, False, b"", b"", None, now)
         return self._run(self._segment, False, defaults=False)
 
     def close(self, direction: Direction, now: float) -> Outcome:
@@ -519,7 +537,12 @@ class Inspector:
         if self._layers:
             self._app_rules(segment, direction, with_packet or watching)
             for layer in self._layers:
-                if layer.give_up_oldest(self._limits.max_transactions) and self._enforces(layer):
+                if (
+                    layer.parser is not None
+                    and len(layer.parser.transactions) > self._limits.max_transactions
+                    and layer.give_up_oldest(self._limits.max_transactions)
+                    and self._enforces(layer)
+                ):
                     problem = problem or "transaction_overflow"
         if (with_packet or not watching) and not self._pd_done[direction] and self._side_final(direction):
             self._pd_rules(direction)
@@ -581,20 +604,23 @@ class Inspector:
                 covered = self._covered[direction] = self._cover(on_packet.always, direction)
             for rule in covered:
                 candidates[rule.index] = 1
-            if payload and on_packet.patterns is not None:
-                for index in on_packet.patterns.scan(payload):
-                    candidates[index] = 1
-            if payload and not segment.added:
-                # Not part of the stream (no session, a bad checksum, out of window): searched as a packet.
-                for rule in self._cover(on_stream.always, direction):
-                    candidates[rule.index] = candidates.get(rule.index, 0) | 1
-                if on_stream.patterns is not None:
-                    for index in on_stream.patterns.scan(payload):
-                        candidates[index] = candidates.get(index, 0) | 1
-        window, start = b"", 0
-        hits: Sequence[int] = ()
+        patterns = group.patterns[direction]
         if not self._watching:
             data = self._to_search(direction, data)
+        # Ordinary data is searched once, for the rules on packets and for those on streams.
+        together = payload is data and not self._watching
+        if real and payload:
+            added = segment.added
+            if patterns is not None and not together:
+                for value in patterns.scan(payload):
+                    if not (added and value & 3):
+                        candidates[value >> 2] = 1
+            if not added:
+                # Not part of the stream (no session, a bad checksum, out of window): searched as a packet.
+                for rule in self._cover(on_stream.always, direction):
+                    candidates[rule.index] = 1
+        window, start = b"", 0
+        hits: Sequence[int] = ()
         if data:
             always = self._always[direction]
             if always is None:
@@ -603,11 +629,14 @@ class Inspector:
                 candidates[rule.index] = candidates.get(rule.index, 0) | 2
             if self._watching:
                 window, start = data, segment.offset
-                hits = on_stream.patterns.scan(window) if on_stream.patterns is not None else ()
+                hits = patterns.scan(window) if patterns is not None else ()
             else:
                 window, start, hits = self._search_stream(direction, data, bool(always))
-            for index in hits:
-                candidates[index] = candidates.get(index, 0) | 2
+            for value in hits:
+                if value & 3:
+                    candidates[value >> 2] = candidates.get(value >> 2, 0) | 2
+                elif together and real:
+                    candidates[value >> 2] = candidates.get(value >> 2, 0) | 1
         self._window = window or payload
         for index in sorted(candidates) if len(candidates) > 1 else candidates:
             rule = rules[index]
@@ -640,36 +669,43 @@ class Inspector:
     def _to_search(self, direction: Direction, data: bytes) -> bytes:
         """As much of the new bytes as the depth allows. Empty when nothing is to search."""
         left = self._limits.stream_depth - self._offset[direction]
-        if not data or left <= 0 or not (self._group.stream[direction] or self._ruleset.tx_payload):
+        if not data or left <= 0 or not (self._ruleset.tx_payload or self._group.stream[direction].rules):
             return b""
         return data if len(data) <= left else data[:left]
 
     def _search_stream(self, direction: Direction, data: bytes, wanted: bool) -> tuple[bytes, int, Sequence[int]]:
-        """The new bytes with some before them, where in the stream that starts, and the rules whose pattern is there.
+        """The new bytes with some before them, where in the stream that starts, and what patterns are there.
 
         In a bulk transfer putting the window together costs as much as searching it. As long as nothing was found in
         the bytes before, they need not be searched again, only the border; and when nothing is found at all and the
         window is not ``wanted`` for anything else, it is never made: then only the new bytes are returned.
         """
-        patterns = self._group.stream[direction].patterns
+        patterns = self._group.patterns[direction]
         tail = self._tail[direction]
         keep = self._limits.stream_window
         start = self._offset[direction]
         self._offset[direction] = start + len(data)
-        found: Sequence[int] = ()
-        whole = not tail or wanted or self._suspect[direction] or self._ruleset.tx_payload
+        found: list[int] = []
+        whole = not tail or wanted or self._suspect[direction]
         if not whole and patterns is not None:
-            reach = patterns.longest - 1
-            found = patterns.scan(tail[-reach:] + data[:reach]) if reach else ()
-            found = found or patterns.scan(data)
-            whole = bool(found)
+            border = tail[1 - patterns.longest :] if patterns.longest > 1 else b""
+            if len(data) <= keep:  # one search of a copy costs less than two
+                found = patterns.scan(border + data)
+            else:
+                found = patterns.scan(border + data[: patterns.longest - 1]) if border else found
+                found = found + patterns.scan(data)
+            whole = bool(found) and _in_stream(found, start == len(tail))
         if not whole:
-            self._tail[direction] = data[-keep:] if len(data) >= keep else (tail + data)[-keep:]
-            return data, start, found
+            if not self._ruleset.tx_payload:
+                self._tail[direction] = data[-keep:] if len(data) >= keep else (tail + data)[-keep:]
+                return data, start, found
+            window = tail + data
+            self._tail[direction] = window[-keep:]
+            return window, start - len(tail), found
         window = tail + data if tail else data
         if patterns is not None:
             found = patterns.scan(window)
-        self._suspect[direction] = bool(found)
+        self._suspect[direction] = bool(found) and _in_stream(found, start == len(tail))
         self._tail[direction] = window[-keep:]
         return window, start - len(tail), found
 
@@ -797,10 +833,12 @@ class Inspector:
                 if decision is None:
                     decision = made
                 elif scope is Scope.FLOW and decision.scope is Scope.PACKET:
-                    # The packet is decided; the first action on the flow still is this one.
-                    if action is Action.PASS:
+                    # The packet is decided; the first action on the flow still is this one, but that a pass behind a
+                    # drop of the packet does nothing (Suricata 8: skip_action_set).
+                    dropped = decision.verdict is not Verdict.ACCEPT
+                    if action is Action.PASS and not dropped:
                         self._decide(made)
-                    elif decision.verdict is not Verdict.ACCEPT:
+                    elif action is not Action.PASS and dropped:
                         decision = made
             wanted = signature.pass_alert if action is Action.PASS else not signature.noalert
             if place >= room:
@@ -814,10 +852,11 @@ class Inspector:
     def _effect(self, match: _Match, now: float) -> tuple[Effect, Signature]:
         """What is left of a match, and the rule, by its rate_filter with another action."""
         signature = match.rule.signature
-        if signature.suppressions:
-            source, _, destination, _ = self._tuples[match.direction]
-            if any(suppression.covers(source, destination) for suppression in signature.suppressions):
-                return Effect.SILENT, signature
+        source, _, destination, _ = self._tuples[match.direction]
+        if not source:  # no IP: thresholds are not about it (Suricata: PacketAlertHandle)
+            return Effect.FULL, signature
+        if any(suppression.covers(source, destination) for suppression in signature.suppressions):
+            return Effect.SILENT, signature
         if signature.detection_filter is not None:
             effect = self._count(match, signature.detection_filter, now)
             if effect is Effect.NONE:
@@ -1014,6 +1053,12 @@ def _detector(protocol: int) -> Detector | None:
     if protocol == _TCP:
         return Detector()
     return Detector("udp") if protocol == _UDP else None
+
+
+def _in_stream(found: list[int], at_start: bool) -> bool:
+    """A pattern of a rule on streams is among them. ``at_start``: where they were searched the stream begins."""
+    wanted = ON_STREAM | ON_START if at_start else ON_STREAM
+    return any(value & wanted for value in found)
 
 
 def _payload_matches(rule: Rule, data: bytes) -> bool:

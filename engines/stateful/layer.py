@@ -14,7 +14,7 @@ from collections.abc import Callable, MutableSequence, Sequence
 
 from engines.stateful.app import AppParser, Transaction
 from engines.stateful.app.files import Instances
-from engines.stateful.match import match_buffer
+from engines.stateful.match import Content, match_buffer
 from engines.stateful.ruleset import AppGroup, BufferGroup, Rule
 from engines.verdict import Direction
 
@@ -24,12 +24,14 @@ _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
 class _State:
     """What was judged on one transaction; lists have one entry per direction."""
 
-    __slots__ = ("done", "pending", "progress", "seen")
+    __slots__ = ("appeared", "done", "hopeless", "pending", "progress", "seen")
 
     def __init__(self) -> None:
         self.progress = [-1, -1]
+        self.appeared = [-1, -1]  # Transaction.appeared when that direction was judged
         self.pending: tuple[dict[int, int], dict[int, int]] = ({}, {})  # rule index -> bits of the buffers that matched
         self.done: tuple[set[int], set[int]] = (set(), set())
+        self.hopeless: tuple[set[int], set[int]] = (set(), set())  # cannot match unless another buffer appears
         self.seen: tuple[dict[int, int], dict[int, int]] = ({}, {})  # buffer group -> instances, or bytes if it grows
 
 
@@ -99,6 +101,7 @@ class Layer:
         self.name, self.group = name, group
         for state in self._states.values():
             state.progress = [-1, -1]
+            state.appeared = [-1, -1]
             state.seen = ({}, {})
 
     def log_rest(self) -> None:
@@ -132,10 +135,13 @@ class Layer:
     def _settled(self, tx: Transaction) -> bool:
         """Both sides have said everything, and all of it was judged."""
         state = self._states[tx.id]
-        return all(
-            tx.is_complete(side) and state.progress[side] in (tx.progress(side), -1 if not tx.progress(side) else -2)
-            for side in _BOTH
-        )
+        for side in (_BOTH[1], _BOTH[0]):  # the answer is complete last
+            if not tx.is_complete(side):
+                return False
+            progress = tx.progress(side)
+            if state.progress[side] != (progress or -1):
+                return False
+        return True
 
     def _inspect(
         self,
@@ -146,25 +152,41 @@ class Layer:
         found: Callable[[Rule, Transaction, Direction], None],
         payload: bytes,
     ) -> None:
+        group = self.group
         pending = state.pending[direction]
         candidates = set(pending)
         seen = state.seen[direction]
         fetched: dict[tuple[str, Direction], Sequence[bytes]] = {}
-        for buffer in self.group.buffers[direction]:
-            key = buffer.key
-            instances = fetched.get(key)
-            if instances is None:
-                instances = fetched[key] = tx.buffer(buffer.name, buffer.side)
-            if instances:
-                self._search(buffer, instances, seen, candidates)
-        candidates.update(self.group.unbuffered[direction])
-        patterns = self.group.payload[direction]
+        appeared = tx.appeared
+        if appeared != state.appeared[direction]:
+            state.appeared[direction] = appeared
+            state.hopeless[direction].clear()
+            for buffer, name, side, key, index in group.settled[direction]:
+                instances = fetched[key] = tx.buffer(name, side)
+                if len(instances) != 1 or buffer.transforms:
+                    if instances:
+                        self._search(buffer, instances, seen, candidates)
+                elif index not in seen:
+                    # What _search() does, without asking all that it has to ask.
+                    seen[index] = 1
+                    candidates.update(buffer.always)
+                    if buffer.patterns is not None and instances[0]:
+                        candidates.update(buffer.patterns.scan(instances[0]))
+        for buffer in group.growing[direction]:
+            if not _search_end(buffer, tx, seen, candidates):
+                instances = fetched[buffer.key] = tx.buffer(buffer.name, buffer.side)
+                if instances:
+                    self._search(buffer, instances, seen, candidates)
+        unbuffered = group.unbuffered[direction]
+        if unbuffered:
+            candidates.update(unbuffered)
+        patterns = group.payload[direction]
         if patterns is not None and payload:
             candidates.update(patterns.scan(payload))
         if not candidates:
             return
-        done = state.done[direction]
-        for index in sorted(candidates - done):
+        done, hopeless = state.done[direction], state.hopeless[direction]
+        for index in sorted(candidates.difference(done, hopeless)):
             rule = self._rules[index]
             if not applies(rule, direction):
                 pending.pop(index, None)
@@ -172,6 +194,9 @@ class Layer:
             bits = _judge(rule, tx, direction, pending.get(index, 0), payload, fetched)
             if bits is None:
                 pending.pop(index, None)
+            elif bits == _HOPELESS:
+                pending.setdefault(index, 0)
+                hopeless.add(index)
             elif bits >= 0:
                 pending[index] = bits
             else:
@@ -210,7 +235,46 @@ class Layer:
                 candidates.update(patterns.scan(data))
 
 
+def _search_end(buffer: BufferGroup, tx: Transaction, seen: dict[int, int], candidates: set[int]) -> bool:
+    """As ``Layer._search`` in a body, of which no more is put together than a pattern across the border can need. False
+    when that cannot be done."""
+    patterns = buffer.patterns
+    if patterns is None or buffer.transforms:
+        return False
+    before = seen.get(buffer.index, 0)
+    start = max(before - 1 - patterns.longest, 0)
+    found = tx.end_of(buffer.name, buffer.side, start)
+    if found is None:
+        return False
+    size, data = found
+    if size + 1 != before:
+        seen[buffer.index] = size + 1
+        candidates.update(buffer.always)
+        found_now = patterns.scan(data)
+        if found_now:
+            ends = buffer.ends
+            candidates.update([index for index in found_now if index not in ends or start < ends[index]])
+    return True
+
+
+def _hopeless(must: Sequence[Content], instances: Sequence[bytes]) -> bool:
+    """A content is not at the place it has to be at, and that place is there: what is still to come is behind it."""
+    for content in must:
+        assert isinstance(content.offset, int)
+        assert isinstance(content.depth, int)
+        end = content.offset + content.depth
+        for data in instances:
+            piece = data[content.offset : end]
+            if len(data) < end or content.pattern in (piece.lower() if content.nocase else piece):
+                break
+        else:
+            if instances:
+                return True
+    return False
+
+
 _MATCHED = -1
+_HOPELESS = -2
 
 
 def _judge(
@@ -221,7 +285,8 @@ def _judge(
     payload: bytes,
     fetched: dict[tuple[str, Direction], Sequence[bytes]],
 ) -> int | None:
-    """-1: it matches. None: it cannot any more. Otherwise the bits of the buffers that matched; others may follow.
+    """-1: it matches. None: it cannot any more. -2: not with these buffers, though they may still grow. Otherwise the
+    bits of the buffers that matched; others may follow.
 
     ``fetched`` remembers the buffers asked for during this inspection.
     """
@@ -240,6 +305,8 @@ def _judge(
         if not instances and match.absent and (not open_ended or (condition.early and tx.progress(side) > 0)):
             bits |= bit
             continue
+        if open_ended and condition.must and _hopeless(condition.must, instances):
+            return _HOPELESS
         if open_ended and condition.waits:
             waiting = True
             continue

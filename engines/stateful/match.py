@@ -24,7 +24,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pcre2
@@ -36,6 +36,10 @@ MAX_INSPECTION_STEPS = 3000
 # A regular expression that searched 2**12 bytes in vain has used up one more of them: on long buffers the time of one
 # search counts, not only their number (3,000 searches of 64 KiB would take half a second).
 REGEX_STEP_SHIFT = 12
+# What a search that gave up at its limit has used up of the steps, so that an expression that always does so costs some
+# 20 ms of one evaluation at most; and one that asked for the higher limit.
+LIMIT_STEPS = 5
+LIMIT_STEPS_RAISED = 150
 # Longest chain of conditions on one buffer; each costs one Python stack frame, of 1,000 there are by default.
 MAX_MATCHERS_PER_BUFFER = 200
 # isdataat with an extracted distance from here on counts as "not there" (Suricata's bound).
@@ -55,7 +59,10 @@ Step = Callable[[bytes, int, dict[str, int], Run], int]
 def match_buffer(bm: BufferMatch, data: bytes, state: dict[str, int]) -> bool:
     """True if all conditions of ``bm`` hold on ``data`` (already transformed). ``state`` receives the variables."""
     program = bm.program
-    return program(data, state) if program is not None else compile_program(bm.matchers)(data, state)
+    if program is None:
+        program = compile_program(bm.matchers)
+        object.__setattr__(bm, "program", program)  # the same value, found sooner
+    return program(data, state)
 
 
 def transform(bm: BufferMatch, data: bytes) -> bytes:
@@ -282,15 +289,19 @@ def _lowered(data: bytes, run: Run) -> bytes:
 @dataclass(frozen=True, slots=True)
 class Regex(StepMatcher):
     """``pcre``. ``pattern`` is a compiled pcre2 pattern with its match limits inside; a relative one sees only the
-    bytes from the cursor on, so ``^`` and look-behind stop there (as in Suricata). Over the limit is no match."""
+    bytes from the cursor on, so ``^`` and look-behind stop there (as in Suricata). Over the limit is no match, and
+    counted in ``gave_up[0]``; ``limit_steps``: what that costs of MAX_INSPECTION_STEPS."""
 
     pattern: Any
     negated: bool = False
     relative: bool = False
     text: str = ""
+    limit_steps: int = LIMIT_STEPS
+    gave_up: list[int] = field(default_factory=lambda: [0], compare=False, repr=False)
 
     def compile(self, following: Step, retry: bool) -> Step:
         search, negated, relative = self.pattern.search, self.negated, self.relative
+        gave_up, limit_steps = self.gave_up, self.limit_steps
 
         def step(data: bytes, cursor: int, state: dict[str, int], run: Run) -> int:
             base = cursor if relative else 0
@@ -300,6 +311,8 @@ class Regex(StepMatcher):
                 try:
                     found = search(subject, start)
                 except pcre2.LibraryError:
+                    gave_up[0] += 1
+                    run[0] -= limit_steps
                     return MISS
                 if not found:
                     run[0] -= (len(subject) - start) >> REGEX_STEP_SHIFT

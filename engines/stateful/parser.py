@@ -109,6 +109,14 @@ def parse_rules(
     return found
 
 
+def reparse(text: str, file: str, line: int, headers: HeaderParser, config: RuleConfig = DEFAULT_CONFIG) -> Signature:
+    """One rule that was parsed before, from its text (continuation lines joined). Raises ValueError for any other."""
+    try:
+        return _parse_rule(RuleText(text, ((0, line, 1),)), file, headers, config)[0]
+    except (RuleSyntaxError, _UnmetError) as problem:
+        raise ValueError(f"line {line} is not the rule it was: {problem}") from None
+
+
 def rule_texts(text: str) -> list[RuleText]:
     """The rules of a file, comments and empty lines left out."""
     rules: list[RuleText] = []

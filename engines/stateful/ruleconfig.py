@@ -19,6 +19,7 @@ from engines.stateful.signature import RuleError
 
 DEFAULT_PRIORITY = 3
 MAX_PRIORITY = 255
+MAX_LINE = 8192  # characters, as of a rule
 
 
 class RuleClass(NamedTuple):
@@ -90,16 +91,18 @@ REFERENCES: Mapping[str, str] = {
 @dataclass(frozen=True, slots=True)
 class RuleConfig:
     """``classes`` and ``references`` by name in lower case. ``country``: two letters for a packed address, "" where
-    the database has none; None: there is no database."""
+    the database has none; None: there is no database. ``read_list``: the content of a file that a rule names (filemd5),
+    or OSError with a ``strerror``; None: such rules are refused."""
 
     classes: Mapping[str, RuleClass] = field(default_factory=lambda: CLASSES)
     references: Mapping[str, str] = field(default_factory=lambda: REFERENCES)
     country: Callable[[bytes], str] | None = None
+    read_list: Callable[[str], bytes] | None = None
 
 
 DEFAULT_CONFIG = RuleConfig()
 
-_CLASS = re.compile(r"\s*config\s*classification\s*:\s*([A-Za-z][\w-]*)\s*,\s*(.+?)\s*,\s*(\d{1,9})\s*$")
+_CLASS = re.compile(r"\s*config\s*classification\s*:\s*([A-Za-z][\w-]*)\s*,(.*\S.*),\s*(\d{1,9})\s*$")
 _REFERENCE = re.compile(r"\s*config\s+reference\s*:\s*([A-Za-z][\w-]*)\s+(\S+)\s*$")
 
 
@@ -108,13 +111,13 @@ def read_classifications(text: str, file: str) -> tuple[dict[str, RuleClass], li
     found: dict[str, RuleClass] = {}
     errors: list[RuleError] = []
     for number, line in _lines(text):
-        row = _CLASS.match(line)
+        row = _CLASS.match(line) if len(line) <= MAX_LINE else None
         if row is None:
             errors.append(RuleError(file, number, 1, "expected config classification: name,description,priority"))
         elif not 0 < int(row[3]) <= MAX_PRIORITY:
             errors.append(RuleError(file, number, row.start(3) + 1, f"priority is 1 to {MAX_PRIORITY}, not {row[3]}"))
         else:
-            found.setdefault(row[1].lower(), RuleClass(row[2], int(row[3])))
+            found.setdefault(row[1].lower(), RuleClass(row[2].strip(), int(row[3])))
     return found, errors
 
 
@@ -123,7 +126,7 @@ def read_references(text: str, file: str) -> tuple[dict[str, str], list[RuleErro
     found: dict[str, str] = {}
     errors: list[RuleError] = []
     for number, line in _lines(text):
-        row = _REFERENCE.match(line)
+        row = _REFERENCE.match(line) if len(line) <= MAX_LINE else None
         if row is None:
             errors.append(RuleError(file, number, 1, "expected config reference: system URL"))
         else:

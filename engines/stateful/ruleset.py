@@ -12,28 +12,36 @@ each process for itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import NamedTuple
 
+from engines.stateful.app.digests import ALGORITHMS
 from engines.stateful.defaults import Defaults, make_defaults
 from engines.stateful.expect import Expectations
 from engines.stateful.flowbits import AddressBits
 from engines.stateful.header import NO_IP
 from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
-from engines.stateful.prefilter import PatternSet
+from engines.stateful.match import Base64Decode, Content, Regex
+from engines.stateful.prefilter import DatabaseStore, PatternSet
 from engines.stateful.signature import Action, BufferMatch, RuleType, Signature
 from engines.stateful.threshold import ThresholdTable
-from engines.verdict import Direction
+from engines.verdict import Direction, RuleRef
 
 PAYLOAD = "payload"
 # Buffers that may grow while their side of the transaction goes on; any other is final once it is there.
 GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body", "dcerpc.stub_data"})
 # Buffers that may get more instances while it goes on, each of them final.
-COLLECTING_BUFFERS = frozenset({"file.name", "smtp.rcpt_to", "email.url", "ftp.reply", "ftp.completion_code"})
+COLLECTING_BUFFERS = frozenset(
+    {"file.name", *ALGORITHMS, "smtp.rcpt_to", "email.url", "ftp.reply", "ftp.completion_code"}
+)
 # Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
 _DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.")
+
+# The same bytes as file.data to the client: searched once for the patterns of both.
+_RESPONSE_BODY = "http.response_body"
 
 # Header protocol -> the detected protocols it covers (Suricata: AppProtoEquals).
 _COVERS: dict[str, frozenset[str]] = {
@@ -48,19 +56,22 @@ _PROTOCOLS = ("http", "http2", "doh2", "dns", "tls", "ssh", "smtp", "ftp", "ftp-
 _DENIES = frozenset({Action.DROP, Action.REJECT})
 _TCP = 6
 _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
+# See PacketGroup.
+ON_PACKET, ON_STREAM, ON_START = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class TxMatch:
     """The conditions of a rule on one transaction buffer. ``side`` None: the side being inspected. ``waits``: that
     something is not in a body is known only when the body is complete. ``early``: the buffer comes with the first
-    thing its side says (a head, a hello) or never."""
+    thing its side says (a head, a hello) or never. ``must``: contents of a body with a place of their own."""
 
     match: BufferMatch
     side: Direction | None
     grows: bool
     waits: bool
     early: bool
+    must: tuple[Content, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +121,9 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Rules that look at the same bytes: those whose pattern must be found first, and those that have none."""
+    """Rules that look at the same bytes; ``always``: those of them without a pattern that must be found first."""
 
-    rules: tuple[Rule, ...]  # all of them
-    patterns: PatternSet | None
+    rules: tuple[Rule, ...]
     always: tuple[Rule, ...]
 
     def __bool__(self) -> bool:
@@ -122,12 +132,18 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class PacketGroup:
-    """The rules for one IP protocol that look at packets and streams; ``[direction]`` where there are two."""
+    """The rules for one IP protocol that look at packets and streams; ``[direction]`` where there are two.
+
+    In an ordinary transfer the payload of a packet is what the stream gets, so both are searched at once: a value that
+    ``patterns`` find is four times a rule's index and ON_PACKET, ON_STREAM or, for a rule that knows only its
+    beginning, ON_START.
+    """
 
     ip_only: tuple[Rule, ...]
     pd_only: tuple[Rule, ...]
     packet: tuple[Search, Search]
     stream: tuple[Search, Search]
+    patterns: tuple[PatternSet | None, PatternSet | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +157,16 @@ class BufferGroup:
     grows: bool
     key: tuple[str, Direction]  # name and side
     patterns: PatternSet | None
+    ends: Mapping[int, int]  # rule index -> where its pattern must end at the latest
     always: tuple[int, ...]  # rule indexes
+
+
+# A buffer group after what is asked of each for every head: its name, side, key and index.
+_Unpacked = tuple[BufferGroup, str, Direction, tuple[str, Direction], int]
+
+
+def _unpacked(groups: Iterable[BufferGroup]) -> tuple[_Unpacked, ...]:
+    return tuple((b, b.name, b.side, b.key, b.index) for b in groups if not b.grows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +176,8 @@ class AppGroup:
     name: str
     per_packet: tuple[Rule, ...]
     buffers: tuple[tuple[BufferGroup, ...], tuple[BufferGroup, ...]]
+    settled: tuple[tuple[_Unpacked, ...], tuple[_Unpacked, ...]]  # those of the buffers that never grow
+    growing: tuple[tuple[BufferGroup, ...], tuple[BufferGroup, ...]]  # those that do
     payload: tuple[
         PatternSet | None, PatternSet | None
     ]  # of rules whose pattern is in the payload around a transaction
@@ -172,6 +199,7 @@ class RuleSet:
         "_other_app",
         "_other_packets",
         "_packet_groups",
+        "_regexes",
         "address_bits",
         "app_denies",
         "default_hits",
@@ -198,6 +226,7 @@ class RuleSet:
         order: str,
         defaults: Defaults,
         limits: StatefulLimits,
+        store: DatabaseStore | None = None,
     ) -> None:
         self.rules = rules
         self.headers = headers
@@ -221,13 +250,15 @@ class RuleSet:
         modes = {test.mode for rule in rules for test in rule.signature.app_layer_protocols}
         self.needs_sides = not modes.isdisjoint({"to_server", "to_client", "either"})
         self.app_denies = any(_denies(rule) for rule in aware)
-        shared = _SharedPatterns()
+        self._regexes = [(rule, regex) for rule in rules for regex in _regexes(rule.signature)]
+        shared = _SharedPatterns(store)
         numbers = {1, 6, 17, 58, NO_IP}.union(*(rule.signature.ip_protocols for rule in rules))
         self._packet_groups = {number: _packet_group(rules, number, shared) for number in numbers}
         self._other_packets = _packet_group(rules, -1, shared)
         names = set(_PROTOCOLS).union(*(rule.app_protos for rule in rules))
-        self._app_groups = {name: _app_group(rules, name, shared) for name in sorted(names)}
-        self._other_app = _app_group(rules, "", shared)
+        placed = _placed(rules)
+        self._app_groups = {name: _app_group(placed, name, shared) for name in sorted(names)}
+        self._other_app = _app_group(placed, "", shared)
 
     def packet_group(self, protocol: int) -> PacketGroup:
         """The rules for an IP protocol number."""
@@ -248,11 +279,28 @@ class RuleSet:
             counts[action.name] = self.default_hits[action.index]
         return counts
 
+    def gave_up(self) -> dict[RuleRef, int]:
+        """Rules whose regular expressions reached their limit of backtracking, and so did not match, and how often."""
+        counts: dict[RuleRef, int] = {}
+        for rule, regex in self._regexes:
+            if regex.gave_up[0]:
+                counts[rule.signature.ref] = counts.get(rule.signature.ref, 0) + regex.gave_up[0]
+        return counts
+
     def memory(self) -> int:
         """Bytes of all pattern databases."""
-        sets = [search.patterns for group in self._packet_groups.values() for search in (*group.packet, *group.stream)]
+        sets = [patterns for group in self._packet_groups.values() for patterns in group.patterns]
         sets += [buffer.patterns for group in self._app_groups.values() for side in group.buffers for buffer in side]
         return sum(patterns.memory() for patterns in {id(item): item for item in sets if item is not None}.values())
+
+
+def _regexes(signature: Signature) -> Iterator[Regex]:
+    for match in signature.buffers:
+        for matcher in match.matchers:
+            if isinstance(matcher, Regex):
+                yield matcher
+            elif isinstance(matcher, Base64Decode):
+                yield from (inner for inner in matcher.inner if isinstance(inner, Regex))
 
 
 def compile_ruleset(
@@ -261,6 +309,7 @@ def compile_ruleset(
     default_actions: Sequence[str] = (),
     limits: StatefulLimits = DEFAULT_LIMITS,
     action_order: Sequence[Action] = tuple(Action),
+    store: DatabaseStore | None = None,
     *,
     captures: bool = False,
 ) -> RuleSet:
@@ -268,9 +317,9 @@ def compile_ruleset(
 
     ``order``: ``strict`` keeps that order; ``action`` sorts by action (``action_order``; Suricata: ``action-order``),
     flowbit setters before readers, priority, then as written. ``default_actions``: names of
-    :data:`engines.stateful.defaults.NAMES`, in strict order only. ``captures``: with the rules that can match there
-    only. Raises ValueError for an unknown order and for
-    default actions that do not fit.
+    :data:`engines.stateful.defaults.NAMES`, in strict order only. ``store``: pattern databases made earlier.
+    ``captures``: with the rules that can match there only. Raises ValueError for an unknown order and for default
+    actions that do not fit.
     """
     if order not in {"strict", "action"}:
         raise ValueError(f"rule order {order!r} is neither 'strict' nor 'action'")
@@ -284,7 +333,11 @@ def compile_ruleset(
         ordered.sort(key=lambda s: (rank[s.action], _flowbit_rank(s), s.priority))
     headers = _Headers()
     rules = tuple(_rule(index, signature, headers.number(signature)) for index, signature in enumerate(ordered))
-    return RuleSet(rules, tuple(headers.all), order, defaults, limits)
+    asked = {condition.match.buffer for rule in rules for condition in rule.tx}
+    hashes = frozenset(asked.intersection(ALGORITHMS))
+    if hashes:
+        limits = replace(limits, app=replace(limits.app, hashes=hashes))
+    return RuleSet(rules, tuple(headers.all), order, defaults, limits, store)
 
 
 def covered_protocols(name: str) -> frozenset[str]:
@@ -331,7 +384,8 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
             waits = body and any(matcher.negated for matcher in match.matchers)
             # A server's certificate follows its hello; every other buffer but bodies is in the first message.
             early = not grows and not match.buffer.startswith(("tls.cert", "tls.subjectaltname", *_DIALOGUES))
-            tx.append(TxMatch(match, info.direction if info else None, grows, waits, early))
+            must = _must(match) if body else ()
+            tx.append(TxMatch(match, info.direction if info else None, grows, waits, early, must))
     asked = signature.flow.direction if signature.direction is None else signature.direction
     sides = {condition.side for condition in tx} - {None}
     if asked is not None:
@@ -368,6 +422,18 @@ def _rule(index: int, signature: Signature, header: int) -> Rule:
     )
 
 
+def _must(match: BufferMatch) -> tuple[Content, ...]:
+    """The contents with a place of their own."""
+    return tuple(
+        matcher
+        for matcher in match.matchers
+        if isinstance(matcher, Content)
+        and not (matcher.negated or matcher.relative or matcher.endswith or match.transforms)
+        and isinstance(matcher.offset, int)
+        and isinstance(matcher.depth, int)
+    )
+
+
 def _denies(rule: Rule) -> bool:
     limited = rule.limited
     return rule.signature.action in _DENIES or (limited is not None and limited.action in _DENIES)
@@ -376,15 +442,18 @@ def _denies(rule: Rule) -> bool:
 class _SharedPatterns:
     """Makes one pattern set for groups that ask for the same patterns (http and http2 mostly do)."""
 
-    def __init__(self) -> None:
-        self._made: dict[tuple[tuple[bytes, bool, int], ...], PatternSet] = {}
+    def __init__(self, store: DatabaseStore | None) -> None:
+        self._store = store
+        self._made: dict[tuple[tuple[tuple[bytes, bool, int], ...], ...], PatternSet] = {}
 
-    def make(self, patterns: list[tuple[bytes, bool, int]]) -> PatternSet | None:
-        if not patterns:
+    def make(
+        self, patterns: list[tuple[bytes, bool, int]], firsts: Sequence[tuple[bytes, bool, int]] = ()
+    ) -> PatternSet | None:
+        if not patterns and not firsts:
             return None
-        key = tuple(patterns)
+        key = (tuple(patterns), tuple(firsts))
         if key not in self._made:
-            self._made[key] = PatternSet(key)
+            self._made[key] = PatternSet(key[0], self._store, key[1])
         return self._made[key]
 
 
@@ -402,32 +471,73 @@ def _packet_group(rules: Iterable[Rule], protocol: int, shared: _SharedPatterns)
     return PacketGroup(
         ip_only=tuple(r for r in ours if r.signature.rule_type is RuleType.IP_ONLY),
         pd_only=tuple(r for r in ours if r.signature.rule_type is RuleType.PD_ONLY),
-        packet=(_search(packet, Direction.TO_SERVER, shared), _search(packet, Direction.TO_CLIENT, shared)),
-        stream=(_search(stream, Direction.TO_SERVER, shared), _search(stream, Direction.TO_CLIENT, shared)),
+        packet=(_search(packet, Direction.TO_SERVER), _search(packet, Direction.TO_CLIENT)),
+        stream=(_search(stream, Direction.TO_SERVER), _search(stream, Direction.TO_CLIENT)),
+        patterns=(
+            _packet_patterns(packet, stream, Direction.TO_SERVER, shared),
+            _packet_patterns(packet, stream, Direction.TO_CLIENT, shared),
+        ),
     )
 
 
-def _search(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns) -> Search:
+def _search(rules: Iterable[Rule], direction: Direction) -> Search:
+    ours = tuple(rule for rule in rules if direction in rule.directions)
+    return Search(ours, tuple(rule for rule in ours if not _in_payload(rule)))
+
+
+def _packet_patterns(
+    packet: Iterable[Rule], stream: Iterable[Rule], direction: Direction, shared: _SharedPatterns
+) -> PatternSet | None:
     patterns: list[tuple[bytes, bool, int]] = []
-    always: list[Rule] = []
-    ours = [rule for rule in rules if direction in rule.directions]
-    for rule in ours:
-        fast = rule.signature.fast_pattern
-        if fast is not None and _in_payload(rule):
-            patterns.append((fast.pattern, fast.nocase, rule.index))
-        else:
-            always.append(rule)
-    return Search(tuple(ours), shared.make(patterns), tuple(always))
+    for in_stream, rules in enumerate((packet, stream)):
+        for rule in rules:
+            fast = rule.signature.fast_pattern
+            if fast is not None and direction in rule.directions and _in_payload(rule):
+                where = ON_PACKET
+                if in_stream:
+                    where = ON_STREAM if rule.signature.rule_type is RuleType.STREAM else ON_START
+                patterns.append((fast.pattern, fast.nocase, rule.index * 4 + where))
+    return shared.make(patterns)
 
 
-def _app_group(rules: Iterable[Rule], name: str, shared: _SharedPatterns) -> AppGroup:
-    ours = [r for r in rules if _has_place(r, name)]
-    tx = [r for r in ours if r.signature.rule_type is RuleType.APP_TX]
-    denying = [r for r in ours if _denies(r)]
+# What decides on which protocols a rule has a place: its protocols, its buffers, its events.
+_Place = tuple[frozenset[str], frozenset[str], tuple[tuple[str, str], ...]]
+
+
+class _Placed(NamedTuple):
+    """A rule on application protocols with what is asked of it for each of them."""
+
+    rank: int
+    rule: Rule
+    anchor: TxMatch | None
+    searched: bool  # its pattern has to be in the anchor
+    in_payload: bool
+
+
+def _placed(rules: Iterable[Rule]) -> dict[_Place, list[_Placed]]:
+    """The rules on application protocols; thousands of them share a place."""
+    placed: dict[_Place, list[_Placed]] = {}
+    for rule in rules:
+        kind = rule.signature.rule_type
+        if kind is RuleType.APP_TX or kind is RuleType.APP_LAYER:
+            buffers = frozenset([condition.match.buffer for condition in rule.tx])
+            place = (rule.app_protos, buffers, rule.signature.app_events)
+            placed.setdefault(place, []).append(_Placed(rule.index, rule, *_anchor(rule), _in_payload(rule)))
+    return placed
+
+
+def _app_group(placed: dict[_Place, list[_Placed]], name: str, shared: _SharedPatterns) -> AppGroup:
+    ours = [one for place, rules in placed.items() if _has_place(place, name) for one in rules]
+    ours.sort(key=attrgetter("rank"))
+    tx = [one for one in ours if one.rule.signature.rule_type is RuleType.APP_TX]
+    denying = [one.rule for one in ours if _denies(one.rule)]
+    to_server, to_client = (_buffer_groups(tx, side, shared) for side in _BOTH)
     return AppGroup(
         name=name,
-        per_packet=tuple(r for r in ours if r.signature.rule_type is RuleType.APP_LAYER),
-        buffers=(_buffer_groups(tx, Direction.TO_SERVER, shared), _buffer_groups(tx, Direction.TO_CLIENT, shared)),
+        per_packet=tuple(one.rule for one in ours if one.rule.signature.rule_type is RuleType.APP_LAYER),
+        buffers=(to_server, to_client),
+        settled=(_unpacked(to_server), _unpacked(to_client)),
+        growing=(tuple(b for b in to_server if b.grows), tuple(b for b in to_client if b.grows)),
         payload=(_payload(tx, Direction.TO_SERVER, shared), _payload(tx, Direction.TO_CLIENT, shared)),
         unbuffered=(_unbuffered(tx, Direction.TO_SERVER), _unbuffered(tx, Direction.TO_CLIENT)),
         denies=bool(denying),
@@ -435,17 +545,14 @@ def _app_group(rules: Iterable[Rule], name: str, shared: _SharedPatterns) -> App
     )
 
 
-def _has_place(rule: Rule, name: str) -> bool:
-    """Whether a flow of protocol ``name`` can have what the rule asks for."""
-    if rule.signature.rule_type not in {RuleType.APP_LAYER, RuleType.APP_TX}:
+def _has_place(place: _Place, name: str) -> bool:
+    """Whether a flow of protocol ``name`` can have what a rule asks for."""
+    app_protos, buffers, events = place
+    if app_protos and name not in app_protos:
         return False
-    if rule.app_protos and name not in rule.app_protos:
+    if any(buffer in BUFFERS and name not in BUFFERS[buffer].protos for buffer in buffers):
         return False
-    for condition in rule.tx:
-        info = BUFFERS.get(condition.match.buffer)
-        if info is not None and name not in info.protos:
-            return False
-    return all(name in covered_protocols(protocol) for protocol, _ in rule.signature.app_events)
+    return all(name in covered_protocols(protocol) for protocol, _ in events)
 
 
 def _anchor(rule: Rule) -> tuple[TxMatch | None, bool]:
@@ -459,26 +566,32 @@ def _anchor(rule: Rule) -> tuple[TxMatch | None, bool]:
     return next((condition for condition in rule.tx if not condition.match.absent), None), False
 
 
-def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns) -> tuple[BufferGroup, ...]:
+def _buffer_groups(rules: Iterable[_Placed], direction: Direction, shared: _SharedPatterns) -> tuple[BufferGroup, ...]:
     @dataclass(slots=True)
     class Draft:
         match: BufferMatch
-        patterns: list[tuple[bytes, bool, int]]
-        always: list[int]
+        patterns: list[tuple[bytes, bool, int]] = field(default_factory=list)
+        firsts: list[tuple[bytes, bool, int]] = field(default_factory=list)
+        ends: dict[int, int] = field(default_factory=dict)
+        always: list[int] = field(default_factory=list)
 
     drafts: dict[tuple[str, tuple[str, ...], Direction], Draft] = {}
-    for rule in rules:
-        if direction not in rule.directions or _in_payload(rule):
-            continue
-        anchor, searched = _anchor(rule)
-        if anchor is None:
+    for _, rule, anchor, searched, in_payload in rules:
+        if in_payload or anchor is None or direction not in rule.directions:
             continue
         side = direction if anchor.side is None else anchor.side
-        key = (anchor.match.buffer, anchor.match.transform_names, side)
-        draft = drafts.setdefault(key, Draft(anchor.match, [], []))
+        buffer = "file.data" if anchor.match.buffer == _RESPONSE_BODY else anchor.match.buffer
+        key = (buffer, anchor.match.transform_names, side)
+        draft = drafts.get(key)
+        if draft is None:
+            draft = drafts[key] = Draft(anchor.match)
         fast = rule.signature.fast_pattern
         if searched and fast is not None:
-            draft.patterns.append((fast.pattern, fast.nocase, rule.index))
+            # A body is searched in pieces, of which only one is its beginning.
+            firsts = draft.firsts if fast.first and not _grows(buffer) else draft.patterns
+            firsts.append((fast.pattern, fast.nocase, rule.index))
+            if fast.end is not None:
+                draft.ends[rule.index] = fast.end
         else:
             draft.always.append(rule.index)
     return tuple(
@@ -487,13 +600,18 @@ def _buffer_groups(rules: Iterable[Rule], direction: Direction, shared: _SharedP
             name=name,
             transforms=draft.match.transforms,
             side=side,
-            grows=name in GROWING_BUFFERS or name in COLLECTING_BUFFERS,
+            grows=_grows(name),
             key=(name, side),
-            patterns=shared.make(draft.patterns),
+            patterns=shared.make(draft.patterns, draft.firsts),
+            ends=draft.ends,
             always=tuple(draft.always),
         )
         for index, ((name, _, side), draft) in enumerate(drafts.items())
     )
+
+
+def _grows(buffer: str) -> bool:
+    return buffer in GROWING_BUFFERS or buffer in COLLECTING_BUFFERS
 
 
 def _in_payload(rule: Rule) -> bool:
@@ -502,18 +620,16 @@ def _in_payload(rule: Rule) -> bool:
     return fast is not None and fast.buffer == PAYLOAD and not fast.transform_names and bool(fast.pattern)
 
 
-def _payload(rules: Iterable[Rule], direction: Direction, shared: _SharedPatterns) -> PatternSet | None:
+def _payload(rules: Iterable[_Placed], direction: Direction, shared: _SharedPatterns) -> PatternSet | None:
     patterns: list[tuple[bytes, bool, int]] = []
-    for rule in rules:
-        fast = rule.signature.fast_pattern
-        if fast is not None and direction in rule.directions and _in_payload(rule):
-            patterns.append((fast.pattern, fast.nocase, rule.index))
+    for one in rules:
+        fast = one.rule.signature.fast_pattern
+        if one.in_payload and fast is not None and direction in one.rule.directions:
+            patterns.append((fast.pattern, fast.nocase, one.rank))
     return shared.make(patterns)
 
 
-def _unbuffered(rules: Iterable[Rule], direction: Direction) -> tuple[int, ...]:
+def _unbuffered(rules: Iterable[_Placed], direction: Direction) -> tuple[int, ...]:
     return tuple(
-        rule.index
-        for rule in rules
-        if direction in rule.directions and not _in_payload(rule) and _anchor(rule)[0] is None
+        one.rank for one in rules if one.anchor is None and not one.in_payload and direction in one.rule.directions
     )

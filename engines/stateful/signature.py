@@ -62,18 +62,21 @@ class BufferMatch:
     transforms: tuple[Callable[[bytes], bytes], ...] = ()
     transform_names: tuple[str, ...] = ()
     absent: bool = False  # matches when the buffer does not exist (`absent`); when it does, matchers decide
-    # The matchers compiled into one chain by engines.stateful.match.compile_program; None: compiled on first use.
+    # The matchers compiled into one chain by engines.stateful.match.compile_program; None: as long as nobody asked.
     program: Callable[[bytes, dict[str, int]], bool] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class FastPattern:
-    """The literal that must occur for the rule to be worth evaluating; goes into the buffer's Hyperscan database."""
+    """The literal that must occur for the rule to be worth evaluating; goes into the buffer's Hyperscan database.
+    ``end``: it must end at this offset at the latest (None: anywhere); ``first``: it must begin the buffer."""
 
     buffer: str
     pattern: bytes
     nocase: bool
     transform_names: tuple[str, ...] = ()
+    end: int | None = None
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

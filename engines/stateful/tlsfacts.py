@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engines.stateful.app.certificate import CertificateFacts, read_certificate
 from engines.stateful.app.transaction import BaseTransaction
 from engines.verdict import Direction
 
@@ -26,6 +27,10 @@ class TlsFacts:
     ja3_string: str = ""
     ja4: str = ""
 
+    def name_only(self) -> TlsFacts:
+        """As much as AWS Network Firewall lets rules see of a session it decrypts."""
+        return TlsFacts(sni=self.sni)
+
     @classmethod
     def from_hello(cls, hello: Any) -> TlsFacts:
         """From an :class:`engines.tls.clienthello.ClientHello`."""
@@ -42,13 +47,16 @@ class TlsFacts:
 
 
 class TlsTransaction(BaseTransaction):
-    """The one transaction of an intercepted session: complete as soon as the hello is known."""
+    """The one transaction of an intercepted session. ``server_follows``: :meth:`saw_server` will be called, and before
+    that nothing is said about what the server has not shown."""
 
-    __slots__ = ("_buffers", "facts")
+    __slots__ = ("_buffers", "_server", "certificate", "facts")
 
-    def __init__(self, facts: TlsFacts) -> None:
+    def __init__(self, facts: TlsFacts, server_follows: bool = False) -> None:
         super().__init__(0)
         self.facts = facts
+        self.certificate: CertificateFacts | None = None
+        self._server: dict[str, Sequence[bytes]] = {}
         version = facts.version.to_bytes(2, "big") if facts.version else b""
         single = {
             "tls.sni": facts.sni.encode("utf-8", "backslashreplace"),
@@ -63,10 +71,33 @@ class TlsTransaction(BaseTransaction):
         if facts.alpn:
             self._buffers["tls.alpn"] = facts.alpn
         self.finish(Direction.TO_SERVER)
+        if not server_follows:
+            self.finish(Direction.TO_CLIENT)
+
+    def saw_server(self, chain: Sequence[bytes]) -> None:
+        """The certificates (DER, leaf first) of the server itself, not those shown to the client in its place."""
+        leaf = self.certificate = read_certificate(chain[0]) if chain else None
+        self._server["tls.certs"] = tuple(chain)
+        self._server["tls.cert_chain_len"] = (len(chain).to_bytes(4, "big"),)
+        if leaf is not None:
+            self._server |= {
+                "tls.cert_subject": (leaf.subject,),
+                "tls.cert_issuer": (leaf.issuer,),
+                "tls.cert_serial": (leaf.serial,),
+                "tls.cert_fingerprint": (leaf.fingerprint,),
+                "tls.subjectaltname": leaf.names,
+                "tls.cert_notbefore": (max(int(leaf.not_before), 0).to_bytes(8, "big"),),
+                "tls.cert_notafter": (max(int(leaf.not_after), 0).to_bytes(8, "big"),),
+            }
+        self.touch(Direction.TO_CLIENT)
         self.finish(Direction.TO_CLIENT)
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
-        return () if direction is Direction.TO_CLIENT else self._buffers.get(name, ())
+        if direction is Direction.TO_CLIENT:
+            return self._server.get(name, ())
+        if direction is Direction.TO_SERVER:
+            return self._buffers.get(name, ())
+        return (*self._buffers.get(name, ()), *self._server.get(name, ()))
 
     def log_fields(self) -> dict[str, object]:
         """EVE ``tls`` object."""
@@ -79,4 +110,10 @@ class TlsTransaction(BaseTransaction):
             fields["ja3"] = {"hash": self.facts.ja3, "string": self.facts.ja3_string}
         if self.facts.ja4:
             fields["ja4"] = self.facts.ja4
+        leaf = self.certificate
+        if leaf is not None:
+            fields["subject"] = leaf.subject.decode("utf-8", "backslashreplace")
+            fields["issuerdn"] = leaf.issuer.decode("utf-8", "backslashreplace")
+            fields["serial"] = leaf.serial.decode("ascii")
+            fields["fingerprint"] = leaf.fingerprint.decode("ascii")
         return fields

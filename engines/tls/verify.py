@@ -81,6 +81,7 @@ class ServerCertificate:
     not_before: int
     not_after: int
     problem: str | None = None
+    der: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +245,9 @@ def certificate_facts(certificate: x509.Certificate) -> ServerCertificate:
     dns_names, addresses = _alternative_names(certificate)
     common_names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     common_name = common_names[0].value if common_names else ""
+    der = certificate.public_bytes(serialization.Encoding.DER)
     return ServerCertificate(
-        sha256=hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest(),
+        sha256=hashlib.sha256(der).digest(),
         spki_sha256=spki_sha256(certificate),
         subject=printable(certificate.subject.rfc4514_string()) or (dns_names[0] if dns_names else "(no name)"),
         issuer=printable(certificate.issuer.rfc4514_string()),
@@ -255,6 +257,7 @@ def certificate_facts(certificate: x509.Certificate) -> ServerCertificate:
         not_before=_unix(certificate.not_valid_before_utc),
         not_after=_unix(certificate.not_valid_after_utc),
         problem=_usage_problem(certificate),
+        der=der,
     )
 
 

@@ -30,16 +30,18 @@ def check(file: str, as_json: bool) -> int:
 
     Nothing is changed; the firewall need not run.
     """
+    from nfw.cache import default_cache
     from nfw.policy.compile import compile_policy
     from nfw.policy.errors import Level, PolicyErrors
     from nfw.policy.loader import load_policy
 
     errors: tuple[Any, ...] = ()
     loaded = None
+    cache = default_cache(tell)
     try:
-        loaded = load_policy(file, check_key=True)
+        loaded = load_policy(file, check_key=True, cache=cache)
         warnings = loaded.warnings
-        compile_policy(loaded)
+        compile_policy(loaded, cache)
     except PolicyErrors as refused:
         errors = refused.errors
         warnings = refused.warnings or (loaded.warnings if loaded else ())

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engines.stateful.parser import Variables
     from engines.stateful.ruleconfig import RuleConfig
     from engines.stateful.signature import RuleError, Signature
+    from nfw.cache import Cache
     from nfw.capture import Captured
     from nfw.policyreplay import PolicySummary
     from nfw.replay import ReplayOptions, Summary
@@ -70,6 +71,8 @@ def replay(
     Settings: exception-policy, host-os-policy, packet-alert-max, stream.midstream, stream.inline and others of
     Suricata's configuration; a wrong name prints the nearest.
     """
+    from nfw.cache import default_cache
+
     if policy is None:
         if not rule_files:
             raise click.UsageError("nothing to run over the capture: expected --rules FILE or --policy FILE")
@@ -77,7 +80,8 @@ def replay(
             raise click.UsageError("--tls is for --policy: rules alone intercept nothing")
         options = _options(mode or "ids", settings)
         files = _Files(rule_files, threshold, classification, reference, geoip)
-        runner = _rules_runner(options, _rules(files, _variables(variables), strict))
+        cache = default_cache(tell)
+        runner = _rules_runner(options, _rules(files, _variables(variables), strict, cache), cache)
     else:
         given = {
             "--rules": rule_files,
@@ -93,7 +97,7 @@ def replay(
         for name, value in given.items():
             if value:
                 raise click.UsageError(f"{name} does not go with --policy: the policy says all that")
-        runner = _policy_runner(policy, tls == "inspect")
+        runner = _policy_runner(policy, tls == "inspect", default_cache(tell))
     return _run(Path(capture), expression, runner, eve)
 
 
@@ -214,21 +218,21 @@ def _show_policy(summary: PolicySummary) -> None:
             emit(f"{hits:8} × {name}")
 
 
-def _rules_runner(options: ReplayOptions, signatures: list[Signature]) -> _Runner:
+def _rules_runner(options: ReplayOptions, signatures: list[Signature], cache: Cache | None) -> _Runner:
     from nfw.replay import replay as run
 
-    return lambda packets, event: run(packets, signatures, options, event)
+    return lambda packets, event: run(packets, signatures, options, event, cache, tell)
 
 
-def _policy_runner(file: str, inspect_tls: bool) -> _Runner:
+def _policy_runner(file: str, inspect_tls: bool, cache: Cache | None) -> _Runner:
     from nfw.policy.compile import compile_policy
     from nfw.policy.errors import PolicyErrors
     from nfw.policy.loader import load_policy
     from nfw.policyreplay import replay_policy
 
     try:
-        loaded = load_policy(file)
-        compiled = compile_policy(loaded)
+        loaded = load_policy(file, cache=cache)
+        compiled = compile_policy(loaded, cache)
     except PolicyErrors as refused:
         raise Failure(*(str(error) for error in refused), f"{file}: nothing was replayed") from None
     for warning in loaded.warnings:
@@ -276,15 +280,18 @@ class _Files(NamedTuple):
     geoip: str | None
 
 
-def _rules(files: _Files, variables: Variables, strict: bool) -> list[Signature]:
-    from engines.stateful.parser import parse_rules
+def _rules(files: _Files, variables: Variables, strict: bool, cache: Cache | None) -> list[Signature]:
+    from nfw.cache import parse_rules_cached
+    from nfw.policy.files import list_reader
 
     config = _rule_config(files, strict)
     signatures: list[Signature] = []
     refused = 0
     known: set[tuple[int, int]] = set()
     for file in files.rules:
-        parsed = parse_rules(_read(file, "rule file"), file, variables, config=config, known_sids=known)
+        with_lists = dataclasses.replace(config, read_list=list_reader(file))
+        text = _read(file, "rule file")
+        parsed = parse_rules_cached(cache, text, file, variables, config=with_lists, known_sids=known)
         for problem in parsed.errors:
             tell(str(problem))
         refused += len(parsed.errors)

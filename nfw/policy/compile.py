@@ -12,11 +12,13 @@ from engines.flow import FlowTimeouts
 from engines.stateless.filter import StatelessFilter
 from engines.tls.scope import ScopeSet
 from nfw.policy.errors import PolicyError, PolicyErrors
+from nfw.policy.loader import paused_gc
 from nfw.policy.model import Flows, Policy
 
 if TYPE_CHECKING:
     from engines.stateful.limits import StatefulLimits
     from engines.stateful.ruleset import RuleSet
+    from nfw.cache import Cache
 
 
 _LOGGED = {"http": ("http", "http2"), "dns": ("dns",)}  # by EVE's event_type
@@ -34,17 +36,23 @@ class Compiled:
     policy: Policy
 
 
-def compile_policy(policy: Policy) -> Compiled:
-    """Raises :class:`PolicyErrors` when a pattern database cannot be built, naming the policy file."""
+def compile_policy(policy: Policy, cache: Cache | None = None) -> Compiled:
+    """``cache``: where pattern databases built earlier may be found. Raises :class:`PolicyErrors` when one cannot be
+    built, naming the policy file."""
     from engines.stateful.limits import DEFAULT_LIMITS
     from engines.stateful.ruleset import compile_ruleset  # loads Hyperscan
 
     depth = policy.stateful.stream_depth or sys.maxsize  # 0: without end
     limits = dataclasses.replace(DEFAULT_LIMITS, stream_depth=depth)
     try:
-        ruleset = compile_ruleset(
-            policy.stateful.signatures, policy.stateful.order.value, policy.stateful.default_actions, limits
-        )
+        with paused_gc():
+            ruleset = compile_ruleset(
+                policy.stateful.signatures,
+                policy.stateful.order.value,
+                policy.stateful.default_actions,
+                limits,
+                store=cache,
+            )
     except ValueError as error:
         raise PolicyErrors([PolicyError(str(policy.file), 0, 0, f"stateful rules do not compile: {error}")]) from error
     ruleset.logs = logged_protocols(policy.log.wanted)

@@ -12,7 +12,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from engines.stateless.rule import StatelessRule
-from nfw.policy.model import DEFAULT_VARIABLES, Flows, Log, OpenFlows, Policy, Sink, Stateful, Stateless, Tls, Trust
+from nfw.policy.model import (
+    DEFAULT_VARIABLES,
+    Flows,
+    Log,
+    OpenFlows,
+    Policy,
+    Sink,
+    Stateful,
+    Stateless,
+    Tls,
+    TlsKeywords,
+    Trust,
+)
 from nfw.policy.values import PortRange, protocol_name, tcp_flag_names
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*\Z|[0-9]+(\.[0-9]+){3}(/[0-9]+)?\Z")
@@ -96,6 +108,7 @@ def _tls(tls: Tls, base: Path) -> list[str]:
         lines.append(f"    - {{{', '.join(parts)}}}")
     lines.append(f"  on_failure: {tls.on_failure.value}")
     lines += ["  session_holding: true"] if tls.session_holding else []
+    lines += [f"  keywords: {tls.keywords.value}"] if tls.keywords is not TlsKeywords.ALL else []
     return lines
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+
+# A list of some hundred thousand digests.
+_MAX_LIST = 64 << 20
+
+
+def list_reader(rule_file: str) -> Callable[[str], bytes]:
+    """Reads what a rule file names (filemd5 ...), relative to the folder that file is in."""
+    folder = Path(rule_file).parent
+    return lambda name: read_bounded(folder / name, _MAX_LIST)
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

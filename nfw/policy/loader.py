@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from nfw.cache import Cache
 from nfw.policy.errors import Problems
 from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.files import read_bounded
@@ -49,11 +50,14 @@ MAX_FLOWS = 1 << 24
 MAX_TIMEOUT = 86_400  # seconds; a longer idle flow is better forgotten
 
 
-def load_policy(path: str | Path, *, check_key: bool = False, now: float | None = None) -> Policy:
+def load_policy(
+    path: str | Path, *, check_key: bool = False, now: float | None = None, cache: Cache | None = None
+) -> Policy:
     """The policy in the YAML file at ``path``. Relative paths in it start from the directory of the file.
 
     ``check_key``: also read the CA's private key and see that it matches (never in the daemon, whose key holder alone
-    reads it). ``now``: Unix seconds certificates are judged by; the clock's when None.
+    reads it). ``now``: Unix seconds certificates are judged by; the clock's when None. ``cache``: where rules parsed
+    earlier may be found.
 
     Raises :class:`nfw.policy.errors.PolicyErrors` with everything that is wrong; warnings are in ``Policy.warnings``.
     """
@@ -65,8 +69,8 @@ def load_policy(path: str | Path, *, check_key: bool = False, now: float | None 
         problems.error(None, f"policy file {error.strerror}")
         data = b""
     problems.raise_if_any()
-    with _paused_gc():
-        return load_policy_text(data, path, problems, check_key=check_key, now=now)
+    with paused_gc():
+        return load_policy_text(data, path, problems, check_key=check_key, now=now, cache=cache)
 
 
 def load_policy_text(
@@ -76,6 +80,7 @@ def load_policy_text(
     *,
     check_key: bool = False,
     now: float | None = None,
+    cache: Cache | None = None,
 ) -> Policy:
     """As :func:`load_policy`, for the file's content already at hand."""
     problems = problems or Problems(str(path))
@@ -96,7 +101,7 @@ def load_policy_text(
         variables=variables,
         stateless=read_stateless(section.get("stateless"), variables, problems),
         tls=read_tls(section.get("tls"), variables, path.parent, problems, check_key=check_key, now=now),
-        stateful=read_stateful(section.get("stateful"), variables, path.parent, text, problems),
+        stateful=read_stateful(section.get("stateful"), variables, path.parent, text, problems, cache),
         open_flows=_read_open_flows(section),
         flows=_read_flows(section),
         fail_open=section.flag("fail_open", False),
@@ -142,7 +147,7 @@ def _read_workers(section: Section) -> int | Literal["auto"]:
 
 
 @contextmanager
-def _paused_gc() -> Iterator[None]:
+def paused_gc() -> Iterator[None]:
     """Ten thousand rules are a million objects that all stay: a third of the time would go to looking for garbage."""
     was = gc.isenabled()
     gc.disable()

@@ -46,6 +46,13 @@ class StreamException(enum.StrEnum):
     CONTINUE = "continue"
 
 
+class TlsKeywords(enum.StrEnum):
+    """What rules see of the TLS sessions that are decrypted."""
+
+    ALL = "all"  # the client's hello and the server's certificate
+    SNI = "sni"  # the server's name only, as in AWS Network Firewall
+
+
 class OpenFlowsOf(enum.StrEnum):
     """Which flows opened under the former policy end when this one is applied."""
 
@@ -112,6 +119,7 @@ class Tls:
     trust: Trust = Trust()
     on_failure: Refusal = Refusal.REJECT
     session_holding: bool = False  # AWS EnableTLSSessionHolding: no packet to the server before the SNI rules passed
+    keywords: TlsKeywords = TlsKeywords.ALL
 
 
 @dataclass(frozen=True, slots=True)

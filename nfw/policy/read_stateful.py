@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from engines.stateful.parser import Variables as RuleVariables
-from engines.stateful.parser import parse_rules
 from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig, read_classifications, read_references
 from engines.stateful.signature import RuleError, Signature
 from engines.stateful.thresholdconfig import parse_threshold_config
+from nfw.cache import Cache, parse_rules_cached
 from nfw.geoip import GeoIpError, open_countries
 from nfw.policy.errors import PolicyError, Problems, shorten, suggest
 from nfw.policy.fields import Section, describe, open_section
-from nfw.policy.files import read_bounded
+from nfw.policy.files import list_reader, read_bounded
 from nfw.policy.model import RuleOrder, RuleSource, Stateful, StreamException, Variables
 from nfw.policy.yamlpos import Node, Scalar, Sequence
 
@@ -34,7 +34,9 @@ KEYS = (
 MAX_RULE_FILE_BYTES = 64 * 1024 * 1024  # all of Emerging Threats is half of that
 
 
-def read_stateful(node: Node | None, variables: Variables, base: Path, text: str, problems: Problems) -> Stateful:
+def read_stateful(
+    node: Node | None, variables: Variables, base: Path, text: str, problems: Problems, cache: Cache | None = None
+) -> Stateful:
     """``text`` is the whole policy file: rules written in it keep their line and column."""
     if node is None:
         return Stateful()
@@ -51,7 +53,7 @@ def read_stateful(node: Node | None, variables: Variables, base: Path, text: str
     geoip = _read_geoip(section, base)
     if geoip is not None:
         config = replace(config, country=geoip[1])
-    signatures = parse_sources(sources, variables, problems, config)
+    signatures = parse_sources(sources, variables, problems, config, cache)
     if thresholds is not None:
         signatures = _apply_thresholds(thresholds, signatures, variables, problems)
     return Stateful(
@@ -69,13 +71,18 @@ def read_stateful(node: Node | None, variables: Variables, base: Path, text: str
 
 
 def parse_sources(
-    sources: list[RuleSource], variables: Variables, problems: Problems, config: RuleConfig = DEFAULT_CONFIG
+    sources: list[RuleSource],
+    variables: Variables,
+    problems: Problems,
+    config: RuleConfig = DEFAULT_CONFIG,
+    cache: Cache | None = None,
 ) -> tuple[Signature, ...]:
     """All signatures, in order; what is wrong goes to ``problems`` with the file, line and column of the rule."""
     known = RuleVariables(dict(variables.addresses), dict(variables.ports))
     signatures: list[Signature] = []
     for source in sources:
-        parsed = parse_rules(source.positioned_text(), source.file, known, config=config)
+        known_lists = replace(config, read_list=list_reader(source.file))
+        parsed = parse_rules_cached(cache, source.positioned_text(), source.file, known, config=known_lists)
         for error in parsed.errors:
             problems.add(_placed(error))
         for warning in (*parsed.warnings, *parsed.skipped):

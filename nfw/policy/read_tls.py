@@ -9,11 +9,11 @@ from engines.tls.scope import TlsScope
 from nfw.policy.errors import Problems, suggest
 from nfw.policy.fields import Section, open_section
 from nfw.policy.files import read_bounded, too_open
-from nfw.policy.model import CertificateAuthority, Refusal, Tls, Trust, Variables
+from nfw.policy.model import CertificateAuthority, Refusal, Tls, TlsKeywords, Trust, Variables
 from nfw.policy.read_stateless import read_networks, read_ports
 from nfw.policy.yamlpos import Node, Scalar
 
-KEYS = ("ca", "trust", "scopes", "on_failure", "session_holding")
+KEYS = ("ca", "trust", "scopes", "on_failure", "session_holding", "keywords")
 SCOPE_KEYS = ("sources", "source_ports", "destinations", "destination_ports")
 MAX_PEM_BYTES = 16 * 1024 * 1024  # the system's whole store is 0.25 MB
 WARN_DAYS = 30  # enough to roll a new CA out to clients
@@ -36,9 +36,10 @@ def read_tls(
     scopes = [_read_scope(item, variables, problems) for item in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
     on_failure = section.choice("on_failure", Refusal.REJECT)
     holding = section.flag("session_holding", False)
+    keywords = section.choice("keywords", TlsKeywords.ALL)
     if ca is None:
         return None
-    return Tls(ca, tuple(scope for scope in scopes if scope is not None), trust, on_failure, holding)
+    return Tls(ca, tuple(scope for scope in scopes if scope is not None), trust, on_failure, holding, keywords)
 
 
 def _read_scope(node: Node, variables: Variables, problems: Problems) -> TlsScope | None:

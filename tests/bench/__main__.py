@@ -1,7 +1,9 @@
-"""`python -m tests.bench`: measure every row and print the table. Needs root.
+"""`python -m tests.bench`: measure every row and print the table. Needs root, but for the rows without a network.
 
-    --check   exit status 1 also when a required ratio is missed
-    --quick   two turns instead of five, figures to look at and not to keep
+    --check            exit status 1 also when a required ratio is missed
+    --quick            two turns instead of five, figures to look at and not to keep
+    --engines          only the rows that need no network, and no root
+    --etopen FOLDER    where the Emerging Threats Open rule files lie
 
 Exit status 1 when a row cannot be measured.
 """
@@ -11,23 +13,33 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
-from tests.bench import pure
-from tests.bench.measure import HEAD, Row
+from tests.bench import etopen, pure
+from tests.bench.measure import HEAD, Row, figure
 from tests.bench.through_the_lab import LabRows
 from tests.firewall import Firewall
 from tests.lab import Lab
 
 
-def rows(seconds: int, turns: int) -> Iterator[Row | Exception]:
+def rows(seconds: int, turns: int, etopen_rules: Path, engines_only: bool) -> Iterator[Row | Exception]:
     """Each row, or why there is none."""
+    if not engines_only:
+        yield from _through_the_lab(seconds, turns)
+    yield from pure.rows(turns)
+    try:
+        yield from etopen.rows(etopen_rules, turns)
+    except Exception as error:
+        yield error
+
+
+def _through_the_lab(seconds: int, turns: int) -> Iterator[Row | Exception]:
     with Lab() as lab, Firewall(lab) as firewall:
         for measure in LabRows(lab, firewall, seconds, turns).all():
             try:
                 yield measure()
             except Exception as error:  # the other rows are worth having
                 yield error
-    yield from pure.rows(turns)
 
 
 def main() -> int:
@@ -35,10 +47,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description="What nfw costs, by turns with a peer.")
     parser.add_argument("--check", action="store_true", help="exit status 1 also when a required ratio is missed")
     parser.add_argument("--quick", action="store_true", help="fewer turns: figures to look at, not to keep")
+    parser.add_argument("--engines", action="store_true", help="only the rows that need no network, and no root")
+    parser.add_argument("--etopen", type=Path, default=etopen.RULES, metavar="FOLDER", help="rule files of ET Open")
     options = parser.parse_args()
     print(HEAD, flush=True)
     unmeasured, missed = 0, []
-    for row in rows(1, 2 if options.quick else 5):
+    for row in rows(1, 2 if options.quick else 5, options.etopen, options.engines):
         if isinstance(row, Exception):
             unmeasured += 1
             print(f"not measured: {row}", file=sys.stderr, flush=True)
@@ -47,7 +61,7 @@ def main() -> int:
         if row.missed:
             missed.append(row)
     for row in missed:
-        print(f"not {row.limit}: {row.name}, {row.ratio:.1%}")
+        print(f"not {row.limit}: {row.name}, {figure(row.measured)} {row.unit}, {row.ratio:.1%}")
     return 1 if unmeasured or (options.check and missed) else 0
 
 

@@ -6,13 +6,14 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-WIDTH = 52
+WIDTH = 66
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """``peer`` and ``measured`` are medians in ``unit``; ``least`` and ``most`` are the ratios that will do, None where
-    none is required. ``ratio`` is measured / peer, for rates and times alike: what is better stands in ``better``."""
+    """``peer`` and ``measured`` are medians in ``unit``; ``least`` and ``most`` are the ratios that will do, ``cap`` is
+    the most that ``measured`` itself may be, each None where nothing is required. ``ratio`` is measured / peer, for
+    rates and times alike: what is better stands in ``better``."""
 
     name: str
     peer_name: str
@@ -23,6 +24,7 @@ class Row:
     least: float | None = None
     note: str = ""
     most: float | None = None
+    cap: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -33,14 +35,18 @@ class Row:
     def missed(self) -> bool:
         """A limit is required and not reached."""
         below = self.least is not None and self.ratio < self.least
-        return below or (self.most is not None and self.ratio > self.most)
+        above = self.most is not None and self.ratio > self.most
+        return below or above or (self.cap is not None and self.measured > self.cap)
 
     @property
     def limit(self) -> str:
         """The ratio that is required, "" when none is."""
-        return (
-            f"at least {self.least:.0%}" if self.least is not None else f"at most {self.most:.0%}" if self.most else ""
+        limits = (
+            f"at least {self.least:.0%}" if self.least is not None else "",
+            f"at most {self.most:.0%}" if self.most is not None else "",
+            f"at most {figure(self.cap)} {self.unit}" if self.cap is not None else "",
         )
+        return ", ".join(filter(None, limits))
 
     def __str__(self) -> str:
         wanted = ", ".join(filter(None, (f"{self.better} is better", self.limit)))

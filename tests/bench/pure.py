@@ -13,9 +13,9 @@ from engines.packet import Packet, decode
 from engines.stateless.filter import MEMO_LIMIT, StatelessFilter
 from engines.stateless.rule import StatelessAction
 from tests.bench.measure import Row, by_turns
-from tests.bench.rulesets import nested_stateless_rules, stateless_rules
+from tests.bench.rulesets import FEW, nested_stateless_rules, stateless_rules
 
-FEW, MANY = 10, 10_000
+MANY = 10_000
 # More than the filter remembers, so that every packet is the first of its flow; and so few that it remembers all.
 NEW_FLOWS = MEMO_LIMIT + 1024
 KNOWN_FLOWS = 64

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 import string
 from ipaddress import IPv4Network
+from pathlib import Path
 
 from engines.stateless.rule import StatelessAction, StatelessRule
 
 RULES = 1000
+FEW = 10
 
 # The default stream depth of 1 MiB: what is beyond it no stream rule can match, and the kernel forwards it.
 PACKETS = """\
@@ -48,6 +51,41 @@ def stateful_rules(count: int = RULES) -> str:
             f'content:"|{binary}|"; distance:0; sid:{sid}; rev:1;)\n'
         )
     return "".join(lines)
+
+
+# Variables that Emerging Threats rules use beyond those a policy has by itself.
+_ETOPEN = """\
+name: etopen
+variables:
+  HTTP_SERVERS: [$HOME_NET]
+  SMTP_SERVERS: [$HOME_NET]
+  SQL_SERVERS: [$HOME_NET]
+  DNS_SERVERS: [$HOME_NET]
+  TELNET_SERVERS: [$HOME_NET]
+  AIM_SERVERS: [$EXTERNAL_NET]
+  DC_SERVERS: [$HOME_NET]
+  HTTP_PORTS: [80]
+  SHELLCODE_PORTS: ["!80"]
+  ORACLE_PORTS: [1521]
+  SSH_PORTS: [22]
+  FTP_PORTS: [21]
+  FILE_DATA_PORTS: [$HTTP_PORTS, 110, 143]
+stateless: {{default: forward}}
+stateful:
+  order: action
+  rule_files: {files}
+"""
+
+
+def etopen_policy(folder: Path) -> str:
+    """A policy of all rule files in ``folder``."""
+    return _ETOPEN.format(files=json.dumps([str(path.resolve()) for path in sorted(folder.glob("*.rules"))]))
+
+
+def few_policy(folder: Path) -> str:
+    """A policy of ten stream rules, which are written to ``folder``."""
+    (folder / "bench.rules").write_text(stateful_rules(FEW))
+    return PACKETS
 
 
 def stateless_rules(count: int) -> list[StatelessRule]:

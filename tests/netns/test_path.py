@@ -44,7 +44,8 @@ drop tcp any any -> any 7 (msg:"echo of evil"; flow:to_server,established; conte
 drop udp any any -> any 7 (msg:"udp evil"; content:"EVIL"; sid:6; rev:1;)
 drop dns any any -> any any (msg:"bad name"; dns.query; content:"evil.test"; sid:7; rev:1;)
 alert tcp any any -> any 7 (msg:"pcre"; flow:to_server,established; content:"num"; pcre:"/num=[0-9]{3}/"; sid:8; rev:1;)
-"""
+alert tls any any -> any any (msg:"issuer"; flow:to_client; tls.cert_issuer; content:"CN="; tls.certs; content:"site-b.test"; sid:9; rev:1;)
+"""  # noqa: E501 - rules are lines
 
 
 @pytest.fixture(scope="module", params=["plain", "masquerade"])
@@ -141,6 +142,14 @@ def test_alert_lets_pass_and_is_logged(firewall: Firewall) -> None:
     assert alert["alert"]["action"] == "allowed"
     assert alert["http"]["hostname"] == "site-b.test"
     assert alert["nfw"]["rule_at"].endswith("path.rules:3")
+
+
+def test_rules_see_the_certificate_the_server_has_shown(firewall: Firewall) -> None:
+    assert curl(firewall, "https://site-b.test/").returncode == 0
+    alert = firewall.wait_event("alert", lambda event: event["alert"]["signature_id"] == 9)
+    assert alert["tls"]["subject"] == "CN=site-b.test"
+    assert alert["tls"]["issuerdn"] == "CN=nfw lab root"  # not that of the certificate made for the client
+    assert alert["tls"]["sni"] == "site-b.test"
 
 
 def test_sni_rule_blocks(firewall: Firewall) -> None:

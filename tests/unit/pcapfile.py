@@ -19,8 +19,8 @@ def pcap(packets: Iterable[bytes], link_type: int = 101, order: str = "<", nano:
     return made
 
 
-def pcapng(packets: Iterable[bytes], link_type: int = 101) -> bytes:
-    """One section, one interface, microseconds."""
+def pcapng(packets: Iterable[bytes], link_type: int = 101, start: int = 1000) -> bytes:
+    """One section, one interface, microseconds; one packet a second from ``start`` on."""
 
     def block(kind: int, body: bytes) -> bytes:
         body += b"\0" * (-len(body) % 4)
@@ -31,6 +31,6 @@ def pcapng(packets: Iterable[bytes], link_type: int = 101) -> bytes:
         1, struct.pack("<HHI", link_type, 0, 0)
     )
     for number, data in enumerate(packets):
-        ticks = (1000 + number) * 1_000_000 + 500_000
+        ticks = (start + number) * 1_000_000 + 500_000
         made += block(6, struct.pack("<IIIII", 0, ticks >> 32, ticks & 0xFFFFFFFF, len(data), len(data)) + data)
     return made

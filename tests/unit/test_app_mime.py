@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import email.message
 import quopri
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -37,6 +38,13 @@ from tests.unit.corpus import corpus
 )
 def test_parameter(value: bytes, name: bytes, expected: bytes | None) -> None:
     assert parameter(value, name) == expected
+
+
+@pytest.mark.parametrize("piece", [b" ", b";", b"a", b'"', b"=", b";a", b'="', b"\\", b'=";'])
+def test_a_hostile_field_costs_no_more_than_its_size(piece: bytes) -> None:
+    started = time.process_time()
+    parameter(b"a/b;" + piece * (200_000 // len(piece)), b"boundary")
+    assert time.process_time() - started < 2
 
 
 @given(st.binary(max_size=300))
@@ -104,7 +112,7 @@ def test_odd_quoted_printable(coded: bytes, plain: bytes, events: list[str]) -> 
 def read(mail: bytes, limits: AppLimits | None = None) -> tuple[Message, list[str]]:
     """The message, whole and line by line, which must be the same."""
     both = []
-    for pieces in ([mail], mail.splitlines(keepends=True)):
+    for pieces in ([mail], [line + b"\n" for line in mail.split(b"\n")[:-1]] + [mail.rpartition(b"\n")[2]]):
         limits = limits or AppLimits()
         events: list[str] = []
         message = Message(Files(limits), limits, events.append)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from engines.packet import decode
+from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.parser import Variables, parse_rules
+from engines.verdict import Direction
 from tests.bench.measure import Row, by_turns, figure
 from tests.bench.rulesets import stateful_rules, stateless_rules
+from tests.bench.traffic import RawTcp, http_conversations
 
 
 @pytest.mark.parametrize(
@@ -24,6 +30,13 @@ def test_a_cost_may_have_an_upper_limit(measured: float, missed: bool) -> None:
     row = Row("row", "peer", 10.0, measured, "µs", "less", most=1.5)
     assert row.missed is missed
     assert "at most 150%" in str(row)
+
+
+@pytest.mark.parametrize(("measured", "missed"), [(2.0, False), (2.1, True)])
+def test_the_measured_side_may_have_a_cap_of_its_own(measured: float, missed: bool) -> None:
+    row = Row("row", "peer", 9.0, measured, "s", "less", cap=2.0)
+    assert row.missed is missed
+    assert "at most 2.00 s" in str(row)
 
 
 def test_a_peer_that_measured_nothing_is_no_division_by_zero() -> None:
@@ -53,3 +66,25 @@ def test_the_rules_load_and_are_the_same_every_time() -> None:
     assert len(parsed.signatures) == 200
     assert stateful_rules(50) == stateful_rules(50)
     assert stateless_rules(50) == stateless_rules(50)
+
+
+def test_the_http_that_is_inspected_is_http() -> None:
+    talk = http_conversations(10)
+    assert talk == http_conversations(10)
+    for conversation in talk:
+        parser = Http1Parser()
+        for direction, data in conversation:
+            parser.feed(direction, data)
+        assert not parser.gave_up
+        assert parser.transactions
+        assert all(tx.is_complete(side) and not tx.events for tx in parser.transactions for side in Direction)
+
+
+def test_the_packets_of_an_open_flow_follow_each_other() -> None:
+    flow = RawTcp(443)
+    syn, answer, ack = (decode(packet) for packet in flow.handshake())
+    assert (answer.ack, ack.seq, ack.ack) == (syn.seq + 1, syn.seq + 1, answer.seq + 1)
+    sent = [decode(packet) for packet in flow.idle(10, 2, random.Random(1))]
+    assert [len(packet.payload) for packet in sent] == [10] * 4
+    assert [packet.seq for packet in sent[::2]] == [ack.seq, ack.seq + 10]
+    assert sent[3].ack == ack.seq + 20

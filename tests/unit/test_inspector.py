@@ -8,10 +8,14 @@ import ssl
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import hpack
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from dnslib import DNSRecord
 from hpack import Encoder
 from hyperframe.frame import HeadersFrame, SettingsFrame
@@ -282,7 +286,10 @@ def test_packet_decision_and_flow_decision_of_one_packet() -> None:
     assert flow.data(UP, b"x") == "drop! 1 2"
     pass_flow = 'pass tcp {0} (content:"x"; sid:2;)'
     flow = Flow(compiled((drop_packet + "\n" + pass_flow).format(ANY), "strict")).handshake()
-    assert [flow.data(UP, b"x"), flow.data(UP, b"y")] == ["drop 1", "accept!"]
+    assert [flow.data(UP, b"x"), flow.data(UP, b"y")] == ["drop 1", "drop 1"]
+    pass_packet = "pass tcp {0} (flow:established; sid:1;)"
+    flow = Flow(compiled((pass_packet + "\n" + drop_flow).format(ANY), "strict")).handshake()
+    assert [flow.data(UP, b"x"), flow.data(UP, b"y")] == ["accept", "accept"]
 
 
 def test_decision_names_the_rule() -> None:
@@ -700,6 +707,51 @@ def test_tls_and_http_rules_are_judged_together() -> None:
     good = decrypted(rules)
     good.inspector.tls_hello(FACTS, 0.0)
     assert good.data(UP, GET) == "accept!"
+
+
+SERVER_RULES = f"""
+    drop tls {ANY} (tls.cert_subject; content:"CN=bad.example"; sid:1;)
+    alert tls {ANY} (tls.subjectaltname; content:"good.example"; sid:2;)
+    alert tls {ANY} (flow:to_client; tls.cert_issuer; content:"O=Test"; tls_cert_notafter:>2000; sid:3;)
+    alert tls {ANY} (flow:to_client; tls.certs; content:"good.example"; tls.cert_chain_len:1; sid:4;)
+    alert tls {ANY} (tls.cert_subject; content:!"bad"; sid:5;)
+"""
+
+
+@pytest.mark.parametrize("holding", [False, True])
+def test_rules_see_the_certificate_of_the_server_behind_a_decrypted_flow(holding: bool) -> None:
+    bad = decrypted(SERVER_RULES)
+    assert bad._say(bad.inspector.tls_hello(FACTS, 0.0, holding, server_follows=True)) == "accept"
+    said = bad._say(bad.inspector.tls_server([certificate("bad.example")], 0.0))
+    assert said == ("drop! 1 3" if holding else "accept")
+    assert bad.data(UP, GET).startswith("drop!")
+    good = decrypted(SERVER_RULES)
+    good.inspector.tls_hello(FACTS, 0.0, holding, server_follows=True)
+    said = good._say(good.inspector.tls_server([certificate("good.example")], 0.0))
+    assert said == ("accept 2 3 4 5" if holding else "accept")
+    assert good.data(UP, GET) == ("accept" if holding else "accept 2 3 4 5")
+    assert good.data(DOWN, OK) == "accept"
+
+
+def test_nothing_is_said_about_a_certificate_nobody_has_shown() -> None:
+    flow = decrypted(SERVER_RULES)
+    flow.inspector.tls_hello(FACTS.name_only(), 0.0)
+    assert flow.data(UP, GET) == "accept"
+    assert flow.data(DOWN, OK) == "accept"
+    odd = decrypted(SERVER_RULES)
+    odd.inspector.tls_hello(FACTS, 0.0, server_follows=True)
+    odd.inspector.tls_server([b"no certificate"], 0.0)
+    assert odd.data(UP, GET) == "accept"
+
+
+def certificate(name: str) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    issuer = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Test")])
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    builder = x509.CertificateBuilder(issuer, subject, key.public_key(), 5, start, start + timedelta(days=90))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
 def test_session_holding_judges_the_name_first() -> None:

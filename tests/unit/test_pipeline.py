@@ -330,6 +330,18 @@ def test_ended_flows_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(bench.pipeline.ended) == 3
 
 
+def test_rules_about_what_is_odd_in_a_header(tmp_path: Path) -> None:
+    rule = 'drop pkthdr any any -> any any (msg:"twice"; decode-event:tcp.opt_duplicate; sid:8;)\n'
+    bench = Bench(tmp_path, INSPECT, rule)
+    talk = Talk(bench)
+    talk.open()
+    odd = talk.client("A")
+    odd[TCP].options = [("WScale", 7), ("WScale", 7)]
+    assert bench.known(odd) is Answer.DROP
+    assert [event["alert"]["signature_id"] for event in bench.effects.events if event["event_type"] == "alert"] == [8]
+    assert bench.known(talk.client("A")) is Answer.ACCEPT
+
+
 def test_icmp_error_of_a_known_flow(tmp_path: Path) -> None:
     bench = Bench(tmp_path, INSPECT)
     talk = Talk(bench)

@@ -229,6 +229,58 @@ def test_fragments_by_the_policys_setting(tmp_path: Path, family: int, setting: 
     assert summary.incomplete == (setting != "drop")
 
 
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(
+    ("extents", "expected"),
+    [
+        # Start and end in units of 8 bytes; the datagram has 6.
+        ([(0, 3), (0, 3), (3, 6)], {"fragments joined fragment": 3, "stateful accept no_match": 1}),
+        ([(0, 4), (1, 3), (4, 6)], {"fragments joined fragment": 3, "stateful accept no_match": 1}),
+        ([(0, 4), (3, 6)], {"fragments joined fragment": 1, "fragments drop fragment_overlap": 1}),
+        (
+            [(2, 4), (1, 3), (0, 2), (2, 6)],
+            {"fragments joined fragment": 3, "fragments drop fragment_overlap": 1, "stateful accept no_match": 1},
+        ),
+    ],
+)
+def test_what_overlaps_is_discarded_as_linux_does(
+    tmp_path: Path, family: int, extents: list[tuple[int, int]], expected: dict[str, int]
+) -> None:
+    datagram = b"\x9c\x40\x00\x09" + struct.pack("!HH", 48, 0) + bytes(40)
+    packets: list[tuple[float, Any]] = []
+    for start, end in extents:
+        piece = Raw(datagram[8 * start : 8 * end])
+        if family == 4:
+            head = IP(src=CLIENT, dst=SERVER, id=7, proto=17, frag=start, flags="MF" if end < 6 else 0)
+        else:
+            head = IPv6(src="2001:db8::1", dst="2001:db8::2") / IPv6ExtHdrFragment(nh=17, id=7, offset=start, m=end < 6)
+        packets.append((1.0, head / piece))
+    policy = "stateless: {default: forward, fragments: forward}\n" + RULES
+    summary, _ = run(tmp_path, policy, packets)
+    assert verdicts(summary) == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "protocol", "expected"),
+    [
+        ("drop", 17, "fragments drop fragments_udp"),
+        ("pass", 17, "fragments accept fragment_default"),
+        ("forward", 17, "stateful accept no_match"),
+        ("forward", 6, "fragments drop fragments_other"),
+    ],
+)
+@pytest.mark.parametrize("before", [b"", b"\x2c\0" + bytes(6), b"\x2c\1" + bytes(14)])
+def test_a_datagram_in_a_single_fragment_is_a_fragment(
+    tmp_path: Path, setting: str, protocol: int, expected: str, before: bytes
+) -> None:
+    inner = UDP(sport=9, dport=10) / b"x" if protocol == 17 else TCP(sport=9, dport=10)
+    rest = before + bytes([protocol]) + bytes(7) + bytes(inner)
+    packet = IPv6(src="2001:db8::1", dst="2001:db8::2", nh=60 if before else 44) / Raw(rest)
+    policy = f"stateless: {{default: forward, fragments: {setting}}}\n" + RULES
+    summary, _ = run(tmp_path, policy, [(1.0, packet)])
+    assert verdicts(summary) == {expected: 1}
+
+
 def test_fragments_of_anything_but_udp_are_dropped(tmp_path: Path) -> None:
     pieces = fragment(Talk().say(0, "PA", b"x" * 60).packets[0][1], 24)
     policy = "stateless: {default: pass, fragments: pass}\n"

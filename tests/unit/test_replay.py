@@ -121,6 +121,14 @@ def test_ip_rules_once_a_direction_packet_rules_each_packet(tmp_path: Path) -> N
     assert seen == {1: 2, 2: 3}
 
 
+def test_thresholds_are_not_about_packets_without_addresses(tmp_path: Path) -> None:
+    rule = (
+        "alert pkthdr any any -> any any (decode-event:ipv4.pkt_too_small;"
+        " threshold:type limit, track by_src, count 1, seconds 60; sid:1;)"
+    )
+    assert alerts(run(rule, [b"\x45", b"\x45"], tmp_path)) == [(1, 1), (1, 2)]
+
+
 def test_a_drop_in_ips_mode_takes_the_rest_of_the_flow_along(tmp_path: Path) -> None:
     rule = 'drop http any any -> any any (http.uri; content:"/secret"; sid:1;)'
     records = run(rule, conversation(), tmp_path, mode="ips", stream__inline="yes")
@@ -505,3 +513,17 @@ def test_a_time_that_goes_back_ends_no_flow(tmp_path: Path) -> None:
     assert alerts(records) == [(1, 6)]
     (flow,) = [record["flow"] for record in records if record["event_type"] == "flow"]
     assert flow["age"] == 7
+
+
+@pytest.mark.parametrize("how", ["--rules", "--policy"])
+def test_a_time_without_a_date_is_taken_for_the_last_one(
+    tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.pcapng").write_bytes(pcapng(conversation(), start=18_000_000_000_000))
+    (tmp_path / "r.rules").write_text("alert tcp any any -> any any (flags:S; sid:1;)\n")
+    (tmp_path / "p.yaml").write_text("stateful: {order: action, rule_files: [r.rules]}\n")
+    times = [packet.time for packet in read_capture(tmp_path / "x.pcapng")]
+    assert set(times) == {253_000_000_000.0}
+    file = "r.rules" if how == "--rules" else "p.yaml"
+    assert call(["replay", str(tmp_path / "x.pcapng"), how, str(tmp_path / file), "--eve", "-"]) == 0
+    assert '"timestamp":"9987-' in capsys.readouterr().out

@@ -52,6 +52,8 @@ def test_classes_of_a_file() -> None:
         ("nonsense", 1, "expected config classification"),
         ("config classification: a,b", 1, "expected config classification"),
         ("config classification: 1a,b,1", 1, "expected config classification"),
+        ("config classification: a, ,1", 1, "expected config classification"),
+        ("config classification: a," + " " * 9000 + ",1", 1, "expected config classification"),
         ("config classification: a,b,0", 28, "priority is 1 to 255, not 0"),
         ("config classification: a,b,256", 28, "priority is 1 to 255, not 256"),
     ],

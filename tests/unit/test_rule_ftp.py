@@ -60,6 +60,15 @@ def test_what_was_not_announced() -> None:
     assert data_flow(dialogue, CLIENT, SERVER).data(DOWN, b"MZ") == "accept"
 
 
+def test_the_greeting_decides_nothing() -> None:
+    """A default action for what is left waits for the first command, which a rule may pass."""
+    rules = f'pass ftp {ANY} (ftp.command; content:"USER"; ftp.command_data; content:"joe"; sid:1;)'
+    for user, said in ((b"joe", "accept!"), (b"eve", "drop!")):
+        flow = Flow(compiled(rules, "strict", ["drop_established_app_layer"]), port=21).handshake()
+        assert flow.data(DOWN, b"220-Welcome to\r\n220 FTP\r\n") == "accept"
+        assert flow.data(UP, b"USER " + user + b"\r\n").split()[0] == said
+
+
 def test_a_bounce() -> None:
     flow = Flow(compiled(f"drop tcp {ANY} (ftpbounce; sid:1;)"), port=21).handshake()
     flow.data(UP, b"USER a\r\n")

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.stateful.parser import rule_texts
+from engines.stateful.ruleconfig import read_classifications, read_references
 from engines.stateful.ruleset import compile_ruleset
 from engines.stateful.signature import RuleError, Signature
 from engines.stateful.thresholdconfig import parse_threshold_config
@@ -24,6 +25,12 @@ THRESHOLDS = [
     "event_filter gen_id 1, sig_id 2, type limit, track by_src, count 1, seconds 60",
     "suppress gen_id 1, sig_id 2, track by_either, ip [$HOME_NET,!10.0.0.1]",
     "rate_filter gen_id 1, sig_id 2, track by_src, count 5, seconds 60, new_action drop, timeout 30",
+]
+
+CONFIGS = [
+    "config classification: web-application-attack,Web Application Attack,1",
+    "# a comment\n  config classification: a, b, c, 255\n",
+    "config reference: cve   https://cve.example/?name=",
 ]
 
 
@@ -75,3 +82,12 @@ def test_threshold_config(text: str) -> None:
     found = parse_threshold_config(text, "t.config", VARIABLES)
     lines = text.count("\n") + 1
     assert all(1 <= error.line <= lines and error.message for error in found.errors)
+
+
+@settings(max_examples=200, deadline=None)
+@given(mutated(CONFIGS))
+def test_classes_and_references(text: str) -> None:
+    lines = text.count("\n") + 1
+    for read in (read_classifications, read_references):
+        _, errors = read(text, "c.config")
+        assert all(1 <= error.line <= lines and error.column and error.message for error in errors)

@@ -22,6 +22,7 @@ class Transaction(Protocol):
 
     id: int  # counts from 0 within its flow
     events: list[str]  # app-layer-event names without the protocol prefix
+    appeared: int  # as ``progress`` of both sides together, but unchanged when only bodies have grown
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
         """Every instance of a sticky buffer that is there so far (empty: not there yet, or never). A buffer appears
@@ -32,6 +33,10 @@ class Transaction(Protocol):
 
     def progress(self, direction: Direction) -> int:
         """Grows whenever buffers of that direction may have appeared or grown; equal means: nothing new to inspect."""
+
+    def end_of(self, name: str, direction: Direction, start: int) -> tuple[int, bytes] | None:
+        """(size so far, bytes from ``start`` on) of a body with one instance, so that not all of it has to be put
+        together to look at its end. None: see ``buffer``."""
 
     def is_complete(self, direction: Direction) -> bool:
         """Nothing more of this direction will come."""

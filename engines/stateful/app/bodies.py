@@ -13,6 +13,7 @@ from typing import Protocol
 
 import brotli
 
+from engines.stateful.app.digests import digests_for
 from engines.stateful.app.limits import AppLimits
 
 # Input kept until the first output, to start again in another format.
@@ -24,9 +25,20 @@ _LZMA_STATE = 256 << 10  # what liblzma needs besides the dictionary
 
 
 class Body:
-    """Bytes of one message body. ``full``: nothing more will be kept, so the owner may :meth:`skip`."""
+    """Bytes of one message body. ``full``: nothing more is wanted, so the owner may :meth:`skip`."""
 
-    __slots__ = ("_data", "_decoders", "_inner_left", "_limit", "_view", "events", "full", "length")
+    __slots__ = (
+        "_data",
+        "_decoders",
+        "_digests",
+        "_inner_left",
+        "_limit",
+        "_view",
+        "ended",
+        "events",
+        "full",
+        "length",
+    )
 
     def __init__(self, limit: int, decoders: list[Decoder], limits: AppLimits) -> None:
         self._limit = limit
@@ -36,6 +48,8 @@ class Body:
         self._view = b""
         self.length = 0  # as sent, codings included
         self.full = limit <= 0
+        self.ended = False
+        self._digests = None if self.full else digests_for(limits)
         self.events: list[str] = []
 
     @property
@@ -54,11 +68,23 @@ class Body:
         return bytes(self._data[offset:])
 
     def feed(self, data: bytes) -> bool:
-        """Take the next bytes; True when no more are wanted."""
+        """Take the next bytes; True when no more will be kept."""
         self.length += len(data)
-        if not self.full:
+        if self.full:
+            return True
+        if not self._decoders and self._digests is None and len(self._data) + len(data) < self._limit:
+            self._data += data  # what most bodies come to
+        else:
             self._decode(data, 0)
-        return self.full
+        return self.full or len(self._data) >= self._limit
+
+    def digest(self, name: str) -> bytes | None:
+        """Of the whole body by the buffer's name, once it has ended."""
+        return self._digests.values().get(name) if self.ended and self._digests is not None else None
+
+    def _room(self) -> int:
+        """How many decoded bytes are wanted."""
+        return max(self._limit - len(self._data), 0 if self._digests is None else self._digests.room)
 
     def skip(self, size: int) -> None:
         """Count bytes that nobody will look at."""
@@ -66,11 +92,12 @@ class Body:
 
     def finish(self) -> None:
         """The message ended: what decoders still wonder about is plain."""
+        self.ended = True
         last = len(self._decoders) - 1
         for index, decoder in enumerate(self._decoders):
             if self.full:
                 break
-            rest = decoder.finish(self._limit - len(self._data) if index == last else self._inner_left[index])
+            rest = decoder.finish(self._room() if index == last else self._inner_left[index])
             self._note_failure(decoder)
             if rest:
                 self._decode(rest, index + 1)
@@ -80,7 +107,7 @@ class Body:
         for index in range(first, last + 1):
             decoder = self._decoders[index]
             if index == last:
-                data = decoder.feed(data, self._limit - len(self._data))
+                data = decoder.feed(data, self._room())
             else:
                 data = decoder.feed(data, self._inner_left[index])
                 self._inner_left[index] -= len(data)
@@ -89,10 +116,13 @@ class Body:
                     self.full = True
             self._note_failure(decoder)
         self._data += data[: self._limit - len(self._data)]
-        if len(self._data) >= self._limit:
+        if self._digests is not None:
+            self._digests.update(data)
+        if len(self._data) >= self._limit and (self._digests is None or self._digests.spent):
             self.full = True
         if self.full:
             self._decoders = []  # gives their windows back
+            self._digests = None
 
     def _note_failure(self, decoder: Decoder) -> None:
         if decoder.failed and "gzip_decompression_failed" not in self.events:

@@ -10,7 +10,7 @@ Keywords".
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
@@ -177,37 +177,41 @@ class Call:
         return fields
 
 
-class DcerpcTransaction(BaseTransaction):
-    """A call over TCP."""
+class CallTransaction(BaseTransaction):
+    """Whatever carries a call."""
 
     __slots__ = ("call",)
 
-    def __init__(self, tx_id: int, call: Call) -> None:
+    def __init__(self, tx_id: int, call: Call | None) -> None:
         super().__init__(tx_id)
         self.call = call
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
-        return self.call.buffer(name, direction)
+        return () if self.call is None else self.call.buffer(name, direction)
 
     def log_fields(self) -> dict[str, object]:
-        return self.call.log_fields()
+        return {} if self.call is None else self.call.log_fields()
 
 
-class DcerpcParser(BaseParser):
-    """See :class:`engines.stateful.app.AppParser`."""
+class Dialogue:
+    """The PDUs of one connection or pipe. ``begin`` makes the transaction of a call. ``skip``: how much of a response's
+    body is header. ``problem``: why reading on is impossible, "" while it is not."""
 
-    name = "dcerpc"
+    __slots__ = ("_begin", "_buffers", "_contexts", "_limits", "_lost", "_open", "_skip", "problem")
 
-    def __init__(self, limits: AppLimits = DEFAULT_LIMITS, hold_body: bool = False) -> None:
-        super().__init__()
+    def __init__(self, limits: AppLimits, begin: Callable[[Call], CallTransaction], skip: int) -> None:
         self._limits = limits
+        self._begin = begin
+        self._skip = skip
         self._contexts = Contexts()
         self._buffers = (bytearray(), bytearray())
         self._lost = [False, False]  # bytes were lost: look for the start of a PDU
-        self._open: dict[int, DcerpcTransaction] = {}  # by call id, oldest first
+        self._open: dict[int, CallTransaction] = {}  # by call id, oldest first
+        self.problem = ""
 
     def feed(self, direction: Direction, data: bytes) -> None:
-        if self.gave_up:
+        """The next bytes of a direction."""
+        if self.problem:
             return
         buffer = self._buffers[direction]
         buffer += data
@@ -218,43 +222,48 @@ class DcerpcParser(BaseParser):
             if self._lost[direction]:
                 del buffer[:-1]
                 return
-        while len(buffer) - at >= HEADER and not self.gave_up:
+        while len(buffer) - at >= HEADER and not self.problem:
             header = bytes(buffer[at : at + HEADER])
             if not looks_like_pdu(header):
-                self.give_up("invalid_header")
+                self.problem = "invalid_header"
                 break
             end = at + pdu_size(header)
             if end > len(buffer):
                 break
-            self._pdu(direction, read_pdu(bytes(buffer[at:end])))
+            pdu = read_pdu(bytes(buffer[at:end]))
+            if direction is Direction.TO_SERVER:
+                self._to_server(pdu)
+            else:
+                self._to_client(pdu)
             at = end
         del buffer[:at]
+        if self.problem:
+            buffer.clear()
 
-    def close(self, direction: Direction) -> None:
+    def lost(self, direction: Direction) -> None:
+        """What comes next does not follow what came."""
         self._buffers[direction].clear()
         self._lost[direction] = True
-        if direction is Direction.TO_CLIENT:
-            for tx in self._open.values():
-                tx.finish(Direction.TO_SERVER)
-                tx.finish(Direction.TO_CLIENT)
-            self._open.clear()
 
-    def held(self, direction: Direction) -> int:
-        return 0 if self.gave_up else len(self._buffers[direction])
+    def end(self) -> None:
+        """No more will come: calls without a response stay without."""
+        for tx in self._open.values():
+            tx.finish(Direction.TO_SERVER)
+            tx.finish(Direction.TO_CLIENT)
+        self._open.clear()
 
-    def _pdu(self, direction: Direction, pdu: Pdu) -> None:
-        if direction is Direction.TO_SERVER:
-            self._to_server(pdu)
-        else:
-            self._to_client(pdu)
+    def unfinished(self, direction: Direction) -> int:
+        """Bytes of an incomplete PDU."""
+        return len(self._buffers[direction])
 
     def _to_server(self, pdu: Pdu) -> None:
         if pdu.kind not in {REQUEST, BIND, ALTER}:
             return
         tx = self._open.get(pdu.call)
         if tx is None or (pdu.first and tx.is_complete(Direction.TO_SERVER)):
-            tx = self._begin(pdu)
+            tx = self._new(pdu)
         if pdu.kind == REQUEST:
+            assert tx.call is not None
             tx.call.request(pdu)
         else:
             self._contexts.bind(pdu)
@@ -270,10 +279,11 @@ class DcerpcParser(BaseParser):
             self._contexts.ack(pdu)
         tx = self._open.get(pdu.call)
         if tx is None:
-            tx = self._begin(pdu)
+            tx = self._new(pdu)
             tx.skip(Direction.TO_SERVER)
         if pdu.kind == RESPONSE:
-            tx.call.response(pdu, 0)
+            assert tx.call is not None
+            tx.call.response(pdu, self._skip)
         for side in Direction:
             tx.touch(side)
         if pdu.last or pdu.kind != RESPONSE:
@@ -281,13 +291,41 @@ class DcerpcParser(BaseParser):
             tx.finish(Direction.TO_CLIENT)
             del self._open[pdu.call]
 
-    def _begin(self, pdu: Pdu) -> DcerpcTransaction:
+    def _new(self, pdu: Pdu) -> CallTransaction:
         old = self._open.pop(pdu.call, None)
         if old is not None:
             old.finish(Direction.TO_CLIENT)
-        tx = DcerpcTransaction(self.take_id(), Call(self._contexts, pdu, self._limits))
+        tx = self._begin(Call(self._contexts, pdu, self._limits))
         self._open[pdu.call] = tx
-        self.transactions.append(tx)
         if len(self._open) > self._limits.dialogue_pipelined:
-            self.give_up("too_many_calls")
+            self.problem = "too_many_calls"
+        return tx
+
+
+class DcerpcParser(BaseParser):
+    """See :class:`engines.stateful.app.AppParser`."""
+
+    name = "dcerpc"
+
+    def __init__(self, limits: AppLimits = DEFAULT_LIMITS, hold_body: bool = False) -> None:
+        super().__init__()
+        self._dialogue = Dialogue(limits, self._begin, 0)
+
+    def feed(self, direction: Direction, data: bytes) -> None:
+        if not self.gave_up:
+            self._dialogue.feed(direction, data)
+            if self._dialogue.problem:
+                self.give_up(self._dialogue.problem)
+
+    def close(self, direction: Direction) -> None:
+        self._dialogue.lost(direction)
+        if direction is Direction.TO_CLIENT:
+            self._dialogue.end()
+
+    def held(self, direction: Direction) -> int:
+        return 0 if self.gave_up else self._dialogue.unfinished(direction)
+
+    def _begin(self, call: Call) -> CallTransaction:
+        tx = CallTransaction(self.take_id(), call)
+        self.transactions.append(tx)
         return tx

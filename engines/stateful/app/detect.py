@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 
 from engines.stateful.app.dcerpc import looks_like_pdu
+from engines.stateful.app.sip import METHODS
 from engines.verdict import Direction
 
 FAILED = "failed"
@@ -256,6 +257,15 @@ def _ntp(data: bytes) -> bool | None:
     return len(data) in {48, 68, 72} and 1 <= (data[0] >> 3 & 7) <= 4 and 1 <= data[0] & 7 <= 5
 
 
+_SIP_MESSAGE = re.compile(rb"\s*(?:[A-Z]{3,16} [^\r\n]{1,1024} SIP/\d|SIP/\d\.\d \d{3})")
+_SIP_REQUEST = _prefix(*(method + scheme for method in METHODS for scheme in (b" sip:", b" sips:")))
+
+
+def _sip(data: bytes) -> bool | None:
+    """Either side sends requests and responses (RFC 3261, section 7)."""
+    return _SIP_MESSAGE.match(data) is not None
+
+
 _TFTP = re.compile(rb"\0[\1\2][^\0]+\0(?:octet|netascii|mail)\0", re.IGNORECASE)
 
 
@@ -285,15 +295,16 @@ _TO_SERVER: list[tuple[str, _Probe]] = [
     ("rdp", lambda data: False if data[0] != 3 else None if len(data) < 6 else data[1] == 0 and data[5] == 0xE0),
     ("mqtt", lambda data: False if data[0] != 0x10 else None if len(data) < 10 else b"MQ" in data[2:8]),
     ("pgsql", _prefix(b"\0\3\0\0", b"\4\xd2\x16\x2f", at=4)),
-    ("sip", _prefix(b"INVITE sip:", b"REGISTER sip:", b"OPTIONS sip:", b"SUBSCRIBE sip:")),
+    ("sip", _SIP_REQUEST),
     ("dns", _dns_tcp(False)),
 ]
 _TO_CLIENT: list[tuple[str, _Probe]] = [
     ("http", _prefix(b"HTTP/0", b"HTTP/1")),
     ("tls", _tls_record(22, 21)),
     ("ssh", _prefix(b"SSH-")),
-    ("smtp", _greeting(re.compile(rb"(?i)\bE?SMTP\b"))),
-    ("ftp", _greeting(re.compile(rb"(?i)ftp"))),
+    # The name of the host says nothing.
+    ("smtp", _greeting(re.compile(rb"(?i)\bE?SMTP(?=[^\w.]|\.\W)"))),
+    ("ftp", _greeting(re.compile(rb"(?i)ftp[\w-]*(?=[^\w.-]|\.\W)"))),
     ("pop3", _prefix(b"+OK ", b"+OK\r\n", b"-ERR ")),
     ("imap", _prefix(b"* OK", b"* PREAUTH", b"* BYE")),
     ("rfb", _prefix(b"RFB 003.")),
@@ -310,14 +321,14 @@ _UDP_TO_SERVER: list[tuple[str, _Probe]] = [
     ("ntp", _ntp),
     ("tftp", _tftp),
     ("dhcp", _prefix(b"\x63\x82\x53\x63", at=236)),
-    ("sip", _prefix(b"INVITE sip:", b"REGISTER sip:", b"OPTIONS sip:", b"SUBSCRIBE sip:")),
+    ("sip", _sip),
 ]
 _UDP_TO_CLIENT: list[tuple[str, _Probe]] = [
     ("quic", _quic),
     ("dns", _dns_udp(True)),
     ("ntp", _ntp),
     ("dhcp", _prefix(b"\x63\x82\x53\x63", at=236)),
-    ("sip", _prefix(b"SIP/2.0")),
+    ("sip", _sip),
 ]
 _TCP = (_TO_SERVER, _TO_CLIENT)
 _UDP = (_UDP_TO_SERVER, _UDP_TO_CLIENT)

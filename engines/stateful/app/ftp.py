@@ -225,7 +225,8 @@ class FtpParser(BaseParser):
         if tx is None:
             tx = self._last = FtpTransaction(self.take_id(), b"", b"")
             self.transactions.append(tx)
-            tx.skip(Direction.TO_SERVER)
+            for side in Direction:  # rules have nothing to look at in a greeting
+                tx.skip(side)
         if line and tx.reply_size + len(line) <= self._limits.ftp_reply and not (tx.done and not self._more):
             tx.reply_size += len(line)
             # Only the last line of a reply has a code of its own (RFC 959, section 4.2).
@@ -243,7 +244,8 @@ class FtpParser(BaseParser):
             if found is not None and not code.startswith(b"1"):
                 self._answered(tx, code)
                 return
-        tx.touch(Direction.TO_CLIENT)
+        if not tx.is_complete(Direction.TO_CLIENT):
+            tx.touch(Direction.TO_CLIENT)
 
     def _answered(self, tx: FtpTransaction, code: bytes) -> None:
         if self._open:
@@ -300,10 +302,8 @@ class FtpDataTransaction(BaseTransaction):
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
         files = direction is None or direction is self.side
-        if name == "file.data":
-            return self.files.data() if files else ()
-        if name == "file.name":
-            return self.files.names if files else ()
+        if name.startswith("file."):
+            return self.files.buffer(name) if files else ()
         if name == "ftpdata_command" and self.command and (files or self.command not in {"retr", "stor"}):
             return (self.command.encode(),)
         return ()
@@ -359,7 +359,10 @@ class FtpDataParser(BaseParser):
             self._end()
 
     def held(self, direction: Direction) -> int:
-        return self._size if self._hold and direction is self._tx.side and not self.finished else 0
+        if not self._hold or direction is not self._tx.side or self.finished:
+            return 0
+        files = self._tx.files.files
+        return 0 if files and files[0].filled else self._size
 
     def _end(self) -> None:
         self._tx.files.close()

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from engines.stateful.app.bodies import Body, decoders_for
+from engines.stateful.app.digests import ALGORITHMS
 from engines.stateful.app.files import Files
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.mime import parameter
@@ -72,28 +73,34 @@ class HttpTransaction(BaseTransaction):
         self._cache: dict[tuple[str, Direction], Sequence[bytes]] = {}
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
-        entry = BUFFERS.get(name)
-        if entry is None:
-            inner = self.inner if direction is None else (self.inner[direction],)
-            return tuple(data for tx in inner if tx is not None for data in tx.buffer(name, direction))
-        sides, getter, cacheable = entry
         if direction is None:
-            if len(sides) == 1:
-                direction = sides[0]
-            else:
-                return (*self.buffer(name, sides[0]), *self.buffer(name, sides[1]))
-        elif direction not in sides:
-            return ()
+            sides = BUFFERS[name][0] if name in BUFFERS else _BOTH
+            return tuple(data for side in sides for data in self.buffer(name, side))
+        found = _BY_SIDE[direction].get(name)
+        if found is None:
+            inner = self.inner[direction]
+            return () if inner is None or name in BUFFERS else tuple(inner.buffer(name, direction))
         head = self.response if direction else self.request
         if head is None:
             return ()
+        getter, cacheable = found
         if not cacheable:
             return getter(self, head, direction)
         key = (name, direction)
-        found = self._cache.get(key)
-        if found is None:
-            found = self._cache[key] = getter(self, head, direction)
-        return found
+        made = self._cache.get(key)
+        if made is None:
+            made = self._cache[key] = getter(self, head, direction)
+        return made
+
+    def end_of(self, name: str, direction: Direction, start: int) -> tuple[int, bytes] | None:
+        found = _BY_SIDE[direction].get(name)
+        head = self.response if direction else self.request
+        if found is None or head is None or not (found[0] is _body or found[0] is _file_data):
+            return None
+        body = head.body
+        if body is None or head.other is not None or not body.size or self.files(direction) is not None:
+            return None
+        return body.size, body.since(start)
 
     def set_head(self, direction: Direction, head: Head) -> None:
         """The head of one side is complete."""
@@ -120,6 +127,7 @@ class HttpTransaction(BaseTransaction):
         assert head is not None
         if head.other is None:
             head.other = self._new_body(Direction.TO_CLIENT, head, limits)
+            self.touch(Direction.TO_CLIENT)
         return head.other
 
     def _new_body(self, direction: Direction, head: Head, limits: AppLimits) -> Body:
@@ -136,7 +144,9 @@ class HttpTransaction(BaseTransaction):
         if self._form is not None and direction is Direction.TO_SERVER and body.size > self._form_fed:
             self._form.feed(body.since(self._form_fed))
             self._form_fed = body.size
-        self.touch(direction)
+            self.touch(direction)  # files may have come to light
+        else:
+            self.grow(direction)
 
     def finish(self, direction: Direction) -> None:
         if self._form is not None and direction is Direction.TO_SERVER:
@@ -362,12 +372,23 @@ def _file_name(tx: HttpTransaction, head: Head, direction: Direction) -> Sequenc
     files = tx.files(direction)
     if files is not None:
         return files.names
-    if not _body(tx, head, direction):
+    if not any(body is not None and body.size for body in (head.body, head.other)):
         return ()
     name = parameter(head.value(b"content-disposition") or b"", b"filename") if direction else None
     if not name and tx.request is not None:
         name = tx.target.path
     return (name,) if name else ()
+
+
+def _digest(name: str) -> Getter:
+    def get(tx: HttpTransaction, head: Head, direction: Direction) -> Sequence[bytes]:
+        files = tx.files(direction)
+        if files is not None:
+            return files.buffer(name)
+        digest = head.body.digest(name) if head.body is not None and head.body.length else None
+        return () if digest is None else (digest,)
+
+    return get
 
 
 # Name -> (sides that have it, getter, whether it stays as it is once the head is there).
@@ -404,4 +425,9 @@ BUFFERS: dict[str, tuple[tuple[Direction, ...], Getter, bool]] = {
     "file.data": (_BOTH, _file_data, False),
     "file_data": (_BOTH, _file_data, False),
     "file.name": (_BOTH, _file_name, False),
+    **{name: (_BOTH, _digest(name), False) for name in ALGORITHMS},
 }
+_BY_SIDE = tuple(
+    {name: (getter, cacheable) for name, (sides, getter, cacheable) in BUFFERS.items() if side in sides}
+    for side in _BOTH
+)

@@ -53,10 +53,15 @@ class AppLimits:
 
     # How much of one attachment, form part or transferred file rules can see (Suricata: content-limit). -> rest skipped
     file: int = 100 << 10
-    # Bytes of a transaction's files kept after they were judged. -> the oldest is let go
+    # Files of a transaction kept after they were judged, and their bytes. -> the oldest is let go
+    file_count: int = 64
     file_total: int = 256 << 10
     # Names of files of one transaction. -> the oldest is let go
-    file_names: int = 1024
+    file_names: int = 256
+    # Digests of whole files that rules ask for, by buffer; the rule set fills this in.
+    hashes: frozenset[str] = frozenset()
+    # How long a file may be for that, decoded: what a small one can inflate to at once. -> no digest
+    hashed: int = 16 << 20
     # A line of a command, reply or header (Suricata's limit, too). -> event truncated_line, rest of the line skipped
     dialogue_line: int = 4 << 10
     # Header fields of one entity of a mail, together; Postfix stops at 100 KiB. -> event mime_long_header_value
@@ -75,6 +80,13 @@ class AppLimits:
     ftp_reply: int = 32 << 10
     # The data of one DCERPC call that rules can see, each way (Suricata: 1 MiB). -> the rest is not searched
     dcerpc_stub: int = 128 << 10
+    # How much of one SMB record is read: more than rules see of a file. -> the rest is passed over
+    smb_record: int = 128 << 10
+    # Requests without a response, names of open files, trees; servers grant some hundred credits. -> oldest forgotten
+    smb_table: int = 4096
+    # Files on their way and pipes in use on one connection. -> the oldest is taken for complete
+    smb_files: int = 64
+    smb_pipes: int = 64
 
 
 DEFAULT_LIMITS = AppLimits()

@@ -23,12 +23,10 @@ from urllib.parse import unquote_to_bytes
 from engines.stateful.app.files import File, Files
 from engines.stateful.app.limits import AppLimits
 
-_PARAMETER = re.compile(rb';[ \t\r\n]*([^=;"]+)=[ \t]*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))', re.DOTALL)
+_PARAMETER = re.compile(rb';([^=;"]+)=[ \t]*(?:"((?:[^"\\]|\\.)*)"?|([^;]*))', re.DOTALL)
 _SPACE = b" \t\r\n"
 # Lengths in RFC 2045 and, where it has none, in Suricata.
 _LINE, _CODED_LINE, _NAME, _VALUE, _BOUNDARY, _FILE_NAME = 998, 76, 75, 2000, 254, 255
-_LONG_LINE = re.compile(rb"[^\r\n]{%d}" % (_LINE + 1))
-_LONG_CODED_LINE = re.compile(rb"[^\r\n]{%d}" % (_CODED_LINE + 1))
 _MAX_SECTIONS = 64
 
 
@@ -61,6 +59,12 @@ def parameter(value: bytes, name: bytes) -> bytes | None:
 def _extended(text: bytes) -> bytes:
     """charset'language'percent-coded."""
     return unquote_to_bytes(text.split(b"'", 2)[-1])
+
+
+def _longer(data: bytes, limit: int) -> bool:
+    """A line is longer, its end not counted."""
+    lines = data.split(b"\n")
+    return max(map(len, lines)) > limit and any(len(line) - line.endswith(b"\r") > limit for line in lines)
 
 
 # --- content transfer codings ----------------------------------------------------------------------------------------
@@ -97,7 +101,7 @@ class Base64:
         self._rest = b""
 
     def feed(self, data: bytes, events: Callable[[str], None]) -> bytes:
-        if _LONG_CODED_LINE.search(data):
+        if _longer(data, _CODED_LINE):
             events("mime_long_enc_line")
         letters = data.translate(None, _BLANK)
         text = letters.translate(None, _NOT_BASE64)
@@ -136,7 +140,7 @@ class QuotedPrintable:
         self._rest = b""
 
     def feed(self, data: bytes, events: Callable[[str], None]) -> bytes:
-        if _LONG_CODED_LINE.search(data):
+        if _longer(data, _CODED_LINE):
             events("mime_long_enc_line")
         data = self._rest + data
         unfinished = _OPEN_ESCAPE.search(data, max(len(data) - 80, 0))
@@ -162,7 +166,9 @@ _CODINGS: dict[bytes, Callable[[], Plain | Base64 | QuotedPrintable]] = {
 # --- messages --------------------------------------------------------------------------------------------------------
 
 _URL = re.compile(rb"(?i)http://([^ \t\r\n\"'<>\]]{0,2048})")
-_URL_BEGUN = re.compile(rb"(?i)(?:h|ht|htt|http|http:|http:/|http://[^ \t\r\n\"'<>\]]{0,2048})\Z")
+_SCHEME = b"http://"
+_URL_ENDS = re.compile(rb"[ \t\r\n\"'<>\]]")
+_URL_SIZE = 2048
 
 
 class Message:
@@ -212,7 +218,7 @@ class Message:
 
     def feed(self, data: bytes) -> None:
         """The next piece."""
-        if _LONG_LINE.search(data):
+        if _longer(data, _LINE):
             self._event("mime_long_line")
         position = 0
         while position < len(data):
@@ -357,8 +363,7 @@ class Message:
         if len(self.urls) >= self._limits.mail_urls:
             return
         text = self._text + text
-        begun = None if last else _URL_BEGUN.search(text, max(len(text) - 2060, 0))
-        end = len(text) if begun is None else begun.start()
+        end = len(text) if last else _address_begins(text)
         self._text = text[end:]
         if b":" in text:
             for found in _URL.finditer(text, 0, end):
@@ -374,6 +379,19 @@ class Message:
             self._file = None
         self._find_urls(rest, last=True)
         self._coding = Plain()
+
+
+def _address_begins(text: bytes) -> int:
+    """Where the end of the text is the start of an address that may go on, or the length of the text."""
+    tail = text[-_URL_SIZE - len(_SCHEME) :].lower()
+    start = len(text) - len(tail)
+    at = tail.rfind(_SCHEME)
+    if at >= 0 and not _URL_ENDS.search(tail, at):
+        return start + at
+    for size in range(len(_SCHEME) - 1, 0, -1):
+        if tail.endswith(_SCHEME[:size]):
+            return len(text) - size
+    return len(text)
 
 
 def _first(fields: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:

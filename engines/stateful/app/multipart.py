@@ -56,7 +56,8 @@ class Form:
         if self._state is _State.CONTENT and self._file is not None:
             self._file.feed(self._buffer)
         self._buffer = b""
-        self._close()
+        self.files.close(complete=False)  # of a body that is read no further, or was cut
+        self._file = None
 
     def _line(self, data: bytes, position: int) -> int:
         """One line outside of content; the same position when it is not complete."""

@@ -12,6 +12,8 @@ from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.app.http2 import Http2Parser
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.quic import QuicParser
+from engines.stateful.app.sip import SipParser
+from engines.stateful.app.smb import SmbParser
 from engines.stateful.app.smtp import SmtpParser
 from engines.stateful.app.ssh import SshParser
 from engines.stateful.app.tls import TlsParser
@@ -24,6 +26,10 @@ def _dns_datagrams(limits: AppLimits, hold_body: bool) -> AppParser:
     return DnsParser(limits, hold_body, udp=True)
 
 
+def _sip_datagrams(limits: AppLimits, hold_body: bool) -> AppParser:
+    return SipParser(limits, hold_body, udp=True)
+
+
 # Over TCP, and over the plaintext of a decrypted TLS session.
 PARSERS: dict[str, Factory] = {
     "http": Http1Parser,
@@ -31,6 +37,8 @@ PARSERS: dict[str, Factory] = {
     "dns": DnsParser,
     "tls": TlsParser,
     "ssh": SshParser,
+    "sip": SipParser,
+    "smb": SmbParser,
     "smtp": SmtpParser,
     "dcerpc": DcerpcParser,
     "ftp": FtpParser,
@@ -39,4 +47,4 @@ PARSERS: dict[str, Factory] = {
 }
 
 # Over UDP: one feed is one datagram.
-UDP_PARSERS: dict[str, Factory] = {"dns": _dns_datagrams, "quic": QuicParser}
+UDP_PARSERS: dict[str, Factory] = {"dns": _dns_datagrams, "quic": QuicParser, "sip": _sip_datagrams}

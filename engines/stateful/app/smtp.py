@@ -91,10 +91,8 @@ class SmtpTransaction(BaseTransaction):
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
         if direction is Direction.TO_CLIENT:
             return ()
-        if name == "file.data":
-            return self.files.data()
-        if name == "file.name":
-            return self.files.names
+        if name.startswith("file."):
+            return self.files.buffer(name)
         if name == "smtp.helo":
             return (self._session.helo,) if self._session.helo else ()
         if name == "smtp.mail_from":

@@ -15,12 +15,13 @@ MAX_EVENTS = 32
 class BaseTransaction:
     """Identity, events and progress. See :class:`engines.stateful.app.Transaction`."""
 
-    __slots__ = ("_complete", "_progress", "events", "id")
+    __slots__ = ("_complete", "_progress", "appeared", "events", "id")
 
     def __init__(self, tx_id: int) -> None:
         self.id = tx_id
         self.events: list[str] = []
         self._progress = [0, 0]
+        self.appeared = 0
         self._complete = [False, False]
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
@@ -31,6 +32,9 @@ class BaseTransaction:
 
     def progress(self, direction: Direction) -> int:
         return self._progress[direction]
+
+    def end_of(self, name: str, direction: Direction, start: int) -> tuple[int, bytes] | None:
+        return None
 
     def is_complete(self, direction: Direction) -> bool:
         return self._complete[direction]
@@ -43,6 +47,11 @@ class BaseTransaction:
     def touch(self, direction: Direction) -> None:
         """Something new can be inspected."""
         self._progress[direction] += 1
+        self.appeared += 1
+
+    def grow(self, direction: Direction) -> None:
+        """A body has more to inspect; every other buffer is as it was."""
+        self._progress[direction] += 1
 
     def skip(self, direction: Direction) -> None:
         """This transaction has no such direction: rules are never judged on it (Suricata: skip inspect)."""
@@ -53,6 +62,7 @@ class BaseTransaction:
         if not self._complete[direction]:
             self._complete[direction] = True
             self._progress[direction] += 1
+            self.appeared += 1
 
 
 class BaseParser:

@@ -22,6 +22,7 @@ from engines.stateful.keywords import (
     packetevents,
     regex,
     sizes,
+    smb,
     transforms,
     unparsed,
 )
@@ -37,6 +38,7 @@ _FAMILIES = (
     dcerpc,
     regex,
     sizes,
+    smb,
     byteops,
     buffers,
     transforms,

@@ -233,6 +233,13 @@ KEYWORDS = [
         _number("websocket.mask", 0xFFFFFFFF),
     ),
     Keyword(
+        "tls.cert_chain_len",
+        "the number of certificates sent",
+        f"{_TLS}#tls-cert-chain-len",
+        Kind.APP,
+        _number("tls.cert_chain_len", 0xFFFFFFFF),
+    ),
+    Keyword(
         "tls_cert_notbefore",
         "the certificate's first day",
         f"{_TLS}#tls-cert-notbefore",

@@ -10,6 +10,7 @@ import enum
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -108,7 +109,11 @@ def split_list(value: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class IntTest:
-    """A parsed integer condition; callable. ``low``/``high`` bound (inclusive) the values that can match."""
+    """A parsed integer condition; callable. ``low``/``high`` bound (inclusive) the values that can match.
+
+    ``test`` is a partial comparison or a range's ``__contains__`` where it can be, so that
+    :mod:`engines.stateful.saved` can write it down.
+    """
 
     text: str
     test: Callable[[int], bool]
@@ -126,6 +131,18 @@ _COMPARE: dict[str, Callable[[int, int], bool]] = {
     ">=": operator.ge,
     "=": operator.eq,
     "!=": operator.ne,
+}
+
+
+# The comparison of a limit with a value that says the same as that of the value with the limit.
+_SWAPPED: dict[str, Callable[[int, int], bool]] = {
+    "<": operator.gt,
+    "<=": operator.ge,
+    ">": operator.lt,
+    ">=": operator.le,
+    "=": operator.eq,
+    "!=": operator.ne,
+    "!": operator.ne,
 }
 
 
@@ -178,7 +195,7 @@ def int_test(
         }.get(op, (0, high))
         if low > top or low > high:
             raise KeywordError(f"{what}: {text!r} can never match")
-        return _comparison(text, compare(op), limit, low, top)
+        return IntTest(text, partial(_SWAPPED[op], limit), low, top)
     parts = _range_parts(text, names)
     if parts:
         low, top = number(parts[0]), number(parts[1])
@@ -188,17 +205,13 @@ def int_test(
             low, top = low + 1, top - 1
         if low > top:
             raise KeywordError(f"{what}: the range {text!r} (ends excluded) is empty")
-        return IntTest(text, lambda value: low <= value <= top, low, top)
+        return IntTest(text, range(low, top + 1).__contains__, low, top)
     wanted = number(text)
-    return IntTest(text, lambda value: value == wanted, wanted, wanted)
+    return IntTest(text, partial(operator.eq, wanted), wanted, wanted)
 
 
 def _negation(text: str, inner: IntTest, high: int) -> IntTest:
     return IntTest(text, lambda value: not inner.test(value), 0, high)
-
-
-def _comparison(text: str, function: Callable[[int, int], bool], limit: int, low: int, high: int) -> IntTest:
-    return IntTest(text, lambda value: function(value, limit), low, high)
 
 
 def _range_parts(text: str, names: dict[str, int]) -> tuple[str, str] | None:

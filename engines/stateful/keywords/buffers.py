@@ -25,6 +25,8 @@ SSH = frozenset({"ssh"})
 SMTP = frozenset({"smtp"})
 FTP = frozenset({"ftp"})
 DCERPC = frozenset({"dcerpc", "smb"})
+SMB = frozenset({"smb"})
+SIP = frozenset({"sip"})
 JA3 = frozenset({"tls", "quic"})
 FILES = frozenset({"http", "http1", "http2", "doh2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
 
@@ -77,6 +79,7 @@ def _fingerprint(content: ContentDraft) -> str:
 
 
 _H, _T, _D, _S, _F = "http-keywords.html", "tls-keywords.html", "dns-keywords.html", "ssh-keywords.html", "file.html"
+_I = "sip-keywords.html"
 _J, _Q, _M, _P = "ja-keywords.html", "quic-keywords.html", "email-keywords.html", "ftp-keywords.html"
 
 _TABLE: tuple[BufferInfo, ...] = (
@@ -154,6 +157,23 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("smtp.mail_from", SMTP, TO_SERVER, "smtp-keywords.html"),
     BufferInfo("smtp.rcpt_to", SMTP, TO_SERVER, "smtp-keywords.html", multiple=True),
     BufferInfo("dcerpc.stub_data", DCERPC, None, "dcerpc-keywords.html", aliases=("dce_stub_data",)),
+    BufferInfo("sip.method", SIP, TO_SERVER, _I),
+    BufferInfo("sip.uri", SIP, TO_SERVER, _I),
+    BufferInfo("sip.request_line", SIP, TO_SERVER, _I),
+    BufferInfo("sip.response_line", SIP, TO_CLIENT, _I),
+    BufferInfo("sip.stat_code", SIP, TO_CLIENT, _I),
+    BufferInfo("sip.stat_msg", SIP, TO_CLIENT, _I),
+    BufferInfo("sip.protocol", SIP, None, _I),
+    BufferInfo("sip.from", SIP, None, _I, multiple=True),
+    BufferInfo("sip.to", SIP, None, _I, multiple=True),
+    BufferInfo("sip.via", SIP, None, _I, multiple=True),
+    BufferInfo("sip.user_agent", SIP, None, _I, multiple=True),
+    BufferInfo("sip.content_type", SIP, None, _I, multiple=True),
+    BufferInfo("sip.content_length", SIP, None, _I, multiple=True),
+    BufferInfo("smb.named_pipe", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_named_pipe",)),
+    BufferInfo("smb.share", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_share",)),
+    BufferInfo("smb.ntlmssp_user", SMB, TO_SERVER, "smb-keywords.html"),
+    BufferInfo("smb.ntlmssp_domain", SMB, TO_SERVER, "smb-keywords.html"),
     BufferInfo("ftp.command", FTP, TO_SERVER, _P),
     BufferInfo("ftp.command_data", FTP, TO_SERVER, _P),
     BufferInfo("ftp.reply", FTP, TO_CLIENT, _P, multiple=True),
@@ -183,6 +203,10 @@ _VALUES: tuple[BufferInfo, ...] = (
     BufferInfo("websocket.mask", frozenset({"websocket"}), None, "websocket-keywords.html"),
     BufferInfo("dcerpc.iface", DCERPC, None, "dcerpc-keywords.html"),
     BufferInfo("dcerpc.opnum", DCERPC, None, "dcerpc-keywords.html"),
+    BufferInfo("file.md5", FILES, None, _F, multiple=True),
+    BufferInfo("file.sha1", FILES, None, _F, multiple=True),
+    BufferInfo("file.sha256", FILES, None, _F, multiple=True),
+    BufferInfo("smb.version", SMB, None, "smb-keywords.html"),
     BufferInfo("ftp.dynamic_port", FTP, None, _P),
     BufferInfo("ftp.mode", FTP, None, _P),
     BufferInfo("ftp.reply_received", FTP, TO_CLIENT, _P),

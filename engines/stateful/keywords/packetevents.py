@@ -25,7 +25,6 @@ _PAGE = "header-keywords.html"
 
 def _has(draft: RuleDraft, keyword: str, event: str) -> None:
     draft.packet_events.append(event)
-    draft.in_captures(f"{keyword} is about what nobody keeps of a packet on its way")
     draft.packet(keyword, lambda view: event in view.events)
 
 
@@ -41,6 +40,7 @@ def _stream_event(draft: RuleDraft, value: str | None) -> None:
     text = unquote(required(value, "an event like pkt_invalid_ack"))
     if not _EVENT.match(text):
         raise KeywordError(f"stream-event: expected a name like pkt_invalid_ack, found {text!r}")
+    draft.in_captures("on the packet path a segment with a stream-event is dropped and logged by itself")
     _has(draft, "stream-event", f"stream.{text}")
 
 

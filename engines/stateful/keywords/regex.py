@@ -14,7 +14,7 @@ import pcre2
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, quoted
 from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.keywords.draft import RuleDraft
-from engines.stateful.match import Regex
+from engines.stateful.match import LIMIT_STEPS, LIMIT_STEPS_RAISED, Regex
 
 # Backtracking steps one search may take, and their nesting: Suricata's defaults.
 MATCH_LIMIT = 3500
@@ -65,22 +65,13 @@ def _pcre(draft: RuleDraft, value: str | None) -> None:
         negated, text = (value or "").startswith("!"), bare
     else:
         negated, text = quoted(value, "pcre")
-    if not text.startswith("/"):
-        raise KeywordError(f'pcre: expected "/expression/flags", found "{text}"')
-    end = text.rfind("/")
-    while end > 0 and _escaped(text, end):
-        end = text.rfind("/", 0, end)
-    if end <= 0:
-        raise KeywordError(f'pcre: the closing / is missing in "{text}"')
-    body, flags = text[1:end], text[end + 1 :]
-    flags, _, captures = (part.strip() for part in flags.partition(","))
+    body, flags, captures = _split(text)
     if captures:
         draft.warnings.append(f"pcre: what is captured into {captures} is not kept")
     if not body:
         raise KeywordError("pcre: the expression is empty")
     buffer, relative = _flags(flags)
-    pattern = compile_regex(body.encode("utf-8", "surrogateescape"), "".join(f for f in flags if f in "ismxAEGO"))
-    regex = Regex(pattern, negated, relative, text)
+    regex = _matcher(text, body, flags, negated, relative)
     if not buffer:
         draft.add(regex, relative=relative)
         return
@@ -91,6 +82,30 @@ def _pcre(draft: RuleDraft, value: str | None) -> None:
         raise KeywordError("pcre: http.host is always lower case: leave out the flag i")
     draft.require_app("pcre", BUFFERS[buffer].protos)
     draft.add(regex, to=active or draft.buffer(buffer))
+
+
+def regex_matcher(text: str, negated: bool, relative: bool) -> Regex:
+    """The matcher of ``/expression/flags``, which was parsed before."""
+    body, flags, _ = _split(text)
+    return _matcher(text, body, flags, negated, relative)
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """(expression, flags, names for what is captured)."""
+    if not text.startswith("/"):
+        raise KeywordError(f'pcre: expected "/expression/flags", found "{text}"')
+    end = text.rfind("/")
+    while end > 0 and _escaped(text, end):
+        end = text.rfind("/", 0, end)
+    if end <= 0:
+        raise KeywordError(f'pcre: the closing / is missing in "{text}"')
+    flags, _, captures = (part.strip() for part in text[end + 1 :].partition(","))
+    return text[1:end], flags, captures
+
+
+def _matcher(text: str, body: str, flags: str, negated: bool, relative: bool) -> Regex:
+    pattern = compile_regex(body.encode("utf-8", "surrogateescape"), "".join(f for f in flags if f in "ismxAEGO"))
+    return Regex(pattern, negated, relative, text, LIMIT_STEPS_RAISED if "O" in flags else LIMIT_STEPS)
 
 
 def _flags(flags: str) -> tuple[str, bool]:

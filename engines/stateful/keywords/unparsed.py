@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engines.stateful.keywords.base import Keyword, KeywordError, Kind, unquote
+from engines.stateful.keywords.base import Keyword, Kind
 from engines.stateful.keywords.draft import RuleDraft
 
 # What each protocol's keywords are; a buffer takes contents after it.
@@ -31,9 +31,6 @@ _BUFFERS: dict[str, str] = {
     "pgsql": "pgsql.query",
     "quic": "quic.ua quic.cyu.hash quic.cyu.string",
     "rfb": "rfb.name",
-    "sip": "sip.method sip.uri sip.request_line sip.response_line sip.stat_code sip.stat_msg sip.protocol sip.from "
-    "sip.to sip.via sip.user_agent sip.content_type sip.content_length",
-    "smb": "smb.named_pipe smb_named_pipe smb.share smb_share smb.ntlmssp_user smb.ntlmssp_domain",
     "snmp": "snmp.community snmp.usm",
 }
 _VALUES: dict[str, str] = {
@@ -49,7 +46,6 @@ _VALUES: dict[str, str] = {
     "nfs": "nfs_procedure nfs_version nfs3_procedure",
     "ntp": "ntp.version ntp.stratum ntp.mode",
     "rfb": "rfb.sectype rfb.secresult",
-    "smb": "smb.version",
     "tls": "tls_cert_valid tls_cert_expired",
     "snmp": "snmp.version snmp.pdu_type snmp.trap_type",
 }
@@ -64,22 +60,9 @@ def _buffer(name: str, proto: str) -> Callable[[RuleDraft, str | None], None]:
     return parse
 
 
-# Values that are few; any other is refused, as everywhere.
-_CHOICES = {
-    "smb.version": {"1", "2"},
-}
-
-
 def _value(name: str, proto: str) -> Callable[[RuleDraft, str | None], None]:
-    protos = frozenset({proto, "smb"} if proto == "dcerpc" else {proto})
-
     def parse(draft: RuleDraft, value: str | None) -> None:
-        choices = _CHOICES.get(name)
-        if choices and unquote(value or "").lower() not in choices:
-            raise KeywordError(f"{name}: expected one of {', '.join(sorted(choices))}, found {value!r}")
-        if choices:
-            draft.once(name)
-        draft.require_app(name, protos)
+        draft.require_app(name, frozenset({proto}))
         draft.never(f"no parser for {name}")
 
     return parse
