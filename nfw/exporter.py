@@ -9,12 +9,14 @@ costs the workers one message each, at most one per :data:`FRESH_SECONDS` whatev
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import ipaddress
 import os
 import selectors
 import socket
 import socketserver
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -36,6 +38,8 @@ SCRAPERS = 8  # connections at a time; one more is closed
 SCRAPER_SECONDS = 5.0  # for a request to arrive, and for its answer to be taken
 NOBODY = 65534
 _RESTART_SECONDS = 1.0
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _PR_SET_NO_NEW_PRIVS = 47, 4, 38  # linux/prctl.h
+_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
 Address = tuple[str, int] | str
 
@@ -268,6 +272,19 @@ def serve(listener: socket.socket, sock: socket.socket) -> Server:
     return Server(listener, Handler)
 
 
+def drop_capabilities() -> None:
+    """Keep none, those included that a service manager gave to every process of the service (ambient ones).
+
+    Raises OSError when the kernel refuses, which it does to nobody (capset(2): giving up is always allowed).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    header, none = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24)  # effective, permitted, inheritable, twice
+    if libc.capset(header, none):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
 def main() -> None:
     """``python -m nfw.exporter LISTENER_FD SOCKET_FD PARENT_PID``."""
     process.die_with_parent(int(sys.argv[3]))
@@ -279,6 +296,7 @@ def main() -> None:
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         process.die_with_parent(int(sys.argv[3]))  # a change of identity clears it
+    drop_capabilities()
     process.no_dumps()
     server.serve_forever()
 

@@ -313,6 +313,16 @@ def test_a_unix_socket_is_scraped(daemon: Daemon, tmp_path: Path) -> None:
     assert scrape(path)[0] == 200  # it was started again; who came meanwhile waits in the listener
 
 
+def test_the_endpoint_has_no_privileges(daemon: Daemon, tmp_path: Path) -> None:
+    scrape(tmp_path / "metrics.sock")
+    child = daemon.exporter._child
+    assert child is not None
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{child.pid}/status").read_text().splitlines())
+    assert {fields[name].strip() for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {"0" * 16}
+    assert fields["NoNewPrivs"].strip() == "1"
+    assert set(fields["Uid"].split()) != {"0"}
+
+
 def test_a_daemon_that_does_not_answer_blocks_nobody_for_long(daemon: Daemon, tmp_path: Path) -> None:
     path = tmp_path / "metrics.sock"
     scrape(path)
