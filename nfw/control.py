@@ -99,7 +99,8 @@ class Deferred:
             if self._deliver is not None:
                 self._deliver(reply)
 
-    def _on_resolve(self, deliver: Callable[[Reply], None]) -> None:
+    def on_resolve(self, deliver: Callable[[Reply], None]) -> None:
+        """Call ``deliver`` with the reply, at once or when it comes. The last caller is the one that is told."""
         if self.reply is not None:
             deliver(self.reply)
         else:
@@ -367,7 +368,7 @@ class ControlServer:
             answer = answer_later
         client.waiting.append(answer)
         client.deadline = self._clock() + DEFERRED_SECONDS
-        answer._on_resolve(lambda _: self._flush(client))
+        answer.on_resolve(lambda _: self._flush(client))
 
     def _flush(self, client: _Client) -> None:
         """Send the replies that are known, in the order of the requests."""

@@ -77,6 +77,75 @@ def where(rule: Any) -> Event:
     return named
 
 
+def verdict(signature: Any, action: str) -> str:
+    """EVE ``verdict.action`` of an alert whose ``alert.action`` is ``action``."""
+    named = str(signature.action.value)
+    if action == "blocked":
+        return "reject" if named.startswith("reject") else "drop"
+    return "pass" if named == "pass" else "alert"
+
+
+_TCP_FLAGS = (("syn", 0x02), ("fin", 0x01), ("rst", 0x04), ("psh", 0x08), ("ack", 0x10), ("urg", 0x20), ("ecn", 0x40),
+              ("cwr", 0x80))  # fmt: skip
+
+
+def tcp_flags(to_server: int, to_client: int) -> Event:
+    """EVE ``tcp`` object of a flow: the flags each side has sent."""
+    both = to_server | to_client
+    fields: Event = {
+        "tcp_flags": f"{both:02x}",
+        "tcp_flags_ts": f"{to_server:02x}",
+        "tcp_flags_tc": f"{to_client:02x}",
+    }
+    fields.update((name, True) for name, bit in _TCP_FLAGS if both & bit)
+    return fields
+
+
+def stats(status: Mapping[str, Any], uptime: float, now: float) -> Event:
+    """EVE ``stats`` record of the daemon's status. Names are Suricata's; what it has no name for is under ``nfw``."""
+    total = {"received": 0, "received_bytes": 0, "dropped": 0}
+    sums = dict.fromkeys(
+        ("flows", "sessions", "log_dropped", "bugs", "alert", "rejected", "invalid", "pass", "full"), 0
+    )
+    for process in status.get("processes") or ():
+        for name in total:
+            total[name] += (process.get("packets") or {}).get(name, 0)
+        for name in ("flows", "sessions", "log_dropped", "bugs"):
+            sums[name] += process.get(name) or 0
+        counts = process.get("counts") or {}
+        sums["alert"] += counts.get("alert", 0)
+        sums["invalid"] += counts.get("invalid_packet", 0)
+        sums["full"] += counts.get("flow_table_full", 0)
+        for key, count in (process.get("verdicts") or {}).items():
+            if key.startswith(("flow/reject/", "stateful/reject/")):
+                sums["rejected"] += count
+    queues = ((status.get("kernel") or {}).get("queues") or {}).values()
+    dropped = sum(queue.get("dropped", 0) + queue.get("user_dropped", 0) for queue in queues)
+    return {
+        "timestamp": timestamp(now),
+        "event_type": "stats",
+        "stats": {
+            "uptime": int(uptime),
+            "capture": {"kernel_drops": dropped},
+            "decoder": {"pkts": total["received"], "bytes": total["received_bytes"], "invalid": sums["invalid"]},
+            "flow": {"active": sums["flows"], "memcap": sums["full"]},
+            "ips": {
+                "accepted": max(0, total["received"] - total["dropped"]),
+                "blocked": total["dropped"] - sums["rejected"],
+                "rejected": sums["rejected"],
+            },
+            "detect": {"alert": sums["alert"]},
+        },
+        "nfw": {
+            "generation": status.get("generation", 0),
+            "state": status.get("state", ""),
+            "tls_sessions": sums["sessions"],
+            "log_dropped": sums["log_dropped"],
+            "bugs": sums["bugs"],
+        },
+    }
+
+
 def line(event: Mapping[str, Any]) -> bytes:
     """One JSON line. Bytes that are not text cannot get here, but a bad surrogate must not stop a log."""
     return json.dumps(event, separators=(",", ":"), default=str).encode("utf-8", "backslashreplace") + b"\n"

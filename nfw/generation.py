@@ -27,7 +27,7 @@ from nfw.settings import QUEUE_SPAN, GenerationReady, GenerationSettings, pack, 
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
-    from nfw.policy.model import Policy
+    from nfw.policy.model import Policy, Sink
 
 MESSAGE_BYTES = 1 << 20
 READY_SECONDS = 30.0  # a worker that has not bound its queue by then never will
@@ -176,6 +176,10 @@ class Leader:
             log_path=str(policy.log.path) if policy.log.path is not None else "",
             log_bytes=policy.log.max_size,
             log_keep=policy.log.keep,
+            log_events=policy.log.events,
+            log_format=policy.log.format.value,
+            log_sinks=[sink_settings(sink) for sink in policy.log.sinks],
+            log_stats=policy.log.stats_interval if "stats" in policy.log.wanted else 0,
             warnings=tuple(str(warning) for warning in policy.warnings),
         )
 
@@ -401,6 +405,13 @@ class Leader:
     def _say(self, kind: str, value: Any) -> None:
         with contextlib.suppress(OSError):
             self.supervisor.send(pack(kind, value))
+
+
+def sink_settings(sink: Sink) -> dict[str, Any]:
+    """A sink as plain values, for :func:`nfw.sinks.make`."""
+    values = {name: getattr(sink, name) for name in ("max_size", "keep", "address", "facility")}
+    path = str(sink.path) if sink.path is not None else ""
+    return {**values, "kind": sink.kind.value, "format": sink.format.value, "path": path, "events": list(sink.events)}
 
 
 def describe(status: int) -> str:

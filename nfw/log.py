@@ -1,4 +1,4 @@
-"""The event log: many processes send, one writes. A slow disk never makes a packet wait.
+"""The event log: many processes send, one writes. A slow disk never makes a packet wait. Where to: ``nfw/sinks.py``.
 
 Senders hold one end of a sequenced-packet socket and never block: what does not fit is dropped and counted, and the
 count is itself logged as soon as there is room (``event_type: log_dropped``). The writer bounds the file by size:
@@ -15,10 +15,11 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from nfw import events, process
+from nfw.sinks import Counters, Sink, split
 
 MESSAGE_BYTES = 60_000  # one socket message; well under the socket buffer so that several fit
 SOCKET_BYTES = 8 << 20  # about a second of heavy logging while the writer is busy rotating
@@ -124,8 +125,11 @@ class LogFile:
         self._regular = stat.S_ISREG(info.st_mode)
         self._size = info.st_size
 
-    def write(self, data: bytes) -> None:
-        """Append whole lines; a full disk loses them and says so on standard error, once until it works again."""
+    def write(self, data: bytes) -> int:
+        """Append whole lines; a full disk loses them and says so on standard error, once until it works again.
+
+        Returns how many lines were lost, one that was torn included.
+        """
         try:
             if self._regular and self._size and self._size + len(data) > self.max_bytes:
                 self._rotate()
@@ -137,11 +141,13 @@ class LogFile:
                 data = data[written:]
                 self._torn = bool(data)
             self._failing = False
+            return 0
         except OSError as error:
             if not self._failing:
                 print(f"nfw: cannot write the event log {self.path}: {error.strerror}", file=sys.stderr, flush=True)
             self._failing = True
             self.errors += 1
+            return data.count(b"\n")
 
     def close(self) -> None:
         """Close the file; standard output stays open."""
@@ -172,10 +178,9 @@ def check(path: str) -> str | None:
     return None
 
 
-def run_writer(receiver: socket.socket, path: str, max_bytes: int, keep: int = 1) -> None:
+def run_writer(receiver: socket.socket, sinks: Sequence[Sink], counters: Counters | None = None) -> None:
     """The writer process: until every sender is gone or SIGTERM, after which what is queued is still written."""
     process.name("nfw log")
-    log = LogFile(path, max_bytes, keep)
     stop_at = 0.0
     state = {"reopen": False, "stop": False}
     signal.signal(signal.SIGHUP, lambda *_: state.update(reopen=True))
@@ -185,20 +190,23 @@ def run_writer(receiver: socket.socket, path: str, max_bytes: int, keep: int = 1
     while True:
         if state["reopen"]:
             state["reopen"] = False
-            try:
-                log.reopen()
-            except OSError as error:
-                print(f"nfw: cannot reopen the event log {path}: {error.strerror}", file=sys.stderr, flush=True)
+            for sink in sinks:
+                sink.reopen()
         if state["stop"]:
             stop_at = stop_at or time.monotonic() + STOP_SECONDS
             if time.monotonic() >= stop_at:
-                return
-        try:
+                break
+        data = None
+        with contextlib.suppress(TimeoutError):
             data = receiver.recv(MESSAGE_BYTES * 2)
-        except TimeoutError:
-            if state["stop"]:
-                return
-            continue
-        if not data:
-            return
-        log.write(data)
+        if data == b"" or (data is None and state["stop"]):
+            break
+        lines = split(data) if data else []
+        for sink in sinks:
+            if lines:
+                sink.put(lines)
+            sink.tend()
+        if counters is not None:
+            counters.put([sink.lost for sink in sinks])
+    for sink in sinks:
+        sink.close()

@@ -119,7 +119,8 @@ class Pipeline:
         self.filter = compiled.filter
         self.scopes = compiled.scopes
         self.ruleset = compiled.ruleset
-        self.inspects = bool(policy.stateful.signatures or policy.stateful.default_actions)
+        stateful = policy.stateful
+        self.inspects = bool(stateful.signatures or stateful.default_actions or compiled.ruleset.logs)
         self.table = FlowTable(policy.flows.max_flows, compiled.timeouts, policy.flows.when_full.value)
         self.holding: OrderedDict[int, Flow] = OrderedDict()  # flows with held packets, oldest first
         self.held_packets = 0
@@ -130,6 +131,9 @@ class Pipeline:
         # UDP flows answered with ENDED, oldest first: more of them may be queued from before the mark was set.
         self.ended: OrderedDict[bytes, float] = OrderedDict()
         self.counts: dict[str, int] = {}
+        self.packets = self.bytes = 0  # received from the queue; bytes from the IP header on
+        self.forwarded = self.forwarded_bytes = 0  # of those, what the stateless engine sent on
+        self.verdicts: dict[tuple[str, str, str], int] = {}  # (stage, verdict, reason) -> packets so decided
         self._drop_budget = float(DROP_EVENTS_PER_SECOND)
         self._drop_at = 0.0
         # To find out what is odd about a packet takes longer than to judge most: only for rules that ask.
@@ -142,11 +146,15 @@ class Pipeline:
     def packet(self, packet_id: int, generation: int, disposition: int, data: bytes, now: float) -> Answer:
         """Judge one packet. ``generation`` and ``disposition`` are what the flow's ct mark said before it."""
         packet = decode(data)
+        self.packets += 1
+        self.bytes += len(data)
         if packet.problem is not None:
             return self._drop("invalid_packet", packet, now)
         match = self.filter.match(packet)
         if match.action is not StatelessAction.FORWARD:
             return self._stateless(packet, match, now)
+        self.forwarded += 1
+        self.forwarded_bytes += len(data)
         # The kernel copies an older mark bit by bit, and a verdict may change it meanwhile: what REPLY says holds
         # whatever generation stands beside it.
         reply = disposition == Disposition.REPLY
@@ -173,6 +181,7 @@ class Pipeline:
             ref = RuleRef("stateless", rule.priority, rule.name or rule.group, rule.file, rule.line)
             return self._drop("stateless_rule", packet, now, ref)
         self._count("stateless_pass")
+        self._verdict("stateless", "pass", "stateless_default" if match.rule is None else "stateless_rule")
         # The kernel may take over only when the answer to the replies is known to be the same.
         settled = packet.protocol == UDP or (packet.protocol == TCP and not self._flag_rules)
         if settled and self.filter.action_of_reply(packet) is StatelessAction.PASS:
@@ -214,6 +223,7 @@ class Pipeline:
             if kind is Kind.NEW and packet.protocol == TCP and self._in_scope(packet):
                 self.table.remove(flow)
                 self._count("tls")
+                self._verdict("flow", "tls", "tls_scope")
                 return Answer.TLS
             inspector = Inspector(self.ruleset, _facts(flow), now) if self.inspects else None
             context = flow.context = Context(inspector)
@@ -259,6 +269,7 @@ class Pipeline:
             return self._drop("stream_exception", packet, now)
         if exception is StreamException.REJECT:
             self._reset(packet)
+            return self._drop("stream_exception", packet, now, verdict=Verdict.REJECT)
         return self._drop("stream_exception", packet, now)
 
     def _open_datagram(self, packet: Packet, disposition: int, now: float) -> Answer | None:
@@ -316,6 +327,7 @@ class Pipeline:
         refusal = context.decision
         if refusal is not None and refusal.verdict is not Verdict.ACCEPT:
             # Decided when a hold expired, with no packet at hand that could carry the answer to the kernel.
+            self._verdict("stateful", refusal.verdict.value, refusal.reason)
             if refusal.verdict is Verdict.REJECT:
                 self._refuse(packet)
             return self._settle(flow, Answer.DROP_FLOW, now)
@@ -430,6 +442,8 @@ class Pipeline:
         self, outcome: Outcome, flow: Flow, context: Context, packet: Packet | None, now: float
     ) -> Answer | None:
         """Log alerts and carry out a decision. None: nothing decided against the packet."""
+        if context.inspector is not None and context.inspector.transactions:
+            self._transactions(flow, context.inspector, now)
         for alert in outcome.alerts:
             context.alerted = True
             self._alert(alert, flow, now)
@@ -439,6 +453,7 @@ class Pipeline:
                 context.decision = decision
             return None
         self._count(decision.reason)
+        self._verdict("stateful", decision.verdict.value, decision.reason)
         key = f"{decision.reason}:{decision.rule}"
         if key not in context.dropped and len(context.dropped) < 32:
             context.dropped.add(key)
@@ -576,6 +591,11 @@ class Pipeline:
         context.logged = True
         event = flow_event(flow, "flow", now + self.wall, None)
         decision = context.decision
+        if context.inspector is not None and self.ruleset.logs:
+            context.inspector.log_rest()
+            self._transactions(flow, context.inspector, now)
+        if flow.protocol == TCP:
+            event["tcp"] = events.tcp_flags(*flow.flags)
         event["flow"] = {
             "pkts_toserver": flow.packets[0],
             "pkts_toclient": flow.packets[1],
@@ -595,10 +615,19 @@ class Pipeline:
             event["nfw"] = {"reason": decision.reason, **events.where(decision.rule)}
         self.effects.event(event)
 
+    def _transactions(self, flow: Flow, inspector: Inspector, now: float) -> None:
+        for kind, tx_id, fields in inspector.transactions:
+            event = flow_event(flow, kind, now + self.wall, None)
+            event["tx_id"] = tx_id
+            event[kind] = fields
+            self.effects.event(event)
+        inspector.transactions.clear()
+
     def _alert(self, alert: Any, flow: Flow, now: float) -> None:
         event = flow_event(flow, "alert", now + self.wall, None, alert.direction)
         event["direction"] = "to_server" if alert.direction is Direction.TO_SERVER else "to_client"
         event["alert"] = events.alert_fields(alert.rule, alert.action)
+        event["verdict"] = {"action": events.verdict(alert.rule, alert.action)}
         if alert.app_proto:
             event["app_proto"] = alert.app_proto
         event.update(alert.tx)
@@ -606,9 +635,18 @@ class Pipeline:
         self._count("alert")
         self.effects.event(event)
 
-    def _drop(self, reason: str, packet: Packet, now: float, rule: Any = None, flow: Flow | None = None) -> Answer:
+    def _drop(
+        self,
+        reason: str,
+        packet: Packet,
+        now: float,
+        rule: Any = None,
+        flow: Flow | None = None,
+        verdict: Verdict = Verdict.DROP,
+    ) -> Answer:
         """Drop one packet; log it within the budget of records for packets without a flow."""
         self._count(reason)
+        self._verdict("stateless" if reason.startswith("stateless") else "flow", verdict.value, reason)
         self._drop_budget = min(
             float(DROP_EVENTS_PER_SECOND), self._drop_budget + (now - self._drop_at) * DROP_EVENTS_PER_SECOND
         )
@@ -629,7 +667,7 @@ class Pipeline:
             dst=packet.dst,
             dport=packet.dport,
         )
-        self._drop_event(reason, event, Decision(Verdict.DROP, Scope.PACKET, reason, rule))
+        self._drop_event(reason, event, Decision(verdict, Scope.PACKET, reason, rule))
         return Answer.DROP
 
     def _drop_event(self, reason: str, event: dict[str, Any], decision: Decision) -> None:
@@ -640,7 +678,13 @@ class Pipeline:
 
     def _quiet(self, reason: str) -> Answer:
         self._count(reason)
+        self._verdict("flow", "drop", reason)
         return Answer.DROP
+
+    def _verdict(self, stage: str, verdict: str, reason: str) -> None:
+        """Reasons are names of the program and of default actions, so there are only so many."""
+        key = (stage, verdict, reason)
+        self.verdicts[key] = self.verdicts.get(key, 0) + 1
 
     def _count(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,9 @@ DEFAULT_LOG = "/var/log/nfw/eve.json"
 DEFAULT_QUEUE_BASE = 5100
 QUEUE_SPAN = 64  # queues a generation may use; generations that live at the same time never share a span
 DEFAULT_LOG_BYTES = 256 << 20
+DEFAULT_LOG_EVENTS = ("alert", "drop", "flow", "tls")
+# Rules whose hits a worker tells; all workers of a generation must fit in one message of the leader.
+RULES_TOLD = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,19 @@ class GenerationReady:
     log_path: str = ""
     log_bytes: int = DEFAULT_LOG_BYTES
     log_keep: int = 1
+    log_events: Sequence[str] = DEFAULT_LOG_EVENTS
+    log_format: str = "eve"
+    log_sinks: Sequence[dict[str, Any]] = ()  # as nfw.sinks.make wants them
+    log_stats: int = 0  # seconds between records, 0: none are wanted
     warnings: tuple[str, ...] = ()
+
+
+def most(hits: Mapping[str, int], bound: int = RULES_TOLD) -> tuple[dict[str, int], int]:
+    """The ``bound`` entries that were hit most, and how many with hits are left out."""
+    hit = [item for item in hits.items() if item[1]]
+    if len(hit) <= bound:
+        return dict(hits), 0
+    return dict(heapq.nlargest(bound, hit, key=lambda item: item[1])), len(hit) - bound
 
 
 def pack(kind: str, value: Any) -> bytes:

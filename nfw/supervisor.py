@@ -15,20 +15,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nfw import __version__, log, process
+from nfw import __version__, events, log, process, sinks
 from nfw.conntrack import Conntrack
 from nfw.control import ControlServer, Deferred, Reply, Request
+from nfw.exporter import Address, Exporter, is_private
 from nfw.generation import MESSAGE_BYTES, describe
 from nfw.hostnet import GenerationPlan, HostNet, HostNetError
 from nfw.marks import Disposition, MarkLayout
 from nfw.settings import (
     DEFAULT_CONTROL,
     DEFAULT_LOG,
-    DEFAULT_LOG_BYTES,
     DEFAULT_QUEUE_BASE,
     QUEUE_SPAN,
     GenerationReady,
@@ -61,6 +61,7 @@ class Options:
     mark_mask: int = 0xFFF00000
     queue_base: int = DEFAULT_QUEUE_BASE
     log: str | None = None
+    metrics: Address | None = None  # where Prometheus may scrape
     on_exit: str = "closed"  # closed: traffic stays blocked until the next start; cleanup: the kernel as it was
 
 
@@ -96,12 +97,18 @@ class Supervisor:
         self.restart_at: float | None = None
         self.losses: list[float] = []  # when a generation was lost or did not come back, within the last minute
         self.log_path = ""  # not known before the first policy is
-        self.log_bytes, self.log_keep = DEFAULT_LOG_BYTES, 1
+        self.log_sinks: list[dict[str, Any]] = []
+        self.log_name = ""  # of the policy, for AWS's format
+        self.log_counters = sinks.Counters()
+        self.stats_due: float | None = None
+        self.stats_every = 0
+        self.started = time.monotonic()
         self.log_started = 0.0
         self.log_due: float | None = None
         self.log_sender, self.log_receiver = log.channel()
         self.log_pid = 0
         self.control: ControlServer | None = None
+        self.exporter: Exporter | None = None
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -118,6 +125,7 @@ class Supervisor:
         self.selector.register(wake_in, selectors.EVENT_READ, lambda: _drain(wake_in))
         self.control = ControlServer(self.options.control, self.handle)
         try:
+            self._open_metrics()
             self._refuse_bound_queues()
             for problem in self.hostnet.preflight():
                 say(f"warning: {problem}")
@@ -126,6 +134,8 @@ class Supervisor:
             self.hostnet.destroy_sockets()
         except BaseException:
             self.control.close()
+            if self.exporter is not None:
+                self.exporter.close()
             raise
         say("closed: nothing is forwarded until the first policy runs")
         self._begin(self.options.policy, self._first)
@@ -135,6 +145,18 @@ class Supervisor:
         finally:
             self._shutdown()
         return self.exit_status
+
+    def _open_metrics(self) -> None:
+        address = self.options.metrics
+        if address is None:
+            return
+        shown = address if isinstance(address, str) else f"{address[0]} port {address[1]}"
+        try:
+            self.exporter = Exporter(address, self._ask_status, self.selector)
+        except OSError as error:
+            raise NotStartedError(f"cannot listen for metrics on {shown}: {error.strerror}") from error
+        if not is_private(address):
+            say(f"warning: metrics on {shown}: whoever reaches that address can read policy, rule and counter names")
 
     def _refuse_bound_queues(self) -> None:
         """Another nfw, or whoever reads our queues, must not find its rules replaced by a daemon that cannot run."""
@@ -189,6 +211,8 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self.log_pid, signal.SIGTERM)
                 os.waitpid(self.log_pid, 0)
+        if self.exporter is not None:
+            self.exporter.close()
         if self.control is not None:
             self.control.close()
         if self.options.on_exit == "cleanup":
@@ -200,10 +224,10 @@ class Supervisor:
             say("stopped; traffic stays closed (`nfw cleanup` opens it)")
 
     def _start_log(self) -> None:
-        path, size, keep = self.log_path, self.log_bytes, self.log_keep
+        settings, firewall, counters = self.log_sinks, self.log_name, self.log_counters
         receiver, sender = self.log_receiver, self.log_sender
         self.log_started, self.log_due = time.monotonic(), None
-        problem = log.check(path)
+        problem = _unwritable(settings)
         if problem is not None:
             say(problem)
             self.log_due = self.log_started + RESTART_SECONDS[-1]
@@ -211,7 +235,9 @@ class Supervisor:
 
         def write() -> None:
             sender.close()
-            log.run_writer(receiver, path, size, keep)
+            wanted = {kind for one in settings for kind in one["events"]}
+            made = [sinks.make(one, tuple(wanted), firewall) for one in settings]
+            log.run_writer(receiver, made, counters)
 
         self.log_pid = process.fork(write, title="nfw log")
 
@@ -219,12 +245,28 @@ class Supervisor:
         """The policy names the log unless the command line did."""
         return self.options.log or ready.log_path or DEFAULT_LOG
 
+    def _sinks_of(self, ready: GenerationReady) -> list[dict[str, Any]]:
+        """Every sink of a policy. The file is left out when no events are to go there."""
+        main = {
+            "kind": "file",
+            "path": self._log_of(ready),
+            "max_size": ready.log_bytes,
+            "keep": ready.log_keep,
+            "events": list(ready.log_events),
+            "format": ready.log_format,
+        }
+        return [*([main] if ready.log_events or not ready.log_sinks else []), *ready.log_sinks]
+
     def _move_log(self, ready: GenerationReady) -> None:
         """A new writer takes over the same channel."""
-        wanted = (self._log_of(ready), ready.log_bytes, ready.log_keep)
-        if wanted == (self.log_path, self.log_bytes, self.log_keep):
+        wanted = self._sinks_of(ready)
+        if ready.log_stats != self.stats_every:
+            self.stats_every = ready.log_stats
+            self.stats_due = time.monotonic() + ready.log_stats if ready.log_stats else None
+        if (wanted, ready.name) == (self.log_sinks, self.log_name):
             return
-        self.log_path, self.log_bytes, self.log_keep = wanted
+        self.log_sinks, self.log_name = wanted, ready.name
+        self.log_path = str(wanted[0]["path"]) if wanted[0]["kind"] == "file" else ""
         if self.log_pid:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self.log_pid, signal.SIGTERM)
@@ -306,8 +348,7 @@ class Supervisor:
         assert ready is not None
         number = generation.settings.number
         old = self.current
-        log_path = self._log_of(ready)
-        problem = log.check(log_path) if log_path != self.log_path else None
+        problem = _unwritable([one for one in self._sinks_of(ready) if one not in self.log_sinks])
         if problem is not None:
             self._failed(generation, [problem])
             return
@@ -495,6 +536,11 @@ class Supervisor:
             for answer, until in waiting:
                 if until <= now:
                     answer(Reply(False, None, (f"the generation did not answer within {STATUS_SECONDS:.0f} s",)))
+        if self.stats_due is not None and now >= self.stats_due:
+            self.stats_due = now + self.stats_every
+            self._write_stats()
+        if self.exporter is not None:
+            self.exporter.tend()
         notify("WATCHDOG=1")
 
     # -- control ---------------------------------------------------------------------------------------------------
@@ -546,8 +592,43 @@ class Supervisor:
             "state": "filtering",
             "name": ready.name if ready else "",
             "log": self.log_path,
+            "log_writer": self._log_status(),
+            "kernel": self._kernel(),
             **body,
         }
+
+    def _write_stats(self) -> None:
+        """One EVE ``stats`` record, when the generation has answered."""
+
+        def write(reply: Reply) -> None:
+            if reply.ok:
+                sender = log.LogSender(self.log_sender)
+                sender.write(events.stats(reply.data, time.monotonic() - self.started, time.time()))
+                sender.flush()
+
+        found = self._ask_status()
+        if isinstance(found, Deferred):
+            found.on_resolve(write)
+        else:
+            write(found)
+
+    def _log_status(self) -> dict[str, Any]:
+        names = [sinks.name_of(one) for one in self.log_sinks]
+        lost = self.log_counters.get(len(names))
+        return {"pid": self.log_pid, "dropped": dict(zip(names, lost, strict=True))}
+
+    def _kernel(self) -> dict[str, Any]:
+        """What the kernel counts: packets by rule of ours, and for each queue those waiting and those dropped."""
+        from nfw.nfqueue import read_stats
+
+        first = self.options.queue_base
+        spans = range(first, first + QUEUE_SPANS * QUEUE_SPAN)
+        found: dict[str, Any] = {
+            "queues": {str(number): row for number, row in read_stats().items() if number in spans}
+        }
+        with contextlib.suppress(HostNetError, OSError):
+            found["counters"] = self.hostnet.counters()
+        return found
 
 
 def _forgotten(which: str) -> tuple[Disposition, ...]:
@@ -574,6 +655,12 @@ def policy_source(args: Mapping[str, Any]) -> PolicySource | None:
     if not all(isinstance(path, str) and path.startswith("/") for path in paths):
         return None
     return PolicySource(str(paths[0]), tuple(map(str, more)), str(map_file), name)
+
+
+def _unwritable(settings: Sequence[dict[str, Any]]) -> str | None:
+    """Why one of the files among these sinks cannot be written."""
+    problems = (log.check(str(one["path"])) for one in settings if one["kind"] == "file")
+    return next((problem for problem in problems if problem is not None), None)
 
 
 def _fields(options: Options) -> dict[str, Any]:

@@ -39,11 +39,21 @@ def alert(facts: FlowFacts, found: Alert, unix_time: float) -> dict[str, Any]:
     event = base(facts, "alert", unix_time, found.direction)
     event["direction"] = "to_server" if found.direction is Direction.TO_SERVER else "to_client"
     event["alert"] = events.alert_fields(found.rule, found.action)
+    event["verdict"] = {"action": events.verdict(found.rule, found.action)}
     if found.app_proto:
         event["app_proto"] = found.app_proto
     event.update(found.tx)
     event["tls_inspected"] = True
     event["nfw"] = {"stage": "stateful", **events.where(found.rule.ref)}
+    return event
+
+
+def transaction(facts: FlowFacts, kind: str, tx_id: int, fields: dict[str, object], unix_time: float) -> dict[str, Any]:
+    """A request and its answer, of whatever the session carries."""
+    event = base(facts, kind, unix_time)
+    event["tx_id"] = tx_id
+    event[kind] = fields
+    event["tls_inspected"] = True
     return event
 
 

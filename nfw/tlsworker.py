@@ -10,6 +10,7 @@ Nothing leaves before its verdict: plaintext the inspector still holds stays in 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import select
@@ -41,7 +42,7 @@ from nfw.marks import Disposition, MarkLayout
 from nfw.policy.model import TlsAction, TlsKeywords
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
-from nfw.settings import GenerationSettings, pack, unpack
+from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ MAX_SESSIONS = 20_000  # per worker, about 100 KB each; more are reset (counted 
 LINGER_SECONDS = 5.0  # for the peers of a finished session to close, once everything was delivered
 TICK_SECONDS = 0.1  # how late the log and what is held or about to be reset may be
 SWEEP_SECONDS = 1.0  # how late every other deadline may be; a look at all sessions costs
+# Upper bounds in seconds of the handshake histogram's buckets; the last one has none.
+HANDSHAKE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ACCEPTS = 64  # between two looks at the other sockets
 MESSAGE_BYTES = 1 << 20
 
@@ -144,7 +147,7 @@ class TlsWorker:
         holder.setblocking(False)
         layout = MarkLayout(settings.mark_mask)
         self.mark = layout.compose(settings.number, Disposition.OWN)
-        self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.events)
+        self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.wanted)
         assert self.policy.tls is not None
         self.settings = tls_settings(self.policy.tls)
         self.session_holding = self.policy.tls.session_holding
@@ -171,6 +174,10 @@ class TlsWorker:
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
         self.next_sweep = 0.0
         self.counts: dict[str, int] = {}
+        self.verdicts: dict[tuple[str, str, str], int] = {}  # (stage, verdict, reason) -> sessions so ended
+        self.handshakes = [0] * (len(HANDSHAKE_BUCKETS) + 1)  # sessions by bucket, from accept to both handshakes done
+        self.handshake_seconds = 0.0
+        self.bytes = [0, 0]  # plaintext, by direction
         self.stopping = False
         self.bugs = 0
 
@@ -479,7 +486,9 @@ class TlsWorker:
             case tls.Finished():
                 self._finished(flow, event, now)
             case tls.Established():
-                pass
+                took = now - flow.started
+                self.handshakes[bisect.bisect_left(HANDSHAKE_BUCKETS, took)] += 1
+                self.handshake_seconds += took
 
     def _hello(self, flow: Flow, hello: Any, now: float) -> None:
         if flow.inspector is not None:
@@ -547,6 +556,7 @@ class TlsWorker:
         if flow.finished_at:
             return
         flow.bytes[direction] += len(data)
+        self.bytes[direction] += len(data)
         if inspector is None or (inspector.finished and not flow.pending[direction]):
             flow.session.forward(direction, data)
             return
@@ -592,6 +602,8 @@ class TlsWorker:
 
     def _judged(self, flow: Flow, outcome: Outcome, now: float) -> bool:
         """Log alerts; end the flow when the decision is against it. True: it has ended."""
+        if flow.inspector is not None and flow.inspector.transactions:
+            self._transactions(flow, flow.inspector, now)
         for alert in outcome.alerts:
             flow.alerted = True
             self._count("alert")
@@ -603,6 +615,7 @@ class TlsWorker:
             return False
         flow.decision = decision
         self._count(decision.reason)
+        self._verdict("decrypted", decision.verdict.value, decision.reason)
         self.log.write(tlsrecords.drop(flow.facts, decision, now + self.wall))
         for pending in flow.pending:
             pending.clear()
@@ -610,6 +623,11 @@ class TlsWorker:
         flow.session.end(how, decision.reason, str(decision.rule or ""))
         self._drain(flow, now)
         return True
+
+    def _transactions(self, flow: Flow, inspector: Inspector, now: float) -> None:
+        for kind, tx_id, fields in inspector.transactions:
+            self.log.write(tlsrecords.transaction(flow.facts, kind, tx_id, fields, now + self.wall))
+        inspector.transactions.clear()
 
     # -- end -------------------------------------------------------------------------------------------------------
 
@@ -708,16 +726,31 @@ class TlsWorker:
 
     def stats(self) -> dict[str, Any]:
         """Counters for ``nfw status``."""
+        hits, omitted = most(self.ruleset.hit_counts() if self.ruleset is not None else {})
         return {
             "sessions": len(self.flows),
+            "max_sessions": MAX_SESSIONS,
+            "bytes": list(self.bytes),
             "counts": dict(self.counts),
+            "verdicts": {"/".join(key): count for key, count in self.verdicts.items()},
+            "handshakes": {
+                "bounds": list(HANDSHAKE_BUCKETS),
+                "buckets": list(self.handshakes),
+                "seconds": self.handshake_seconds,
+            },
             "leafs": len(self.desk),
             "revocations": len(self.revocations) if self.revocations is not None else 0,
-            "rule_hits": self.ruleset.hit_counts() if self.ruleset is not None else {},
+            "leaf_cache": {"hits": self.desk.cache.hits, "misses": self.desk.cache.misses},
+            "rule_hits": hits,
+            "rules_omitted": omitted,
             "pcre_gave_up": self.give_ups.counts(),
             "bugs": self.bugs,
             "log_dropped": self.log.dropped,
         }
+
+    def _verdict(self, stage: str, verdict: str, reason: str) -> None:
+        key = (stage, verdict, reason)
+        self.verdicts[key] = self.verdicts.get(key, 0) + 1
 
     def _count(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1
@@ -728,6 +761,13 @@ class TlsWorker:
             return
         flow.logged = True
         self._count(f"tls_{status.lower()}")
+        if reason.endswith("_timeout"):
+            self._count("timed_out")
+        if status not in ("OK", "POLICY", "ABORTED", "ENDED"):
+            self._verdict("tls", self.settings.on_failure.value, reason)
+        if flow.inspector is not None and self.ruleset is not None and self.ruleset.logs:
+            flow.inspector.log_rest()
+            self._transactions(flow, flow.inspector, now)
         at = now + self.wall
         self.log.write(tlsrecords.tls(flow.facts, status, reason, detail, flow.session.info, flow.decision, at))
         started = flow.started + self.wall

@@ -22,7 +22,7 @@ from nfw.marks import Disposition, MarkLayout
 from nfw.nfqueue import ACCEPT_BATCH, DONE, HELD, Queue, QueueBusyError
 from nfw.pipeline import Answer, Pipeline
 from nfw.rawsend import RawSender
-from nfw.settings import GenerationSettings, pack, unpack
+from nfw.settings import GenerationSettings, most, pack, unpack
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
@@ -41,7 +41,7 @@ class Worker:
         self.layout = MarkLayout(settings.mark_mask)
         self.generation = settings.number
         self.leader = leader
-        self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.events)
+        self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.wanted)
         self.raw = RawSender(self.layout.compose(settings.number, Disposition.OWN))
         self.pipeline = Pipeline(compiled, settings.number, self, time.time() - time.monotonic())
         self.marks = {
@@ -49,6 +49,8 @@ class Worker:
         }
         self.give_ups = GiveUps(self.pipeline.ruleset, process.tell)
         self.bugs = 0
+        self.answers = [0] * (max(Answer) + 3)  # packets by answer, from HOLD on
+        self.released = [0, 0]  # held packets by what became of them: dropped, accepted
         self.held: dict[int, int] = {}  # packet id -> its mark; as many as the pipeline holds
         self.queue = Queue(queue, self.on_packet, fail_open=compiled.policy.fail_open)
         self.stopping = False
@@ -58,6 +60,7 @@ class Worker:
     def verdict(self, packet_id: int, accept: bool) -> None:
         """Verdict of a packet held earlier. The mark says INSPECT, as for every packet of an inspected flow."""
         mark = self.layout.merge(self.held.pop(packet_id, 0), self.marks[Answer.INSPECT])
+        self.released[accept] += 1
         self.queue.verdict(packet_id, accept, mark if accept else None)
 
     def inject(self, packet: bytes) -> None:
@@ -80,6 +83,7 @@ class Worker:
         except Exception:  # noqa: BLE001 - our bug must cost one packet, not the worker
             self._bug()
             answer = Answer.DROP
+        self.answers[answer + 2] += 1
         if answer is Answer.ACCEPT:
             return ACCEPT_BATCH
         if answer is Answer.HOLD:
@@ -150,9 +154,21 @@ class Worker:
     def stats(self) -> dict[str, Any]:
         """Counters for ``nfw status``."""
         pipeline = self.pipeline
+        refused = sum(self.answers[answer + 2] for answer in (Answer.DROP, Answer.DROP_FLOW, Answer.ENDED))
+        hits, omitted = most(pipeline.ruleset.hit_counts() if pipeline.ruleset is not None else {})
         return {
             "queue": self.queue.stats(),
+            "packets": {
+                "received": pipeline.packets,
+                "received_bytes": pipeline.bytes,
+                "forwarded": pipeline.forwarded,
+                "forwarded_bytes": pipeline.forwarded_bytes,
+                "dropped": refused + self.released[0],
+                "tls": self.answers[Answer.TLS + 2],
+            },
+            "verdicts": {"/".join(key): count for key, count in pipeline.verdicts.items()},
             "flows": len(pipeline.table),
+            "max_flows": pipeline.policy.flows.max_flows,
             "held_packets": pipeline.held_packets,
             "counts": dict(pipeline.counts),
             "stateless_hits": {
@@ -162,7 +178,8 @@ class Worker:
             },
             "stateless_default_hits": pipeline.filter.default_hits,
             "counters": pipeline.filter.counters,
-            "rule_hits": pipeline.ruleset.hit_counts() if pipeline.ruleset is not None else {},
+            "rule_hits": hits,
+            "rules_omitted": omitted,
             "pcre_gave_up": self.give_ups.counts(),
             "bugs": self.bugs,
             "log_dropped": self.log.dropped,

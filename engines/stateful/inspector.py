@@ -176,6 +176,7 @@ class Inspector:
         "flowbits",
         "flowints",
         "held",
+        "transactions",
     )
 
     def __init__(
@@ -200,6 +201,8 @@ class Inspector:
         self.flowints = FlowInts(ruleset.limits.max_flowbits)
         self.app_proto = ""  # of the bytes: on a decrypted flow what TLS carries
         self.held = [0, 0]
+        # (EVE object's name, transaction id, fields) of what is to be logged; whoever takes them empties the list.
+        self.transactions: list[tuple[str, int, dict[str, object]]] = []
         self._protocols: frozenset[str] = frozenset()
         self._original = ""  # what it was before another protocol began inside it
         self._spoken = ["", ""]  # what the bytes of each side say, where rules ask
@@ -383,6 +386,15 @@ class Inspector:
         # Detection goes on: a client that pauses inside its first bytes must not get past the rules of its protocol.
         return self._judge_now(direction, now)
 
+    def log_rest(self) -> None:
+        """The flow has ended: whatever was not logged is in ``transactions`` now."""
+        for layer in self._layers:
+            layer.log_rest()
+
+    def _log(self, name: str, tx: Transaction) -> None:
+        if len(self.transactions) < self._limits.max_transactions:
+            self.transactions.append((_LOG_KEYS.get(name, name), tx.id, tx.log_fields()))
+
     def _judge_now(self, direction: Direction, now: float) -> Outcome:
         segment = Segment(direction, self._established, b"", b"", None, now)
         self._segment = segment
@@ -443,10 +455,13 @@ class Inspector:
         group = self._ruleset.app_group(name)
         make = (UDP_PARSERS if self._facts.protocol == _UDP else PARSERS).get(name)
         wanted = group.has_transactions or (name in _CARRIERS and self._ruleset.needs_protocol)
-        parser = make(self._limits.app, group.body_denies) if make is not None and wanted else None
+        logs = name in self._ruleset.logs
+        parser = make(self._limits.app, group.body_denies) if make is not None and (wanted or logs) else None
         if parser is not None:
             parser.begin(self._facts.client, self._facts.server, expected)
         layer = Layer(name, group, self._ruleset.rules, parser)
+        if logs:
+            layer.log, layer.log_only = self._log, not wanted
         self._layers.append(layer)
         for side in (self._first, self._first.reply):
             early = bytes(self._early[side])
@@ -479,7 +494,7 @@ class Inspector:
                 facts = self._facts
                 self._ruleset.expectations.add(facts.client, facts.server, expected, self._segment.now)
             parser.expects.clear()
-        if parser.tunnel:
+        if parser.tunnel and not layer.log_only:
             # CONNECT or Upgrade: another protocol starts inside the connection.
             self._original = layer.name
             self._pd_done = [False, False]
@@ -883,6 +898,7 @@ class Inspector:
         if not self._watching:
             self._detector = None
         self._tls = None
+        self.log_rest()
         self._layers = []
         self._early = (bytearray(), bytearray())
         self._tail = [b"", b""]
@@ -929,7 +945,7 @@ class Inspector:
         if self.held[0] or self.held[1]:
             return False
         layer = self._layers[-1] if self._layers else None
-        if layer is None or layer.parser is None or layer.parser.gave_up or layer.parser.finished:
+        if layer is None or layer.parser is None or layer.parser.gave_up or layer.parser.finished or layer.log_only:
             return True
         return layer.known
 
@@ -965,13 +981,14 @@ class Inspector:
 
     def _enforces(self, layer: Layer) -> bool:
         """Something could be decided against what this layer carries."""
-        return layer.group.denies or self._ruleset.defaults.drop is not None
+        return not layer.log_only and (layer.group.denies or self._ruleset.defaults.drop is not None)
 
     # -- the end of interest ---------------------------------------------------------------------------------------
 
     def _update_idle(self) -> None:
         """Find out whether anything can still match. Cheap tests first: this runs for every segment."""
-        if self._tls is not None or (self._detector is not None and self._ruleset.needs_protocol):
+        asks = self._ruleset.needs_protocol or bool(self._ruleset.logs)
+        if self._tls is not None or (self._detector is not None and asks):
             return
         group, depth = self._group, self._limits.stream_depth
         for layer in self._layers:
@@ -998,7 +1015,8 @@ class Inspector:
         known protocol beyond the stream depth, whose other direction may still match."""
         if self._idle:
             return True
-        if self._tls is not None or self._decided is not None or (self._detector and self._ruleset.needs_protocol):
+        asks = self._ruleset.needs_protocol or bool(self._ruleset.logs)
+        if self._tls is not None or self._decided is not None or (self._detector and asks):
             return False
         group, depth = self._group, self._limits.stream_depth
         if self._layers or self._offset[side] < depth:

@@ -38,7 +38,7 @@ class _State:
 class Layer:
     """``parser`` is None when no rule needs the protocol parsed, or its transactions are given instead."""
 
-    __slots__ = ("_mine", "_rules", "_states", "group", "known", "name", "parser")
+    __slots__ = ("_mine", "_rules", "_states", "group", "known", "log", "log_only", "name", "parser")
 
     def __init__(
         self,
@@ -53,6 +53,8 @@ class Layer:
         self.parser = parser
         self._mine: list[Transaction] = list(transactions)
         self.known = False  # the protocol has said something a rule can look at
+        self.log: Callable[[str, Transaction], None] | None = None  # is told of each transaction that is over
+        self.log_only = False  # parsed for the log alone: what it says or fails at decides nothing
         self._rules = rules
         self._states: dict[int, _State] = {}
 
@@ -102,6 +104,14 @@ class Layer:
             state.appeared = [-1, -1]
             state.seen = ({}, {})
 
+    def log_rest(self) -> None:
+        """The flow has ended: transactions that were not over are logged as they are."""
+        if self.log is not None and self.parser is not None:
+            for tx in self.parser.transactions:
+                if tx.progress(Direction.TO_SERVER) > 0 or tx.progress(Direction.TO_CLIENT) > 0:
+                    self.log(self.name, tx)
+            self.log = None
+
     def give_up_oldest(self, limit: int) -> bool:
         """Forget transactions beyond ``limit``; True when there were any."""
         if self.parser is None or len(self.parser.transactions) <= limit:
@@ -116,6 +126,8 @@ class Layer:
         for tx in transactions:
             if self._settled(tx):
                 self._states.pop(tx.id, None)
+                if self.log is not None:
+                    self.log(self.name, tx)
             else:
                 keep.append(tx)
         transactions[:] = keep

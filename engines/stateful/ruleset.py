@@ -209,6 +209,7 @@ class RuleSet:
         "hits",
         "last_hit",
         "limits",
+        "logs",
         "needs_protocol",
         "needs_sides",
         "order",
@@ -243,6 +244,8 @@ class RuleSet:
         self.tx_payload = any(rule.tx and rule.payload for rule in rules)
         aware = [rule for rule in rules if rule.app_protos or rule.tx or rule.signature.app_layer_protocols]
         self.needs_protocol = bool(aware)
+        # Protocols whose transactions are logged, rules or no rules; set by the owner before the first flow.
+        self.logs: frozenset[str] = frozenset()
         # What each side says is kept for rules that ask.
         modes = {test.mode for rule in rules for test in rule.signature.app_layer_protocols}
         self.needs_sides = not modes.isdisjoint({"to_server", "to_client", "either"})

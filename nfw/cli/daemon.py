@@ -33,6 +33,16 @@ def parse_mark_mask(ctx: click.Context, param: click.Parameter, value: str) -> i
     return mask
 
 
+def parse_metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """Address of the metrics endpoint, see :func:`nfw.exporter.parse_address`."""
+    from nfw.exporter import parse_address
+
+    try:
+        return None if value is None else parse_address(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
 def mark_mask_option(function: Any) -> Any:
     return click.option(
         "--mark-mask",
@@ -66,6 +76,12 @@ def mark_mask_option(function: Any) -> Any:
 )
 @click.option("--log", "log_file", metavar="FILE", help=f"Event log.  [default: {DEFAULT_LOG}]")
 @click.option(
+    "--metrics",
+    callback=parse_metrics,
+    metavar="ADDRESS",
+    help="Serve metrics to Prometheus on HOST:PORT (:9469 is loopback) or on a Unix socket.  [default: off]",
+)
+@click.option(
     "--on-exit",
     type=click.Choice(["closed", "cleanup"]),
     default="closed",
@@ -80,6 +96,7 @@ def run(
     mark_mask: int,
     queue_base: int,
     log_file: str | None,
+    metrics: Any,
     on_exit: str,
 ) -> int:
     """Run the firewall in the foreground until SIGTERM or Ctrl-C."""
@@ -99,6 +116,7 @@ def run(
         mark_mask=mark_mask,
         queue_base=queue_base,
         log=log_file,
+        metrics=metrics,
         on_exit=on_exit,
     )
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from engines.stateful.limits import StatefulLimits
     from engines.stateful.ruleset import RuleSet
     from nfw.cache import Cache
+
+
+_LOGGED = {"http": ("http", "http2"), "dns": ("dns",)}  # by EVE's event_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ def compile_policy(policy: Policy, cache: Cache | None = None) -> Compiled:
             )
     except ValueError as error:
         raise PolicyErrors([PolicyError(str(policy.file), 0, 0, f"stateful rules do not compile: {error}")]) from error
+    ruleset.logs = logged_protocols(policy.log.wanted)
     stateless = policy.stateless
     return Compiled(
         filter=StatelessFilter(
@@ -66,6 +71,11 @@ def compile_policy(policy: Policy, cache: Cache | None = None) -> Compiled:
         limits=limits,
         policy=policy,
     )
+
+
+def logged_protocols(events: Collection[str]) -> frozenset[str]:
+    """Application protocols whose transactions the log wants."""
+    return frozenset(name for event, names in _LOGGED.items() if event in events for name in names)
 
 
 def flow_timeouts(flows: Flows) -> FlowTimeouts:

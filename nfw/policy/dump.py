@@ -23,6 +23,7 @@ from nfw.policy.model import (
     Policy,
     Revocation,
     RuleSource,
+    Sink,
     Stateful,
     StatefulGroup,
     Stateless,
@@ -257,7 +258,29 @@ def _log(log: Log, base: Path) -> list[str]:
         lines.append(f"  keep: {log.keep}")
     if log.events != default.events:
         lines.append(f"  events: {_list(log.events)}")
+    if log.format is not default.format:
+        lines.append(f"  format: {log.format.value}")
+    if log.stats_interval != default.stats_interval:
+        lines.append(f"  stats_interval: {log.stats_interval}")
+    if log.sinks:
+        lines.append("  sinks:")
+        lines += [f"    - {{{', '.join(_sink(sink, base))}}}" for sink in log.sinks]
     return ["log:", *lines] if lines else []
+
+
+def _sink(sink: Sink, base: Path) -> list[str]:
+    default = Sink(sink.kind)
+    parts = [f"type: {sink.kind.value}"]
+    if sink.path is not None:
+        parts.append(f"path: {_path(sink.path, base)}")
+    parts += [
+        f"{name}: {_text(str(getattr(sink, name)))}"
+        for name in ("format", "max_size", "keep", "address", "facility")
+        if getattr(sink, name) != getattr(default, name)
+    ]
+    if sink.events != default.events:
+        parts.append(f"events: {_list(sink.events)}")
+    return parts
 
 
 def _endpoints(

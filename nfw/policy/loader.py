@@ -17,10 +17,11 @@ from nfw.cache import Cache
 from nfw.policy.errors import PolicyError, PolicyErrors, Problems
 from nfw.policy.fields import open_section
 from nfw.policy.model import Policy
+from nfw.policy.read_log import read_log
 from nfw.policy.read_stateful import read_stateful
 from nfw.policy.read_stateless import read_stateless
 from nfw.policy.read_tls import read_inbound, read_tls
-from nfw.policy.settings import read_flows, read_log, read_open_flows, read_workers
+from nfw.policy.settings import read_flows, read_open_flows, read_workers
 from nfw.policy.variables import read_variables
 from nfw.policy.yamlpos import Node, parse_yaml
 

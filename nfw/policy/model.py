@@ -19,6 +19,7 @@ from engines.stateful.signature import Signature
 from engines.stateless.rule import StatelessAction, StatelessRule
 from engines.tls.scope import TlsScope
 from nfw.policy.errors import PolicyError
+from nfw.settings import DEFAULT_LOG_EVENTS
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -311,15 +312,58 @@ class Flows:
     when_full: WhenFull = WhenFull.EVICT_OLDEST
 
 
+LOG_EVENTS = ("alert", "drop", "flow", "tls", "http", "dns", "stats")  # values of EVE's event_type
+
+
+class LogFormat(enum.StrEnum):
+    """How a record is written."""
+
+    EVE = "eve"  # Suricata's EVE JSON
+    AWS = "aws"  # AWS Network Firewall's ALERT, FLOW and TLS logs; what these do not have is left out
+
+
+class SinkKind(enum.StrEnum):
+    """Where records go. The two Unix sockets are Suricata's ``filetype``: nfw connects to whoever listens."""
+
+    FILE = "file"
+    JOURNALD = "journald"
+    SYSLOG = "syslog"
+    UNIX_STREAM = "unix_stream"
+    UNIX_DGRAM = "unix_dgram"
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """One more destination of events. ``path``: of a file or Unix socket; ``address`` and ``facility``: of syslog."""
+
+    kind: SinkKind
+    events: tuple[str, ...] = DEFAULT_LOG_EVENTS
+    format: LogFormat = LogFormat.EVE
+    path: Path | None = None
+    max_size: int = 100 << 20
+    keep: int = 4
+    address: str = ""  # "" is /dev/log; a path; udp://ADDRESS:PORT or tcp://ADDRESS:PORT
+    facility: str = "daemon"
+
+
 @dataclass(frozen=True, slots=True)
 class Log:
     """Event log. ``path`` None is the daemon's own choice; at ``max_size`` bytes it is rotated;
-    ``keep`` old files stay."""
+    ``keep`` old files stay. Without ``events`` there is no file, only the ``sinks``."""
 
     path: Path | None = None
     max_size: int = 100 << 20
     keep: int = 4
-    events: tuple[str, ...] = ("alert", "drop", "flow", "tls")
+    events: tuple[str, ...] = DEFAULT_LOG_EVENTS
+    format: LogFormat = LogFormat.EVE
+    sinks: tuple[Sink, ...] = ()
+    stats_interval: int = 60  # seconds between ``stats`` records; Suricata's stats.interval
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Events that any destination takes."""
+        asked = {*self.events, *(event for sink in self.sinks for event in sink.events)}
+        return tuple(event for event in LOG_EVENTS if event in asked)
 
 
 @dataclass(frozen=True, slots=True)

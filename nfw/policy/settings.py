@@ -13,6 +13,7 @@ from nfw.policy.errors import Problems
 from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.model import (
     DEFAULT_VARIABLES,
+    LOG_EVENTS,
     Distrust,
     Flows,
     Log,
@@ -28,6 +29,7 @@ from nfw.policy.model import (
     Variables,
     WhenFull,
 )
+from nfw.policy.read_log import read_log
 from nfw.policy.read_stateful import FILE_KEYS, RuleFiles, read_rule_files
 from nfw.policy.read_tls import read_actions, read_distrust, read_fetching, read_trust
 from nfw.policy.variables import read_own_variables
@@ -37,8 +39,6 @@ from nfw.policy.yamlpos import Node, Scalar
 KEYS = ("variables", "tls", "stateful", "open_flows", "flows", "fail_open", "workers", "log")
 FLOWS_KEYS = ("max_flows", "tcp_idle", "tcp_opening", "udp", "icmp", "other", "when_full")
 TLS_KEYS = ("trust", "on_failure", "keywords", "actions", "distrust", "fetch_issuers", "revocation")
-LOG_KEYS = ("path", "max_size", "keep", "events")
-LOG_EVENTS = ("alert", "drop", "flow", "tls")
 MAX_WORKERS = 64  # queues of one generation; a router with more cores than that is not this program's
 MAX_FLOWS = 1 << 24
 MAX_TIMEOUT = 86_400  # seconds; a longer idle flow is better forgotten
@@ -172,26 +172,3 @@ def read_workers(section: Section) -> int | Literal["auto"]:
         return node.value
     section.error(node, f"workers: expected auto or a number from 1 to {MAX_WORKERS}, got {describe(node)}")
     return "auto"
-
-
-def read_log(section: Section, base: Path) -> Log:
-    part = section.section("log", LOG_KEYS, "{path: /var/log/nfw/eve.json, max_size: 100mb}")
-    default = Log()
-    if part is None:
-        return default
-    path = part.text("path", "a file name")
-    events = default.events
-    if "events" in part:
-        events = part.values("events", "[alert, drop, flow, tls]", _log_event, may_be_empty=True)
-    return Log(
-        path=base / path if path else None,
-        max_size=part.size("max_size", default.max_size, 64 << 10, 1 << 40),
-        keep=part.integer("keep", 0, 1000, default.keep),
-        events=tuple(event for event in LOG_EVENTS if event in events),
-    )
-
-
-def _log_event(text: str) -> str:
-    if text not in LOG_EVENTS:
-        raise ValueError(f'unknown event "{text[:60]}"; expected {", ".join(LOG_EVENTS)}')
-    return text

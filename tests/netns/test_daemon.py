@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -82,3 +84,67 @@ def test_status_counts(firewall: Firewall) -> None:
     assert (status["state"], status["name"], status["generation"]) == ("filtering", "daemon", 1)
     assert sum(process.get("stateless_default_hits", 0) for process in status["processes"]) > 0
     assert all(process["bugs"] == 0 for process in status["processes"])
+
+
+def test_metrics(firewall: Firewall) -> None:
+    """Scraped with traffic, over a worker that hangs, and closed with the daemon."""
+    sock = firewall.log.with_name("metrics.sock")
+    firewall.start(firewall.policy("daemon", POLICY), "--metrics", str(sock))
+    assert firewall.lab.curl("http://site-a.test/").returncode == 0
+
+    def scrape() -> str:
+        answer = firewall.lab.router.run(["curl", "-sS", "--unix-socket", str(sock), "http://nfw/metrics"])
+        return answer.stdout
+
+    def value(text: str, name: str) -> float:
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+    received = 'aws_networkfirewall_received_packets_total{engine="stateful"}'
+    before = value(scrape(), received)
+    assert before >= 1
+    worker = next(one for one in firewall.status()["processes"] if one["name"] == "nfw packet 0")
+    os.kill(worker["pid"], signal.SIGSTOP)
+    try:
+        time.sleep(1.1)
+        started = time.monotonic()
+        text = scrape()
+        assert time.monotonic() - started < 4
+        assert value(text, 'nfw_process_up{process="nfw packet 0"}') == 0
+        assert value(text, received) >= before
+        assert 'nfw_queue_packets{queue="5100"}' in text
+    finally:
+        os.kill(worker["pid"], signal.SIGCONT)
+    os.kill(worker["pid"], signal.SIGKILL)
+    time.sleep(1.1)
+    assert value(scrape(), received) >= before
+    firewall.stop()
+    assert not sock.exists()
+
+
+def test_sinks_and_a_stuck_one(firewall: Firewall) -> None:
+    """Records of every kind in several places at once; a reader that never reads holds up nobody."""
+    stuck = socket.socket(socket.AF_UNIX)
+    with stuck:
+        path = firewall.log.with_name("stuck.sock")
+        stuck.bind(str(path))
+        stuck.listen()
+        text = f"""\
+log:
+  events: [flow, http, stats]
+  stats_interval: 1
+  sinks:
+    - {{type: unix_stream, path: {path}}}
+    - {{type: file, path: aws.json, format: aws}}
+    - {{type: file, path: /dev/full}}
+"""
+        firewall.start(firewall.policy("daemon", POLICY + text))
+        for _ in range(5):
+            assert firewall.lab.curl("http://site-a.test/").returncode == 0
+        wait_for(lambda: bool(firewall.events("http")) and bool(firewall.events("stats")), 5)
+        (stats, *_) = firewall.events("stats")
+        assert stats["stats"]["decoder"]["pkts"] >= 0
+        assert firewall.events("http")[0]["http"]["hostname"] == "site-a.test"
+        aws = firewall.dir / "aws.json"
+        wait_for(lambda: "netflow" in aws.read_text(), 10)
+        wait_for(lambda: firewall.status()["log_writer"]["dropped"]["/dev/full"] > 0, 10)
+        assert firewall.lab.curl("http://site-b.test/").returncode == 0

@@ -47,14 +47,36 @@ def test_query() -> None:
     assert list(tx.buffer("dns.rcode")) == [b"\0\0"]  # the header has the field in queries too
     assert tx.events == []
     assert tx.log_fields() == {
+        "version": 3,
         "type": "request",
         "id": 7,
+        "flags": "100",
+        "rd": True,
         "opcode": 0,
         "queries": [
             {"rrname": "Www.Example.COM", "rrtype": "AAAA"},
             {"rrname": "second.example", "rrtype": "AAAA"},
         ],
     }
+
+
+def test_an_answer_is_logged_with_its_data() -> None:
+    record = DNSRecord(DNSHeader(id=7, qr=1, ra=1, rcode=3), q=DNSQuestion("a.test"))
+    record.add_answer(*RR.fromZone("a.test 60 CNAME b.test"), *RR.fromZone("b.test 30 A 192.0.2.1"))
+    record.add_answer(*RR.fromZone("b.test 30 AAAA 2001:db8::1"), *RR.fromZone('b.test 5 TXT "v=1" "more"'))
+    record.add_answer(*RR.fromZone("b.test 30 MX 10 mail.test"), *RR.fromZone("b.test 9 HINFO 0102"))
+    fields = one(S, record.pack()).log_fields()
+    assert (fields["type"], fields["rcode"], fields["qr"], fields["ra"]) == ("response", "NXDOMAIN", True, True)
+    answers = fields["answers"]
+    assert isinstance(answers, list)
+    assert [(item["rrtype"], item["ttl"], item.get("rdata")) for item in answers] == [
+        ("CNAME", 60, "b.test"),
+        ("A", 30, "192.0.2.1"),
+        ("AAAA", 30, "2001:db8::1"),
+        ("TXT", 5, "v=1more"),
+        ("MX", 30, "mail.test"),
+        ("HINFO", 9, None),
+    ]
 
 
 def test_answer() -> None:

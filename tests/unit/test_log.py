@@ -14,10 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from nfw import log, process
+from nfw import log, process, sinks
 from nfw.log import LogFile, LogSender
 
 Pair = tuple[socket.socket, socket.socket]
+
+
+def writing(path: Path) -> list[sinks.Sink]:
+    """A file for everything."""
+    settings = {"kind": "file", "path": str(path), "max_size": 1 << 30, "keep": 1, "events": ["flow"]}
+    return [sinks.make(settings, ["flow"], "")]
 
 
 @pytest.fixture
@@ -123,7 +129,7 @@ def test_a_missing_folder_is_made(tmp_path: Path) -> None:
 def test_a_writer_under_a_flood_stops_when_told(tmp_path: Path, pair: Pair) -> None:
     sender, receiver = pair
     path = tmp_path / "eve.json"
-    pid = process.fork(lambda: log.run_writer(receiver, str(path), 1 << 30), title="log test")
+    pid = process.fork(lambda: log.run_writer(receiver, writing(path)), title="log test")
     stop = threading.Event()
 
     def flood() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scapy.layers.dns import DNS, DNSQR, DNSRR
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet as Scapy
@@ -638,3 +639,97 @@ def test_a_pause_in_the_first_bytes_does_not_end_detection(tmp_path: Path) -> No
     assert bench.effects.verdicts == [(4, True)]
     answers = [bench.known(talk.client(data=piece)) for piece in (b"ET /secret HTTP/1.1\r\n", b"Host: x\r\n\r\n")]
     assert answers[-1] is Answer.DROP_FLOW
+
+
+LOGS = "log: {events: [http, dns, flow, alert]}\n"
+
+
+def records(bench: Bench, kind: str) -> list[dict[str, Any]]:
+    return [event for event in bench.effects.events if event["event_type"] == kind]
+
+
+@pytest.mark.parametrize("policy", [INSPECT, "stateful: {order: action}\n"])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_each_request_is_logged_with_and_without_rules(tmp_path: Path, policy: str, size: int) -> None:
+    bench = Bench(tmp_path, policy + LOGS)
+    talk = Talk(bench)
+    talk.open()
+    for number in range(2):
+        request = b"GET /%d HTTP/1.1\r\nHost: a.test\r\nUser-Agent: x\r\n\r\n" % number
+        for at in range(0, len(request), size):
+            bench.known(talk.client(data=request[at : at + size]))
+        bench.known(talk.server(data=b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi"))
+    bench.known(talk.client(data=b"GET /last HTTP/1.1\r\nHost: a.test\r\n\r\n"))  # never answered
+    bench.now += 1000
+    bench.pipeline.tick(bench.now)
+    found = records(bench, "http")
+    assert [(event["http"]["url"], event["tx_id"]) for event in found] == [("/0", 0), ("/1", 1), ("/last", 2)]
+    assert found[0]["http"] == {
+        "hostname": "a.test",
+        "url": "/0",
+        "http_user_agent": "x",
+        "http_method": "GET",
+        "protocol": "HTTP/1.1",
+        "http_content_type": "text/html",
+        "status": 200,
+        "length": 2,
+    }
+    assert (found[0]["src_ip"], found[0]["dest_port"]) == (CLIENT, 80)
+
+
+def test_a_blocked_request_is_logged_and_its_alert_says_the_verdict(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, INSPECT + LOGS)
+    talk = Talk(bench)
+    talk.open()
+    assert bench.known(talk.client(data=b"GET /secret HTTP/1.1\r\nHost: x\r\n\r\n")) is Answer.DROP_FLOW
+    assert [event["http"]["url"] for event in records(bench, "http")] == ["/secret"]
+    (alert,) = records(bench, "alert")
+    assert (alert["alert"]["action"], alert["verdict"]) == ("blocked", {"action": "drop"})
+    (flow,) = records(bench, "flow")
+    assert flow["tcp"]["tcp_flags_ts"] == "1a"
+    assert bench.pipeline.verdicts["stateful", "drop", "rule"] == 1
+
+
+def test_logging_alone_decides_nothing(tmp_path: Path) -> None:
+    """What is no HTTP after all, or half a request, is neither held nor dropped for the log's sake."""
+    rules = 'default_actions: [drop_established], rules: "pass tcp any any -> any 81 (sid:1;)"'
+    policy = f"stateful: {{order: strict, {rules}}}\n"
+    with_rules = "stateful: {order: action, rules: 'alert tcp any any -> any 9 (sid:1;)'}\n"
+    for text, port in ((policy, 81), (with_rules, 80)):
+        answers = []
+        for log in ("", LOGS):
+            bench = Bench(tmp_path, text + log)
+            talk = Talk(bench, port)
+            got = [bench.send(talk.client("S")), bench.known(talk.server("SA")), bench.known(talk.client("A"))]
+            pieces = (b"GET / HTTP/1.1\r\nHo", b"st x\x00\x01\r\n\r\n", b"\xff" * 40, b"CONNECT \r\n\r\n")
+            got += [bench.known(talk.client(data=data)) for data in pieces]
+            answers.append([answer in (Answer.DROP, Answer.DROP_FLOW, Answer.HOLD) for answer in got])
+        assert answers[0] == answers[1], text
+
+
+def test_dns_messages_are_logged(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "stateful: {order: action}\n" + LOGS)
+    query = DNS(id=7, qd=DNSQR(qname="a.test"))
+    answer = DNS(id=7, qr=1, qd=DNSQR(qname="a.test"), an=DNSRR(rrname="a.test", ttl=9, rdata="192.0.2.9"))
+    assert bench.send(IP(src=CLIENT, dst=SERVER) / UDP(sport=4000, dport=53) / query) is Answer.INSPECT
+    assert bench.known(IP(src=SERVER, dst=CLIENT) / UDP(sport=53, dport=4000) / answer) is Answer.ACCEPT
+    asked, told = records(bench, "dns")
+    assert (asked["dns"]["type"], asked["dns"]["queries"]) == ("request", [{"rrname": "a.test", "rrtype": "A"}])
+    assert (told["src_ip"], told["dest_port"], told["dns"]["rcode"]) == (CLIENT, 53, "NOERROR")
+    assert told["dns"]["answers"] == [{"rrname": "a.test", "rrtype": "A", "ttl": 9, "rdata": "192.0.2.9"}]
+
+
+def test_verdicts_and_volumes_are_counted(tmp_path: Path) -> None:
+    rules = "{priority: 1, action: drop, protocols: [udp]}, {priority: 2, action: pass, protocols: [icmp]}"
+    bench = Bench(tmp_path, f"stateless: {{default: forward, rules: [{rules}]}}\n" + INSPECT)
+    bench.send(IP(src=CLIENT, dst=SERVER) / UDP(sport=1, dport=2))
+    bench.send(IP(src=CLIENT, dst=SERVER) / ICMP())
+    bench.send(Talk(bench).client("S"))
+    bench.send(Talk(bench, sport=41000).client("PA", b"x"))  # mid-stream
+    counted = bench.pipeline
+    assert (counted.packets, counted.forwarded, counted.forwarded_bytes) == (4, 2, 81)
+    assert counted.verdicts == {
+        ("stateless", "drop", "stateless_rule"): 1,
+        ("stateless", "pass", "stateless_rule"): 1,
+        ("flow", "drop", "stream_exception"): 1,
+    }

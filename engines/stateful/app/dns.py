@@ -9,10 +9,11 @@ Source: RFC 1035, section 4; Suricata user guide, "DNS Keywords".
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 from collections.abc import Callable, Sequence
 
-from dnslib import QTYPE
+from dnslib import QTYPE, RCODE
 
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
 from engines.stateful.app.transaction import BaseParser, BaseTransaction
@@ -27,6 +28,7 @@ _MAX_LABELS = 255
 _MAX_POINTERS = 32  # every pointer must go back; compressed names need one or two
 # Where in the data of a record a name stands: NS, CNAME, SOA (the first of two), PTR, MX.
 _NAME_IN_DATA = {2: 0, 5: 0, 6: 0, 12: 0, 15: 2}
+_A, _TXT, _AAAA = 1, 16, 28
 _OPT = 41  # RFC 6891: a pseudo record, no name anybody asked for
 
 
@@ -34,7 +36,17 @@ class DnsTransaction(BaseTransaction):
     """One message. The numbers rules ask for are buffers too: ``dns.opcode`` one byte, ``dns.rcode`` and, for every
     question, ``dns.rrtype`` two bytes in network order."""
 
-    __slots__ = ("direction", "flags", "message_id", "names", "opcode", "questions", "rcode", "response_names")
+    __slots__ = (
+        "answers",
+        "direction",
+        "flags",
+        "message_id",
+        "names",
+        "opcode",
+        "questions",
+        "rcode",
+        "response_names",
+    )
 
     def __init__(self, tx_id: int, direction: Direction) -> None:
         super().__init__(tx_id)
@@ -46,6 +58,7 @@ class DnsTransaction(BaseTransaction):
         self.questions: list[tuple[bytes, int, int]] = []  # name, type, class
         self.names: dict[str, list[bytes]] = {"queries": []}
         self.response_names: list[bytes] = []
+        self.answers: list[tuple[bytes, int, int, bytes]] = []  # name, type, TTL, data; a name in it is written out
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
         if direction is not None and direction is not self.direction:
@@ -64,10 +77,13 @@ class DnsTransaction(BaseTransaction):
         return self.response_names
 
     def log_fields(self) -> dict[str, object]:
-        """EVE ``dns`` object, version 3 shape without the records' data."""
+        """EVE ``dns`` object, version 3 (Suricata 8)."""
         fields: dict[str, object] = {
+            "version": 3,
             "type": "response" if self.direction else "request",
             "id": self.message_id,
+            "flags": f"{self.flags:x}",
+            **{name: True for name, bit in _FLAGS if self.flags & bit},
             "opcode": self.opcode,
             "queries": [
                 {"rrname": name.decode("ascii", "backslashreplace"), "rrtype": _type_name(rrtype)}
@@ -75,8 +91,37 @@ class DnsTransaction(BaseTransaction):
             ],
         }
         if self.direction:
-            fields["rcode"] = self.rcode
+            fields["rcode"] = str(RCODE.forward.get(self.rcode, f"UNKNOWN-{self.rcode}"))
+            if self.answers:
+                fields["answers"] = [
+                    {
+                        "rrname": name.decode("ascii", "backslashreplace"),
+                        "rrtype": _type_name(rrtype),
+                        "ttl": ttl,
+                        **_data_fields(rrtype, data),
+                    }
+                    for name, rrtype, ttl, data in self.answers
+                ]
         return fields
+
+
+_LOGGED_ANSWERS = 16
+_FLAGS = (("qr", 0x8000), ("aa", 0x0400), ("tc", 0x0200), ("rd", 0x0100), ("ra", 0x0080), ("z", 0x0040))
+
+
+def _data_fields(rrtype: int, data: bytes) -> dict[str, object]:
+    """``rdata`` of the types Suricata writes out."""
+    if (rrtype == _A and len(data) == 4) or (rrtype == _AAAA and len(data) == 16):
+        return {"rdata": str(ipaddress.ip_address(data))}
+    if rrtype in _NAME_IN_DATA:
+        return {"rdata": data.decode("ascii", "backslashreplace")}
+    if rrtype == _TXT:
+        texts, at = [], 0
+        while at < len(data):
+            texts.append(data[at + 1 : at + 1 + data[at]])
+            at += 1 + data[at]
+        return {"rdata": b"".join(texts)[:1024].decode("utf-8", "backslashreplace")}
+    return {}
 
 
 _BUFFERS = {
@@ -125,7 +170,7 @@ def parse_message(tx: DnsTransaction, data: bytes, limits: AppLimits) -> None:
             names = tx.names[section] = []
             for _ in range(min(count, budget)):
                 name, at = _name(tx, data, at)
-                rrtype, _rrclass, _ttl, size = _RECORD.unpack_from(data, at)
+                rrtype, _rrclass, ttl, size = _RECORD.unpack_from(data, at)
                 start = at + _RECORD.size
                 at = start + size
                 if at > len(data):
@@ -134,7 +179,12 @@ def parse_message(tx: DnsTransaction, data: bytes, limits: AppLimits) -> None:
                     names.append(name)
                     tx.response_names.append(name)
                 if rrtype in _NAME_IN_DATA:
-                    tx.response_names.append(_name(tx, data[:at], start + _NAME_IN_DATA[rrtype])[0])
+                    target = bytes(_name(tx, data[:at], start + _NAME_IN_DATA[rrtype])[0])
+                    tx.response_names.append(target)
+                else:
+                    target = bytes(data[start:at])
+                if section == "answers" and len(tx.answers) < _LOGGED_ANSWERS:
+                    tx.answers.append((name, rrtype, ttl, target))
             budget -= count
     except (ValueError, struct.error):
         tx.add_event("malformed_data")

@@ -1,0 +1,77 @@
+"""``nfw logs``."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from nfw.cli.app import Failure, emit
+from nfw.cli.options import control_option
+from nfw.control import ControlClient, ControlError
+from nfw.settings import DEFAULT_LOG
+
+POLL_SECONDS = 0.25
+
+
+@click.command()
+@click.argument("file", required=False)
+@control_option
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on, through rotation.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(0, 1_000_000),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="How many of the last records to begin with.",
+)
+@click.option("-t", "--type", "kinds", multiple=True, metavar="TYPE", help="Only alert, drop, ...; may be repeated.")
+@click.option("--grep", "text", default="", metavar="TEXT", help="Only lines with this text, whatever the case.")
+@click.option("--json", "as_json", is_flag=True, help="The records as they are.")
+@click.option("--colour/--no-colour", default=None, help="Default: on a terminal.")
+def logs(
+    file: str | None,
+    control: str,
+    follow: bool,
+    lines: int,
+    kinds: tuple[str, ...],
+    text: str,
+    as_json: bool,
+    colour: bool | None,
+) -> None:
+    """Show the event log, one line for each record.
+
+    FILE is the log of the running firewall unless it is named. Filters apply to the last N records too.
+    """
+    from nfw import logview
+
+    path = file or current_log(control)
+    try:
+        tail = logview.Tail(path, lines)
+    except OSError as error:
+        raise Failure(f"nfw: {path}: {error.strerror}") from None
+    painted = sys.stdout.isatty() if colour is None else colour
+    while True:
+        new = tail.read()
+        for line in new:
+            event = logview.parse(line)
+            if event is not None and logview.wanted(event, kinds, text):
+                emit(line.decode("utf-8", "replace") if as_json else logview.describe(event, colour=painted))
+        if not new and not follow:
+            return
+        sys.stdout.flush()
+        if not new:
+            time.sleep(POLL_SECONDS)
+
+
+def current_log(control: str) -> str:
+    """Where the running firewall logs to; the default when none runs or it logs to no file."""
+    try:
+        reply = ControlClient(control, 3.0).request("status")
+    except ControlError:
+        return DEFAULT_LOG
+    data = reply.data if reply.ok and isinstance(reply.data, dict) else {}
+    return str(data.get("log") or DEFAULT_LOG)
