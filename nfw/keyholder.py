@@ -82,8 +82,8 @@ def load_ca(certificate: str, private_key: str, now: float) -> tuple[x509.Certif
 def key_file(private_key: str) -> str:
     """Where to read the key the policy names: there, or, when this process may not, the credential of that file name.
 
-    systemd reads credentials before it gives up root (``LoadCredential=``, systemd.exec(5)); where there is no file, the
-    unit gives a text that is no key.
+    systemd reads credentials before it gives up root (``LoadCredential=``, systemd.exec(5)); where there is no file, it
+    hands out a text that is no key.
     """
     if os.access(private_key, os.R_OK):
         return private_key
