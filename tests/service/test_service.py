@@ -7,8 +7,10 @@ except where a test is marked `opens`.
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -26,6 +28,7 @@ stateful:
 """
 TLS = "tls: {ca: {certificate: ca.pem, private_key: ca.key}, scopes: [{destination_ports: [443]}]}\n"
 FAIL_OPEN = "fail_open: true\n"
+PAUSE_SECONDS = 2.0  # a restart takes longer; less would be the load of the machine
 BOTH, NEITHER = (True, True), (False, False)
 FORWARDING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
 
@@ -43,15 +46,46 @@ def write_policy(machine: Machine, name: str, extra: str = "", file: str = "poli
 
 
 def filters(machine: Machine, name: str) -> bool:
-    """That policy does, now."""
+    """That policy does, now; and what it allows passes, as soon as the neighbours have found each other."""
     status = machine.status()
-    return (status["state"], status.get("name")) == ("filtering", name) and machine.passes(ALLOWED) == BOTH
+    wait_for(lambda: machine.passes(ALLOWED) == BOTH, 10, machine.journal)
+    return (status["state"], status.get("name")) == ("filtering", name)
+
+
+def drop_in(machine: Machine, settings: str) -> None:
+    """Settings on top of the unit's, until the next call."""
+    folder = machine.path("/run/systemd/system/nfw.service.d")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "test.conf").write_text(f"[Service]\n{settings}")
+    machine.systemctl("daemon-reload")
 
 
 def processes(machine: Machine) -> dict[str, int]:
     """nfw's processes by their names; the last of a name."""
     listed = machine.run("ps", "-o", "pid=,comm=", "-U", "nfw", check=False).stdout.splitlines()
     return {name.strip(): int(pid) for pid, name in (line.split(maxsplit=1) for line in listed)}
+
+
+@contextmanager
+def longest_pause(machine: Machine) -> Iterator[list[float]]:
+    """Meanwhile, the seconds between two looks at which something allowed had arrived."""
+    pauses, over = [0.0], threading.Event()
+
+    def look() -> None:
+        seen, at = machine.arrived(ALLOWED), time.monotonic()
+        while not over.wait(0.1):
+            now = machine.arrived(ALLOWED)
+            pauses.append(time.monotonic() - at)
+            if all(one > other for one, other in zip(now, seen, strict=True)):
+                seen, at = now, time.monotonic()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield pauses
+    finally:
+        over.set()
+        thread.join()
 
 
 # -- before ------------------------------------------------------------------------------------------------------------
@@ -154,6 +188,24 @@ def test_tls_with_the_key_as_a_credential(machine: Machine) -> None:
     assert {"nfw keyholder", "nfw tls 0", "nfw packet 0", "nfw leader", "nfw log", "nfw"} <= set(processes(machine))
 
 
+def test_tls_with_an_encrypted_key(machine: Machine) -> None:
+    key = machine.path("/etc/nfw/ca.key")
+    content = key.read_bytes()
+    encrypt = ["systemd-creds", "encrypt", "--with-key=host", "--name=ca.key"]
+    machine.run(*encrypt, "/etc/nfw/ca.key", "/etc/nfw/ca.key.cred")
+    key.unlink()
+    credential = "LoadCredential=\nSetCredential=\nLoadCredentialEncrypted=ca.key:/etc/nfw/ca.key.cred\n"
+    drop_in(machine, credential)
+    machine.systemctl("restart", "nfw")
+    assert filters(machine, "tls")
+    assert "is encrypted for the service" in machine.run("nfw", "policy", "check", "/etc/nfw/policy.yaml").stderr
+    key.write_bytes(content)
+    key.chmod(0o600)
+    machine.path("/etc/nfw/ca.key.cred").unlink()
+    drop_in(machine, "")
+    machine.systemctl("restart", "nfw")
+
+
 def test_reload(machine: Machine) -> None:
     pid = machine.shows("MainPID")
     write_policy(machine, "two", TLS)
@@ -190,10 +242,7 @@ def test_a_killed_process_comes_back(machine: Machine, name: str) -> None:
 
 
 def test_watchdog(machine: Machine) -> None:
-    folder = machine.path("/run/systemd/system/nfw.service.d")
-    folder.mkdir(parents=True)
-    (folder / "quick.conf").write_text("[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\nRestartSec=0\n")
-    machine.systemctl("daemon-reload")
+    drop_in(machine, "WatchdogSec=2\nTimeoutAbortSec=1\nRestartSec=0\n")
     machine.systemctl("restart", "nfw")
     assert filters(machine, "two")
     stopped = int(machine.shows("MainPID"))
@@ -202,9 +251,7 @@ def test_watchdog(machine: Machine) -> None:
     wait_for(lambda: machine.systemctl("is-active", "nfw", check=False) == "active", 20, machine.journal)
     assert "Watchdog timeout" in machine.journal()
     assert filters(machine, "two")
-    (folder / "quick.conf").unlink()
-    folder.rmdir()
-    machine.systemctl("daemon-reload")
+    drop_in(machine, "")
 
 
 def test_restart_never_opens(machine: Machine) -> None:
@@ -264,7 +311,9 @@ def test_upgrade_of_a_running_firewall(machine: Machine) -> None:
     supervisor = machine.shows("MainPID")
     machine.path("/var/lib/nfw/state").write_text("kept")
     new_version(machine, "9.1")
-    said = machine.make("install").stdout
+    with longest_pause(machine) as pauses:
+        said = machine.make("install").stdout
+    assert max(pauses) < PAUSE_SECONDS, "what is allowed was blocked meanwhile"
     assert "upgraded by a generation swap" in said
     after = machine.status()
     assert after["program"].startswith("/opt/nfw/releases/9.1-")
