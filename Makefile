@@ -8,16 +8,19 @@ export MYPY_CACHE_DIR := $(CACHE)/mypy
 export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
 PYTEST := $(BIN)/python -m pytest -o cache_dir=$(CACHE)/pytest
 
-.PHONY: help setup demo test check lint bench fuzz conformance lab clean
+.PHONY: help setup demo test test-service check lint bench fuzz conformance lab install uninstall clean
 
 help:
 	@echo 'sudo make demo    nfw at work on real traffic between network namespaces, step by step'
 	@echo 'sudo make test    all checks: lint, types, unit tests, tests with real packets'
 	@echo '     make check   what of that needs no root'
+	@echo 'sudo make test-service   install, boot, upgrade and uninstall in a container that runs systemd (SUITE=bookworm)'
 	@echo 'sudo make bench   measurements (BENCH=--engines: those that need no root)'
 	@echo '     make fuzz    whatever arrives, nothing raises, hangs or grows (SECONDS=60 of each target)'
 	@echo '     make conformance   how far the rules agree with Suricata: every capture of its test suite (SURICATA=folder)'
 	@echo 'sudo make lab     a client, a router and a server to play with'
+	@echo 'sudo make install    nfw as a service of this machine, or its upgrade; systemd/README.md'
+	@echo 'sudo make uninstall  take it away again; PURGE=1: with configuration, state and logs'
 	@echo '     make setup   Debian packages (with sudo) and .venv; the others do this by themselves'
 	@echo '     make clean   remove what the above left in this folder'
 
@@ -60,6 +63,15 @@ conformance: setup
 
 lab: setup
 	@$(BIN)/python -m tests.lab shell
+
+test-service: setup
+	@tests/service/run
+
+install:
+	@systemd/install
+
+uninstall:
+	@systemd/install --uninstall
 
 clean:
 	rm -rf .venv build nfw.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -351,6 +351,7 @@ class Leader:
             "generation": self.settings.number,
             "policy": self.settings.policy,
             "pid": os.getpid(),
+            "program": sys.prefix,
             "since": self.started,
             "restarts": self.restarts,
             "processes": [

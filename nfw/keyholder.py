@@ -2,7 +2,7 @@
 
 It never sees a byte from the network. Over one socket per TLS worker it is asked to mint a leaf for names a worker has
 verified, builds that certificate itself (so nothing but a server leaf can ever be signed) and answers with its DER.
-The key file is read here and nowhere else; core dumps and ptrace are off.
+The key is read here and nowhere else (:func:`key_file`); core dumps and ptrace are off.
 
 Messages are msgpack maps, one per sequenced packet: ``{id, request: {...}, public_key: DER}`` ->
 ``{id, leaf: DER}`` or ``{id, error: text}``.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import select
 import signal
 import socket
@@ -60,6 +61,7 @@ def decode_reply(data: bytes) -> dict[str, Any]:
 
 def load_ca(certificate: str, private_key: str, now: float) -> tuple[x509.Certificate, Any]:
     """Read and check both files. Raises :class:`CaError` naming the file and what is wrong with it."""
+    private_key = key_file(private_key)
     try:
         cert = x509.load_pem_x509_certificate(Path(certificate).read_bytes())
     except (OSError, ValueError) as error:
@@ -72,8 +74,28 @@ def load_ca(certificate: str, private_key: str, now: float) -> tuple[x509.Certif
         raise CaError(f"{private_key}: cannot read the CA private key: {error}") from error
     problems = check_ca(cert, key, now)
     if problems:
-        raise CaError(f"{certificate}: " + "; ".join(problems))
+        of = f" (key: {private_key}, as it was when the service started)" if _credentials() in private_key else ""
+        raise CaError(f"{certificate}: " + "; ".join(problems) + of)
     return cert, key
+
+
+def key_file(private_key: str) -> str:
+    """Where to read the key the policy names: there, or, when this process may not, the credential of that file name.
+
+    systemd reads credentials before it gives up root (``LoadCredential=``, systemd.exec(5)); where there is no file, it
+    hands out a text that is no key.
+    """
+    if os.access(private_key, os.R_OK):
+        return private_key
+    credential = Path(_credentials(), Path(private_key).name)
+    with contextlib.suppress(OSError):
+        if b"-----BEGIN" in credential.read_bytes():
+            return str(credential)
+    return private_key
+
+
+def _credentials() -> str:
+    return os.environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent"
 
 
 def answer(data: bytes, certificate: x509.Certificate, key: Any, now: float) -> bytes:

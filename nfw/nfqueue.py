@@ -34,6 +34,8 @@ from typing import Final
 
 from netfilterqueue import COPY_PACKET, NetfilterQueue, Packet
 
+from nfw import process
+
 # What a handler answers.
 ACCEPT_BATCH: Final = 0  # accept with the mark unchanged; the verdict may leave a little later
 HELD: Final = 1  # no verdict yet: whoever holds the packet calls `verdict` some time
@@ -63,7 +65,6 @@ _ID = struct.Struct("!I")
 _ID_OFFSET = _HEAD.size + _ATTRIBUTE.size  # the kernel puts NFQA_PACKET_HDR first
 _PLAIN = struct.Struct("=IHHIIBBHHHII")  # head and NFQA_VERDICT_HDR; the two last words in network order
 _PLAIN_MARK = struct.Struct("=IHHIIBBHHHIIHHI")
-_CAP_NET_ADMIN = 12
 
 _log = logging.getLogger(__name__)
 
@@ -275,7 +276,7 @@ def _bind(number: int, callback: Callable[[Packet], None]) -> NetfilterQueue:
     try:
         library = NetfilterQueue()
     except OSError as error:
-        if not _may_administrate():
+        if not process.may(process.CAP_NET_ADMIN):
             raise PermissionError(
                 errno.EPERM, f"netfilter queue {number}: permission denied, CAP_NET_ADMIN is needed"
             ) from error
@@ -289,13 +290,6 @@ def _bind(number: int, callback: Callable[[Packet], None]) -> NetfilterQueue:
             raise QueueBusyError(errno.EBUSY, f"netfilter queue {number} is read by another process already") from error
         raise OSError(errno.EIO, f"netfilter queue {number}: {error}") from error
     return library
-
-
-def _may_administrate() -> bool:
-    for line in Path("/proc/thread-self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1)
-    return False
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

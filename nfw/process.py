@@ -10,11 +10,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
+CAP_NET_ADMIN = 12  # linux/capability.h
+CAP_NET_RAW = 13
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -34,6 +37,15 @@ def die_with_parent(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def may(*capabilities: int) -> bool:
+    """Whether this thread has these capabilities in effect (``CapEff`` of proc(5))."""
+    for line in Path("/proc/thread-self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            effective = int(line.split()[1], 16)
+            return all(effective >> capability & 1 for capability in capabilities)
+    return False
 
 
 def no_dumps() -> None:

@@ -197,6 +197,7 @@ class Supervisor:
                 os.kill(self.log_pid, signal.SIGHUP)
 
     def _shutdown(self) -> None:
+        notify("STOPPING=1")
         if self.coming is not None:
             self.coming.leader.kill()  # it filters nothing yet, and while it compiles it does not listen
         for generation in [one for one in (self.coming, self.current) if one is not None]:
@@ -295,7 +296,7 @@ class Supervisor:
             ours.setsockopt(socket.SOL_SOCKET, 32, 4 << 20)
         leader = subprocess.Popen(
             [
-                sys.executable,
+                _interpreter(),
                 "-m",
                 "nfw.generation",
                 str(theirs.fileno()),
@@ -379,7 +380,7 @@ class Supervisor:
             f"generation {number} filters: policy {ready.name!r}, queues {ready.queue_first}-{ready.queue_last}"
             + (f", TLS port {ready.tproxy_port}" if ready.tproxy_port else "")
         )
-        notify("READY=1")
+        notify(f"READY=1\nSTATUS=Filtering: policy {ready.name!r}, generation {number}")
         if generation.answer is not None:
             generation.answer(
                 Reply(True, {"generation": number, "name": ready.name, "warnings": list(ready.warnings)}, ())
@@ -480,6 +481,7 @@ class Supervisor:
         if current:
             self.retiring.append(generation.settings.number)  # what its sessions left goes with the next old generation
             say(f"generation {generation.settings.number} ended: {text}; traffic is closed; starting it again")
+            notify("STATUS=Closed: the policy's processes ended and are being started again")
             self._start_again()
 
     def _start_again(self) -> None:
@@ -665,6 +667,20 @@ def _unwritable(settings: Sequence[dict[str, Any]]) -> str | None:
 
 def _fields(options: Options) -> dict[str, Any]:
     return {name: getattr(options, name) for name in Options.__slots__}
+
+
+def _interpreter() -> str:
+    """The Python a new generation runs on: where the installation says which that is (NFW_PYTHON, whose folder may be a
+    link to the release installed now), that one, so that an upgrade needs no new supervisor; otherwise this one.
+
+    The link is followed here, once: a leader that imports something later must find it in its own release.
+    """
+    named = os.environ.get("NFW_PYTHON")
+    if named:
+        program = os.path.join(os.path.realpath(os.path.dirname(named)), os.path.basename(named))
+        if os.access(program, os.X_OK):
+            return program
+    return sys.executable
 
 
 def _drain(fd: int) -> None:

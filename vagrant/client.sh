@@ -2,6 +2,9 @@
 # The client: curl and openssl, the server's name, and trust in the lab's root and in the router's inspection CA.
 set -eu
 
+# shellcheck source=vagrant/packages.sh
+. /srv/nfw/vagrant/packages.sh
+
 anchors=/usr/local/share/ca-certificates
 
 main() {
@@ -12,12 +15,6 @@ main() {
     fetch http://203.0.113.10/lab-root.pem "$anchors/nfw-lab-root.crt"
     fetch http://10.1.0.1:8000/ca.pem "$anchors/nfw-inspection.crt"
     update-ca-certificates
-}
-
-install_packages() {
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -q
-    apt-get install -q -y --no-install-recommends "$@"
 }
 
 fetch() {

@@ -1,25 +1,25 @@
 #!/bin/sh
-# Who vouches for www.lab.test, before and after the router looks into TLS. For the host, when the machines are up; on
-# the client it shows what the client sees now.
+# Who vouches for www.lab.test, before and after the router looks into TLS. For the host, when the machines are up;
+# `demo.sh look` on the client shows what the client sees now.
 set -eu
 
 name=www.lab.test
 here=$(dirname "$0")
 
 main() {
-    if [ "$(hostname)" = client ] && grep -q "$name" /etc/hosts; then
+    if [ "${1:-}" = look ]; then
         look
         return
     fi
     cd "$here"
     say "The router filters, and leaves TLS alone"
-    on router 'sudo /opt/nfw/bin/nfw policy apply /etc/nfw/plain.yaml'
-    on client /srv/nfw/vagrant/demo.sh
+    on router 'sudo nfw policy apply /etc/nfw/plain.yaml'
+    on client '/srv/nfw/vagrant/demo.sh look'
     say "The same router, now with TLS inspection"
-    on router 'sudo /opt/nfw/bin/nfw policy apply /etc/nfw/policy.yaml'
-    on client /srv/nfw/vagrant/demo.sh
+    on router 'sudo nfw policy apply /etc/nfw/policy.yaml'
+    on client '/srv/nfw/vagrant/demo.sh look'
     say "What the router says"
-    on router 'sudo /opt/nfw/bin/nfw status | head -8'
+    on router 'sudo nfw status | head -8'
     on router "sudo grep -E '\"event_type\":\"(tls|alert|drop)\"' /var/log/nfw/eve.json | tail -n 4"
 }
 
@@ -49,4 +49,4 @@ get() {
     curl "-$1" -sS --max-time 5 "https://$name$2" 2>&1 || :
 }
 
-main
+main "$@"

@@ -2,6 +2,9 @@
 # The server: nginx for www.lab.test, with a certificate of a root that is made here and kept when run again.
 set -eu
 
+# shellcheck source=vagrant/packages.sh
+. /srv/nfw/vagrant/packages.sh
+
 certificates=/etc/nfw-lab
 site=/var/www/lab
 
@@ -14,12 +17,6 @@ main() {
     nginx -q -t
     systemctl enable -q nginx
     systemctl restart nginx
-}
-
-install_packages() {
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -q
-    apt-get install -q -y --no-install-recommends "$@"
 }
 
 make_certificates() {

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from nfw.cli.app import Failure, emit, emit_json
+from nfw import process
+from nfw.cli.app import Failure, emit, emit_json, tell
 from nfw.cli.options import control_option, json_option, policy_options, timeout_option
 from nfw.control import ControlClient
 from nfw.settings import DEFAULT_LOG, DEFAULT_QUEUE_BASE, QUEUE_SPAN
@@ -100,8 +101,8 @@ def run(
     on_exit: str,
 ) -> int:
     """Run the firewall in the foreground until SIGTERM or Ctrl-C."""
-    if os.geteuid() != 0:
-        raise Failure("nfw: permission denied: `nfw run` needs root (netfilter, routes and transparent sockets)")
+    if not process.may(process.CAP_NET_ADMIN, process.CAP_NET_RAW):
+        raise Failure("nfw: permission denied: `nfw run` needs root, or CAP_NET_ADMIN and CAP_NET_RAW")
     for policy_file in policy_files:
         if not os.path.exists(policy_file):
             raise Failure(f"{policy_file}: policy file does not exist")
@@ -143,13 +144,22 @@ def status(control: str, timeout: float, as_json: bool) -> None:
 
 @click.command()
 @mark_mask_option
-def cleanup(mark_mask: int) -> None:
+@click.option(
+    "--if-fail-open",
+    "policy_file",
+    metavar="FILE",
+    help="Only if the policy in FILE says fail_open: true; whatever else is the case, traffic stays as it is.",
+)
+def cleanup(mark_mask: int, policy_file: str | None) -> None:
     """Remove every rule, route and mark nfw has set in the kernel.
 
     Needs no saved state and does no harm where nothing was set. While nfw runs, stop it first.
     """
-    if os.geteuid() != 0:
-        raise Failure("nfw: permission denied: `nfw cleanup` needs root")
+    if not process.may(process.CAP_NET_ADMIN):
+        raise Failure("nfw: permission denied: `nfw cleanup` needs root, or CAP_NET_ADMIN")
+    if policy_file is not None and not _fails_open(policy_file):
+        tell(f"nfw: {policy_file} does not say fail_open: traffic stays blocked (`nfw cleanup` opens it)")
+        return
     from nfw.hostnet import HostNet, HostNetError
     from nfw.marks import MarkLayout
 
@@ -157,6 +167,21 @@ def cleanup(mark_mask: int) -> None:
         HostNet(MarkLayout(mark_mask)).cleanup()
     except HostNetError as error:
         raise Failure(*(f"nfw: {line}" for line in str(error).splitlines())) from error
+    if policy_file is not None:
+        tell(f"nfw: {policy_file} says fail_open: TRAFFIC PASSES UNFILTERED until nfw runs again")
+
+
+def _fails_open(policy_file: str) -> bool:
+    """A policy that does not load has not said so."""
+    from nfw.policy.errors import PolicyErrors
+    from nfw.policy.loader import load_policy
+
+    try:
+        return load_policy(policy_file).fail_open
+    except PolicyErrors as errors:
+        for error in errors:
+            tell(str(error))
+        return False
 
 
 def format_status(data: Any, now: float) -> list[str]:
@@ -170,10 +195,10 @@ def format_status(data: Any, now: float) -> list[str]:
         if key == "since" and isinstance(value, (int, float)):
             value = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(value))} ({_duration(now - value)})"
         lines += _item(key, value, 1)
-    for process in data.get("processes") or ():
-        if isinstance(process, dict):
-            lines.append(f"{process.get('name', '?')}, pid {process.get('pid', '?')}")
-            for key, value in process.items():
+    for one in data.get("processes") or ():
+        if isinstance(one, dict):
+            lines.append(f"{one.get('name', '?')}, pid {one.get('pid', '?')}")
+            for key, value in one.items():
                 if key not in ("name", "pid"):
                     lines += _item(key, value, 1)
     return lines

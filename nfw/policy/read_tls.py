@@ -222,7 +222,12 @@ def read_authority(
     """The CA in two files, which the keys ``certificate`` and ``private_key`` of ``ca`` name."""
     certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path)
     key_pem: bytes | None = None
-    if check_key:
+    encrypted = key_path.with_name(key_path.name + ".cred")
+    if check_key and encrypted.exists() and not key_path.exists():
+        ca.problems.warning(
+            ca.get("private_key"), f"CA key {encrypted} is encrypted for the service, so it is not checked here"
+        )
+    elif check_key:
         key_pem = _read_file(ca, ca.get("private_key"), "CA key", key_path)
         mode = too_open(key_path)
         if mode is not None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from nfw import hostnet, process
 from nfw.cli.app import COMMANDS, call
 from nfw.cli.daemon import format_status
 from nfw.control import ControlServer, Reply, Request
@@ -366,7 +367,7 @@ def test_status_shows_what_it_does_not_know() -> None:
 
 @pytest.mark.parametrize("args", [["run", "--policy", "x.yaml"], ["cleanup"]])
 def test_root_is_needed(nfw: Nfw, monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(process, "may", lambda *_: False)
     code, out, err = nfw(*args)
     assert (code, out) == (1, "")
     assert "permission denied" in err
@@ -374,8 +375,32 @@ def test_root_is_needed(nfw: Nfw, monkeypatch: pytest.MonkeyPatch, args: list[st
 
 
 def test_run_without_its_policy(nfw: Nfw, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(process, "may", lambda *_: True)
     assert nfw("run", "--policy", "nope.yaml") == (1, "", "nope.yaml: policy file does not exist\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "opens"),
+    [
+        ("{fail_open: true}", True),
+        ("{fail_open: false}", False),
+        ("{name: silent}", False),
+        ("{fail_open: true, workers: many}", False),  # what does not load has not said so
+        (None, False),
+    ],
+)
+def test_cleanup_if_fail_open(
+    nfw: Nfw, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None, opens: bool
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(process, "may", lambda *_: True)
+    monkeypatch.setattr(hostnet.HostNet, "cleanup", lambda self: opened.append(self))
+    policy = tmp_path / "policy.yaml"
+    if text is not None:
+        policy.write_text(text)
+    code, out, err = nfw("cleanup", "--if-fail-open", str(policy))
+    assert (code, out, bool(opened)) == (0, "", opens)
+    assert ("TRAFFIC PASSES UNFILTERED" if opens else "traffic stays blocked") in err
 
 
 def test_rules_keywords(nfw: Nfw) -> None:
