@@ -101,15 +101,17 @@ def listeners(count: int) -> tuple[int, list[tuple[socket.socket, socket.socket]
     raise StartError("cannot find a TCP port that is free for IPv4 and IPv6 alike")
 
 
-def load_compiled(policy: str) -> Compiled:
-    """The policy in that file, compiled, with what the cache has of it; the process's heap is frozen afterwards."""
+def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "") -> Compiled:
+    """The policy :func:`nfw.policy.loader.load_policy` finds there, compiled, with what the cache has of it; the
+    process's heap is frozen afterwards."""
     from nfw.cache import default_cache
     from nfw.policy.compile import compile_policy
     from nfw.policy.loader import load_policy, paused_gc
 
     cache = default_cache(process.tell)
     with paused_gc():
-        compiled = compile_policy(load_policy(policy, check_key=False, cache=cache), cache)
+        loaded = load_policy(policy, *more, map_file=map_file or None, name=name, check_key=False, cache=cache)
+        compiled = compile_policy(loaded, cache)
         gc.collect()
         gc.freeze()  # the compiled rules stay shared: no collector ever writes to their pages
     return compiled
@@ -149,7 +151,8 @@ class Leader:
         from nfw.policy.errors import PolicyErrors
 
         try:
-            compiled = load_compiled(self.settings.policy)
+            settings = self.settings
+            compiled = load_compiled(settings.policy, *settings.more, map_file=settings.map_file, name=settings.name)
         except PolicyErrors as errors:
             raise StartError(*[str(error) for error in errors.errors]) from errors
         policy = compiled.policy
@@ -191,24 +194,42 @@ class Leader:
             self.children.append(Child(f"nfw packet {index}", start))
 
     def _start_tls(self, policy: Policy, compiled: Compiled, workers: int) -> int:
-        from nfw import keyholder, tlsworker
+        from nfw import keyholder, revocationfetcher, tlsworker
 
         assert policy.tls is not None
         ca = policy.tls.ca
         port, sockets = listeners(workers)
         channels = [keyholder.channel() for _ in range(workers)]
         holder_sides = [side for _, side in channels]
+        checking = policy.tls.revocation
+        asks = checking.check or policy.tls.fetch_issuers
+        fetcher_channels = [keyholder.channel() for _ in range(workers)] if asks else []
 
         def hold(control: socket.socket) -> None:
             keyholder.run(holder_sides, str(ca.certificate), str(ca.private_key), control)
 
         self.children.append(Child("nfw keyholder", hold))
+        if asks:
+
+            def answer(control: socket.socket) -> None:
+                # It talks to strangers: nothing of the others may be within its reach.
+                self.log.close()
+                for both in (*channels, *sockets):
+                    for sock in both:
+                        sock.close()
+                for worker_side, _ in fetcher_channels:
+                    worker_side.close()
+                revocationfetcher.run([side for _, side in fetcher_channels], checking.cache, checking.allow, control)
+
+            self.children.append(Child("nfw fetcher", answer))
         for index in range(workers):
 
             def start(control: socket.socket, index: int = index) -> None:
-                for _, side in channels:
+                for _, side in (*channels, *fetcher_channels):
                     side.close()
-                tlsworker.run(compiled, self.settings, sockets[index], port, channels[index][0], control, self.log)
+                fetcher = fetcher_channels[index][0] if fetcher_channels else None
+                holder = channels[index][0]
+                tlsworker.run(compiled, self.settings, sockets[index], port, holder, control, self.log, fetcher)
 
             self.children.append(Child(f"nfw tls {index}", start))
         return port
@@ -366,7 +387,7 @@ class Leader:
     def _stop_children(self) -> None:
         for child in self.children:
             if child.pid:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # the fetcher is another user's
                     os.kill(child.pid, signal.SIGTERM)
         until = time.monotonic() + 2.0
         for child in self.children:
@@ -377,7 +398,7 @@ class Leader:
                 else:
                     time.sleep(0.005)
             if child.pid:
-                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                with contextlib.suppress(ProcessLookupError, ChildProcessError, PermissionError):
                     os.kill(child.pid, signal.SIGKILL)
                     os.waitpid(child.pid, 0)
 

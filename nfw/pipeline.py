@@ -177,7 +177,8 @@ class Pipeline:
         if match.action is StatelessAction.DROP:
             if match.rule is None:
                 return self._drop("stateless_default", packet, now)
-            ref = RuleRef("stateless", match.rule.priority, match.rule.name, match.rule.file, match.rule.line)
+            rule = match.rule
+            ref = RuleRef("stateless", rule.priority, rule.name or rule.group, rule.file, rule.line)
             return self._drop("stateless_rule", packet, now, ref)
         self._count("stateless_pass")
         self._verdict("stateless", "pass", "stateless_default" if match.rule is None else "stateless_rule")

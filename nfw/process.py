@@ -42,6 +42,22 @@ def no_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def prctl(option: int, value: int) -> None:
+    """prctl(2) of one argument. Raises OSError."""
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def capabilities() -> int:
+    """Those this process may use, as a bit mask (capabilities(7), CapPrm)."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("CapPrm:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
 def more_files() -> None:
     """Raise the soft limit of open files to the hard one: a TLS flow needs two."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -28,6 +28,20 @@ class GenerationSettings:
     policy: str
     queue_first: int
     mark_mask: int
+    more: tuple[str, ...] = ()  # as in PolicySource
+    map_file: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySource:
+    """Where a policy is read from: a file of nfw's own, or AWS documents in ``file`` and ``more`` files and folders,
+    with a map file, and ``name`` where several policies are among them. All paths absolute."""
+
+    file: str
+    more: tuple[str, ...] = ()
+    map_file: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

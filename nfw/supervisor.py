@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ from nfw.settings import (
     QUEUE_SPAN,
     GenerationReady,
     GenerationSettings,
+    PolicySource,
     pack,
     unpack,
 )
@@ -55,7 +56,7 @@ class NotStartedError(HostNetError):
 class Options:
     """What ``nfw run`` was told."""
 
-    policy: str
+    policy: PolicySource
     control: str = DEFAULT_CONTROL
     mark_mask: int = 0xFFF00000
     queue_base: int = DEFAULT_QUEUE_BASE
@@ -275,13 +276,16 @@ class Supervisor:
 
     # -- generations -----------------------------------------------------------------------------------------------
 
-    def _begin(self, policy: str, answer: Callable[[Reply], None]) -> None:
+    def _begin(self, policy: PolicySource, answer: Callable[[Reply], None]) -> None:
         self.number = self.number % self.layout.max_generation + 1
         if self.current is not None and self.number == self.current.settings.number:
             self.number = self.number % self.layout.max_generation + 1
         settings = GenerationSettings(
             number=self.number,
-            policy=policy,
+            policy=policy.file,
+            more=policy.more,
+            map_file=policy.map_file,
+            name=policy.name,
             queue_first=self._free_span(),
             mark_mask=self.options.mark_mask,
         )
@@ -552,8 +556,8 @@ class Supervisor:
         return Reply(False, None, (f"unknown command {request.command!r}",))
 
     def _apply(self, request: Request) -> Reply | Deferred:
-        policy = request.args.get("policy")
-        if not isinstance(policy, str) or not policy.startswith("/"):
+        policy = policy_source(request.args)
+        if policy is None:
             return Reply(False, None, ("apply needs the absolute path of a policy file",))
         if self.coming is not None:
             return Reply(False, None, ("another policy is being applied; try again when it is done",))
@@ -640,6 +644,17 @@ def _forgotten(which: str) -> tuple[Disposition, ...]:
             *tls,
         )
     return tls if which == "tls_scope" else ()
+
+
+def policy_source(args: Mapping[str, Any]) -> PolicySource | None:
+    """What ``apply`` asks for; None when it is not absolute paths and a name."""
+    more, map_file, name = args.get("more") or (), args.get("map") or "", args.get("name") or ""
+    if not isinstance(more, (list, tuple)) or not isinstance(name, str):
+        return None
+    paths = [args.get("policy"), *more, *([map_file] if map_file else [])]
+    if not all(isinstance(path, str) and path.startswith("/") for path in paths):
+        return None
+    return PolicySource(str(paths[0]), tuple(map(str, more)), str(map_file), name)
 
 
 def _unwritable(settings: Sequence[dict[str, Any]]) -> str | None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from engines.stateful.inspector import Alert, FlowFacts
 from engines.tls.events import SessionInfo
+from engines.tls.revocation import Conclusion
+from engines.tls.verify import ServerChain
 from engines.verdict import Decision, Direction
 from nfw import events
 
@@ -77,8 +79,16 @@ def tls(
     event = base(facts, "tls", unix_time)
     event["tls"] = _negotiated(info)
     event["nfw"] = {"status": status, "reason": reason}
+    if info is not None and info.revocation is not None and info.chain is not None:
+        event["revocation_check"] = _revocation_check(info, info.chain, info.revocation)
     if detail:
         event["nfw"]["detail"] = detail
+    if info is not None and info.passed:
+        event["nfw"]["passed"] = info.passed
+    if info is not None and info.chain is not None and info.chain.completed:
+        event["nfw"]["issuers_fetched"] = True
+    if info is not None and info.chain is not None and info.chain.exception not in (None, "passed"):
+        event["nfw"]["second_path"] = info.chain.exception
     if decision is not None:
         event["verdict"] = {"action": decision.verdict.value}
         event["nfw"].update(events.where(decision.rule))
@@ -108,6 +118,21 @@ def flow(
     event["app_proto"] = app_proto or "tls"
     event["tls_inspected"] = True
     return event
+
+
+def _revocation_check(info: SessionInfo, chain: ServerChain, found: Conclusion) -> dict[str, Any]:
+    """AWS's ``revocation_check`` (leaf_cert_fpr, status, action) and who said so. ``depth`` 0 is the leaf."""
+    record: dict[str, Any] = {
+        "leaf_cert_fpr": chain.leaf.sha256.hex(),
+        "status": found.finding.status.value,
+        "action": info.revocation_action.upper(),
+        "method": found.finding.method,
+        "reason": found.finding.reason,
+        "depth": found.depth,
+    }
+    if found.finding.source:
+        record["source"] = found.finding.source
+    return record
 
 
 def _negotiated(info: SessionInfo | None) -> dict[str, Any]:

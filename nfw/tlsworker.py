@@ -29,8 +29,9 @@ from cryptography.hazmat.primitives import hashes
 
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
+from engines.tls.revocation import Question
 from engines.tls.session import Session, State, TlsSettings
-from engines.tls.status import FailAction
+from engines.tls.status import FailAction, Status
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import process, tlsrecords
@@ -38,7 +39,9 @@ from nfw.giveups import GiveUps
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
-from nfw.policy.model import TlsKeywords
+from nfw.policy.model import TlsAction, TlsKeywords
+from nfw.revocationdesk import RevocationDesk
+from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
 
@@ -133,6 +136,7 @@ class TlsWorker:
         holder: socket.socket,
         leader: socket.socket,
         log: socket.socket,
+        fetcher: socket.socket | None = None,
     ) -> None:
         self.policy = compiled.policy
         self.ruleset = compiled.ruleset
@@ -151,6 +155,8 @@ class TlsWorker:
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
         self.desk: LeafDesk[Flow] = LeafDesk(holder)
+        self.fetcher = fetcher
+        self.revocations: RevocationDesk[Flow] | None = None
         self.wall = time.time() - time.monotonic()
         self.epoll = select.epoll()
         self.listeners = {sock.fileno(): sock for sock in listeners}
@@ -158,6 +164,10 @@ class TlsWorker:
             self.epoll.register(fd, select.EPOLLIN)
         self.epoll.register(leader.fileno(), select.EPOLLIN)
         self.epoll.register(holder.fileno(), select.EPOLLIN)
+        if fetcher is not None:
+            fetcher.setblocking(False)
+            self.revocations = RevocationDesk(fetcher)
+            self.epoll.register(fetcher.fileno(), select.EPOLLIN)
         self.sides: dict[int, tuple[Flow, Side]] = {}
         self.flows: OrderedDict[int, Flow] = OrderedDict()
         self.brisk: dict[int, Flow] = {}  # flows to look at every tick: held, or to be reset once delivered
@@ -192,6 +202,8 @@ class TlsWorker:
                     self._command()
                 elif fd == self.holder.fileno():
                     self._leafs(now)
+                elif self.fetcher is not None and fd == self.fetcher.fileno():
+                    self._revocations(now)
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
                 self._tick(now)
@@ -227,6 +239,10 @@ class TlsWorker:
             if flow.finished_at or now - flow.last > self.idle_seconds or (deadline is not None and now >= deadline):
                 self._guard(flow, self._check, flow, now)
         self.desk.ask_again(now, lambda flow: flow.key in self.flows and flow.session.state is State.LEAF)
+        if self.revocations is not None:
+            self.revocations.ask_again(
+                now, lambda flow: flow.key in self.flows and flow.session.state in (State.ISSUERS, State.REVOCATION)
+            )
 
     def _check(self, flow: Flow, now: float) -> None:
         """What time alone brings about."""
@@ -447,6 +463,14 @@ class TlsWorker:
                 self._hello(flow, hello, now)
             case tls.ConnectUpstream():
                 self._dial(flow, now)
+            case tls.NeedIssuers(certificate):
+                assert self.revocations is not None
+                issuers = self.revocations.ask_issuers(certificate, flow, now)
+                if issuers is not None:
+                    flow.session.issuers_found(issuers, now)
+            case tls.NeedRevocation(questions):
+                for question in questions:
+                    self._ask_revocation(flow, question, now)
             case tls.NeedLeaf(request, key):
                 if self._verified(flow, now):
                     return
@@ -476,6 +500,28 @@ class TlsWorker:
                 return
         flow.session.proceed(now)
 
+    def _ask_revocation(self, flow: Flow, question: Question, now: float) -> None:
+        assert self.revocations is not None
+        finding = self.revocations.ask(question, flow, now, now + self.wall)
+        if finding is not None:
+            flow.session.revocation_found(question.depth, finding, now)
+
+    def _revocations(self, now: float) -> None:
+        assert self.revocations is not None
+        try:
+            for flow, depth, finding in self.revocations.answers():
+                if flow.key in self.flows:
+                    self._guard(flow, self._revocation, flow, depth, finding, now)
+        except (OSError, EOFError):
+            self.stopping = True
+
+    def _revocation(self, flow: Flow, depth: int, finding: FetcherAnswer, now: float) -> None:
+        if isinstance(finding, tuple):
+            flow.session.issuers_found(finding, now)
+        else:
+            flow.session.revocation_found(depth, finding, now)
+        self._drain(flow, now)
+
     def _verified(self, flow: Flow, now: float) -> bool:
         """The server has shown who it is: what rules say about that, before the client sees a certificate. True: the
         flow is over."""
@@ -483,7 +529,8 @@ class TlsWorker:
         if flow.inspector is None or not self.all_keywords or chain is None:
             return False
         # The trust anchor comes from our store, whether or not the server has sent it, too.
-        certificates = [certificate.der for certificate in chain.certificates[:-1] or chain.certificates]
+        shown = chain.certificates if chain.unverified else chain.certificates[:-1] or chain.certificates
+        certificates = [certificate.der for certificate in shown]
         return self._judged(flow, flow.inspector.tls_server(certificates, now), now)
 
     def _leafs(self, now: float) -> None:
@@ -692,6 +739,7 @@ class TlsWorker:
                 "seconds": self.handshake_seconds,
             },
             "leafs": len(self.desk),
+            "revocations": len(self.revocations) if self.revocations is not None else 0,
             "leaf_cache": {"hits": self.desk.cache.hits, "misses": self.desk.cache.misses},
             "rule_hits": hits,
             "rules_omitted": omitted,
@@ -735,10 +783,22 @@ def tls_settings(policy: Tls) -> TlsSettings:
     if not anchors:
         raise ValueError("no trusted root certificate could be read")
     own = x509.load_pem_x509_certificate(policy.ca.certificate_pem)
+    refused = {spki_sha256(own), *map(bytes.fromhex, policy.distrust.keys)}
+    refused.update(spki_sha256(certificate) for certificate in parse_anchors(policy.distrust.pem)[0])
+    chosen = {Status[name.upper()]: action for name, action in policy.actions}
+    check = policy.revocation.check
+    if check:
+        chosen[Status.REVOKED] = policy.revocation.revoked
+        chosen[Status.UNKNOWN] = policy.revocation.unknown
+    passed = frozenset(status for status, action in chosen.items() if action is TlsAction.PASS)
     return TlsSettings(
-        UpstreamVerifier(anchors, refused_keys=frozenset((spki_sha256(own),))),
+        UpstreamVerifier(
+            anchors, refused_keys=frozenset(refused), passed=passed, stapling=check, fetch_issuers=policy.fetch_issuers
+        ),
         ca_id=own.fingerprint(hashes.SHA256()),
         on_failure=FailAction(policy.on_failure.value),
+        actions={status: FailAction(action.value) for status, action in chosen.items() if status not in passed},
+        revocation=check,
     )
 
 
@@ -759,11 +819,12 @@ def run(
     holder: socket.socket,
     leader: socket.socket,
     log: socket.socket,
+    fetcher: socket.socket | None = None,
 ) -> None:
     """The TLS worker process. Tells the leader ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
-        worker = TlsWorker(compiled, settings, listeners, port, holder, leader, log)
+        worker = TlsWorker(compiled, settings, listeners, port, holder, leader, log, fetcher)
     except (OSError, ValueError) as error:
         leader.sendall(f"error: {error}".encode())
         sys.exit(1)

@@ -172,7 +172,7 @@ class Worker:
             "held_packets": pipeline.held_packets,
             "counts": dict(pipeline.counts),
             "stateless_hits": {
-                str(rule.priority): hits
+                (f"{rule.group}:" if rule.group else "") + str(rule.priority): hits
                 for rule, hits in zip(pipeline.filter.rules, pipeline.filter.hits, strict=True)
                 if hits
             },

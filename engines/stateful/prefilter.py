@@ -38,12 +38,15 @@ class DatabaseStore(Protocol):
 class PatternSet:
     """Finds which of many literals occur in a buffer.
 
-    ``patterns``: (literal, nocase, value) triples; the values of the literals found come back from :meth:`scan`.
+    ``patterns``: (literal, nocase, value) triples; the values of the literals found come back from ``scan``.
     ``firsts`` the same of literals that count only where the buffer begins with them. ``store``: where to look for the
     database before it is compiled.
     """
 
-    __slots__ = ("_database", "_few", "_values", "longest", "size")
+    __slots__ = ("_database", "_few", "_values", "longest", "scan", "size")
+
+    scan: Callable[[bytes], list[int]]
+    """The values of all literals in the data, each once per literal, in no particular order."""
 
     def __init__(
         self,
@@ -65,35 +68,41 @@ class PatternSet:
         self._database: Any = None
         if len(grouped) < _FEW:
             self._few = tuple((*literal, index) for index, literal in enumerate(grouped))
+            self.scan = self._scan_few
         else:
             self._database = _database(list(grouped), store)
+            self.scan = _scanner(self._database.scan, self._values)
 
-    def scan(self, data: bytes) -> list[int]:
-        """The values of all literals in ``data``, each once per literal, in no particular order."""
+    def _scan_few(self, data: bytes) -> list[int]:
         found: list[int] = []
-        if self._database is not None:
-            # By position: by keyword the call takes three times as long. 0: flags, of which there are none.
-            self._database.scan(data, _collect, 0, found.append)
-            if not found:
-                return found
-        else:
-            lowered: bytes | None = None
-            for literal, nocase, first, index in self._few:
-                if nocase and lowered is None:
-                    lowered = data.lower()
-                text = data if lowered is None or not nocase else lowered
-                if text.startswith(literal) if first else literal in text:
-                    found.append(index)
-            if not found:
-                return found
-        values = self._values
-        if len(found) == 1:
-            return list(values[found[0]])
-        return [value for index in found for value in values[index]]
+        lowered: bytes | None = None
+        for literal, nocase, first, index in self._few:
+            if nocase and lowered is None:
+                lowered = data.lower()
+            text = data if lowered is None or not nocase else lowered
+            if text.startswith(literal) if first else literal in text:
+                found += self._values[index]
+        return found
 
     def memory(self) -> int:
         """Size of the database in bytes; 0 when there is none."""
         return int(self._database.size()) if self._database is not None else 0
+
+
+def _scanner(search: Callable[..., None], values: list[tuple[int, ...]]) -> Callable[[bytes], list[int]]:
+    """A function of its own: it is called for every packet and has nothing to look up."""
+
+    def scan(data: bytes) -> list[int]:
+        found: list[int] = []
+        # By position: by keyword the call takes three times as long. 0: flags, of which there are none.
+        search(data, _collect, 0, found.append)
+        if not found:
+            return found
+        if len(found) == 1:
+            return list(values[found[0]])
+        return [value for index in found for value in values[index]]
+
+    return scan
 
 
 def _collect(pattern: int, _start: int, _end: int, _flags: int, append: Callable[[int], None]) -> None:

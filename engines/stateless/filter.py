@@ -93,7 +93,7 @@ class StatelessMatch:
 
 
 class StatelessFilter:
-    """``rules`` in any order; equal priorities are tried in the order given.
+    """``rules`` in any order; equal ranks are tried in the order given.
 
     Counts every packet once: in ``hits`` at the index its rule has in :attr:`rules`, in ``default_hits``, or in one of
     the two fragment counts. Not safe for concurrent use.
@@ -108,7 +108,7 @@ class StatelessFilter:
         fragments: StatelessAction = StatelessAction.DROP,
         fragments_counters: Sequence[str] = (),
     ) -> None:
-        self.rules: tuple[StatelessRule, ...] = tuple(sorted(rules, key=lambda rule: rule.priority))
+        self.rules: tuple[StatelessRule, ...] = tuple(sorted(rules, key=lambda rule: rule.rank))
         self.hits = [0] * len(self.rules)
         self.default_hits = 0
         self.udp_fragment_hits = 0

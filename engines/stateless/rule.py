@@ -55,7 +55,7 @@ class TcpFlagsMatch:
 
 @dataclass(frozen=True, slots=True)
 class StatelessRule:
-    """One rule. Lowest ``priority`` is tried first.
+    """One rule. Lowest ``priority`` is tried first, within the ``group`` whose ``group_priority`` is lowest.
 
     A rule with ports matches TCP and UDP only, and one with ``tcp_flags`` TCP only, whatever ``protocols`` says.
     ``counters`` are names counted in addition to the rule's own hits. Raises ValueError for values that no packet has.
@@ -75,6 +75,13 @@ class StatelessRule:
     file: str = ""
     line: int = 0
     name: str = ""
+    group: str = ""
+    group_priority: int = 0
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What rules are sorted by."""
+        return self.group_priority, self.priority
 
     def __post_init__(self) -> None:
         for protocol in self.protocols:

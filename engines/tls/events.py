@@ -8,8 +8,11 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from cryptography import x509
+
 from engines.tls.clienthello import ClientHello
 from engines.tls.leaf import LeafKey, LeafRequest
+from engines.tls.revocation import Conclusion, Question
 from engines.tls.status import Status
 from engines.tls.verify import ServerChain
 from engines.verdict import Direction
@@ -43,6 +46,9 @@ class SessionInfo:
     server: Leg | None = None
     chain: ServerChain | None = None
     leaf: LeafRequest | None = None
+    revocation: Conclusion | None = None
+    revocation_action: str = ""  # pass, drop or reject
+    passed: list[str] = field(default_factory=list)  # statuses the policy let pass
     certificate_requested: bool = False
     plaintext: list[int] = field(default_factory=lambda: [0, 0])  # bytes decrypted, by Direction
     forwarded: list[int] = field(default_factory=lambda: [0, 0])  # bytes let through, by Direction
@@ -62,6 +68,22 @@ class ConnectUpstream:
     """Connect to the original destination; answer ``upstream_connected()`` or ``upstream_failed()``."""
 
     sni: str
+
+
+@dataclass(frozen=True, slots=True)
+class NeedIssuers:
+    """The server left out certificates of its chain. Fetch what issued ``certificate``, and what issued that; answer
+    ``issuers_found()``."""
+
+    certificate: x509.Certificate
+
+
+@dataclass(frozen=True, slots=True)
+class NeedRevocation:
+    """The server is verified. Find out whether these certificates are revoked; answer each with
+    ``revocation_found()``."""
+
+    questions: tuple[Question, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +158,8 @@ class Finished:
 Event = (
     Hello
     | ConnectUpstream
+    | NeedIssuers
+    | NeedRevocation
     | NeedLeaf
     | Established
     | Plaintext

@@ -68,12 +68,15 @@ class LeafRequest:
         dns_names = tuple(dict.fromkeys(name for name in server.dns_names if is_valid_pattern(name)))
         common_name = server.common_name if server.common_name in dns_names else (dns_names[0] if dns_names else "")
         not_before = int(unix_time) - LEAF_BACKDATE
+        not_after = min(not_before + LEAF_LIFETIME, server.not_after)
+        if not_after <= unix_time:
+            not_after = int(unix_time) + DAY  # the policy lets expired servers pass
         return cls(
             dns_names=dns_names,
             addresses=server.addresses,
             common_name=common_name if len(common_name) <= _COMMON_NAME_MAX else "",
             not_before=not_before,
-            not_after=min(not_before + LEAF_LIFETIME, server.not_after),
+            not_after=not_after,
             key_type=key_type,
         )
 

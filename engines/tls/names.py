@@ -7,7 +7,10 @@ OpenSSL checks the name during the handshake as well; this check is the second, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
+
+from publicsuffixlist import PublicSuffixList
 
 from engines.tls.clienthello import normalise_host
 
@@ -37,12 +40,23 @@ def is_valid_pattern(pattern: str) -> bool:
     """Whether a dNSName entry may be used at all: a host name, or ``*.`` in front of one of two labels or more.
 
     RFC 9525 6.3: the wildcard is the complete left-most label and the only one. ``*.test`` would cover a whole
-    top-level domain and is refused.
+    top-level domain and ``*.co.uk`` a registry's customers; both are refused. Suffixes of companies, such as
+    ``github.io``, are not: their owners have such certificates.
     """
     if pattern.startswith("*."):
         parent = _host(pattern[2:])
-        return parent is not None and "." in parent
+        return parent is not None and "." in parent and not _is_registry(parent)
     return _host(pattern) is not None
+
+
+@functools.lru_cache(4096)
+def _is_registry(name: str) -> bool:
+    return bool(_suffixes().publicsuffix(name) == name)
+
+
+@functools.cache
+def _suffixes() -> PublicSuffixList:
+    return PublicSuffixList(only_icann=True)
 
 
 def _host(text: str) -> str | None:

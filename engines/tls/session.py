@@ -11,21 +11,27 @@ leaf is minted after that, and application bytes move only when both handshakes 
     HELD                proceed()                        rules on SNI, ALPN, JA3 may end it here
     CONNECTING          upstream_connected()
     UPSTREAM_HANDSHAKE  the server's handshake           chain, dates, name judged (engines.tls.verify)
+    ISSUERS             issuers_found()                  only where the server left out intermediates
+    REVOCATION          revocation_found()               staple judged; only where the policy checks revocation
     LEAF                leaf_ready()
     CLIENT_HANDSHAKE    the client's handshake           with the server's ALPN, never a better version
+    REFUSING            the client's first bytes         only after REVOKED and UNKNOWN, see below
     RELAY               the end of both ways             Plaintext out, forward() in
     DONE                nothing                          Finished was queued; every input is ignored
 
 Each state has one handler for client bytes and one for upstream bytes; bytes a state cannot use yet are parked, within
 a bound, and read later. ``wants()`` tells the owner when to leave bytes in the kernel instead.
 
-Left out: sockets, inspection, revocation (it will sit between UPSTREAM_HANDSHAKE and LEAF), resumption.
+A server that is who it says it is but whose certificate is revoked, or nobody knows, is refused as AWS does: the client
+gets its handshake, and with its request close_notify (drop) or a reset (reject). All else ends before ServerHello.
+
+Left out: sockets, inspection, fetching what revocation is judged by, resumption.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from OpenSSL import SSL
@@ -41,7 +47,9 @@ from engines.tls.events import (
     Event,
     Finished,
     Hello,
+    NeedIssuers,
     NeedLeaf,
+    NeedRevocation,
     Plaintext,
     SendClient,
     SendUpstream,
@@ -49,8 +57,9 @@ from engines.tls.events import (
 )
 from engines.tls.half import TlsError, TlsHalf
 from engines.tls.leaf import LeafKey, LeafRequest, leaf_key_type
+from engines.tls.revocation import Finding, Revocation, begin, conclude, fresher
 from engines.tls.status import FailAction, Status
-from engines.tls.verify import HandshakeNotes, Refusal, UpstreamVerifier, limit_versions
+from engines.tls.verify import HandshakeNotes, Incomplete, Refusal, ServerChain, UpstreamVerifier, limit_versions
 from engines.verdict import Direction
 
 PARKED_MAX = 1 << 20
@@ -66,6 +75,11 @@ TRIM_AFTER = 5.0
 CONTROL_MAX = 65536
 """Bytes OpenSSL may answer by itself (key updates, tickets) with no application byte sent in between: some 2,500 key
 updates. A peer that asks for more is flooding (and may not be reading)."""
+
+HTTP1 = b"http/1.1"
+
+REFUSE_AFTER = 1.0
+"""Seconds a client that is refused after its handshake has for its request."""
 
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
@@ -87,8 +101,11 @@ class State(enum.Enum):
     HELD = "held"
     CONNECTING = "connecting"
     UPSTREAM_HANDSHAKE = "upstream_handshake"
+    ISSUERS = "issuers"
+    REVOCATION = "revocation"
     LEAF = "leaf"
     CLIENT_HANDSHAKE = "client_handshake"
+    REFUSING = "refusing"
     RELAY = "relay"
     DONE = "done"
 
@@ -110,7 +127,8 @@ class TlsSettings:
 
     ``ca_id`` tells CAs apart in leaf cache keys (SHA-256 of the certificate, say). ``on_failure`` is the action for
     every status that ``actions`` does not name. ``alpn``: protocols that may be offered upstream; None mirrors the
-    client's list. Timeouts in seconds, each for one state.
+    client's list. ``revocation``: check it; what is passed then is the verifier's to know. Timeouts in seconds, each
+    for one state; whoever is asked about revocation answers within its own, shorter, budget.
     """
 
     verifier: UpstreamVerifier
@@ -118,9 +136,12 @@ class TlsSettings:
     on_failure: FailAction = FailAction.REJECT
     actions: Mapping[Status, FailAction] = field(default_factory=dict)
     alpn: frozenset[bytes] | None = None
+    revocation: bool = False
     hello_timeout: float = 10.0
     connect_timeout: float = 10.0
     upstream_timeout: float = 10.0
+    issuers_timeout: float = 4.0
+    revocation_timeout: float = 4.0
     leaf_timeout: float = 10.0
     client_timeout: float = 10.0
     hello_cap: int = HELLO_CAP
@@ -136,8 +157,11 @@ class Session:
         "_connection_open",
         "_deadline",
         "_events",
+        "_findings",
         "_half",
+        "_open_questions",
         "_reader",
+        "_refused",
         "_settings",
         "_state",
         "_unix_time",
@@ -153,6 +177,9 @@ class Session:
         self._ways = (_Way(), _Way())
         self._half: list[TlsHalf | None] = [None, None]  # by the direction of what the half receives: client, upstream
         self._reader: ClientHelloReader | None = ClientHelloReader(settings.hello_cap)
+        self._findings: dict[int, Finding] = {}  # on the server's chain, by depth
+        self._open_questions: set[int] = set()
+        self._refused: Refusal | None = None  # said to the client once it has had its handshake
         self._connection_open = False  # the owner has, or is making, an upstream connection
         self.info = SessionInfo()
         self._state = State.HELLO
@@ -178,7 +205,7 @@ class Session:
             way = self._ways[direction]
             return not (way.paused or way.source_fin)  # also after close_notify: its FIN must be seen
         if direction is _TO_SERVER:
-            return self._state in (State.HELLO, State.CLIENT_HANDSHAKE)
+            return self._state in (State.HELLO, State.CLIENT_HANDSHAKE, State.REFUSING)
         return self._state is State.UPSTREAM_HANDSHAKE
 
     def pending(self, direction: Direction) -> int:
@@ -200,13 +227,38 @@ class Session:
             self._enter(State.CONNECTING, now + self._settings.connect_timeout)
             self._events.append(ConnectUpstream(self.info.sni))
 
+    def issuers_found(self, issuers: Sequence[bytes], now: float) -> None:
+        """The answer to NeedIssuers: certificates (DER) that may complete the chain, none if there are none."""
+        if self._state is not State.ISSUERS:
+            return
+        half = self._half[_TO_CLIENT]
+        assert half is not None
+        assert self.info.sni is not None
+        verdict = self._settings.verifier.complete(half.connection, self.info.sni, self._unix_time, issuers)
+        if isinstance(verdict, Refusal):
+            self._fail(verdict.status, verdict.reason, verdict.detail)
+        else:
+            self._accept(verdict, now)
+
+    def revocation_found(self, depth: int, finding: Finding, now: float) -> None:
+        """An answer to NeedRevocation; ``depth`` is the question's. REVOKED of any certificate ends the waiting."""
+        if self._state is not State.REVOCATION or depth not in self._open_questions:
+            return
+        self._open_questions.discard(depth)
+        self._findings[depth] = fresher(self._findings.get(depth), finding)
+        if not self._open_questions or self._findings[depth].status is Revocation.REVOKED:
+            self._conclude_revocation(now)
+
     def leaf_ready(self, context: SSL.Context, now: float) -> None:
         """The leaf asked for by NeedLeaf, as :func:`engines.tls.leaf.server_context` prepares it."""
         if self._state is not State.LEAF:
             return
         assert self.info.server is not None
         connection = SSL.Connection(context)
-        connection.set_app_data(self.info.server.alpn.encode("latin-1"))
+        alpn = self.info.server.alpn.encode("latin-1")
+        if self._refused is not None and alpn and self.info.hello is not None and HTTP1 in self.info.hello.alpn:
+            alpn = HTTP1  # the protocol in which an end without an answer is said and understood most plainly
+        connection.set_app_data(alpn)
         connection.set_accept_state()
         if self.info.server.version != "TLSv1.3":
             limit_versions(connection, (TLS1_2,))  # never show the client a better version than the server gave
@@ -278,6 +330,13 @@ class Session:
                     not way.paused
                 ):  # paused since before the relay, OpenSSL may still hold bytes of the handshake's reads
                     half.trim()
+        elif self._state is State.ISSUERS:
+            self.issuers_found((), now)
+        elif self._state is State.REVOCATION:
+            for depth in tuple(self._open_questions):
+                self.revocation_found(depth, Finding(Revocation.UNKNOWN, "none", "timeout"), now)
+        elif self._state is State.REFUSING:
+            self._refuse()
         else:
             status, reason, detail = _TIMEOUTS[self._state]
             self._fail(status, reason, detail)
@@ -292,6 +351,8 @@ class Session:
         """The client sent FIN: it will send no more, it may still read."""
         if self._state is State.RELAY:
             self._source_fin(_TO_SERVER)
+        elif self._state is State.REFUSING:
+            self._refuse()
         elif self._state is not State.DONE:
             self._finish(
                 Status.ABORTED, "client_closed", "the client closed before the session was established", Close.FIN
@@ -301,6 +362,8 @@ class Session:
         if self._state is State.RELAY:
             self.info.truncated[_TO_SERVER] = True
             self._finish(Status.OK, "client_reset", "the client reset the connection", Close.RESET)
+        elif self._state is State.REFUSING:
+            self._refuse()
         elif self._state is not State.DONE:
             self._finish(
                 Status.ABORTED, "client_reset", "the client reset before the session was established", Close.RESET
@@ -337,16 +400,16 @@ class Session:
         """The server sent FIN: it will send no more, it may still read."""
         if self._state is State.RELAY:
             self._source_fin(_TO_CLIENT)
-        elif self._state in (State.LEAF, State.CLIENT_HANDSHAKE):
+        elif self._state in (State.ISSUERS, State.REVOCATION, State.LEAF, State.CLIENT_HANDSHAKE):
             self._ways[_TO_CLIENT].source_fin = True  # what it said before is still the client's to read
-        elif self._state is not State.DONE:
+        elif self._state is not State.DONE and self._refused is None:
             self._fail(Status.PROTOCOL, "upstream_closed", "the server closed the connection during the handshake")
 
     def upstream_reset(self, now: float) -> None:
         if self._state is State.RELAY:
             self.info.truncated[_TO_CLIENT] = True
             self._finish(Status.OK, "upstream_reset", "the server reset the connection", Close.RESET)
-        elif self._state is not State.DONE:
+        elif self._state is not State.DONE and self._refused is None:
             self._fail(Status.PROTOCOL, "upstream_reset", "the server reset the connection during the handshake")
 
     # States, in order.
@@ -390,15 +453,70 @@ class Session:
         if taken is None:
             return
         self.info.certificate_requested = notes.certificate_requested
-        verdict = self._settings.verifier.judge(half.connection, self.info.sni)
+        verdict = self._settings.verifier.judge(half.connection, self.info.sni, self._unix_time)
         if isinstance(verdict, Refusal):
             self._fail(verdict.status, verdict.reason, verdict.detail)
             return
-        self.info.chain = verdict
         self.info.server = half.leg()
         self._upstream_handler = self._park_upstream
         if taken < len(data):
             self._park_upstream(data[taken:], now)
+        if isinstance(verdict, Incomplete):
+            self._enter(State.ISSUERS, now + self._settings.issuers_timeout)
+            self._events.append(NeedIssuers(verdict.tip))
+        else:
+            self._accept(verdict, now)
+
+    def _accept(self, verdict: ServerChain, now: float) -> None:
+        self.info.chain = verdict
+        self.info.passed = [fault.status.value for fault in verdict.passed]
+        if self._settings.revocation and not verdict.unverified:
+            self._check_revocation(now)
+        else:
+            self._ask_for_leaf(now)
+
+    def _check_revocation(self, now: float) -> None:
+        chain = self.info.chain
+        assert chain is not None
+        path = [one.certificate for one in chain.certificates if one.certificate is not None]
+        self._findings, questions, unstapled = begin(
+            path, chain.staple, self._unix_time, self._settings.verifier.staples
+        )
+        if unstapled:
+            detail = "the certificate demands a stapled OCSP response (RFC 7633), and no good one came"
+            if Status.MUST_STAPLE not in self._settings.verifier.passed:
+                self._fail(Status.MUST_STAPLE, "must_staple", detail)
+                return
+            self.info.passed.append(Status.MUST_STAPLE.value)
+        if not questions:
+            self._conclude_revocation(now)
+            return
+        self._open_questions = {question.depth for question in questions}
+        self._enter(State.REVOCATION, now + self._settings.revocation_timeout)
+        self._events.append(NeedRevocation(tuple(questions)))
+
+    def _conclude_revocation(self, now: float) -> None:
+        self._open_questions.clear()
+        self.info.revocation = conclude(self._findings)
+        finding, depth = self.info.revocation.finding, self.info.revocation.depth
+        status = {Revocation.REVOKED: Status.REVOKED, Revocation.UNKNOWN: Status.UNKNOWN}.get(finding.status)
+        self.info.revocation_action = "pass"
+        if status is not None:
+            assert self.info.chain is not None
+            if status in self._settings.verifier.passed:
+                self.info.passed.append(status.value)
+            else:
+                action = self._settings.actions.get(status, self._settings.on_failure)
+                self.info.revocation_action = action.value
+                who = self.info.chain.certificates[depth].subject
+                detail = f"{who}: {finding.reason} by {finding.method} {finding.source}".rstrip()
+                self._refused = Refusal(status, finding.reason, detail)
+                # Nothing the server could still say would reach anybody.
+                self._close(_TO_SERVER, _CLOSE_OF[action])
+                self._connection_open = False
+                self._upstream_handler = self._ignore
+                self._half[_TO_CLIENT] = None
+                self._ways[_TO_CLIENT].unpark()
         self._ask_for_leaf(now)
 
     def _ask_for_leaf(self, now: float) -> None:
@@ -421,6 +539,9 @@ class Session:
             if self._settings.on_failure is FailAction.REJECT:
                 self._send(_TO_CLIENT, half.output())  # the alert says what a plain RST cannot
             reason = "client_refused" if error.alert else "client_handshake"
+            if self._refused is not None:
+                self._fail(self._refused.status, self._refused.reason, self._refused.detail)
+                return
             self._fail(Status.PROTOCOL, reason, f"handshake with the client failed: {error.detail}")
             return
         self._send(_TO_CLIENT, half.output())
@@ -433,6 +554,11 @@ class Session:
             self._fail(Status.PROTOCOL, "sni_changed", "the server name changed between two ClientHellos")
             return
         self.info.client = half.leg()
+        if self._refused is not None:
+            self._enter(State.REFUSING, now + REFUSE_AFTER)
+            self._client_handler = self._hear_request
+            self._hear_request(data[taken:], now)
+            return
         self.info.established = True
         self._enter(State.RELAY, None)
         self._client_handler = self._relay_client
@@ -442,6 +568,25 @@ class Session:
             self._ways[_TO_SERVER].park(data[taken:])
         self._unpark(_TO_SERVER)
         self._unpark(_TO_CLIENT)
+
+    def _hear_request(self, data: bytes, now: float) -> None:
+        """A client that is refused while it writes would report that, not what happened."""
+        half = self._half[_TO_SERVER]
+        assert half is not None
+        heard = half.decrypt(data)
+        self._send(_TO_CLIENT, half.output())
+        if heard or half.closed or half.error is not None:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        half, refused = self._half[_TO_SERVER], self._refused
+        assert half is not None
+        assert refused is not None
+        if self._settings.actions.get(refused.status, self._settings.on_failure) is FailAction.DROP:
+            self._send(_TO_CLIENT, half.close_notify())
+            self._finish(refused.status, refused.reason, refused.detail, Close.FIN)
+        else:
+            self._finish(refused.status, refused.reason, refused.detail, Close.RESET)
 
     def _relay_client(self, data: bytes, now: float) -> None:
         self._relay(_TO_SERVER, data, now)

@@ -6,7 +6,7 @@ import enum
 
 
 class Status(enum.Enum):
-    """Why a session ended, or OK. Every value but OK, POLICY and ABORTED can be given its own action."""
+    """Why a session ended, or OK. Every verdict on the server, NO_SNI, PROTOCOL and NOT_TLS can have its own action."""
 
     OK = "OK"
     EXPIRED = "EXPIRED"
@@ -15,7 +15,9 @@ class Status(enum.Enum):
     NAME_MISMATCH = "NAME_MISMATCH"  # the certificate does not cover the SNI, or the SNI is no host name
     INVALID = "INVALID"  # malformed, bad signature, constraint or usage violated
     WEAK = "WEAK"  # key or signature algorithm below the floor
-    REVOKED = "REVOKED"
+    REVOKED = "REVOKED"  # a certificate of the chain, by its issuer's word
+    UNKNOWN = "UNKNOWN"  # nobody who may say so said whether it is revoked
+    MUST_STAPLE = "MUST_STAPLE"  # RFC 7633: the certificate demands a stapled OCSP response, none that is good came
     NO_SNI = "NO_SNI"
     PROTOCOL = "PROTOCOL"  # TLS failed: version, cipher, alert, timeout, malformed
     NOT_TLS = "NOT_TLS"  # the client does not speak TLS
@@ -23,6 +25,22 @@ class Status(enum.Enum):
     POLICY = "POLICY"  # the owner ended it: a rule, a policy swap
     ABORTED = "ABORTED"  # the client left before the session was established
     INTERNAL = "INTERNAL"  # our own fault: no leaf, buffer bound reached
+
+
+PASSABLE = frozenset(
+    (
+        Status.EXPIRED,
+        Status.NOT_YET_VALID,
+        Status.UNTRUSTED,
+        Status.NAME_MISMATCH,
+        Status.INVALID,
+        Status.WEAK,
+        Status.REVOKED,
+        Status.UNKNOWN,
+        Status.MUST_STAPLE,
+    )
+)
+"""Verdicts on a certificate, which a policy may let pass. The others leave nothing that could be decrypted."""
 
 
 class FailAction(enum.Enum):

@@ -1,28 +1,35 @@
 """Is the server who it says it is? Judged before any application byte moves in either direction.
 
 Two judges: OpenSSL inside the handshake (chain, dates, key strength, host name; it aborts the handshake), then the
-checks here on the verified chain (name by :mod:`engines.tls.names`, refused keys, usages OpenSSL forgives). Both must
-agree. Revocation is not judged here; it will take the :class:`ServerChain` this module returns.
+checks here on the chain it found (name by :mod:`engines.tls.names`, refused keys, weak keys and signatures, usages
+OpenSSL forgives) and :mod:`engines.tls.secondpath`, which builds the path anew. All must agree. Revocation is judged by
+:mod:`engines.tls.revocation` on the :class:`ServerChain` this module returns.
+
+A status may be passed by policy: its faults are noted and the session goes on.
 
 Sources: RFC 5280 section 6, RFC 9525, SSL_CTX_set_verify(3), X509_verify_cert_error_string(3).
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from OpenSSL import SSL, crypto
 
 from engines.tls import names, openssl
 from engines.tls.clienthello import TLS1_2, TLS1_3
+from engines.tls.revocation import Staples
+from engines.tls.secondpath import SecondPath
 from engines.tls.status import Status
 
 CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:@SECLEVEL=2"
@@ -30,6 +37,10 @@ CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:@SECLEVEL=2"
 
 _CHAIN_DEPTH = 20  # intermediates; OpenSSL's default is 100, real chains have 1 to 3
 _FACTS_CACHE = 1024  # certificates whose parsed facts are kept; a site's intermediates are shared by thousands
+_PRESENTED_MAX = 24  # certificates of a server's message the second path check may choose from
+_MIN_RSA_BITS = 2048
+_MIN_EC_BITS = 224  # 112 bits of strength, as OpenSSL's level 2
+_WEAK_HASHES = frozenset(("md5", "sha1"))
 _SUBJECT_MAX = 200  # characters of a peer-chosen name that go into a reason
 
 # X509_V_ERR_* (openssl/x509_vfy.h) by what they mean for the session; everything else is INVALID.
@@ -52,6 +63,8 @@ _STATUS_OF = {
     68: Status.WEAK,  # CA digest too weak
 }
 
+_NO_ISSUER = frozenset((2, 20, 21))
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -68,7 +81,7 @@ class ServerCertificate:
 
     ``sha256`` is the fingerprint of the DER, ``spki_sha256`` of the public key. ``dns_names`` and ``addresses``
     (packed) come from the subjectAltName; dates are Unix seconds. ``problem`` is set when the certificate must not be
-    used by a TLS server although OpenSSL accepts it.
+    used by a TLS server although OpenSSL accepts it, ``weak_key`` and ``weak_signature`` say what is too weak.
     """
 
     sha256: bytes
@@ -81,14 +94,31 @@ class ServerCertificate:
     not_before: int
     not_after: int
     problem: str | None = None
+    weak_key: str | None = None
+    weak_signature: str | None = None
+    certificate: x509.Certificate | None = field(default=None, repr=False, compare=False)
     der: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerChain:
-    """The path OpenSSL verified: ``leaf`` first, trust anchor last."""
+    """The path OpenSSL verified: ``leaf`` first, trust anchor last.
+
+    ``passed``: faults the policy lets pass; the path then may end in no anchor. ``exception`` names why the second
+    path check was not asked, see :mod:`engines.tls.secondpath`. ``staple`` is the OCSP response the server sent along
+    (DER), b"" if none.
+    """
 
     certificates: tuple[ServerCertificate, ...]
+    passed: tuple[Refusal, ...] = ()
+    exception: str | None = None
+    staple: bytes = b""
+    completed: bool = False  # with issuers the server did not send
+
+    @property
+    def unverified(self) -> bool:
+        """The policy let pass that nobody vouches for the path, so nobody can revoke it either."""
+        return any(fault.status in (Status.UNTRUSTED, Status.INVALID) for fault in self.passed)
 
     @property
     def leaf(self) -> ServerCertificate:
@@ -99,6 +129,13 @@ class ServerChain:
         return tuple(certificate.sha256.hex() for certificate in self.certificates)
 
 
+@dataclass(frozen=True, slots=True)
+class Incomplete:
+    """All is well so far, but nobody trusted has signed ``tip`` and its issuer is not at hand."""
+
+    tip: x509.Certificate
+
+
 @dataclass(slots=True)
 class HandshakeNotes:
     """App data of an upstream connection: what its callbacks saw."""
@@ -106,6 +143,9 @@ class HandshakeNotes:
     certificate_requested: bool = False
     failed_depth: int = -1
     failed_certificate: crypto.X509 | None = field(default=None, repr=False)
+    passed: list[Refusal] = field(default_factory=list)
+    incomplete: bool = False
+    staple: bytes = b""
 
 
 class UpstreamVerifier:
@@ -113,7 +153,9 @@ class UpstreamVerifier:
     costs 5 ms, a connection 20 µs.
 
     ``anchors``: trusted roots (or, with ``partial_chain``, intermediates). ``refused_keys``: SHA-256 of public keys
-    that must not occur in a chain: our own CA's, and distrusted ones; anchors that have one are left out.
+    that must not occur in a chain: our own CA's, and distrusted ones; anchors that have one are left out. ``passed``:
+    verdicts the policy lets pass. ``stapling``: ask servers for a stapled OCSP response. ``fetch_issuers``: a chain
+    that ends in the air is :class:`Incomplete`, not refused.
     """
 
     def __init__(
@@ -122,22 +164,31 @@ class UpstreamVerifier:
         *,
         refused_keys: frozenset[bytes] = frozenset(),
         partial_chain: bool = False,
+        passed: frozenset[Status] = frozenset(),
+        stapling: bool = False,
+        fetch_issuers: bool = False,
     ) -> None:
         self._refused = refused_keys
+        self.passed = passed
+        self._stapling = stapling
+        self.staples = Staples()
         self._facts: OrderedDict[bytes, ServerCertificate] = OrderedDict()
         context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         harden(context)
-        context.set_verify(SSL.VERIFY_PEER, _note_verification)
+        context.set_verify(SSL.VERIFY_PEER, _verification_callback(passed, fetch_issuers))
         context.set_verify_depth(_CHAIN_DEPTH)
         store = context.get_cert_store()
         assert store is not None
         if partial_chain:
             store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
-        self.anchors = 0
-        for anchor in anchors:
-            if spki_sha256(anchor) not in refused_keys:
-                store.add_cert(crypto.X509.from_cryptography(anchor))
-                self.anchors += 1
+        trusted = [anchor for anchor in anchors if spki_sha256(anchor) not in refused_keys]
+        for anchor in trusted:
+            store.add_cert(crypto.X509.from_cryptography(anchor))
+        self.anchors = len(trusted)
+        self._store = store
+        self._second = SecondPath(trusted, _CHAIN_DEPTH)
+        if stapling:
+            context.set_ocsp_client_callback(_note_staple)
         self._request_watch = openssl.watch_certificate_requests(context)
         self._context = context
 
@@ -155,6 +206,8 @@ class UpstreamVerifier:
         if alpn:
             connection.set_alpn_protos(list(alpn))
         limit_versions(connection, versions)
+        if self._stapling:
+            connection.request_ocsp()
         return connection
 
     def refusal(self, connection: SSL.Connection) -> Refusal | None:
@@ -165,27 +218,108 @@ class UpstreamVerifier:
         status = _STATUS_OF.get(code, Status.INVALID)
         return Refusal(status, status.value.lower(), f"{openssl.verify_error_text(code)}: {_culprit(connection)}")
 
-    def judge(self, connection: SSL.Connection, host: str) -> ServerChain | Refusal:
-        """After a successful handshake: the second look, independent of OpenSSL's host name check."""
-        verified = connection.get_verified_chain() or []
+    def judge(self, connection: SSL.Connection, host: str, unix_time: float) -> ServerChain | Refusal | Incomplete:
+        """After a successful handshake: the second look, independent of OpenSSL's."""
+        notes: HandshakeNotes = connection.get_app_data()
+        presented = connection.get_peer_cert_chain() or []
+        verified = connection.get_verified_chain() or presented
         if openssl.verify_result(connection) != 0 or not verified:
             return Refusal(Status.PROTOCOL, "no_certificate", "the server showed no certificate")
+        if notes.incomplete:
+            try:
+                return Incomplete(verified[-1].to_cryptography())
+            except ValueError as error:
+                return Refusal(Status.INVALID, "malformed_certificate", printable(str(error)))
+        return self._judge_path(verified, presented, notes, host, unix_time)
+
+    def complete(
+        self, connection: SSL.Connection, host: str, unix_time: float, issuers: Sequence[bytes]
+    ) -> ServerChain | Refusal:
+        """The verdict on an incomplete chain, with the certificates (DER) that were found for it. They are no more
+        trusted than what a server sends."""
+        notes: HandshakeNotes = connection.get_app_data()
+        presented = list(connection.get_peer_cert_chain() or [])
+        for der in issuers:
+            with contextlib.suppress(ValueError, TypeError, crypto.Error):
+                presented.append(crypto.load_certificate(crypto.FILETYPE_ASN1, der))
+        if not presented:
+            return Refusal(Status.PROTOCOL, "no_certificate", "the server showed no certificate")
+        self._store.set_time(datetime.datetime.fromtimestamp(int(unix_time), datetime.UTC))
         try:
-            chain = ServerChain(tuple(self._facts_of(certificate) for certificate in verified))
+            context = crypto.X509StoreContext(self._store, presented[0], presented[1:])
+            verified = context.get_verified_chain()
+        except crypto.X509StoreContextError as error:
+            status = _STATUS_OF.get(error.errors[0], Status.INVALID)
+            fault = Refusal(
+                status, status.value.lower(), f"with {len(issuers)} issuers fetched: {printable(str(error))}"
+            )
+            if status not in self.passed:
+                return fault
+            notes.passed.append(fault)
+            verified = connection.get_verified_chain() or presented
+        return self._judge_path(verified, presented, notes, host, unix_time)
+
+    def _judge_path(
+        self,
+        verified: Sequence[crypto.X509],
+        presented: Sequence[crypto.X509],
+        notes: HandshakeNotes,
+        host: str,
+        unix_time: float,
+    ) -> ServerChain | Refusal:
+        try:
+            certificates = tuple(self._facts_of(certificate) for certificate in verified)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            # Never passed: there is nothing a leaf could be made of.
             return Refusal(
                 Status.INVALID, "malformed_certificate", f"certificate does not parse: {printable(str(error))}"
             )
-        for certificate in chain.certificates:
+        passed = list(notes.passed)
+        for fault in self._faults(certificates, host):
+            if fault.status not in self.passed:
+                return fault
+            if all(fault.status is not other.status for other in passed):
+                passed.append(fault)
+        exception: str | None = "passed"
+        if not passed:
+            opinion = self._second.judge(certificates, self._parsed(presented[1:_PRESENTED_MAX]), host, unix_time)
+            exception = opinion.exception
+            if opinion.refusal is not None:
+                fault = Refusal(Status.INVALID, "second_path", f"second path check: {printable(opinion.refusal)}")
+                if fault.status not in self.passed:
+                    return fault
+                passed.append(fault)
+        return ServerChain(certificates, tuple(passed), exception, notes.staple, notes.incomplete)
+
+    def _faults(self, certificates: Sequence[ServerCertificate], host: str) -> Iterable[Refusal]:
+        """What is wrong with the path, gravest first."""
+        leaf, anchor = certificates[0], certificates[-1]
+        for certificate in certificates:
             if certificate.spki_sha256 in self._refused:
-                return Refusal(
-                    Status.UNTRUSTED, "refused_key", f"the key of {certificate.subject} must not vouch for servers"
-                )
-        if chain.leaf.problem is not None:
-            return Refusal(Status.INVALID, "wrong_usage", chain.leaf.problem)
-        if not names.covers(chain.leaf.dns_names, host):
-            return Refusal(Status.NAME_MISMATCH, "name_mismatch", f"{chain.leaf.subject} does not cover {host}")
-        return chain
+                detail = f"the key of {certificate.subject} must not vouch for servers"
+                yield Refusal(Status.UNTRUSTED, "refused_key", detail)
+        for certificate in certificates:
+            if certificate.weak_key is not None:
+                yield Refusal(Status.WEAK, "weak_key", f"{certificate.subject}: {certificate.weak_key}")
+            # Nobody verifies what an anchor says of itself.
+            if certificate.weak_signature is not None and (certificate is not anchor or certificate is leaf):
+                yield Refusal(Status.WEAK, "weak_signature", f"{certificate.subject}: {certificate.weak_signature}")
+        if leaf.problem is not None:
+            yield Refusal(Status.INVALID, "wrong_usage", leaf.problem)
+        if not names.covers(leaf.dns_names, host):
+            yield Refusal(Status.NAME_MISMATCH, "name_mismatch", f"{leaf.subject} does not cover {host}")
+
+    def _parsed(self, certificates: Sequence[crypto.X509]) -> list[x509.Certificate]:
+        """Those of the server's other certificates that parse; whoever needs one of the rest does without."""
+        parsed = []
+        for certificate in certificates:
+            try:
+                facts = self._facts_of(certificate)
+            except (ValueError, TypeError, UnsupportedAlgorithm):
+                continue
+            if facts.certificate is not None:
+                parsed.append(facts.certificate)
+        return parsed
 
     def _facts_of(self, certificate: crypto.X509) -> ServerCertificate:
         der = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
@@ -257,6 +391,9 @@ def certificate_facts(certificate: x509.Certificate) -> ServerCertificate:
         not_before=_unix(certificate.not_valid_before_utc),
         not_after=_unix(certificate.not_valid_after_utc),
         problem=_usage_problem(certificate),
+        weak_key=_weak_key(certificate.public_key()),
+        weak_signature=_weak_signature(certificate),
+        certificate=certificate,
         der=der,
     )
 
@@ -270,12 +407,32 @@ def printable(text: str) -> str:
 _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
-def _note_verification(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, good: int) -> bool:
-    if not good:
-        notes = connection.get_app_data()
+def _verification_callback(
+    passed: frozenset[Status], fetch_issuers: bool
+) -> Callable[[SSL.Connection, crypto.X509, int, int, int], bool]:
+    def note(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, good: int) -> bool:
+        if good:
+            return True
+        notes: HandshakeNotes = connection.get_app_data()
+        if fetch_issuers and code in _NO_ISSUER:
+            notes.incomplete = True
+            return True  # for now
         notes.failed_depth = depth
         notes.failed_certificate = certificate
-    return bool(good)
+        status = _STATUS_OF.get(code, Status.INVALID)
+        if status not in passed:
+            return False
+        if all(status is not other.status for other in notes.passed):
+            detail = f"{openssl.verify_error_text(code)}: {_culprit(connection)}"
+            notes.passed.append(Refusal(status, status.value.lower(), detail))
+        return True
+
+    return note
+
+
+def _note_staple(connection: SSL.Connection, staple: bytes, _data: object) -> bool:
+    connection.get_app_data().staple = staple
+    return True  # judged later: False would say bad_certificate_status_response, whatever the policy
 
 
 def _culprit(connection: SSL.Connection) -> str:
@@ -318,6 +475,26 @@ def _usage_problem(certificate: x509.Certificate) -> str | None:
     except x509.ExtensionNotFound:
         pass
     return None
+
+
+def _weak_key(key: object) -> str | None:
+    """NIST SP 800-131A: 112 bits of strength. RFC 8017 3.1: an RSA exponent is odd and at least 3."""
+    if isinstance(key, rsa.RSAPublicKey):
+        exponent = key.public_numbers().e
+        if exponent < 3 or exponent % 2 == 0:
+            return f"RSA key with exponent {exponent}"
+        return f"RSA key of {key.key_size} bits" if key.key_size < _MIN_RSA_BITS else None
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return f"elliptic curve key of {key.key_size} bits" if key.key_size < _MIN_EC_BITS else None
+    return "DSA key" if isinstance(key, dsa.DSAPublicKey) else None
+
+
+def _weak_signature(certificate: x509.Certificate) -> str | None:
+    try:
+        algorithm = certificate.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return f"signature algorithm {certificate.signature_algorithm_oid.dotted_string}"
+    return f"{algorithm.name} signature" if algorithm is not None and algorithm.name in _WEAK_HASHES else None
 
 
 def _key_sha256(key: object) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from nfw.cli.app import Failure, emit, emit_json
-from nfw.cli.options import control_option, json_option, timeout_option
+from nfw.cli.options import control_option, json_option, policy_options, timeout_option
 from nfw.control import ControlClient
 from nfw.settings import DEFAULT_LOG, DEFAULT_QUEUE_BASE, QUEUE_SPAN
 
@@ -55,7 +55,15 @@ def mark_mask_option(function: Any) -> Any:
 
 
 @click.command()
-@click.option("--policy", "policy_file", required=True, metavar="FILE", help="Policy to start with.")
+@click.option(
+    "--policy",
+    "policy_files",
+    required=True,
+    multiple=True,
+    metavar="FILE",
+    help="Policy to start with; AWS documents may be several, or folders.",
+)
+@policy_options
 @control_option
 @mark_mask_option
 @click.option(
@@ -81,7 +89,9 @@ def mark_mask_option(function: Any) -> Any:
     help="What stopping leaves behind: traffic blocked, or the kernel as it was.",
 )
 def run(
-    policy_file: str,
+    policy_files: tuple[str, ...],
+    map_file: str | None,
+    name: str,
     control: str,
     mark_mask: int,
     queue_base: int,
@@ -92,13 +102,16 @@ def run(
     """Run the firewall in the foreground until SIGTERM or Ctrl-C."""
     if os.geteuid() != 0:
         raise Failure("nfw: permission denied: `nfw run` needs root (netfilter, routes and transparent sockets)")
-    if not os.path.exists(policy_file):
-        raise Failure(f"{policy_file}: policy file does not exist")
+    for policy_file in policy_files:
+        if not os.path.exists(policy_file):
+            raise Failure(f"{policy_file}: policy file does not exist")
     from nfw import supervisor
     from nfw.hostnet import HostNetError
+    from nfw.settings import PolicySource
 
+    first, *more = (os.path.abspath(file) for file in policy_files)
     options = supervisor.Options(
-        policy=os.path.abspath(policy_file),
+        policy=PolicySource(first, tuple(more), os.path.abspath(map_file) if map_file else "", name),
         control=os.path.abspath(control),
         mark_mask=mark_mask,
         queue_base=queue_base,

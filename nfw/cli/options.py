@@ -24,6 +24,19 @@ def control_option(function: Decorated) -> Decorated:
     )(function)
 
 
+def policy_options(function: Decorated) -> Decorated:
+    """What goes with AWS documents."""
+    function = click.option(
+        "--name", default="", metavar="NAME", help="Which policy, where AWS documents hold several."
+    )(function)
+    return click.option(
+        "--map",
+        "map_file",
+        metavar="FILE",
+        help="What AWS documents refer to but do not hold: certificates, IP sets, managed rules.",
+    )(function)
+
+
 def json_option(function: Decorated) -> Decorated:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
 

@@ -1,14 +1,16 @@
-"""``nfw policy check``, ``show`` and ``apply``."""
+"""``nfw policy check``, ``show``, ``apply`` and ``convert``."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nfw.cli.app import Failure, NearestGroup, emit, emit_json, tell
-from nfw.cli.options import control_option, json_option, timeout_option
+from nfw.cli.options import control_option, json_option, policy_options, timeout_option
 from nfw.control import ControlClient
 
 if TYPE_CHECKING:
@@ -19,39 +21,42 @@ APPLY_SECONDS = 180.0  # the daemon gives a policy 120 s to start
 
 @click.group(cls=NearestGroup)
 def policy() -> None:
-    """Check, show or apply a policy."""
+    """Check, show, apply or convert a policy."""
 
 
 @policy.command()
-@click.argument("file")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@policy_options
 @json_option
-def check(file: str, as_json: bool) -> int:
+def check(files: tuple[str, ...], map_file: str | None, name: str, as_json: bool) -> int:
     """Load and compile the policy in FILE as the firewall would, and say everything that is wrong with it.
 
-    Nothing is changed; the firewall need not run.
+    FILE is nfw's own YAML, or documents of AWS Network Firewall: output of `aws network-firewall describe-*`, bare
+    bodies, a CloudFormation template; several files, or a folder. Nothing is changed; the firewall need not run.
     """
     from nfw.cache import default_cache
     from nfw.policy.compile import compile_policy
-    from nfw.policy.errors import Level, PolicyErrors
+    from nfw.policy.errors import PolicyErrors
     from nfw.policy.loader import load_policy
 
+    file = files[0]
     errors: tuple[Any, ...] = ()
     loaded = None
     cache = default_cache(tell)
     try:
-        loaded = load_policy(file, check_key=True, cache=cache)
+        loaded = load_policy(*files, map_file=map_file, name=name, check_key=True, cache=cache)
         warnings = loaded.warnings
         compile_policy(loaded, cache)
     except PolicyErrors as refused:
         errors = refused.errors
         warnings = refused.warnings or (loaded.warnings if loaded else ())
     if as_json:
-        found = [error.to_json() for error in errors] + [warning.to_json(Level.WARNING) for warning in warnings]
+        found = [problem.to_json() for problem in (*errors, *warnings)]
         summary = summarize(loaded) if loaded is not None and not errors else None
         emit_json({"ok": not errors, "file": file, "problems": found, "policy": summary})
         return 1 if errors else 0
     for warning in warnings:
-        tell(f"{warning} [warning]")
+        tell(f"{warning} [{warning.level.value}]")
     for error in errors:
         tell(str(error))
     if errors:
@@ -64,34 +69,78 @@ def check(file: str, as_json: bool) -> int:
 
 
 @policy.command()
-@click.argument("file")
-def show(file: str) -> None:
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@policy_options
+def show(files: tuple[str, ...], map_file: str | None, name: str) -> None:
     """Print the policy in FILE in canonical form: sorted, defaults left out, comments gone."""
     from nfw.policy.dump import dump_policy
+
+    emit(dump_policy(_load(files, map_file, name)).rstrip("\n"))
+
+
+@policy.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--to", "form", type=click.Choice(["aws", "yaml"]), required=True, help="A CloudFormation template, or nfw's YAML."
+)
+@click.option("--output", "-o", metavar="FILE", help="Where to write it; paths in it start from there.  [default: -]")
+@policy_options
+def convert(files: tuple[str, ...], form: str, output: str | None, map_file: str | None, name: str) -> None:
+    """Write the policy in FILE in the other form, so that it loads to an equal policy.
+
+    What a form has no place for is kept beside it: AWS's names in keys of the YAML, this machine's settings and the
+    files of certificates in the template's Metadata. Paths are relative to the file given first, or to --output.
+    """
+    from nfw.policy.aws.write import write_template
+    from nfw.policy.dump import dump_policy
+
+    first, *more = (os.path.abspath(file) for file in files)
+    loaded = _load((first, *more), os.path.abspath(map_file) if map_file else None, name)
+    if output is not None:
+        loaded = dataclasses.replace(loaded, file=Path(os.path.abspath(output)))
+    for warning in loaded.warnings:
+        tell(f"{warning} [{warning.level.value}]")
+    text = write_template(loaded) if form == "aws" else dump_policy(loaded)
+    if output is None:
+        emit(text.rstrip("\n"))
+        return
+    try:
+        Path(output).write_text(text)
+    except OSError as error:
+        raise Failure(f"{output}: {error.strerror}") from None
+
+
+def _load(files: tuple[str, ...], map_file: str | None, name: str) -> Policy:
     from nfw.policy.errors import PolicyErrors
     from nfw.policy.loader import load_policy
 
     try:
-        loaded = load_policy(file)
+        return load_policy(*files, map_file=map_file, name=name)
     except PolicyErrors as refused:
         raise Failure(*(str(error) for error in refused)) from None
-    emit(dump_policy(loaded).rstrip("\n"))
 
 
 @policy.command()
-@click.argument("file")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@policy_options
 @control_option
 @timeout_option(APPLY_SECONDS)
 @json_option
-def apply(file: str, control: str, timeout: float, as_json: bool) -> int:
-    """Make the running firewall switch to the policy in FILE.
+def apply(files: tuple[str, ...], map_file: str | None, name: str, control: str, timeout: float, as_json: bool) -> int:
+    """Make the running firewall switch to the policy in FILE, which is all that `nfw policy check` takes.
 
     All or nothing: a policy with errors changes nothing.
     """
-    path = os.path.abspath(file)
-    if not os.path.exists(path):
-        raise Failure(f"{file}: policy file does not exist")
-    reply = ControlClient(control, timeout).request("apply", policy=path)
+    file = files[0]
+    for each in (*files, *([map_file] if map_file else [])):
+        if not os.path.exists(each):
+            raise Failure(f"{each}: policy file does not exist")
+    path, *more = (os.path.abspath(each) for each in files)
+    asked: dict[str, Any] = {"policy": path}
+    asked |= {"more": more} if more else {}
+    asked |= {"map": os.path.abspath(map_file)} if map_file else {}
+    asked |= {"name": name} if name else {}
+    reply = ControlClient(control, timeout).request("apply", **asked)
     data = reply.data if isinstance(reply.data, dict) else {}
     if as_json:
         emit_json({"ok": reply.ok, "errors": list(reply.errors), **data})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from nfw.cli.app import Failure, emit, tell
+from nfw.cli.options import policy_options
 
 if TYPE_CHECKING:
     from engines.stateful.parser import Variables
@@ -31,7 +32,12 @@ _Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any
 @click.command()
 @click.argument("capture")
 @click.option("--rules", "rule_files", multiple=True, metavar="FILE", help="A rule file; repeatable.")
-@click.option("--policy", metavar="FILE", help="A whole policy, as the firewall would apply it.")
+@click.option(
+    "--policy",
+    metavar="FILE",
+    help="A whole policy, as the firewall would apply it (AWS documents: a file or folder).",
+)
+@policy_options
 @click.option(
     "--tls",
     type=click.Choice(["stop", "inspect"]),
@@ -53,6 +59,8 @@ def replay(
     capture: str,
     rule_files: tuple[str, ...],
     policy: str | None,
+    map_file: str | None,
+    name: str,
     tls: str | None,
     mode: str | None,
     settings: tuple[str, ...],
@@ -78,6 +86,8 @@ def replay(
             raise click.UsageError("nothing to run over the capture: expected --rules FILE or --policy FILE")
         if tls is not None:
             raise click.UsageError("--tls is for --policy: rules alone intercept nothing")
+        if map_file is not None or name:
+            raise click.UsageError("--map and --name are for --policy")
         options = _options(mode or "ids", settings)
         files = _Files(rule_files, threshold, classification, reference, geoip)
         cache = default_cache(tell)
@@ -94,10 +104,10 @@ def replay(
             "--geoip": geoip,
             "--strict": strict,
         }
-        for name, value in given.items():
+        for option, value in given.items():
             if value:
-                raise click.UsageError(f"{name} does not go with --policy: the policy says all that")
-        runner = _policy_runner(policy, tls == "inspect", default_cache(tell))
+                raise click.UsageError(f"{option} does not go with --policy: the policy says all that")
+        runner = _policy_runner(policy, map_file, name, tls == "inspect", default_cache(tell))
     return _run(Path(capture), expression, runner, eve)
 
 
@@ -207,7 +217,8 @@ def _show_policy(summary: PolicySummary) -> None:
         emit(f"{number:8} {what.stage:9} {what.verdict:9} {what.reason}")
     emit("stateless rules:")
     for rule, hits in summary.stateless:
-        name = f" ({rule.name})" if rule.name else ""
+        named = rule.name or rule.group
+        name = f" ({named})" if named else ""
         emit(f"{hits:8} × priority {rule.priority}: {rule.action.value}{name}")
     emit(f"{summary.stateless_default:8} × default")
     for name, hits in summary.counters.items():
@@ -224,19 +235,19 @@ def _rules_runner(options: ReplayOptions, signatures: list[Signature], cache: Ca
     return lambda packets, event: run(packets, signatures, options, event, cache, tell)
 
 
-def _policy_runner(file: str, inspect_tls: bool, cache: Cache | None) -> _Runner:
+def _policy_runner(file: str, map_file: str | None, name: str, inspect_tls: bool, cache: Cache | None) -> _Runner:
     from nfw.policy.compile import compile_policy
     from nfw.policy.errors import PolicyErrors
     from nfw.policy.loader import load_policy
     from nfw.policyreplay import replay_policy
 
     try:
-        loaded = load_policy(file, cache=cache)
+        loaded = load_policy(file, map_file=map_file, name=name, cache=cache)
         compiled = compile_policy(loaded, cache)
     except PolicyErrors as refused:
         raise Failure(*(str(error) for error in refused), f"{file}: nothing was replayed") from None
     for warning in loaded.warnings:
-        tell(f"{warning} [warning]")
+        tell(f"{warning} [{warning.level.value}]")
     return lambda packets, event: replay_policy(packets, compiled, event, inspect_tls=inspect_tls)
 
 

@@ -5,6 +5,7 @@
     FILE.yaml ──yamlpos──► nodes with line and column ──loader──► Policy ──compile──► what packets meet
                                         │ read_stateless, read_tls, read_stateful, variables
                                         └──► every error at once: file:line:column: what, and what was expected
+    AWS documents ──jsonpos, yamlpos──► nodes ──aws──► Policy, by way of the same values
 
 ``load_policy`` and ``compile_policy`` change nothing outside the process; ``dump_policy`` writes a policy back.
 Names are imported on first use, because the command line should not wait for engines it does not run.

@@ -12,18 +12,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from engines.stateless.rule import StatelessRule
+from engines.tls.scope import TlsScope
 from nfw.policy.model import (
     DEFAULT_VARIABLES,
+    Distrust,
     Flows,
+    InboundTls,
     Log,
     OpenFlows,
     Policy,
+    Revocation,
+    RuleSource,
     Sink,
     Stateful,
+    StatefulGroup,
     Stateless,
+    StatelessGroup,
     Tls,
     TlsKeywords,
     Trust,
+    Variables,
 )
 from nfw.policy.values import PortRange, protocol_name, tcp_flag_names
 
@@ -35,9 +43,11 @@ def dump_policy(policy: Policy) -> str:
     """YAML text that, written beside ``policy.file``, loads to an equal policy."""
     base = policy.file.parent
     lines = [f"name: {_text(policy.name)}"]
+    lines += [f"arn: {_text(policy.arn)}"] if policy.arn else []
     lines += _variables(policy)
     lines += _stateless(policy.stateless)
     lines += _tls(policy.tls, base) if policy.tls is not None else []
+    lines += _inbound(policy.inbound, base)
     lines += _stateful(policy.stateful, base)
     if policy.open_flows != OpenFlows():
         lines.append(
@@ -73,12 +83,16 @@ def format_rule(rule: StatelessRule) -> str:
 def _variables(policy: Policy) -> list[str]:
     if policy.variables == DEFAULT_VARIABLES:
         return []
-    lines = ["variables:"]
-    for group in (policy.variables.addresses, policy.variables.ports):
-        for name in sorted(group):
-            if DEFAULT_VARIABLES.addresses.get(name) != group[name]:
-                lines += [f"  {name}: {_list(group[name])}"]
-    return lines
+    return ["variables:", *_variable_lines(policy.variables, "  ", DEFAULT_VARIABLES)]
+
+
+def _variable_lines(variables: Variables, indent: str, defaults: Variables) -> list[str]:
+    return [
+        f"{indent}{name}: {_list(group[name])}"
+        for group in (variables.addresses, variables.ports)
+        for name in sorted(group)
+        if defaults.addresses.get(name) != group[name]
+    ]
 
 
 def _stateless(stateless: Stateless) -> list[str]:
@@ -90,26 +104,84 @@ def _stateless(stateless: Stateless) -> list[str]:
     lines.append(f"  fragments: {stateless.fragments.value}")
     if stateless.fragments_counters:
         lines.append(f"  fragments_counters: {_list(stateless.fragments_counters)}")
-    if stateless.rules:
+    if stateless.groups:
+        lines.append("  groups:")
+        for group in stateless.groups:
+            lines += _group_head(group)
+            rules = [rule for rule in stateless.rules if rule.group == group.name]
+            lines += ["      rules:", *(f"        - {format_rule(rule)}" for rule in rules)] if rules else []
+    elif stateless.rules:
         lines.append("  rules:")
         lines += [f"    - {format_rule(rule)}" for rule in stateless.rules]
     return lines
 
 
+def _group_head(group: StatelessGroup | StatefulGroup) -> list[str]:
+    lines = [f"    - name: {_text(group.name)}"]
+    lines += [f"      priority: {group.priority}"] if group.priority else []
+    lines += [f"      arn: {_text(group.arn)}"] if group.arn else []
+    lines += [f"      capacity: {group.capacity}"] if group.capacity is not None else []
+    return lines
+
+
 def _tls(tls: Tls, base: Path) -> list[str]:
     certificate, key = _path(tls.ca.certificate, base), _path(tls.ca.private_key, base)
-    lines = ["tls:", f"  ca: {{certificate: {certificate}, private_key: {key}}}"]
+    arn = f", arn: {_text(tls.ca.arn)}" if tls.ca.arn else ""
+    lines = ["tls:", *([f"  arn: {_text(tls.arn)}"] if tls.arn else [])]
+    lines.append(f"  ca: {{certificate: {certificate}, private_key: {key}{arn}}}")
     if tls.trust != Trust():
         roots = (["system"] if tls.trust.system else []) + [_path(file, base) for file in tls.trust.files]
         lines.append(f"  trust: [{', '.join(roots)}]")
+    if tls.distrust != Distrust():
+        lines.append(
+            f"  distrust: [{', '.join([*tls.distrust.keys, *(_path(file, base) for file in tls.distrust.files)])}]"
+        )
     lines.append("  scopes:")
-    for scope in tls.scopes:
-        parts = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
-        lines.append(f"    - {{{', '.join(parts)}}}")
+    lines += [f"    - {_scope(scope)}" for scope in tls.scopes]
     lines.append(f"  on_failure: {tls.on_failure.value}")
+    if tls.actions:
+        lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
+    if tls.revocation != Revocation():
+        lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation, base))}}}")
+    lines += ["  fetch_issuers: true"] if tls.fetch_issuers else []
     lines += ["  session_holding: true"] if tls.session_holding else []
     lines += [f"  keywords: {tls.keywords.value}"] if tls.keywords is not TlsKeywords.ALL else []
     return lines
+
+
+def _scope(scope: TlsScope) -> str:
+    parts = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
+    return "{" + ", ".join(parts) + "}"
+
+
+def _inbound(inbound: tuple[InboundTls, ...], base: Path) -> list[str]:
+    lines = ["inbound:"] if inbound else []
+    for entry in inbound:
+        lines.append("  - certificates:")
+        for certificate in entry.certificates:
+            parts = []
+            if certificate.certificate is not None:
+                parts.append(f"certificate: {_path(certificate.certificate, base)}")
+            if certificate.private_key is not None:
+                parts.append(f"private_key: {_path(certificate.private_key, base)}")
+            parts += [f"arn: {_text(certificate.arn)}"] if certificate.arn else []
+            lines.append(f"      - {{{', '.join(parts)}}}")
+        lines.append("    scopes:")
+        lines += [f"      - {_scope(scope)}" for scope in entry.scopes]
+    return lines
+
+
+def _revocation(revocation: Revocation, base: Path) -> list[str]:
+    parts = [
+        f"check: {str(revocation.check).lower()}",
+        f"revoked: {revocation.revoked.value}",
+        f"unknown: {revocation.unknown.value}",
+    ]
+    if revocation.allow:
+        parts.append(f"allow: {_list(str(network) for network in revocation.allow)}")
+    if revocation.cache != Revocation().cache:
+        parts.append(f"cache: {_path(revocation.cache, base)}")
+    return parts
 
 
 def _stateful(stateful: Stateful, base: Path) -> list[str]:
@@ -121,19 +193,45 @@ def _stateful(stateful: Stateful, base: Path) -> list[str]:
     lines.append(f"  stream_exception: {stateful.stream_exception.value}")
     if stateful.stream_depth != Stateful().stream_depth:
         lines.append(f"  stream_depth: {stateful.stream_depth}")
-    files = [_path(Path(source.file), base) for source in stateful.sources if not source.inline]
+    beside = [
+        f"  {key}: {_path(Path(source.file), base)}"
+        for key in ("classification_file", "reference_file", "threshold_file")
+        if (source := getattr(stateful, key)) is not None
+    ]
+    beside += [f"  geoip: {_path(stateful.geoip, base)}"] if stateful.geoip is not None else []
+    lines += _rule_sources(stateful.sources, base, "  ", "rules", beside)
+    if stateful.groups:
+        lines.append("  groups:")
+    for group in stateful.groups:
+        lines += _group_head(group)
+        lines += ["      drop_to_alert: true"] if group.drop_to_alert else []
+        if group.variables != Variables({}):
+            lines += ["      variables:", *_variable_lines(group.variables, "        ", Variables({}))]
+        if group.references:
+            lines.append("      references:")
+        for name, reference in sorted(group.references.items()):
+            arn = f"arn: {_text(reference.arn)}, " if reference.arn else ""
+            lines.append(f"        {name}: {{{arn}networks: {_list(reference.networks)}}}")
+        if group.domains is not None:
+            lines.append(f"      domains: {{action: {group.domains.action.value}, types: {_list(group.domains.types)},")
+            lines.append(f"        targets: {_list(group.domains.targets)}}}")
+        lines += _rule_sources(group.sources, base, "      ", "five_tuple" if group.five_tuple else "rules")
+    return lines
+
+
+def _rule_sources(
+    sources: tuple[RuleSource, ...], base: Path, indent: str, key: str, beside: Iterable[str] = ()
+) -> list[str]:
+    """Rule files, then the lines of ``beside``, then rules in place."""
+    lines = []
+    files = [_path(Path(source.file), base) for source in sources if not source.inline]
     if files:
-        lines.append(f"  rule_files: [{', '.join(files)}]")
-    for key in ("classification_file", "reference_file", "threshold_file"):
-        source = getattr(stateful, key)
-        if source is not None:
-            lines.append(f"  {key}: {_path(Path(source.file), base)}")
-    if stateful.geoip is not None:
-        lines.append(f"  geoip: {_path(stateful.geoip, base)}")
-    inline = [source.text for source in stateful.sources if source.inline]
+        lines.append(f"{indent}rule_files: [{', '.join(files)}]")
+    lines += beside
+    inline = [source.text for source in sources if source.inline]
     if inline:
-        lines.append("  rules:")
-        lines += [f"    - {json.dumps(text, ensure_ascii=False)}" for text in inline]
+        lines.append(f"{indent}{key}:")
+        lines += [f"{indent}  - {_quoted(text)}" for text in inline]
     return lines
 
 
@@ -204,14 +302,28 @@ def _endpoints(
     return parts
 
 
-def _path(path: Path, base: Path) -> str:
+def relative_path(path: Path, base: Path) -> str:
     """Relative to the policy's directory when below it, as a person would write it."""
     text = os.fspath(path)
     below = os.fspath(base) + os.sep
     if os.fspath(base) != "." and text.startswith(below):
         text = text[len(below) :]
+    return text
+
+
+def _path(path: Path, base: Path) -> str:
+    text = relative_path(path, base)
     # A file that happens to be called "system" is not the system's store.
     return _text(f"./{text}" if text == "system" else text)
+
+
+def _quoted(text: str) -> str:
+    """Any text as one YAML scalar. JSON's escapes are YAML's, and what YAML takes for the end of a line is escaped."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(
+        character if character.isprintable() else f"\\u{ord(character):04x}" if ord(character) < 1 << 16 else character
+        for character in quoted
+    )
 
 
 def _list(items: Iterable[str]) -> str:
@@ -223,4 +335,4 @@ def _text(text: str) -> str:
         return text
     if _PLAIN.match(text) and text.lower() not in _WORDS_WITH_MEANING:
         return text
-    return json.dumps(text, ensure_ascii=False)
+    return _quoted(text)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import difflib
 import enum
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+MAX_MESSAGE = 1000  # characters
 MAX_PROBLEMS = 1000  # a person reads ten; a wrong file type can yield one per line. Past it only a count is kept.
 
 
 class Level(enum.Enum):
-    """How bad: an error refuses the policy, a warning is only told."""
+    """How bad: an error refuses the policy; what only AWS refuses and a warning are told."""
 
     ERROR = "error"
+    AWS_REFUSES = "aws-refuses"
     WARNING = "warning"
 
 
@@ -30,6 +32,7 @@ class PolicyError:
     line: int
     column: int
     message: str
+    level: Level = field(default=Level.ERROR, compare=False)
 
     def __str__(self) -> str:
         at = self.file
@@ -39,9 +42,9 @@ class PolicyError:
                 at += f":{self.column}"
         return f"{at}: {self.message}"
 
-    def to_json(self, level: Level = Level.ERROR) -> dict[str, object]:
+    def to_json(self, level: Level | None = None) -> dict[str, object]:
         return {
-            "level": level.value,
+            "level": (level or self.level).value,
             "file": self.file,
             "line": self.line,
             "column": self.column,
@@ -89,16 +92,33 @@ class Problems:
     def error(self, place: Place | None, message: str) -> None:
         self.add(PolicyError(self.file, place.line if place else 0, place.column if place else 0, message))
 
-    def warning(self, place: Place | None, message: str) -> None:
-        self.add_warning(PolicyError(self.file, place.line if place else 0, place.column if place else 0, message))
+    def warning(self, place: Place | None, message: str, level: Level = Level.WARNING) -> None:
+        at = (place.line, place.column) if place else (0, 0)
+        self.add_warning(PolicyError(self.file, *at, message, level))
+
+    def aws_refuses(self, place: Place | None, message: str) -> None:
+        """Means something here, but AWS would not take it."""
+        self.warning(place, message, Level.AWS_REFUSES)
+
+    def merge(self, other: Problems) -> None:
+        """Take over what was found in another file."""
+        for error in other.errors:
+            self.add(error)
+        for warning in other.warnings:
+            self.add_warning(warning)
+        self.untold += other.untold
 
     def add(self, error: PolicyError) -> None:
+        error = _tidy(error)
         if len(self.errors) < MAX_PROBLEMS:
             self.errors.append(error)
         else:
             self.untold += 1
 
     def add_warning(self, warning: PolicyError) -> None:
+        warning = _tidy(warning)
+        if warning.level is Level.ERROR:
+            warning = replace(warning, level=Level.WARNING)
         if len(self.warnings) < MAX_PROBLEMS:
             self.warnings.append(warning)
 
@@ -124,6 +144,13 @@ def suggest(word: str, known: Iterable[str], *, nothing: str = "known: {}") -> s
     if near:
         return f'did you mean "{folded[near[0]]}"?'
     return nothing.format(", ".join(names))
+
+
+def _tidy(error: PolicyError) -> PolicyError:
+    """One printable line of bounded length, whatever of the policy's text it quotes."""
+    if error.message.isprintable() and len(error.message) <= MAX_MESSAGE:
+        return error
+    return replace(error, message=shorten(error.message, MAX_MESSAGE)[1:-1])
 
 
 def shorten(text: str, limit: int = 60) -> str:

@@ -33,10 +33,13 @@ class Section:
             if key.text in names:
                 self._entries[key.text] = (key, value)
             else:
-                place = f" in {where}" if where else ""
-                problems.error(
-                    key, f"unknown key {shorten(key.text)}{place}; {suggest(key.text, names, nothing='known keys: {}')}"
-                )
+                self.unknown(key, names)
+
+    def unknown(self, key: Scalar, known: tuple[str, ...]) -> None:
+        """Say that ``key`` is none of the ``known``."""
+        place = f" in {self.where}" if self.where else ""
+        hint = suggest(key.text, known, nothing="known keys: {}")
+        self.problems.error(key, f"unknown key {shorten(key.text)}{place}; {hint}")
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries

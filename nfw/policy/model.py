@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -36,6 +36,14 @@ class Refusal(enum.StrEnum):
 
     DROP = "drop"  # silently
     REJECT = "reject"  # with a TCP reset
+
+
+class TlsAction(enum.StrEnum):
+    """What a verdict on an intercepted connection leads to."""
+
+    PASS = "pass"  # noqa: S105 - goes on, and is logged
+    DROP = "drop"
+    REJECT = "reject"
 
 
 class StreamException(enum.StrEnum):
@@ -82,10 +90,25 @@ DEFAULT_VARIABLES = Variables({"HOME_NET": DEFAULT_HOME_NET, "EXTERNAL_NET": ("!
 
 
 @dataclass(frozen=True, slots=True)
+class StatelessGroup:
+    """Stateless rules that belong together (AWS stateless rule group). The rules name it in ``StatelessRule.group``.
+
+    ``capacity``: the units it may use (:func:`nfw.policy.capacity.stateless_units`), None for no bound.
+    """
+
+    name: str
+    priority: int  # 1..65535, unique: groups go by it, their rules by theirs
+    arn: str = ""
+    capacity: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Stateless:
-    """Stage 1. ``rules`` in order of priority. ``fragments`` is for UDP fragments; others are dropped and counted."""
+    """Stage 1. ``rules`` in the order they are tried: by priority of their group, then by their own. ``fragments`` is
+    for UDP fragments; others are dropped and counted."""
 
     rules: tuple[StatelessRule, ...] = ()
+    groups: tuple[StatelessGroup, ...] = ()  # by priority; empty: the rules are in none
     default: StatelessAction = StatelessAction.FORWARD
     default_counters: tuple[str, ...] = ()
     fragments: StatelessAction = StatelessAction.DROP
@@ -98,6 +121,7 @@ class CertificateAuthority:
 
     certificate: Path
     private_key: Path
+    arn: str = ""  # what an AWS document calls it
     certificate_pem: bytes = field(default=b"", compare=False, repr=False)
 
 
@@ -111,26 +135,76 @@ class Trust:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerCertificate:
+    """The certificate and key of an inspected server; None where an AWS document names only its ``arn``."""
+
+    certificate: Path | None = None
+    private_key: Path | None = None
+    arn: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InboundTls:
+    """Connections to servers of one's own that AWS would decrypt with the servers' certificates. Only kept."""
+
+    certificates: tuple[ServerCertificate, ...]
+    scopes: tuple[TlsScope, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Distrust:
+    """Keys refused in a server's chain: SHA-256 of public keys (hex), and those of the certificates in ``files``."""
+
+    keys: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    pem: bytes = field(default=b"", compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """Whether servers' certificates are checked for revocation, and what becomes of a flow whose server's is revoked or
+    of which nobody says (AWS ``CheckCertificateRevocationStatus``). ``allow``: networks that may be asked although they
+    are private, and on any port; ``cache``: directory that keeps what they said."""
+
+    check: bool = False
+    revoked: TlsAction = TlsAction.REJECT
+    unknown: TlsAction = TlsAction.REJECT
+    allow: tuple[Network, ...] = ()
+    cache: Path = Path("/var/lib/nfw/revocation")
+
+
+@dataclass(frozen=True, slots=True)
 class Tls:
-    """Stage 2. Flows in a scope are decrypted; ``on_failure`` ends those that cannot be."""
+    """Stage 2. Flows in a scope are decrypted; ``on_failure`` ends those that cannot be, unless ``actions`` names
+    another end for the status (:class:`engines.tls.status.Status`, in small letters)."""
 
     ca: CertificateAuthority
     scopes: tuple[TlsScope, ...]
     trust: Trust = Trust()
     on_failure: Refusal = Refusal.REJECT
     session_holding: bool = False  # AWS EnableTLSSessionHolding: no packet to the server before the SNI rules passed
+    arn: str = ""
     keywords: TlsKeywords = TlsKeywords.ALL
+    actions: tuple[tuple[str, TlsAction], ...] = ()
+    distrust: Distrust = Distrust()
+    revocation: Revocation = Revocation()
+    fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
 
 
 @dataclass(frozen=True, slots=True)
 class RuleSource:
-    """Rule text and where it starts: a rule file (``file`` is its path) or rules written inside the policy."""
+    """Rule text and where it starts: a rule file (``file`` is its path) or rules written inside the policy.
+
+    ``place`` maps (line, column) within ``text``, both from 1, to the place in ``file``; without it the text stands
+    there as it is, from ``line`` and ``column`` on.
+    """
 
     file: str
     text: str = field(repr=False)
     inline: bool = False
     line: int = field(default=1, compare=False)
     column: int = field(default=1, compare=False)
+    place: Callable[[int, int], tuple[int, int]] | None = field(default=None, compare=False, repr=False)
 
     def positioned_text(self) -> str:
         """``text`` moved to where it stands in its file, so that a parser counting lines and columns counts right."""
@@ -141,15 +215,75 @@ class RuleSource:
         return "\n" * (self.line - 1) + moved
 
 
+class DomainAction(enum.StrEnum):
+    """What a domain list is for (AWS ``GeneratedRulesType``)."""
+
+    ALLOW = "allow"  # these names pass, all others of the protocol are dropped
+    DENY = "deny"
+    REJECT = "reject"
+    ALERT = "alert"
+
+
+class DomainType(enum.StrEnum):
+    """Where a domain list looks for names (AWS ``TargetTypes``)."""
+
+    TLS_SNI = "tls_sni"
+    HTTP_HOST = "http_host"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainList:
+    """Names that rules are generated for (AWS ``RulesSourceList``). A leading dot: the name and all below it."""
+
+    action: DomainAction
+    targets: tuple[str, ...]
+    types: tuple[DomainType, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IpSetReference:
+    """A set kept elsewhere (AWS ``IPSetReferences``: prefix list, resource group), named in rules as ``@NAME``."""
+
+    arn: str
+    networks: tuple[str, ...]  # as the items of a variable
+
+
+@dataclass(frozen=True, slots=True)
+class StatefulGroup:
+    """Stateful rules that belong together (AWS stateful rule group), with variables and a sid space of their own.
+
+    What the rules are is in ``sources``, ``domains`` or both empty (a managed group whose rules are not at hand).
+    """
+
+    name: str
+    priority: int = 0  # 1..65535, unique, in strict order; 0 in action order
+    arn: str = ""
+    capacity: int | None = None
+    drop_to_alert: bool = False  # AWS Override: what the rules drop is only logged
+    variables: Variables = Variables({})
+    references: Mapping[str, IpSetReference] = field(default_factory=dict)
+    sources: tuple[RuleSource, ...] = ()
+    domains: DomainList | None = None
+    five_tuple: bool = False  # written as AWS StatefulRules; ``sources`` is their text
+    file: str = field(default="", compare=False)  # where the group is written
+    line: int = field(default=0, compare=False)
+
+    @property
+    def managed(self) -> bool:
+        """AWS writes its rules."""
+        return ":aws-managed:" in self.arn
+
+
 @dataclass(frozen=True, slots=True)
 class Stateful:
-    """Stage 3. ``signatures`` is what ``sources`` say, parsed."""
+    """Stage 3. ``signatures`` is what ``sources`` or ``groups`` (in the order they are tried) say, parsed."""
 
     order: RuleOrder = RuleOrder.STRICT
     default_actions: tuple[str, ...] = ()  # tokens of AWS StatefulDefaultActions without "aws:"; none is pass
     stream_exception: StreamException = StreamException.DROP
     stream_depth: int = 1 << 20  # bytes of each direction inspected, 0 without end; Suricata's stream.reassembly.depth
     sources: tuple[RuleSource, ...] = ()
+    groups: tuple[StatefulGroup, ...] = ()
     classification_file: RuleSource | None = None  # classification.config: what the classes of the rules are
     reference_file: RuleSource | None = None  # reference.config: what makes URLs of their references
     geoip: Path | None = None  # a database of countries (MaxMind DB)
@@ -241,10 +375,12 @@ class Policy:
     variables: Variables = DEFAULT_VARIABLES
     stateless: Stateless = Stateless()
     tls: Tls | None = None
+    inbound: tuple[InboundTls, ...] = ()
     stateful: Stateful = Stateful()
     open_flows: OpenFlows = OpenFlows()
     flows: Flows = Flows()
     fail_open: bool = False  # True: without a reader the kernel lets packets through
     workers: int | Literal["auto"] = "auto"
     log: Log = Log()
+    arn: str = ""
     warnings: tuple[PolicyError, ...] = field(default=(), compare=False)

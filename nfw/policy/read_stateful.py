@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
-from dataclasses import replace
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.stateful.parser import Variables as RuleVariables
+from engines.stateful.parser import rule_texts
 from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig, read_classifications, read_references
-from engines.stateful.signature import RuleError, Signature
+from engines.stateful.signature import Action, RuleError, Signature
 from engines.stateful.thresholdconfig import parse_threshold_config
 from nfw.cache import Cache, parse_rules_cached
 from nfw.geoip import GeoIpError, open_countries
+from nfw.policy.domains import domain_rules, duplicate_target, parse_target
 from nfw.policy.errors import PolicyError, Problems, shorten, suggest
 from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.files import list_reader, read_bounded
-from nfw.policy.model import RuleOrder, RuleSource, Stateful, StreamException, Variables
+from nfw.policy.jsonpos import JSON, string_places
+from nfw.policy.model import (
+    DomainAction,
+    DomainList,
+    DomainType,
+    IpSetReference,
+    RuleOrder,
+    RuleSource,
+    Stateful,
+    StatefulGroup,
+    StreamException,
+    Variables,
+)
+from nfw.policy.read_stateless import Taken, read_group_head
+from nfw.policy.values import VARIABLE_NAME, parse_address_item
+from nfw.policy.variables import read_own_variables, scoped_variables
+from nfw.policy.yamlpos import Mapping as MappingNode
 from nfw.policy.yamlpos import Node, Scalar, Sequence
 
+FILE_KEYS = ("classification_file", "reference_file", "threshold_file", "geoip")
 KEYS = (
     "order",
     "default_actions",
@@ -26,11 +47,25 @@ KEYS = (
     "stream_depth",
     "rule_files",
     "rules",
-    "classification_file",
-    "reference_file",
-    "threshold_file",
-    "geoip",
+    "groups",
+    *FILE_KEYS,
 )
+GROUP_KEYS = (
+    "name",
+    "priority",
+    "arn",
+    "capacity",
+    "drop_to_alert",
+    "variables",
+    "references",
+    "rule_files",
+    "rules",
+    "five_tuple",
+    "domains",
+)
+_GROUP_EXAMPLE = "{name: egress, priority: 100, rule_files: [egress.rules]}"
+_DOMAINS_EXAMPLE = "{action: allow, targets: [.example.com], types: [tls_sni, http_host]}"
+_JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 MAX_RULE_FILE_BYTES = 64 * 1024 * 1024  # all of Emerging Threats is half of that
 
 
@@ -46,50 +81,146 @@ def read_stateful(
     order = section.choice("order", RuleOrder.STRICT)
     defaults = _read_default_actions(section, order)
     sources = [*_read_files(section, base), *_read_inline(section, text)]
-    classes = _read_file(section, "classification_file", "classification.config", base)
-    references = _read_file(section, "reference_file", "reference.config", base)
-    thresholds = _read_file(section, "threshold_file", "threshold.config", base)
-    config = _rule_config(classes, references, problems)
-    geoip = _read_geoip(section, base)
-    if geoip is not None:
-        config = replace(config, country=geoip[1])
-    signatures = parse_sources(sources, variables, problems, config, cache)
-    if thresholds is not None:
-        signatures = _apply_thresholds(thresholds, signatures, variables, problems)
-    return Stateful(
+    groups: list[StatefulGroup] = []
+    if "groups" in section:
+        for key in ("rules", "rule_files"):
+            if key in section:
+                section.error(section.key("groups"), f"groups: expected either {key} or groups of rules, not both")
+        taken = Taken()
+        for item in section.items("groups", f"[{_GROUP_EXAMPLE}]", may_be_empty=True):
+            group = _read_group(item, order, variables, taken, base, text, problems)
+            if group is not None:
+                groups.append(group)
+        groups = _ranked(groups, taken, section, order)
+    files = read_rule_files(section, base)
+    stateful = Stateful(
         order=order,
         default_actions=defaults,
         stream_exception=section.choice("stream_exception", StreamException.DROP),
         stream_depth=section.size("stream_depth", Stateful().stream_depth, 0, 1 << 32),
         sources=tuple(sources),
-        classification_file=classes,
-        reference_file=references,
-        threshold_file=thresholds,
-        geoip=geoip[0] if geoip is not None else None,
-        signatures=signatures,
+        groups=tuple(groups),
+    )
+    return with_signatures(stateful, files, variables, problems, cache)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleFiles:
+    """The files beside the rules that say how the rules are meant, and what they come to."""
+
+    classes: RuleSource | None = None
+    references: RuleSource | None = None
+    thresholds: RuleSource | None = None
+    geoip: Path | None = None
+    config: RuleConfig = DEFAULT_CONFIG
+
+
+def read_rule_files(section: Section, base: Path) -> RuleFiles:
+    """The keys :data:`FILE_KEYS` of a section."""
+    classes = _read_file(section, "classification_file", "classification.config", base)
+    references = _read_file(section, "reference_file", "reference.config", base)
+    thresholds = _read_file(section, "threshold_file", "threshold.config", base)
+    config = _rule_config(classes, references, section.problems)
+    geoip = _read_geoip(section, base)
+    if geoip is not None:
+        config = replace(config, country=geoip[1])
+    return RuleFiles(classes, references, thresholds, geoip[0] if geoip is not None else None, config)
+
+
+def with_signatures(
+    stateful: Stateful,
+    files: RuleFiles,
+    variables: Variables,
+    problems: Problems,
+    cache: Cache | None = None,
+    word: Callable[[str, str], str] | None = None,
+) -> Stateful:
+    """``stateful`` with ``files`` and its rules parsed. ``word`` as for :func:`parse_sources`."""
+    if stateful.groups:
+        found = parse_groups(stateful.groups, stateful.order, variables, problems, files.config, cache, word)
+    else:
+        found = parse_sources(stateful.sources, variables, problems, files.config, cache, word)
+    if files.thresholds is not None:
+        found = _apply_thresholds(files.thresholds, found, variables, problems)
+    return replace(
+        stateful,
+        classification_file=files.classes,
+        reference_file=files.references,
+        threshold_file=files.thresholds,
+        geoip=files.geoip,
+        signatures=found,
     )
 
 
 def parse_sources(
-    sources: list[RuleSource],
+    sources: Iterable[RuleSource],
+    variables: Variables | RuleVariables,
+    problems: Problems,
+    config: RuleConfig = DEFAULT_CONFIG,
+    cache: Cache | None = None,
+    word: Callable[[str, str], str] | None = None,
+) -> tuple[Signature, ...]:
+    """All signatures, in order; what is wrong goes to ``problems`` with the file, line and column of the rule.
+
+    ``word`` makes the complaint of (what is wrong, the line of rules).
+    """
+    known = variables
+    if isinstance(known, Variables):
+        known = RuleVariables(dict(known.addresses), dict(known.ports))
+    signatures: list[Signature] = []
+    for source in sources:
+        text = source.text if source.place else source.positioned_text()
+        with_lists = replace(config, read_list=list_reader(source.file))
+        parsed = parse_rules_cached(cache, text, source.file, known, config=with_lists)
+        lines = text.split("\n") if word is not None and parsed.errors else []
+        for error in parsed.errors:
+            if word is not None and lines:
+                error = replace(error, message=word(error.message, lines[error.line - 1]))
+            problems.add(_placed(error, source))
+        for warning in (*parsed.warnings, *parsed.skipped):
+            problems.add_warning(_placed(warning, source))
+        place = source.place
+        if place is None:
+            signatures += parsed.signatures
+        else:
+            signatures += [
+                replace(signature, ref=replace(signature.ref, line=place(signature.ref.line, 1)[0]))
+                for signature in parsed.signatures
+            ]
+    _check_unique(signatures, problems)
+    return tuple(signatures)
+
+
+def parse_groups(
+    groups: Iterable[StatefulGroup],
+    order: RuleOrder,
     variables: Variables,
     problems: Problems,
     config: RuleConfig = DEFAULT_CONFIG,
     cache: Cache | None = None,
+    word: Callable[[str, str], str] | None = None,
 ) -> tuple[Signature, ...]:
-    """All signatures, in order; what is wrong goes to ``problems`` with the file, line and column of the rule."""
-    known = RuleVariables(dict(variables.addresses), dict(variables.ports))
+    """As :func:`parse_sources`, each group with its own variables and a sid space (gid) of its own."""
     signatures: list[Signature] = []
-    for source in sources:
-        known_lists = replace(config, read_list=list_reader(source.file))
-        parsed = parse_rules_cached(cache, source.positioned_text(), source.file, known, config=known_lists)
-        for error in parsed.errors:
-            problems.add(_placed(error))
-        for warning in (*parsed.warnings, *parsed.skipped):
-            problems.add_warning(_placed(warning))
-        signatures += parsed.signatures
-    _check_unique(signatures, problems)
+    for index, group in enumerate(groups):
+        sources = group.sources
+        if group.domains is not None:
+            sources = (generated_source(group, order),)
+        known = scoped_variables(variables, group.variables, group.references)
+        for signature in parse_sources(sources, known, problems, config, cache, word):
+            if index and signature.ref.gid == 1:
+                signature = replace(signature, ref=replace(signature.ref, gid=index + 1))
+            if group.drop_to_alert and signature.action is Action.DROP:
+                signature = replace(signature, action=Action.ALERT)
+            signatures.append(signature)
     return tuple(signatures)
+
+
+def generated_source(group: StatefulGroup, order: RuleOrder) -> RuleSource:
+    """The rules of a domain list. They stand in no file: their place is the group's."""
+    assert group.domains is not None
+    text = "\n".join(domain_rules(group.domains, order))
+    return RuleSource(group.file, text, True, place=lambda line, column: (group.line, 1))
 
 
 def _rule_config(classes: RuleSource | None, references: RuleSource | None, problems: Problems) -> RuleConfig:
@@ -118,8 +249,127 @@ def _apply_thresholds(
     return tuple(changed)
 
 
-def _placed(error: RuleError) -> PolicyError:
-    return PolicyError(error.file, error.line, error.column, error.message)
+def _placed(error: RuleError, source: RuleSource | None = None) -> PolicyError:
+    line, column = error.line, error.column
+    if source is not None and source.place is not None:
+        line, column = source.place(line, column or 1)
+    return PolicyError(error.file, line, column, error.message)
+
+
+def _read_group(
+    node: Node,
+    order: RuleOrder,
+    variables: Variables,
+    taken: Taken,
+    base: Path,
+    text: str,
+    problems: Problems,
+) -> StatefulGroup | None:
+    section = open_section(node, "stateful group", GROUP_KEYS, _GROUP_EXAMPLE, problems)
+    if section is None:
+        return None
+    name, priority, capacity = read_group_head(section, taken)
+    if priority and order is RuleOrder.ACTION:
+        section.error(section.get("priority"), "priority: only order strict has it; with order action groups have none")
+    own = read_own_variables(section.get("variables"), variables, problems)
+    sources = [*_read_files(section, base), *_read_inline(section, text)]
+    written = [key for key in ("rules", "rule_files", "five_tuple", "domains") if key in section]
+    for key in ("five_tuple", "domains"):
+        if key in written and len(written) > 1:
+            section.error(section.key(key), f"{key}: expected either {' or '.join(written)}, not all of them")
+    if "five_tuple" in section:
+        sources = _read_inline(section, text, "five_tuple")
+    group = StatefulGroup(
+        name=name,
+        priority=priority,
+        arn=section.text("arn", "a text"),
+        capacity=capacity,
+        drop_to_alert=section.flag("drop_to_alert", False),
+        variables=own,
+        references=_read_references(section, problems),
+        sources=tuple(sources),
+        domains=_read_domains(section),
+        five_tuple="five_tuple" in section,
+        file=problems.file,
+        line=section.node.line,
+    )
+    if not written and not group.managed:
+        section.error(None, f"stateful group lacks rules; expected rules, rule_files or domains: {_DOMAINS_EXAMPLE}")
+    if capacity is not None:
+        units = stateful_units(group, order)
+        if units > capacity:
+            section.error(section.get("capacity"), f"capacity: the rules need {units} units, more than {capacity}")
+    return group
+
+
+def stateful_units(group: StatefulGroup, order: RuleOrder) -> int:
+    """Capacity units of a group: one a rule."""
+    if group.domains is not None:
+        return len(domain_rules(group.domains, order))
+    return sum(len(rule_texts(source.text)) for source in group.sources)
+
+
+def _ranked(groups: list[StatefulGroup], taken: Taken, section: Section, order: RuleOrder) -> list[StatefulGroup]:
+    """By priority; where none has any, as written, which is made the priority."""
+    if order is RuleOrder.ACTION:
+        return groups
+    if not taken.priorities:
+        return [replace(group, priority=index) for index, group in enumerate(groups, 1)]
+    for group in groups:
+        if not group.priority:
+            section.error(
+                section.key("groups"), f"groups: {group.name} has no priority; expected one in all groups or in none"
+            )
+    return sorted(groups, key=lambda group: group.priority)
+
+
+def _read_references(section: Section, problems: Problems) -> dict[str, IpSetReference]:
+    node = section.get("references")
+    found: dict[str, IpSetReference] = {}
+    if node is None:
+        return found
+    example = "{PARTNERS: {arn: ..., networks: [198.51.100.0/24]}}"
+    if not isinstance(node, MappingNode):
+        section.error(node, f"references: expected a mapping such as {example}, got {describe(node)}")
+        return found
+    for key, value in node.entries:
+        if not VARIABLE_NAME.match(key.text):
+            problems.error(key, f"{shorten(key.text)} is not the name of a reference; expected letters, digits and '_'")
+            continue
+        entry = open_section(value, f"references.{key.text}", ("arn", "networks"), example, problems)
+        if entry is None:
+            continue
+        entry.require("arn", "the ARN of the set")
+        entry.require("networks", "a list such as [198.51.100.0/24]")
+        networks = entry.values("networks", "[198.51.100.0/24]", parse_address_item)
+        found[key.text] = IpSetReference(entry.text("arn", "a text"), networks)
+    return found
+
+
+def _read_domains(section: Section) -> DomainList | None:
+    part = section.section("domains", ("action", "targets", "types"), _DOMAINS_EXAMPLE)
+    if part is None:
+        return None
+    action_node = part.require("action", "allow, deny, reject or alert")
+    action = part.pick(action_node, "action", DomainAction) if action_node is not None else None
+    part.require("targets", "a list such as [.example.com]")
+    part.require("types", "a list of tls_sni and http_host")
+    targets = part.values("targets", "[.example.com]", parse_target)
+    seen: set[str] = set()
+    for target in targets:
+        if duplicate_target(target, seen):
+            section.problems.warning(part.get("targets"), f"targets: {target} is there twice (its leading dot aside)")
+    types = part.values("types", "[tls_sni, http_host]", _domain_type)
+    if action is None or not targets or not types:
+        return None
+    return DomainList(action, targets, types)
+
+
+def _domain_type(text: str) -> DomainType:
+    try:
+        return DomainType(text)
+    except ValueError:
+        raise ValueError(f"unknown type {shorten(text)}; expected tls_sni or http_host") from None
 
 
 def _check_unique(signatures: list[Signature], problems: Problems) -> None:
@@ -228,26 +478,36 @@ def decode_rules(data: bytes, file: str, problems: Problems) -> str | None:
         return None
 
 
-def _read_inline(section: Section, text: str) -> list[RuleSource]:
+def _read_inline(section: Section, text: str, key: str = "rules") -> list[RuleSource]:
     """``rules: |`` with one rule a line, or a list with one rule an item."""
-    node = section.get("rules")
+    node = section.get(key)
     if node is None:
         return []
     if isinstance(node, Sequence):
         found = []
         for item in node.items:
             if isinstance(item, Scalar) and isinstance(item.value, str):
-                found.append(_inline_source(item, text, section.problems.file))
+                found.append(inline_source(item, text, section.problems.file))
             else:
-                section.error(item, f"rules: expected a rule, got {describe(item)}")
+                section.error(item, f"{key}: expected a rule, got {describe(item)}")
         return found
     if isinstance(node, Scalar) and isinstance(node.value, str):
-        return [_inline_source(node, text, section.problems.file)]
-    section.error(node, f'rules: expected text after "rules: |", one rule a line, got {describe(node)}')
+        return [inline_source(node, text, section.problems.file)]
+    section.error(node, f'{key}: expected text after "{key}: |", one rule a line, got {describe(node)}')
     return []
 
 
-def _inline_source(node: Scalar, text: str, file: str) -> RuleSource:
+@functools.lru_cache(2)  # asked for every rule of one file, then of the next
+def _lines(text: str) -> list[str]:
+    return text.split("\n")
+
+
+def inline_source(node: Scalar, text: str, file: str) -> RuleSource:
+    """Rules written in ``node`` of the YAML or JSON file whose whole content is ``text``."""
+    if node.style == JSON:
+        raw = _JSON_STRING.match(_lines(text)[node.line - 1], node.column - 1)
+        places = string_places(raw[0] if raw is not None else '""', node.line, node.column)
+        return RuleSource(file, node.text, True, node.line, node.column, place=places)
     if node.style != "|":
         # Quotes take one column; a text folded over several lines is one line to the rule parser.
         quote = 1 if node.style in ("'", '"') else 0

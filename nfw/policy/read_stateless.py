@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engines.stateless.rule import StatelessAction, StatelessRule, TcpFlagsMatch
+from nfw.policy.capacity import MAX_CAPACITY, stateless_units
 from nfw.policy.errors import Problems
 from nfw.policy.fields import Section, open_section
-from nfw.policy.model import Stateless, Variables
+from nfw.policy.model import Stateless, StatelessGroup, Variables
 from nfw.policy.values import (
     TCP,
     TCP_FLAGS,
@@ -22,7 +25,8 @@ from nfw.policy.values import (
 from nfw.policy.variables import positive_networks
 from nfw.policy.yamlpos import Node
 
-KEYS = ("default", "default_counters", "fragments", "fragments_counters", "rules")
+KEYS = ("default", "default_counters", "fragments", "fragments_counters", "rules", "groups")
+GROUP_KEYS = ("name", "priority", "arn", "capacity", "rules")
 RULE_KEYS = (
     "priority",
     "name",
@@ -37,6 +41,7 @@ RULE_KEYS = (
 )
 MAX_PRIORITY = 65535  # AWS StatelessRule.Priority
 _RULE_EXAMPLE = "{priority: 10, action: drop, protocols: [tcp], destination_ports: [23]}"
+_GROUP_EXAMPLE = f"{{name: edge, priority: 10, rules: [{_RULE_EXAMPLE}]}}"
 _ALL_FLAGS = 0xFF
 
 
@@ -46,19 +51,84 @@ def read_stateless(node: Node | None, variables: Variables, problems: Problems) 
     section = open_section(node, "stateless", KEYS, "{default: forward, rules: []}", problems)
     if section is None:
         return Stateless()
-    rules: list[StatelessRule] = []
-    lines: dict[int, int] = {}  # priority -> line of the rule that has it
-    for item in section.items("rules", f"[{_RULE_EXAMPLE}]", may_be_empty=True):
-        rule = _read_rule(item, variables, lines, problems)
-        if rule is not None:
-            rules.append(rule)
+    rules = _read_rules(section, variables)
+    groups: list[StatelessGroup] = []
+    if "groups" in section:
+        if "rules" in section:
+            section.error(section.key("groups"), "groups: expected either rules or groups of rules, not both")
+        taken = Taken()
+        for item in section.items("groups", f"[{_GROUP_EXAMPLE}]", may_be_empty=True):
+            _read_group(item, variables, taken, groups, rules, problems)
     return Stateless(
-        rules=tuple(sorted(rules, key=lambda rule: rule.priority)),
+        rules=tuple(sorted(rules, key=lambda rule: rule.rank)),
+        groups=tuple(sorted(groups, key=lambda group: group.priority)),
         default=section.choice("default", StatelessAction.FORWARD),
         default_counters=read_counters(section, "default_counters"),
         fragments=section.choice("fragments", StatelessAction.DROP),
         fragments_counters=read_counters(section, "fragments_counters"),
     )
+
+
+class Taken:
+    """Names and priorities of groups that were given, with the lines they stand on."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        self.priorities: dict[int, int] = {}
+
+
+def read_group_head(section: Section, taken: Taken) -> tuple[str, int, int | None]:
+    """Name, priority (0: none given) and capacity of a rule group."""
+    section.require("name", "a name, unique among the groups")
+    name = section.text("name", "a text")
+    node = section.get("name")
+    if name and node is not None:
+        if name in taken.names:
+            first = taken.names[name]
+            section.error(node, f"name: {name} is already taken by the group on line {first}; expected a unique one")
+        taken.names.setdefault(name, node.line)
+    priority = section.integer("priority", 1, MAX_PRIORITY, 0)
+    node = section.get("priority")
+    if priority and node is not None:
+        if priority in taken.priorities:
+            first = taken.priorities[priority]
+            section.error(
+                node, f"priority {priority} is already taken by the group on line {first}; expected a unique one"
+            )
+        taken.priorities.setdefault(priority, node.line)
+    capacity = section.integer("capacity", 0, MAX_CAPACITY, 0) if "capacity" in section else None
+    return name, priority, capacity
+
+
+def _read_group(
+    node: Node,
+    variables: Variables,
+    taken: Taken,
+    groups: list[StatelessGroup],
+    rules: list[StatelessRule],
+    problems: Problems,
+) -> None:
+    section = open_section(node, "stateless group", GROUP_KEYS, _GROUP_EXAMPLE, problems)
+    if section is None:
+        return
+    name, priority, capacity = read_group_head(section, taken)
+    section.require("priority", f"a number from 1 to {MAX_PRIORITY}, unique among the stateless groups")
+    found = [replace(rule, group=name, group_priority=priority) for rule in _read_rules(section, variables)]
+    units = stateless_units(found)
+    if capacity is not None and units > capacity:
+        section.error(section.get("capacity"), f"capacity: the rules need {units} units, more than {capacity}")
+    groups.append(StatelessGroup(name, priority, section.text("arn", "a text"), capacity))
+    rules += found
+
+
+def _read_rules(section: Section, variables: Variables) -> list[StatelessRule]:
+    rules: list[StatelessRule] = []
+    lines: dict[int, int] = {}  # priority -> line of the rule that has it
+    for item in section.items("rules", f"[{_RULE_EXAMPLE}]", may_be_empty=True):
+        rule = _read_rule(item, variables, lines, section.problems)
+        if rule is not None:
+            rules.append(rule)
+    return rules
 
 
 def read_counters(section: Section, key: str) -> tuple[str, ...]:

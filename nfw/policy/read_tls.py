@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from engines.tls.scope import TlsScope
-from nfw.policy.errors import Problems, suggest
+from nfw.policy.errors import Place, Problems, suggest
 from nfw.policy.fields import Section, open_section
 from nfw.policy.files import read_bounded, too_open
-from nfw.policy.model import CertificateAuthority, Refusal, Tls, TlsKeywords, Trust, Variables
+from nfw.policy.model import (
+    CertificateAuthority,
+    Distrust,
+    InboundTls,
+    Refusal,
+    Revocation,
+    ServerCertificate,
+    Tls,
+    TlsAction,
+    TlsKeywords,
+    Trust,
+    Variables,
+)
 from nfw.policy.read_stateless import read_networks, read_ports
-from nfw.policy.yamlpos import Node, Scalar
+from nfw.policy.yamlpos import Mapping, Node, Scalar, Sequence
 
-KEYS = ("ca", "trust", "scopes", "on_failure", "session_holding", "keywords")
+KEYS = (
+    "ca",
+    "trust",
+    "distrust",
+    "scopes",
+    "on_failure",
+    "actions",
+    "revocation",
+    "fetch_issuers",
+    "session_holding",
+    "keywords",
+    "arn",
+)
+REVOCATION_KEYS = ("check", "revoked", "unknown", "allow", "cache")
+CERTIFICATE_ACTIONS = ("expired", "not_yet_valid", "untrusted", "name_mismatch", "invalid", "weak", "must_staple")
+FLOW_ACTIONS = ("no_sni", "protocol", "not_tls")  # nothing is left that could be decrypted, so none can be passed
 SCOPE_KEYS = ("sources", "source_ports", "destinations", "destination_ports")
 MAX_PEM_BYTES = 16 * 1024 * 1024  # the system's whole store is 0.25 MB
 WARN_DAYS = 30  # enough to roll a new CA out to clients
@@ -31,15 +59,136 @@ def read_tls(
     if section is None:
         return None
     ca = _read_ca(section, base, check_key, now)
-    trust = _read_trust(section, base)
+    trust = read_trust(section, base)
     section.require("scopes", f"a list such as [{_SCOPE_EXAMPLE}]")
     scopes = [_read_scope(item, variables, problems) for item in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
     on_failure = section.choice("on_failure", Refusal.REJECT)
     holding = section.flag("session_holding", False)
+    actions = read_actions(section)
+    distrust = read_distrust(section, base)
+    revocation = read_revocation(section, variables, base)
     keywords = section.choice("keywords", TlsKeywords.ALL)
+    fetch_issuers = section.flag("fetch_issuers", False)
     if ca is None:
         return None
-    return Tls(ca, tuple(scope for scope in scopes if scope is not None), trust, on_failure, holding, keywords)
+    return Tls(
+        ca=ca,
+        scopes=tuple(scope for scope in scopes if scope is not None),
+        trust=trust,
+        on_failure=on_failure,
+        session_holding=holding,
+        keywords=keywords,
+        actions=actions,
+        distrust=distrust,
+        revocation=revocation,
+        fetch_issuers=fetch_issuers,
+        arn=section.text("arn", "a text"),
+    )
+
+
+def read_actions(section: Section) -> tuple[tuple[str, TlsAction], ...]:
+    """``tls.actions``: (status in small letters, action), in the order of the statuses."""
+    node = section.get("actions")
+    if isinstance(node, Mapping):
+        for key, _ in node.entries:
+            if key.text in ("revoked", "unknown"):
+                section.error(key, f"actions: the action for {key.text} is set in tls.revocation")
+                return ()
+    part = section.section("actions", (*CERTIFICATE_ACTIONS, *FLOW_ACTIONS), "{expired: reject, not_tls: drop}")
+    if part is None:
+        return ()
+    found: list[tuple[str, TlsAction]] = []
+    for name in (*CERTIFICATE_ACTIONS, *FLOW_ACTIONS):
+        if name not in part:
+            continue
+        action = part.choice(name, TlsAction.REJECT)
+        if action is TlsAction.PASS and name in FLOW_ACTIONS:
+            part.error(
+                part.get(name),
+                f"{name}: expected drop or reject; what cannot be decrypted is passed by leaving it out of the scopes",
+            )
+        found.append((name, action))
+    return tuple(found)
+
+
+_KEY_DIGEST = re.compile(r"[0-9A-Fa-f]{64}\Z")
+
+
+def read_distrust(section: Section, base: Path) -> Distrust:
+    """``tls.distrust``."""
+    keys: list[str] = []
+    files: list[Path] = []
+    pem: list[bytes] = []
+    for item in section.items("distrust", "[bad-ca.pem]"):
+        if not isinstance(item, Scalar) or not item.text:
+            section.error(item, "distrust: expected a PEM file or the SHA-256 of a public key, 64 hexadecimal digits")
+        elif _KEY_DIGEST.match(item.text):
+            keys.append(item.text.lower())
+        else:
+            path = base / item.text
+            content = _read_file(section, item, "distrust file", path)
+            if content is not None and _check_roots(section, item, path, content, "distrust"):
+                files.append(path)
+                pem.append(content if content.endswith(b"\n") else content + b"\n")
+    return Distrust(tuple(keys), tuple(files), b"".join(pem))
+
+
+def read_revocation(section: Section, variables: Variables, base: Path) -> Revocation:
+    part = section.section("revocation", REVOCATION_KEYS, "{check: true, revoked: reject, unknown: reject}")
+    if part is None:
+        return Revocation()
+    return Revocation(
+        check=part.flag("check", True),
+        revoked=part.choice("revoked", TlsAction.REJECT),
+        unknown=part.choice("unknown", TlsAction.REJECT),
+        **read_fetching(part, variables, base),
+    )
+
+
+def read_fetching(section: Section, variables: Variables, base: Path) -> dict[str, Any]:
+    """``allow`` and ``cache`` of ``tls.revocation``."""
+    return {
+        "allow": read_networks(section, "allow", variables),
+        "cache": base / section.text("cache", "a directory", default=str(Revocation().cache)),
+    }
+
+
+def read_inbound(node: Node | None, variables: Variables, base: Path, problems: Problems) -> tuple[InboundTls, ...]:
+    """The policy's ``inbound``: kept for conversion; nothing is decrypted by it."""
+    if node is None:
+        return ()
+    example = "[{certificates: [{certificate: server.pem, private_key: server.key}], scopes: [...]}]"
+    if not isinstance(node, Sequence):
+        problems.error(node, f"inbound: expected a list such as {example}")
+        return ()
+    found: list[InboundTls] = []
+    for item in node.items:
+        section = open_section(item, "inbound", ("certificates", "scopes"), example[1:-1], problems)
+        if section is None:
+            continue
+        certificates: list[ServerCertificate] = []
+        for entry in section.items("certificates", "[{certificate: server.pem, private_key: server.key}]"):
+            part = open_section(entry, "certificate", ("certificate", "private_key", "arn"), example[1:-1], problems)
+            if part is not None:
+                certificate, key = part.text("certificate", "a file name"), part.text("private_key", "a file name")
+                paths = base / certificate if certificate else None, base / key if key else None
+                arn = part.text("arn", "a text")
+                if None in paths and (paths != (None, None) or not arn):
+                    part.error(None, "certificate: expected certificate and private_key, arn, or all of them")
+                certificates.append(ServerCertificate(*paths, arn))
+        section.require("certificates", "the servers' certificates")
+        section.require("scopes", f"a list such as [{_SCOPE_EXAMPLE}]")
+        scopes = [_read_scope(scope, variables, problems) for scope in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
+        warn_inbound(section.node, problems)
+        found.append(InboundTls(tuple(certificates), tuple(scope for scope in scopes if scope is not None)))
+    return tuple(found)
+
+
+def warn_inbound(place: Place | None, problems: Problems) -> None:
+    """Whoever asks for inbound inspection must hear that there is none."""
+    problems.warning(
+        place, "connections to servers are not decrypted with the servers' certificates: this is kept, not applied"
+    )
 
 
 def _read_scope(node: Node, variables: Variables, problems: Problems) -> TlsScope | None:
@@ -56,7 +205,7 @@ def _read_scope(node: Node, variables: Variables, problems: Problems) -> TlsScop
 
 def _read_ca(section: Section, base: Path, check_key: bool, now: float) -> CertificateAuthority | None:
     section.require("ca", "a mapping such as {certificate: ca.pem, private_key: ca.key}")
-    ca = section.section("ca", ("certificate", "private_key"), "{certificate: ca.pem, private_key: ca.key}")
+    ca = section.section("ca", ("certificate", "private_key", "arn"), "{certificate: ca.pem, private_key: ca.key}")
     if ca is None:
         return None
     ca.require("certificate", "the CA certificate's PEM file; `nfw ca create` makes one")
@@ -64,19 +213,25 @@ def _read_ca(section: Section, base: Path, check_key: bool, now: float) -> Certi
     certificate, key = ca.text("certificate", "a file name"), ca.text("private_key", "a file name")
     if not certificate or not key:
         return None
-    certificate_path, key_path = base / certificate, base / key
+    return read_authority(ca, base / certificate, base / key, ca.text("arn", "a text"), check_key, now)
+
+
+def read_authority(
+    ca: Section, certificate_path: Path, key_path: Path, arn: str, check_key: bool, now: float
+) -> CertificateAuthority:
+    """The CA in two files, which the keys ``certificate`` and ``private_key`` of ``ca`` name."""
     certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path)
     key_pem: bytes | None = None
     if check_key:
         key_pem = _read_file(ca, ca.get("private_key"), "CA key", key_path)
         mode = too_open(key_path)
         if mode is not None:
-            section.problems.warning(
+            ca.problems.warning(
                 ca.get("private_key"), f"CA key {key_path} has mode {mode}, so others can read it; expected 0600"
             )
     if certificate_pem is not None or key_pem is not None:
         _check_ca(ca, certificate_path, key_path, certificate_pem, key_pem, now)
-    return CertificateAuthority(certificate_path, key_path, certificate_pem or b"")
+    return CertificateAuthority(certificate_path, key_path, arn, certificate_pem or b"")
 
 
 def _check_ca(
@@ -113,7 +268,8 @@ def _check_ca(
             ca.error(ca.get("certificate"), f"CA certificate {certificate_path}: {complaint}")
 
 
-def _read_trust(section: Section, base: Path) -> Trust:
+def read_trust(section: Section, base: Path) -> Trust:
+    """The key ``trust`` of a section."""
     if "trust" not in section:
         return Trust()
     system = False
@@ -137,16 +293,16 @@ def _read_trust(section: Section, base: Path) -> Trust:
 _CERTIFICATE = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----")
 
 
-def _check_roots(section: Section, node: Node, path: Path, content: bytes) -> bool:
+def _check_roots(section: Section, node: Node, path: Path, content: bytes, what: str = "trust") -> bool:
     from cryptography import x509
 
     if not _CERTIFICATE.search(content):
-        section.error(node, f"trust file {path} holds no certificate; expected PEM (-----BEGIN CERTIFICATE-----)")
+        section.error(node, f"{what} file {path} holds no certificate; expected PEM (-----BEGIN CERTIFICATE-----)")
         return False
     try:
         x509.load_pem_x509_certificates(content)
     except ValueError as error:
-        section.error(node, f"trust file {path} holds a certificate that cannot be read: {error}")
+        section.error(node, f"{what} file {path} holds a certificate that cannot be read: {error}")
         return False
     return True
 

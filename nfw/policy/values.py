@@ -171,6 +171,9 @@ VARIABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}\Z")
 # A reference to a variable inside a list, possibly negated: $HOME_NET, !$HOME_NET.
 VARIABLE_REFERENCE = re.compile(r"(!?)\$([A-Za-z][A-Za-z0-9_]{0,63})\Z")
 
+# A reference to a set kept elsewhere, as AWS's rule groups have: @PARTNERS.
+SET_REFERENCE = re.compile(r"@[A-Za-z][A-Za-z0-9_]{0,63}\Z")
+
 
 def parse_address_item(text: str) -> str:
     """One item of an address variable in Suricata's syntax, canonical: ``10.0.0.0/8``, ``!10.1.0.0/16``, ``any``."""

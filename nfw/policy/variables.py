@@ -8,10 +8,12 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 
+from engines.stateful.parser import Variables as RuleVariables
 from nfw.policy.errors import Problems, shorten, suggest
 from nfw.policy.fields import describe
-from nfw.policy.model import DEFAULT_VARIABLES, Variables
+from nfw.policy.model import DEFAULT_VARIABLES, IpSetReference, Variables
 from nfw.policy.values import (
+    SET_REFERENCE,
     VARIABLE_NAME,
     VARIABLE_REFERENCE,
     Network,
@@ -27,11 +29,18 @@ _EXAMPLE = "{HOME_NET: [10.1.0.0/16], WEB_PORTS: [80, 443]}"
 
 def read_variables(node: Node | None, problems: Problems) -> Variables:
     """The policy's variables over the defaults. EXTERNAL_NET is the negation of HOME_NET unless it is set."""
+    own = read_own_variables(node, DEFAULT_VARIABLES, problems)
+    addresses = {name: items for name, items in DEFAULT_VARIABLES.addresses.items() if name not in own.ports}
+    return Variables({**addresses, **own.addresses}, own.ports)
+
+
+def read_own_variables(node: Node | None, outer: Variables, problems: Problems) -> Variables:
+    """The variables written in ``node`` alone; they may refer to one another and to those of ``outer``."""
     if node is None:
-        return DEFAULT_VARIABLES
+        return Variables({})
     if not isinstance(node, MappingNode):
         problems.error(node, f"variables: expected a mapping such as {_EXAMPLE}, got {describe(node)}")
-        return DEFAULT_VARIABLES
+        return Variables({})
     written: dict[str, tuple[Scalar, list[Scalar]]] = {}
     for key, value in node.entries:
         if not VARIABLE_NAME.match(key.text):
@@ -40,20 +49,35 @@ def read_variables(node: Node | None, problems: Problems) -> Variables:
         items = _items(key, value, problems)
         if items:
             written[key.text] = (key, items)
-    addresses = dict(DEFAULT_VARIABLES.addresses)
+    addresses: dict[str, tuple[str, ...]] = {}
     ports: dict[str, tuple[str, ...]] = {}
-    kinds = _kinds(written, problems)
+    kinds = _kinds(written, outer, problems)
     for name, (_, items) in written.items():
         parsed = _parse(name, items, kinds[name], problems)
-        if kinds[name] == "ports":
-            ports[name] = parsed
-            addresses.pop(name, None)
-        else:
-            addresses[name] = parsed
+        (ports if kinds[name] == "ports" else addresses)[name] = parsed
     for name in ("HOME_NET", "EXTERNAL_NET"):
         if kinds.get(name) == "ports":
             problems.error(written[name][0], f"{name}: expected addresses, got ports")
     return Variables(addresses, ports)
+
+
+def scoped_variables(
+    policy: Variables, own: Variables, references: Mapping[str, IpSetReference] | None = None
+) -> RuleVariables:
+    """What the names in a rule group's rules stand for: its own variables over the policy's, and ``@NAME``.
+
+    A HOME_NET of the group leaves EXTERNAL_NET the negation of the policy's HOME_NET (AWS Network Firewall developer
+    guide, "Limitations and caveats").
+    """
+    outer = dict(policy.addresses)
+    if "HOME_NET" in own.addresses and "EXTERNAL_NET" not in own.addresses and outer.get("HOME_NET"):
+        home = "[" + ",".join(outer["HOME_NET"]) + "]"
+        outer["EXTERNAL_NET"] = tuple(item.replace("$HOME_NET", home) for item in outer.get("EXTERNAL_NET", ()))
+    addresses = {name: items for name, items in outer.items() if name not in own.ports} | dict(own.addresses)
+    ports = {name: items for name, items in policy.ports.items() if name not in own.addresses} | dict(own.ports)
+    for name, reference in (references or {}).items():
+        addresses["@" + name] = reference.networks
+    return RuleVariables(addresses, ports)
 
 
 def positive_networks(name: str, variables: Variables) -> tuple[Network, ...]:
@@ -106,7 +130,7 @@ def _items(key: Scalar, value: Node, problems: Problems) -> list[Scalar]:
     return found
 
 
-def _kinds(written: Mapping[str, tuple[Scalar, list[Scalar]]], problems: Problems) -> dict[str, str]:
+def _kinds(written: Mapping[str, tuple[Scalar, list[Scalar]]], outer: Variables, problems: Problems) -> dict[str, str]:
     """``addresses`` or ``ports`` for every variable; follows references, reports cycles and unknown names."""
     kinds: dict[str, str] = {}
     cyclic: set[str] = set()
@@ -119,8 +143,8 @@ def _kinds(written: Mapping[str, tuple[Scalar, list[Scalar]]], problems: Problem
                 kinds[name] = "addresses"
                 break
             path.append(name)
-            if name not in written:
-                kinds[name] = "addresses"  # a default one, or unknown, which is reported below
+            if name not in written:  # one of outer's, or unknown, which is reported below
+                kinds[name] = "ports" if name in outer.ports else "addresses"
                 break
             first = written[name][1][0].text.strip()
             reference = VARIABLE_REFERENCE.match(first)
@@ -130,14 +154,16 @@ def _kinds(written: Mapping[str, tuple[Scalar, list[Scalar]]], problems: Problem
             name = reference[2]
         for passed in path:
             kinds.setdefault(passed, kinds[name])
-    _report_references(written, kinds, problems)
+    _report_references(written, kinds, outer, problems)
     return kinds
 
 
 def _report_references(
-    written: Mapping[str, tuple[Scalar, list[Scalar]]], kinds: Mapping[str, str], problems: Problems
+    written: Mapping[str, tuple[Scalar, list[Scalar]]], kinds: dict[str, str], outer: Variables, problems: Problems
 ) -> None:
-    known = set(written) | set(DEFAULT_VARIABLES.addresses)
+    known = set(written) | set(outer.addresses) | set(outer.ports)
+    for name in outer.ports:
+        kinds.setdefault(name, "ports")
     edges: dict[str, list[str]] = {}
     for name, (_, items) in written.items():
         for item in items:
@@ -153,15 +179,15 @@ def _report_references(
                 )
             else:
                 edges.setdefault(name, []).append(target)
-    for name, defaults in DEFAULT_VARIABLES.addresses.items():
+    for name, defaults in outer.addresses.items():
         if name not in written:
             edges[name] = [default.lstrip("!$") for default in defaults if "$" in default]
-    for name in sorted(_on_cycles(edges)):
+    for name in sorted(on_cycles(edges)):
         if name in written:
             problems.error(written[name][0], f"{name}: refers to itself, directly or through another variable")
 
 
-def _on_cycles(edges: Mapping[str, list[str]]) -> set[str]:
+def on_cycles(edges: Mapping[str, list[str]]) -> set[str]:
     """Names that reach themselves. Quadratic in the number of variables at worst, of which there are dozens."""
     found: set[str] = set()
     for start in edges:
@@ -191,7 +217,7 @@ def _parse(name: str, items: list[Scalar], kind: str, problems: Problems) -> tup
     parsed: list[str] = []
     for item in items:
         text = item.text.strip()
-        if VARIABLE_REFERENCE.match(text):
+        if VARIABLE_REFERENCE.match(text) or (kind == "addresses" and SET_REFERENCE.match(text)):
             parsed.append(text)
             continue
         if kind == "addresses" and _looks_like_port(text):

@@ -78,19 +78,23 @@ class Mark:
     column: int
 
 
-def parse_yaml(data: bytes, problems: Problems) -> Node | None:
-    """The document in ``data``, or None after saying why in ``problems`` (also for a document with nothing in it)."""
+def parse_yaml(data: bytes, problems: Problems, *, local_tags: bool = False) -> Node | None:
+    """The document in ``data``, or None after saying why in ``problems`` (also for a document with nothing in it).
+
+    ``local_tags``: ``!Name value`` is the mapping ``{Name: value}``, the tag's ``!`` kept in the key; by default local
+    tags are refused.
+    """
     if len(data) > MAX_BYTES:
         problems.error(None, f"file is {len(data)} bytes long; the limit is {MAX_BYTES} (10 MiB)")
         return None
-    text = _decode(data, problems)
+    text = decode_utf8(data, problems)
     if text is None:
         return None
     if not text.strip():
         problems.error(None, 'file is empty; expected a policy, a mapping with keys such as "name" and "stateless"')
         return None
     parser = YAML(typ="safe", pure=True)
-    builder = _Builder(problems)
+    builder = _Builder(problems, local_tags)
     try:
         for event in parser.parse(text):
             if not builder.feed(event):
@@ -120,6 +124,7 @@ class _Open:
     line: int
     column: int
     anchor: str | None
+    tag: str | None = None
     items: list[Node] = field(default_factory=list)
     size: int = 1
 
@@ -127,9 +132,10 @@ class _Open:
 class _Builder:
     """Events in, nodes out; one method call per event, a stack instead of recursion."""
 
-    def __init__(self, problems: Problems) -> None:
+    def __init__(self, problems: Problems, local_tags: bool = False) -> None:
         self.root: Node | None = None
         self._problems = problems
+        self._local_tags = local_tags
         self._stack: list[_Open] = []
         self._anchors: dict[str, Node] = {}
         self._opening: set[str] = set()  # anchors of collections still open: an alias to one would be a cycle
@@ -140,27 +146,37 @@ class _Builder:
         """False when reading must stop (a limit, a second document, a tag), which has been reported."""
         line, column = event.start_mark.line + 1, event.start_mark.column + 1
         if isinstance(event, ScalarEvent):
+            local = self._local_tag(event)
+            if local is not None:
+                scalar = Scalar(event.value, str(event.value), line, column, event.style or "'")
+                return self._close(_tagged(local, scalar), event.anchor, 2)
             value = _resolve(event)
             if value is _BAD_TAG:
                 return self._refuse(line, column, _about_tag(event))
             scalar = Scalar(value, str(event.value), line, column, event.style or "")
             return self._close(scalar, event.anchor, 1)
         if isinstance(event, (MappingStartEvent, SequenceStartEvent)):
-            if event.tag is not None and event.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+            local = self._local_tag(event)
+            plain = (None, "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+            if local is None and event.tag not in plain:
                 return self._refuse(line, column, _about_tag(event))
             if len(self._stack) >= MAX_DEPTH:
                 return self._refuse(line, column, f"nested more than {MAX_DEPTH} levels deep")
             if event.anchor:
                 self._opening.add(event.anchor)
-            self._stack.append(_Open(isinstance(event, MappingStartEvent), line, column, event.anchor))
+            self._stack.append(_Open(isinstance(event, MappingStartEvent), line, column, event.anchor, local))
             return True
         if isinstance(event, (MappingEndEvent, SequenceEndEvent)):
             done = self._stack.pop()
             if done.anchor:
                 self._opening.discard(done.anchor)
+            node: Node
             if done.mapping:
-                return self._close(self._mapping(done), done.anchor, done.size)
-            node = Sequence(tuple(done.items), done.line, done.column, done.size)
+                node = self._mapping(done)
+            else:
+                node = Sequence(tuple(done.items), done.line, done.column, done.size)
+            if done.tag is not None:
+                node = _tagged(done.tag, node)
             return self._close(node, done.anchor, done.size)
         if isinstance(event, AliasEvent):
             return self._alias(event.anchor, line, column)
@@ -169,6 +185,10 @@ class _Builder:
             if self._documents > 1:
                 return self._refuse(line, column, 'a second document ("---") starts here; a policy file holds one')
         return True
+
+    def _local_tag(self, event: Any) -> str | None:
+        tag = str(event.tag) if event.tag is not None else ""
+        return tag if self._local_tags and len(tag) > 1 and tag.startswith("!") else None
 
     def _alias(self, name: str, line: int, column: int) -> bool:
         if name in self._opening:
@@ -214,6 +234,11 @@ class _Builder:
         return False
 
 
+def _tagged(tag: str, node: Node) -> Mapping:
+    key = Scalar(tag, tag, node.line, node.column)
+    return Mapping(((key, node),), node.line, node.column, (1 if isinstance(node, Scalar) else node.size) + 1)
+
+
 _BAD_TAG: Any = object()
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _HEX = re.compile(r"0x[0-9a-fA-F]+\Z")
@@ -252,7 +277,7 @@ def _about_tag(event: Any) -> str:
     return f'{shorten(tag)} needs quotes: YAML reads a leading "!" as a tag'
 
 
-def _decode(data: bytes, problems: Problems) -> str | None:
+def decode_utf8(data: bytes, problems: Problems) -> str | None:
     """UTF-8, with or without a byte order mark."""
     try:
         return data.decode("utf-8-sig")

@@ -16,6 +16,9 @@ import pytest
 from nfw.cli.app import COMMANDS, call
 from nfw.cli.daemon import format_status
 from nfw.control import ControlServer, Reply, Request
+from nfw.settings import PolicySource
+from nfw.supervisor import policy_source
+from tests.unit import awskit
 
 GOOD = """\
 name: good
@@ -93,7 +96,7 @@ def test_help_lists_every_command(nfw: Nfw) -> None:
     [
         (["polcy"], 'no such command "polcy"; did you mean "policy"?'),
         (["policy", "chekc"], 'no such command "chekc"; did you mean "check"?'),
-        (["policy", "zzz"], 'no such command "zzz"; known: apply, check, show'),
+        (["policy", "zzz"], 'no such command "zzz"; known: apply, check, convert, show'),
         (["policy", "check"], "Missing argument"),
         (["policy"], "Usage: nfw policy"),
         ([], "Usage: nfw"),
@@ -168,7 +171,7 @@ def test_completion(nfw: Nfw, shell: str) -> None:
 def test_completion_knows_the_commands() -> None:
     environment = {**os.environ, "_NFW_COMPLETE": "bash_complete", "COMP_WORDS": "nfw policy ", "COMP_CWORD": "2"}
     done = subprocess.run([sys.executable, "-m", "nfw"], env=environment, capture_output=True, text=True, check=False)
-    assert [line.split(",")[1] for line in done.stdout.split()] == ["apply", "check", "show"]
+    assert [line.split(",")[1] for line in done.stdout.split()] == ["apply", "check", "convert", "show"]
 
 
 # -- policy --------------------------------------------------------------------------------------------------------
@@ -241,6 +244,98 @@ def test_policy_apply(nfw: Nfw, tmp_path: Path) -> None:
         end()
     assert asked[0] == Request("apply", {"policy": str(tmp_path / "good.yaml")})
     assert nfw("policy", "apply", "nope.yaml").err == "nope.yaml: policy file does not exist\n"
+
+
+def aws_policy(tmp_path: Path, **changes: object) -> Path:
+    """Two documents in a folder; the rules of their group are ``changes['rules']``."""
+    folder = tmp_path / "docs"
+    folder.mkdir(exist_ok=True)
+    for number, document in enumerate((awskit.policy(groups=("g",)), awskit.group("g", awskit.stateful(**changes)))):
+        (folder / f"{number}.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_policy_check_of_aws_documents(nfw: Nfw, tmp_path: Path) -> None:
+    aws_policy(tmp_path)
+    summary = "ok, policy p: 0 stateless rules, 1 stateful rule, no TLS inspection\n"
+    assert nfw("policy", "check", "docs") == Outcome(0, f"docs: {summary}", "")
+    assert nfw("policy", "check", "docs/1.json", "docs/0.json", "--name", "p").out == f"docs/1.json: {summary}"
+    code, out, err = nfw("policy", "check", "docs", "--name", "q", "--map", "nope.yaml")
+    assert (code, out) == (1, "")
+    assert "nope.yaml: map file does not exist" in err
+    assert "no policy q among the documents; given: p" in err
+
+
+def test_policy_check_tells_levels(nfw: Nfw, tmp_path: Path) -> None:
+    """What is wrong, what AWS alone would refuse, and what is only to be known."""
+    aws_policy(tmp_path, rules="pass tcp any any -> any any (sid:1; classtype:misc-activity;)", Variables={})
+    code, out, _ = nfw("policy", "check", "docs", "--json")
+    found = json.loads(out)
+    assert (code, found["ok"]) == (0, True)
+    assert sorted(problem["level"] for problem in found["problems"]) == ["aws-refuses", "warning"]
+    code, out, err = nfw("policy", "check", "docs")
+    assert code == 0
+    assert {line.rpartition(" ")[2] for line in err.splitlines()} == {"[aws-refuses]", "[warning]"}
+
+
+def test_policy_convert(nfw: Nfw, tmp_path: Path) -> None:
+    aws_policy(tmp_path)
+    code, out, err = nfw("policy", "convert", "docs", "--to", "yaml")
+    assert (code, err) == (0, "")
+    (tmp_path / "docs" / "p.yaml").write_text(out)
+    code, template, _ = nfw("policy", "convert", "docs/p.yaml", "--to", "aws")
+    assert code == 0
+    assert json.loads(template)["Resources"]["Policy"]["Type"] == "AWS::NetworkFirewall::FirewallPolicy"
+    assert nfw("policy", "convert", "docs/p.yaml", "--to", "aws", "-o", "p.template") == Outcome(0, "", "")
+    assert json.loads((tmp_path / "p.template").read_text()) == json.loads(template)
+    assert nfw("policy", "convert", "p.template", "--to", "yaml").out == out
+    assert nfw("policy", "convert", "docs/p.yaml", "--to", "aws", "-o", "no/where").code == 1
+    assert nfw("policy", "convert", "nope.yaml", "--to", "aws").code == 1
+
+
+def test_policy_apply_of_aws_documents(nfw: Nfw, tmp_path: Path) -> None:
+    """The daemon gets absolute paths, the map and the name."""
+    aws_policy(tmp_path)
+    (tmp_path / "map.yaml").write_text("home_net: [10.0.0.0/8]\n")
+    asked: list[Request] = []
+
+    def handler(request: Request) -> Reply:
+        asked.append(request)
+        return Reply(True, {"generation": 2})
+
+    end = serve(tmp_path / "control", handler)
+    try:
+        options = ["--map", "map.yaml", "--name", "p", "--control", "control"]
+        assert nfw("policy", "apply", "docs/0.json", "docs/1.json", *options).code == 0
+        assert nfw("policy", "apply", "docs", "--map", "nope.yaml", "--control", "control").code == 1
+    finally:
+        end()
+    (request,) = asked
+    expected = {
+        "policy": str(tmp_path / "docs/0.json"),
+        "more": [str(tmp_path / "docs/1.json")],
+        "map": str(tmp_path / "map.yaml"),
+        "name": "p",
+    }
+    assert request == Request("apply", expected)
+    source = policy_source(request.args)
+    assert source == PolicySource(expected["policy"], (expected["more"][0],), expected["map"], "p")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        {"policy": "relative"},
+        {"policy": "/a", "more": ["b"]},
+        {"policy": "/a", "more": "/b"},
+        {"policy": "/a", "map": "m"},
+        {"policy": "/a", "name": 5},
+        {"policy": "/a", "map": 5},
+    ],
+)
+def test_the_daemon_takes_absolute_paths_only(args: dict[str, object]) -> None:
+    assert policy_source(args) is None
 
 
 # -- daemon --------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from nfw.cli.app import call
 from nfw.policy.compile import Compiled, compile_policy
 from nfw.policy.loader import load_policy
 from nfw.policyreplay import PolicySummary, replay_policy
+from tests.unit import awskit
 from tests.unit.pcapfile import pcap
 
 CLIENT, SERVER = "10.1.0.2", "203.0.113.10"
@@ -447,3 +448,18 @@ def test_what_never_matches_is_said(files: tuple[str, str], capsys: pytest.Captu
         file.write("    alert mqtt any any -> any any (mqtt.type:CONNECT; sid:77;)\n")
     assert call(["replay", capture, "--policy", policy]) == 0
     assert "never matches" in capsys.readouterr().err
+
+
+def test_documents_of_aws(files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder, what its documents refer to, and the policy that is meant."""
+    capture, _ = files
+    arn = "arn:aws:network-firewall:us-east-1:aws-managed:stateful-rulegroup/BotNetStrictOrder"
+    references = [{"ResourceArn": arn, "Priority": 1}]
+    folder = tmp_path / "aws"
+    folder.mkdir()
+    awskit.write(folder, awskit.policy(StatefulRuleGroupReferences=references), {"FirewallPolicy": {}})
+    (tmp_path / "bot.rules").write_text('alert tcp any any -> any any (msg:"any"; sid:77;)\n')
+    (tmp_path / "map.yaml").write_text("rule_groups: {BotNetStrictOrder: bot.rules}\n")
+    assert call(["replay", capture, "--policy", str(folder), "--map", str(tmp_path / "map.yaml"), "--name", "p"]) == 0
+    assert "1:77" in capsys.readouterr().out
+    assert call(["replay", capture, "--rules", str(tmp_path / "bot.rules"), "--name", "p"]) == 2

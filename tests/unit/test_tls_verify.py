@@ -41,7 +41,7 @@ def handshake(verifier: UpstreamVerifier, server: Peer, host: str, at: float = N
             continue
         except SSL.Error:
             return verifier.refusal(connection)
-        return verifier.judge(connection, host)
+        return verifier.judge(connection, host, at)
 
 
 def test_what_is_offered(root: Authority) -> None:

@@ -27,11 +27,14 @@ from engines.tls.events import (
     Event,
     Finished,
     Hello,
+    NeedIssuers,
     NeedLeaf,
+    NeedRevocation,
     Plaintext,
     SendClient,
     SendUpstream,
 )
+from engines.tls.revocation import Finding
 from engines.tls.session import Session, TlsSettings
 from engines.tls.verify import UpstreamVerifier, spki_sha256
 from engines.verdict import Direction
@@ -71,6 +74,8 @@ class Authority:
         eku: object = ExtendedKeyUsageOID.SERVER_AUTH,
         digital_signature: bool = True,
         public_key: object = None,
+        crl_sign: bool | None = None,
+        extra: Sequence[tuple[x509.ExtensionType, bool]] = (),
     ) -> x509.Certificate:
         builder = (
             x509.CertificateBuilder()
@@ -81,7 +86,7 @@ class Authority:
             .not_valid_before(_moment(NOW + days[0] * DAY))
             .not_valid_after(_moment(NOW + days[1] * DAY))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=path_length), critical=True)
-            .add_extension(_usage(digital_signature, ca), critical=True)
+            .add_extension(_usage(digital_signature, ca, crl_sign), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
         )
@@ -89,6 +94,8 @@ class Authority:
             builder = builder.add_extension(x509.SubjectAlternativeName(san), critical=False)
         if eku:
             builder = builder.add_extension(x509.ExtendedKeyUsage([eku]), critical=False)  # type: ignore[list-item]
+        for extension, critical in extra:
+            builder = builder.add_extension(extension, critical=critical)
         return builder.sign(self.key, hashes.SHA256())
 
 
@@ -198,8 +205,11 @@ def server_peer(
     versions: tuple[int, int] = (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION),
     client_certificate: bool = False,
     ciphers: bytes = b"DEFAULT:@SECLEVEL=0",
+    staple: bytes = b"",
 ) -> Peer:
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    if staple:
+        context.set_ocsp_server_callback(lambda _connection, _data: staple)
     context.set_cipher_list(ciphers)
     context.set_min_proto_version(versions[0])
     context.set_max_proto_version(versions[1])
@@ -258,6 +268,8 @@ class Wire:
         self.server = server
         self.chunk = chunk
         self.hold = hold
+        self.issuers: tuple[bytes, ...] = ()  # the answer to NeedIssuers
+        self.findings: dict[int, Finding] = {}  # answers to NeedRevocation, by depth
         self.log: list[Event] = []
         self.plaintext = [b"", b""]
         self.finished: Finished | None = None
@@ -316,6 +328,11 @@ class Wire:
                 else:
                     self.connected = True
                     session.upstream_connected(0.0)
+            case NeedIssuers():
+                session.issuers_found(self.issuers, 0.0)
+            case NeedRevocation(questions):
+                for question in questions:
+                    session.revocation_found(question.depth, self.findings[question.depth], 0.0)
             case NeedLeaf():
                 session.leaf_ready(self.world.context(event), 0.0)
             case Plaintext(direction, data):
@@ -343,7 +360,7 @@ class Wire:
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
 
-def _usage(digital_signature: bool, ca: bool) -> x509.KeyUsage:
+def _usage(digital_signature: bool, ca: bool, crl_sign: bool | None = None) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=digital_signature,
         content_commitment=False,
@@ -351,7 +368,7 @@ def _usage(digital_signature: bool, ca: bool) -> x509.KeyUsage:
         data_encipherment=False,
         key_agreement=not digital_signature and not ca,
         key_cert_sign=ca,
-        crl_sign=ca,
+        crl_sign=ca if crl_sign is None else crl_sign,
         encipher_only=False,
         decipher_only=False,
     )

@@ -98,9 +98,10 @@ class HttpTransaction(BaseTransaction):
         if found is None or head is None or not (found[0] is _body or found[0] is _file_data):
             return None
         body = head.body
-        if body is None or head.other is not None or not body.size or self.files(direction) is not None:
+        if body is None or head.other is not None or (self._form is not None and not direction):
             return None
-        return body.size, body.since(start)
+        data = body.since(start)
+        return (start + len(data), data) if data else None
 
     def set_head(self, direction: Direction, head: Head) -> None:
         """The head of one side is complete."""

@@ -1,0 +1,79 @@
+"""What of a policy reaches the TLS engine."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from engines.tls.status import FailAction, Status
+from engines.tls.verify import spki_sha256
+from nfw import ca
+from nfw.policy.loader import load_policy_text
+from nfw.tlsworker import tls_settings
+from tests.unit.tlskit import Authority
+
+NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
+ROOT, BAD = Authority("Root"), Authority("Bad")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("tls")
+    ca.create("CA", made, NOW)
+    for name, authority in (("root", ROOT), ("bad", BAD)):
+        (made / f"{name}.pem").write_bytes(authority.certificate.public_bytes(serialization.Encoding.PEM))
+    return made
+
+
+def settings(folder: Path, more: str = ""):
+    text = (
+        "tls:\n"
+        "  ca: {certificate: ca.pem, private_key: ca.key}\n"
+        "  trust: [root.pem, bad.pem]\n"
+        "  scopes: [{destination_ports: [443]}]\n" + more
+    )
+    policy = load_policy_text(text.encode(), folder / "policy.yaml", now=NOW.timestamp())
+    assert policy.tls is not None
+    return tls_settings(policy.tls)
+
+
+def test_without_a_word_on_it_nothing_is_checked_or_passed(folder: Path) -> None:
+    found = settings(folder)
+    assert (found.revocation, found.on_failure, found.actions) == (False, FailAction.REJECT, {})
+    assert (found.verifier.passed, found.verifier.anchors) == (frozenset(), 2)
+
+
+@pytest.mark.parametrize(
+    ("revocation", "passed", "actions"),
+    [
+        ("{}", set(), {Status.REVOKED: FailAction.REJECT, Status.UNKNOWN: FailAction.REJECT}),
+        ("{revoked: drop, unknown: pass}", {Status.UNKNOWN}, {Status.REVOKED: FailAction.DROP}),
+        ("{revoked: pass, unknown: drop}", {Status.REVOKED}, {Status.UNKNOWN: FailAction.DROP}),
+    ],
+)
+def test_revocation(folder: Path, revocation: str, passed: set, actions: dict) -> None:
+    found = settings(folder, f"  revocation: {revocation}\n")
+    assert found.revocation
+    assert (found.verifier.passed, found.actions) == (frozenset(passed), actions)
+
+
+def test_revocation_that_is_off_does_nothing(folder: Path) -> None:
+    found = settings(folder, "  revocation: {check: false, revoked: pass}\n")
+    assert (found.revocation, found.actions, found.verifier.passed) == (False, {}, frozenset())
+
+
+def test_actions(folder: Path) -> None:
+    found = settings(folder, "  on_failure: drop\n  actions: {expired: pass, not_yet_valid: reject, not_tls: drop}\n")
+    assert found.on_failure is FailAction.DROP
+    assert found.verifier.passed == {Status.EXPIRED}
+    assert found.actions == {Status.NOT_YET_VALID: FailAction.REJECT, Status.NOT_TLS: FailAction.DROP}
+
+
+@pytest.mark.parametrize("named", ["bad.pem", spki_sha256(BAD.certificate).hex()])
+def test_distrusted_anchors_are_none(folder: Path, named: str) -> None:
+    found = settings(folder, f"  distrust: [{named}]\n")
+    assert found.verifier.anchors == 1
+    assert spki_sha256(BAD.certificate) in found.verifier._refused
