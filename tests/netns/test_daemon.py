@@ -148,3 +148,26 @@ log:
         wait_for(lambda: "netflow" in aws.read_text(), 10)
         wait_for(lambda: firewall.status()["log_writer"]["dropped"]["/dev/full"] > 0, 10)
         assert firewall.lab.curl("http://site-b.test/").returncode == 0
+
+
+def test_what_tls_carries_is_logged_and_counted(firewall: Firewall) -> None:
+    (firewall.dir / "lab-root.pem").write_bytes(firewall.lab.root_ca_pem)
+    text = """\
+tls:
+  ca: {certificate: ca.pem, private_key: ca.key}
+  trust: [lab-root.pem]
+  scopes: [{destination_ports: [443]}]
+log: {events: [http, tls]}
+"""
+    sock = firewall.log.with_name("metrics.sock")
+    firewall.start(firewall.policy("daemon", POLICY + text), "--metrics", str(sock))
+    for version in ("--http1.1", "--http2"):
+        assert firewall.lab.curl("https://site-a.test/x", version, cacert=firewall.ca).returncode == 0
+    wait_for(lambda: len(firewall.events("http")) == 2, 10)
+    for record in firewall.events("http"):
+        assert (record["http"]["hostname"], record["http"]["url"]) == ("site-a.test", "/x")
+        assert record["tls_inspected"] is True
+    wait_for(lambda: len(firewall.events("tls")) == 2, 10)
+    shown = firewall.lab.router.run(["curl", "-sS", "--unix-socket", str(sock), "http://nfw/metrics"]).stdout
+    assert 'nfw_tls_sessions_total{status="ok"} 2.0' in shown
+    assert "nfw_tls_handshake_seconds_count 2.0" in shown
