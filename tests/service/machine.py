@@ -163,7 +163,10 @@ class Machine:
         return state in ("running", "degraded")
 
     def power_off(self) -> None:
-        """As by the switch."""
+        """As by the switch. The cables first: a namespace that goes loses its rules before its links."""
+        if self.router is not None:
+            for link in ("lan", "wan"):
+                self.router.run("ip", "link", "set", link, "down")
         if self._container is not None:
             if self.init:
                 with suppress(ProcessLookupError):
