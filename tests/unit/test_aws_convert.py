@@ -292,11 +292,21 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
             "workers": draw(st.integers(1, 8)),
             "log": {
                 "path": "eve.json",
-                "events": draw(st.lists(st.sampled_from(["alert", "flow"]), unique=True)),
+                "events": draw(st.lists(st.sampled_from(["alert", "flow", "http"]), unique=True)),
                 "keep": 9,
+                "format": draw(st.sampled_from(["eve", "aws"])),
+                "sinks": draw(st.lists(st.sampled_from(SINKS), max_size=3)),
             },
         }
     return without_nothing(policy)
+
+
+SINKS = [
+    {"type": "journald", "events": ["alert", "drop"]},
+    {"type": "syslog", "address": "udp://192.0.2.9:514", "facility": "local3", "events": ["alert"]},
+    {"type": "file", "path": "aws.json", "format": "aws", "keep": 2},
+    {"type": "unix_stream", "path": "/run/collector.sock"},
+]
 
 
 def without_nothing(value: Any) -> Any:

@@ -32,6 +32,7 @@ from nfw.policy.model import (
     Revocation,
     RuleOrder,
     RuleSource,
+    Sink,
     Stateful,
     StatefulGroup,
     StatelessGroup,
@@ -336,11 +337,18 @@ class _Writer:
             found["fail_open"] = True
         if policy.workers != "auto":
             found["workers"] = policy.workers
-        log = _changed(policy.log, Log(), {"path"})
-        if policy.log.path is not None:
-            log["path"] = relative_path(policy.log.path, self.base)
+        log = self._placed(policy.log, Log())
+        if policy.log.sinks:
+            log["sinks"] = [{"type": s.kind.value, **self._placed(s, Sink(s.kind))} for s in policy.log.sinks]
         if log:
             found["log"] = log
+        return found
+
+    def _placed(self, value: Log | Sink, default: Log | Sink) -> Json:
+        """Of a log or one of its sinks, which may have a path."""
+        found = _changed(value, default, {"path", "sinks"})
+        if value.path is not None:
+            found["path"] = relative_path(value.path, self.base)
         return found
 
     def _stateful_settings(self, stateful: Stateful) -> Json:
