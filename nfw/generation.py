@@ -350,7 +350,7 @@ class Leader:
         return {
             "generation": self.settings.number,
             "policy": self.settings.policy,
-            "pid": os.getpid(),
+            "leader": os.getpid(),
             "program": sys.prefix,
             "since": self.started,
             "restarts": self.restarts,

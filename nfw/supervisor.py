@@ -588,14 +588,17 @@ class Supervisor:
 
     def _status(self, generation: Generation, body: dict[str, Any]) -> dict[str, Any]:
         ready = generation.ready
+        kernel = self._kernel()
+        # Somebody may have flushed the rule set, or run `nfw cleanup`: processes alone do not filter.
+        gone = kernel.get("counters") == {}
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "state": "filtering",
+            "state": "not filtering: table inet nfw is gone; restart nfw" if gone else "filtering",
             "name": ready.name if ready else "",
             "log": self.log_path,
             "log_writer": self._log_status(),
-            "kernel": self._kernel(),
+            "kernel": kernel,
             **body,
         }
 

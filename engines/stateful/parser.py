@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from engines.stateful.consolidate import consolidate
 from engines.stateful.header import Header, HeaderError, HeaderParser, Variables, nearest
-from engines.stateful.keywords import KEYWORDS, PENDING, UNSUPPORTED, unparsed
+from engines.stateful.keywords import KEYWORDS, UNSUPPORTED, unparsed
 from engines.stateful.keywords.base import KeywordError
 from engines.stateful.keywords.draft import RuleDraft
 from engines.stateful.keywords.meta import unmet
@@ -168,7 +168,7 @@ def _parse_rule(rule: RuleText, file: str, headers: HeaderParser, config: RuleCo
 
 def _check_requires(option: Option) -> None:
     try:
-        missing = unmet(option.value or "", KEYWORDS.keys() - PENDING.keys() - unparsed.NAMES)
+        missing = unmet(option.value or "", KEYWORDS.keys() - unparsed.NAMES)
     except KeywordError as problem:
         raise RuleSyntaxError(str(problem), option.value_at) from None
     if missing:
@@ -250,8 +250,6 @@ def _apply(option: Option, draft: RuleDraft) -> None:
         raise RuleSyntaxError(f"{option.name} needs a value", option.name_at)
     if keyword.value is False and option.value:
         raise RuleSyntaxError(f"{option.name} takes no value", option.value_at)
-    if option.name in PENDING:
-        draft.never(f"{option.name} {PENDING[option.name]}")
     try:
         keyword.parse(draft, option.value)
     except KeywordError as problem:

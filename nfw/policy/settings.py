@@ -133,10 +133,6 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
     )
 
 
-def _depth(section: Section) -> int:
-    return section.size("stream_depth", Stateful().stream_depth, 0, 1 << 32)
-
-
 def _read_variables(section: Section) -> Variables:
     return read_own_variables(section.get("variables"), DEFAULT_VARIABLES, section.problems)
 

@@ -27,6 +27,25 @@ def every_way(make: Callable[[], AppParser], script: Script) -> Iterator[tuple[A
         yield parser, play(parser, script, cut)
 
 
+def cutting_changes_nothing(
+    make: Callable[[], AppParser], before: Script, direction: Direction, data: bytes, cut: int, names: Sequence[str]
+) -> tuple[AppParser, AppParser]:
+    """``data`` whole and in pieces gives the same transactions and holds back the same; returns both parsers."""
+    both = []
+    for size in (0, cut):
+        parser = make()
+        play(parser, before)
+        both.append((parser, play(parser, [(direction, data)], size)))
+    (whole, first), (pieces, second) = both
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        for name in names:
+            assert list(one.buffer(name)) == list(other.buffer(name)), name
+        one.log_fields()
+    assert whole.held(direction) == pieces.held(direction) <= len(data)
+    return whole, pieces
+
+
 def mutate(script: Script, rng: random.Random) -> list[tuple[Direction, bytes]]:
     """Flip, cut, repeat, insert and reorder bytes."""
     out = []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engines.stateful.app.dcerpc import DcerpcParser, looks_like_pdu
 from engines.stateful.app.limits import AppLimits
-from tests.unit.app_feeding import C, S, every_way, play, survives
+from tests.unit.app_feeding import C, S, cutting_changes_nothing, every_way, play, survives
 from tests.unit.corpus import corpus
 from tests.unit.dcekit import FIRST, LAST, bind, bind_ack, pdu, request, response
 from tests.unit.rulekit import refusal
@@ -129,18 +129,7 @@ def test_mutations() -> None:
 @settings(max_examples=300, deadline=None)
 def test_any_bytes(data: bytes, side: int, cut: int) -> None:
     direction = C if side == C else S
-    both = []
-    for size in (0, cut):
-        parser = DcerpcParser()
-        play(parser, SCRIPT[:1])
-        both.append((parser, play(parser, [(direction, data)], size)))
-    (whole, first), (pieces, second) = both
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        for name in NAMES:
-            assert list(one.buffer(name)) == list(other.buffer(name)), name
-        one.log_fields()
-    assert whole.held(direction) == pieces.held(direction) <= len(data)
+    cutting_changes_nothing(DcerpcParser, SCRIPT[:1], direction, data, cut, NAMES)
 
 
 def test_rules() -> None:

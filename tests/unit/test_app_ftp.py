@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engines.stateful.app.ftp import FtpDataParser, FtpParser
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.expect import SECONDS, Expectations, Expected
-from tests.unit.app_feeding import C, S, Script, every_way, play, survives
+from tests.unit.app_feeding import C, S, Script, cutting_changes_nothing, every_way, play, survives
 from tests.unit.corpus import corpus
 
 CLIENT, SERVER = b"\x0a\0\0\1", b"\xc0\0\2\1"
@@ -184,18 +184,7 @@ def test_any_bytes(data: bytes, side: int, cut: int) -> None:
     """Cutting changes nothing."""
     direction = C if side == C else S
     before: Script = [(C, b"PASV\r\nEPSV\r\nPORT 10,0,0,1,4,1\r\n")] if direction is S else []
-    both = []
-    for size in (0, cut):
-        parser = make()
-        play(parser, before)
-        both.append((parser, play(parser, [(direction, data)], size)))
-    (whole, first), (pieces, second) = both
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        for name in NAMES:
-            assert list(one.buffer(name)) == list(other.buffer(name)), name
-        one.log_fields()
-    assert whole.held(direction) == pieces.held(direction) <= len(data)
+    whole, pieces = cutting_changes_nothing(make, before, direction, data, cut, NAMES)
     assert whole.expects == pieces.expects
 
 

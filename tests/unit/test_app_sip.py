@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.sip import SipParser
-from tests.unit.app_feeding import C, S, every_way, play, survives
+from tests.unit.app_feeding import C, S, cutting_changes_nothing, every_way, play, survives
 from tests.unit.corpus import corpus
 from tests.unit.rulekit import refusal
 from tests.unit.test_inspector import ANY, DOWN, UDP, UP, Flow, compiled
@@ -110,17 +110,7 @@ def test_mutations() -> None:
 @settings(max_examples=300, deadline=None)
 def test_any_bytes(data: bytes, side: int, cut: int) -> None:
     direction = C if side == C else S
-    both = []
-    for size in (0, cut):
-        parser = SipParser()
-        both.append((parser, play(parser, [(direction, data)], size)))
-    (whole, first), (pieces, second) = both
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        for name in NAMES:
-            assert list(one.buffer(name)) == list(other.buffer(name)), name
-        one.log_fields()
-    assert whole.held(direction) == pieces.held(direction) <= len(data)
+    cutting_changes_nothing(SipParser, [], direction, data, cut, NAMES)
 
 
 @pytest.mark.parametrize("protocol", [6, UDP])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.smb import SmbParser
-from tests.unit.app_feeding import C, S, Script, every_way, play, survives
+from tests.unit.app_feeding import C, S, Script, cutting_changes_nothing, every_way, play, survives
 from tests.unit.corpus import corpus
 from tests.unit.dcekit import FIRST, LAST, bind, bind_ack, request, response
 from tests.unit.rulekit import refusal
@@ -330,18 +330,7 @@ def test_mutations() -> None:
 @settings(max_examples=300, deadline=None)
 def test_any_bytes(data: bytes, side: int, cut: int) -> None:
     direction = C if side == C else S
-    both = []
-    for size in (0, cut):
-        parser = SmbParser()
-        play(parser, [*opened(), (C, framed(read(FILE, 0, 3)))])
-        both.append((parser, play(parser, [(direction, data)], size)))
-    (whole, first), (pieces, second) = both
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        for name in NAMES:
-            assert list(one.buffer(name)) == list(other.buffer(name)), name
-        one.log_fields()
-    assert whole.held(direction) == pieces.held(direction) <= len(data)
+    cutting_changes_nothing(SmbParser, [*opened(), (C, framed(read(FILE, 0, 3)))], direction, data, cut, NAMES)
 
 
 def test_rules() -> None:

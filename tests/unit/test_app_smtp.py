@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.smtp import SmtpParser
-from tests.unit.app_feeding import C, S, Script, every_way, play, survives
+from tests.unit.app_feeding import C, S, Script, cutting_changes_nothing, every_way, play, survives
 from tests.unit.corpus import corpus
 from tests.unit.test_app_mime import MIXED
 
@@ -255,17 +255,6 @@ def test_any_bytes(opened: bool) -> None:
     def check(data: bytes, side: int, cut: int) -> None:
         direction = C if side == C else S
         before = text(b"") if opened else [(S, b"220 x\r\n")]
-        both = []
-        for size in (0, cut):
-            parser = SmtpParser()
-            play(parser, before)
-            both.append((parser, play(parser, [(direction, data)], size)))
-        (whole, first), (pieces, second) = both
-        assert len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            for name in NAMES:
-                assert list(one.buffer(name)) == list(other.buffer(name)), name
-            one.log_fields()
-        assert whole.held(direction) == pieces.held(direction) <= len(data)
+        cutting_changes_nothing(SmtpParser, before, direction, data, cut, NAMES)
 
     check()

@@ -27,9 +27,9 @@ from engines.stateful.keywords import (
     unparsed,
 )
 from engines.stateful.keywords.base import Keyword
-from engines.stateful.keywords.unsupported import PENDING, UNSUPPORTED
+from engines.stateful.keywords.unsupported import UNSUPPORTED
 
-__all__ = ["KEYWORDS", "PENDING", "UNSUPPORTED", "Keyword"]
+__all__ = ["KEYWORDS", "UNSUPPORTED", "Keyword"]
 
 _FAMILIES = (
     meta,

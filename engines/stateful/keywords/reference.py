@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from engines.stateful.keywords import KEYWORDS, PENDING, UNSUPPORTED, unparsed
+from engines.stateful.keywords import KEYWORDS, UNSUPPORTED, unparsed
 from engines.stateful.keywords.base import Kind
 
 
@@ -34,9 +34,9 @@ def keyword_rows() -> list[KeywordRow]:
         KeywordRow(
             name,
             keyword.kind.value,
-            keyword.summary + (f"; {PENDING[name]}" if name in PENDING else ""),
+            keyword.summary,
             _VALUES[keyword.value],
-            "never matches" if name in PENDING or name in unparsed.NAMES else "works",
+            "never matches" if name in unparsed.NAMES else "works",
             keyword.doc,
         )
         for name, keyword in sorted(KEYWORDS.items(), key=lambda item: kinds.index(item[1].kind))

@@ -16,7 +16,3 @@ UNSUPPORTED: dict[str, str] = {
     }.items()
     for name in names.split()
 }
-
-# Parsed and compiled, but nothing fills them yet: a rule that uses one loads and is said to never match. Taking a line
-# away is all that is needed once the part named here is there.
-PENDING: dict[str, str] = {}
