@@ -278,6 +278,13 @@ class AddressTest:
         index = bisect_right(self._starts6, packed) - 1
         return index >= 0 and packed <= self._ends6[index]
 
+    def intervals(self, family: int) -> Intervals:
+        """The set's addresses of a family, 4 or 6, as numbers; sorted, disjoint, both ends included."""
+        starts, ends = (self._starts4, self._ends4) if family == 4 else (self._starts6, self._ends6)
+        return tuple(
+            (int.from_bytes(low, "big"), int.from_bytes(high, "big")) for low, high in zip(starts, ends, strict=True)
+        )
+
     def __repr__(self) -> str:
         return f"AddressTest({self.text!r})"
 
