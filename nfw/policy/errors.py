@@ -6,12 +6,13 @@ on, and only the loader, at the end, raises one :class:`PolicyErrors` that holds
 
 from __future__ import annotations
 
-import difflib
 import enum
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+from engines.nearest import nearest_word
 
 MAX_MESSAGE = 1000  # characters
 MAX_PROBLEMS = 1000  # a person reads ten; a wrong file type can yield one per line. Past it only a count is kept.
@@ -52,6 +53,22 @@ CODES = {
     "undecided": "rules that overlap with too many others to be judged",
     "duplicate-sid": "a sid of two rule groups",
 }
+# For messages that say only what is wrong.
+_REMEDIES = {
+    "invalid": "correct the value",
+    "syntax": "correct the text there",
+    "wrong-kind": "name one of the right kind",
+    "missing-reference": "add what is missing, or do not refer to it",
+    "duplicate": "give each one of its own",
+    "order-clash": "use one order for all",
+    "default-actions": "leave out all but those that go together",
+    "over-capacity": "raise the capacity, or leave out rules",
+    "cyclic-variable": "give one of the variables a value of its own",
+    "rules-too-long": "spread the rules over several groups",
+    "rule": "correct the rule, or leave it out",
+    "aws-refuses": "change it if AWS is to take the policy too",
+    "stateful-never": "correct the rule, or leave it out",
+}
 _PLAIN = {Level.ERROR: "invalid", Level.AWS_REFUSES: "aws-refuses", Level.WARNING: "note"}
 _ADVICE = re.compile(r"(?:expected|did you mean|write|leave out|choose|put quotes) .*", re.DOTALL)
 
@@ -82,7 +99,7 @@ class PolicyError:
         if self.remedy:
             return self.remedy
         found = _ADVICE.search(self.message)
-        return found[0] if found is not None else ""
+        return found[0] if found is not None else _REMEDIES.get(self.code or _PLAIN[self.level], "")
 
     def to_json(self, level: Level | None = None) -> dict[str, object]:
         level = level or self.level
@@ -186,9 +203,9 @@ def suggest(word: str, known: Iterable[str], *, nothing: str = "known: {}") -> s
     """
     names = list(known)
     folded = {name.casefold(): name for name in names}
-    near = difflib.get_close_matches(word.casefold()[:64], folded, n=1, cutoff=0.6)
+    near = nearest_word(word.casefold(), tuple(folded))
     if near:
-        return f'did you mean "{folded[near[0]]}"?'
+        return f'did you mean "{folded[near]}"?'
     return nothing.format(", ".join(names))
 
 
