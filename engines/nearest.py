@@ -6,19 +6,25 @@ import difflib
 from functools import lru_cache
 
 CUTOFF = 0.6  # of difflib's ratio
+FEW = 100  # known words, with all of which a word is compared
+SHORT = 5  # so is a word of no more letters: two exchanged leave it no pair
 MAX_WORD = 64  # characters of a word that are looked at
 
 
 @lru_cache(maxsize=4096)
 def nearest_word(word: str, known: tuple[str, ...], cutoff: float = CUTOFF) -> str:
-    """ "" when none is near. Words without two successive letters in common are not compared.
+    """ "" when none is near. Where many are known, a long word is compared with those it has two successive letters in common with.
 
     >>> nearest_word("contnet", ("content", "pcre"))
     'content'
     """
     word = word[:MAX_WORD]
     index = _by_pairs(known)
-    candidates = {name for pair in _pairs(word) for name in index.get(pair, ())}
+    candidates = (
+        set(known)
+        if len(known) <= FEW or len(word) <= SHORT
+        else {name for pair in _pairs(word) for name in index.get(pair, ())}
+    )
     # As difflib breaks ties: by the ratio, then the greater word; so in any order.
     close = difflib.get_close_matches(word, candidates, 1, cutoff)
     return close[0] if close else ""

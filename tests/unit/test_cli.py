@@ -309,7 +309,10 @@ def test_policy_check_fails_on_what_is_asked(
     (problem,) = found["problems"]
     assert problem["code"] == ("aws-refuses" if documents else "stateful-shadowed")
     assert (problem["line"] > 0, bool(problem["message"])) == (True, True)
-    assert problem["remedy"] == ("" if documents else "move it before, or make the other one narrower")
+    wanted = (
+        "change it if AWS is to take the policy too" if documents else "move it before, or make the other one narrower"
+    )
+    assert problem["remedy"] == wanted
 
 
 def test_policy_convert(nfw: Nfw, tmp_path: Path) -> None:
