@@ -13,7 +13,8 @@ MAX_WORD = 64  # characters of a word that are looked at
 
 @lru_cache(maxsize=4096)
 def nearest_word(word: str, known: tuple[str, ...], cutoff: float = CUTOFF) -> str:
-    """ "" when none is near. Where many are known, a long word is compared with those it has two successive letters in common with.
+    """ "" when none is near. Where many are known, a long word is compared only with those that have two successive
+    letters of it.
 
     >>> nearest_word("contnet", ("content", "pcre"))
     'content'
