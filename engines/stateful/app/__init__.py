@@ -37,6 +37,9 @@ class Transaction(Protocol):
     def progress(self, direction: Direction) -> int:
         """Grows whenever buffers of that direction may have appeared or grown; equal means: nothing new to inspect."""
 
+    def has_begun(self, direction: Direction) -> bool:
+        """The first thing that direction says is complete: a buffer of it that is not there now never will be."""
+
     def end_of(self, name: str, direction: Direction, start: int) -> tuple[int, bytes] | None:
         """(size so far, bytes from ``start`` on) of a body with one instance, so that not all of it has to be put
         together to look at its end. None: see ``buffer``."""

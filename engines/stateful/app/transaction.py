@@ -35,6 +35,9 @@ class BaseTransaction:
     def progress(self, direction: Direction) -> int:
         return self._progress[direction]
 
+    def has_begun(self, direction: Direction) -> bool:
+        return self._progress[direction] > 0
+
     def end_of(self, name: str, direction: Direction, start: int) -> tuple[int, bytes] | None:
         return None
 
