@@ -69,8 +69,8 @@ class AppParser(Protocol):
     def begin(self, client: bytes, server: bytes, expected: Expected | None) -> None:
         """Called once before anything is fed: the (packed) addresses of the flow, and what it was announced as."""
 
-    def follow(self, transactions: Sequence[Transaction]) -> None:
-        """Called before anything is fed when the protocol began inside another one: the transactions of that."""
+    def follow(self, outer: Transaction) -> None:
+        """Called before anything is fed when the protocol began inside another one: what led to it."""
 
     def feed(self, direction: Direction, data: bytes) -> None: ...
 

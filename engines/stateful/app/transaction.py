@@ -88,7 +88,7 @@ class BaseParser:
     def begin(self, client: bytes, server: bytes, expected: Expected | None) -> None:
         """Most protocols need not know who speaks."""
 
-    def follow(self, transactions: Sequence[Transaction]) -> None:
+    def follow(self, outer: Transaction) -> None:
         """Most protocols begin anew inside another one."""
 
     def feed(self, direction: Direction, data: bytes) -> None:
