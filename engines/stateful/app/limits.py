@@ -60,6 +60,8 @@ class AppLimits:
     file_names: int = 256
     # Digests of whole files that rules ask for, by buffer; the rule set fills this in.
     hashes: frozenset[str] = frozenset()
+    # Frames that rules ask for, by buffer; the rule set fills this in.
+    frames: frozenset[str] = frozenset()
     # Whether what HTTP/2 frames say is kept for rules; the rule set fills this in, too.
     http2_frames: bool = False
     # Whether rules on the request line of HTTP/1 are judged before its head is complete, as Suricata does; for captures

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engines.stateful.app import http2_frames
+from engines.stateful.app import frames, http2_frames
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind
 from engines.stateful.keywords.draft import BASE64_DATA, PAYLOAD, ContentDraft, RuleDraft
 from engines.stateful.match import Base64Decode
@@ -218,6 +218,10 @@ _VALUES: tuple[BufferInfo, ...] = (
     BufferInfo("ftpdata_command", frozenset({"ftp-data"}), None, _P),
     BufferInfo("ssl_version", TLS, None, _T),
     BufferInfo("ssl_state", TLS, None, _T, multiple=True),
+    *(
+        BufferInfo(name, HTTP1 if proto == "http1" else frozenset({proto}), None, "intro.html", multiple=True)
+        for name, proto in frames.BUFFERS.items()
+    ),
     *(BufferInfo(name, HTTP2, None, "http2-keywords.html", multiple=True) for name in sorted(http2_frames.NAMES)),
 )
 
