@@ -47,10 +47,11 @@ COLLECTING_BUFFERS = frozenset(
         "ftp.reply",
         "ftp.completion_code",
         *http2_frames.NAMES,
+        *(name for name in BUFFERS if name.startswith("mqtt.")),
     }
 )
 # Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
-_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.")
+_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.", "mqtt.")
 
 # The same bytes as file.data to the client: searched once for the patterns of both.
 _RESPONSE_BODY = "http.response_body"

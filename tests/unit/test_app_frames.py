@@ -161,7 +161,7 @@ def test_an_answer() -> None:
         ("tcp any any -> any any (frame:dns.pdu", "works"),
         ("http any any -> any any (frame:request", "works"),
         ("tls any any -> any any (frame:alert_pdu", "never"),
-        ("tcp any any -> any any (frame:mqtt.pdu", "never"),
+        ("tcp any any -> any any (frame:rfb.pdu", "never"),
         ("tcp any any -> any any (frame:pdu", "expected protocol.frame"),
         ("sip any any -> any any (frame:nothing", "is no frame of sip; known are pdu"),
         ("tcp any any -> any any (frame:dns.nothing", "is no frame of dns; known are pdu"),

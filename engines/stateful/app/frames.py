@@ -28,6 +28,7 @@ READ: Mapping[str, tuple[str, ...]] = {
     ),
     "smb": tuple(f"{layer}.{piece}" for layer in ("nbss", "smb1", "smb2", "smb3") for piece in ("pdu", "hdr", "data")),
     "websocket": ("pdu", "header", "data"),
+    "mqtt": ("pdu", "header", "data"),
 }
 UNREAD: Mapping[str, tuple[str, ...]] = {
     "dcerpc": ("pdu", "hdr", "data"),
@@ -35,7 +36,6 @@ UNREAD: Mapping[str, tuple[str, ...]] = {
     "ftp": ("command_line", "response_line"),
     "http2": ("pdu", "hdr", "data"),
     "ldap": ("pdu",),
-    "mqtt": ("pdu", "header", "data"),
     "nfs": ("rpc.pdu", "rpc.hdr", "rpc.data", "rpc.creds", "nfs.pdu", "nfs.status", "nfs4.pdu", "nfs4.hdr", "nfs4.ops"),
     "ntp": ("pdu",),
     "pgsql": ("pdu",),
