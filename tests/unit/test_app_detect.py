@@ -164,6 +164,6 @@ def test_random_bytes() -> None:
 
 def test_every_parser_goes_by_a_name_that_is_detected() -> None:
     names = {name for _, _, name in FIRST_BYTES}
-    # WebSocket begins inside HTTP, by name; a transfer of FTP is announced.
-    assert set(PARSERS) - {"websocket", "ftp-data"} <= names
+    # WebSocket begins inside HTTP, by name; a transfer of FTP is announced; LLMNR is DNS on a port of its own.
+    assert set(PARSERS) - {"websocket", "ftp-data", "llmnr"} <= names
     assert set(UDP_PARSERS) <= {name for _, _, name in FIRST_DATAGRAMS}

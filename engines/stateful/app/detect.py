@@ -27,15 +27,20 @@ _Probe = Callable[[bytes], bool | None]
 
 
 class Detector:
-    """Feed both directions in order; ask :attr:`name`. ``transport``: ``tcp`` or ``udp`` (one datagram per feed)."""
+    """Feed both directions in order; ask :attr:`name`. ``transport``: ``tcp`` or ``udp`` (one datagram per feed).
+    ``port``: the server's; it only tells which kind of DNS a flow speaks that speaks DNS."""
 
-    __slots__ = ("_buffers", "_failed", "_fed", "_probes", "_udp", "name")
+    __slots__ = ("_buffers", "_failed", "_fed", "_local", "_probes", "_udp", "name")
 
-    def __init__(self, transport: str = "tcp") -> None:
+    def __init__(self, transport: str = "tcp", port: int = 0) -> None:
         self.name: str | None = None  # None: not known yet; "failed": never will be
         self._udp = transport == "udp"
         probes = _UDP if self._udp else _TCP
         self._probes = [list(probes[0]), list(probes[1])]
+        self._local = LOCAL_NAMES.get(port, "") if self._udp or port != 5353 else ""
+        if self._local == "mdns":
+            for side in self._probes:
+                side.append(("dns", _multicast_dns))
         self._buffers = [bytearray(), bytearray()]
         self._fed = [0, 0]
         self._failed = [False, False]
@@ -81,7 +86,7 @@ class Detector:
         for name, probe in self._probes[direction]:
             answer = probe(data)
             if answer:
-                self.name = name
+                self.name = self._local or name if name == "dns" else name
                 return
             if answer is None and not self._udp:
                 left.append((name, probe))
@@ -205,6 +210,16 @@ def dns_message(data: bytes, response: bool, whole: bool) -> bool | None:
         return short
     # IN, CS, CH, HS, NONE, ANY; the top bit is a flag in multicast DNS.
     return (int.from_bytes(data[at + 2 : at + 4], "big") & 0x7FFF) in {1, 2, 3, 4, 254, 255}
+
+
+def _multicast_dns(data: bytes) -> bool | None:
+    """A message of either kind on the port of multicast DNS (RFC 6762, section 18)."""
+    counts = [int.from_bytes(data[at : at + 2], "big") for at in (4, 6, 8, 10)]
+    return len(data) > 12 and 0 < sum(counts) <= 4096 and data[12] < 64
+
+
+# Ports on which DNS is another protocol, with rules of its own.
+LOCAL_NAMES = {5353: "mdns", 5355: "llmnr"}
 
 
 def _dns_tcp(response: bool) -> _Probe:

@@ -27,6 +27,10 @@ def _dns_datagrams(limits: AppLimits, hold_body: bool) -> AppParser:
     return DnsParser(limits, hold_body, udp=True)
 
 
+def _local_names(name: str, udp: bool) -> Factory:
+    return lambda limits, hold_body: DnsParser(limits, hold_body, udp, name)
+
+
 def _sip_datagrams(limits: AppLimits, hold_body: bool) -> AppParser:
     return SipParser(limits, hold_body, udp=True)
 
@@ -46,7 +50,14 @@ PARSERS: dict[str, Factory] = {
     "ftp-data": FtpDataParser,
     "websocket": WebSocketParser,
     "mqtt": MqttParser,
+    "llmnr": _local_names("llmnr", False),
 }
 
 # Over UDP: one feed is one datagram.
-UDP_PARSERS: dict[str, Factory] = {"dns": _dns_datagrams, "quic": QuicParser, "sip": _sip_datagrams}
+UDP_PARSERS: dict[str, Factory] = {
+    "dns": _dns_datagrams,
+    "llmnr": _local_names("llmnr", True),
+    "mdns": _local_names("mdns", True),
+    "quic": QuicParser,
+    "sip": _sip_datagrams,
+}

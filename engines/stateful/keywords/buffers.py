@@ -22,7 +22,7 @@ HTTP1 = frozenset({"http", "http1"})
 TLS = frozenset({"tls"})
 QUIC = frozenset({"quic"})
 HTTP2 = frozenset({"http2", "doh2"})
-DNS = frozenset({"dns", "doh2"})
+DNS = frozenset({"dns", "doh2", "mdns", "llmnr"})
 SSH = frozenset({"ssh"})
 SMTP = frozenset({"smtp"})
 FTP = frozenset({"ftp"})
@@ -152,6 +152,11 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("dns.authorities.rrname", DNS, TO_CLIENT, _D, multiple=True),
     BufferInfo("dns.additionals.rrname", DNS, None, _D, multiple=True),
     BufferInfo("dns.response.rrname", DNS, TO_CLIENT, _D, multiple=True),
+    *(
+        BufferInfo(f"{proto}.{name}.rrname", frozenset({proto}), None, page, multiple=True)
+        for proto, page in (("mdns", "mdns-keywords.html"), ("llmnr", "index.html"))
+        for name in ("queries", "answers", "authorities", "additionals", "response")
+    ),
     BufferInfo("ssh.proto", SSH, None, _S, aliases=("ssh_proto",)),
     BufferInfo("ssh.software", SSH, None, _S, aliases=("ssh_software",)),
     BufferInfo("ssh.hassh", SSH, TO_SERVER, _S),

@@ -19,10 +19,6 @@ _BUFFERS: dict[str, str] = {
     "krb5": "krb5_cname krb5_sname krb5.cname krb5.sname",
     "ldap": "ldap.request.dn ldap.responses.dn ldap.responses.message ldap.request.attribute_type "
     "ldap.responses.attribute_type",
-    "llmnr": "llmnr.queries.rrname llmnr.answers.rrname llmnr.authorities.rrname llmnr.additionals.rrname "
-    "llmnr.response.rrname",
-    "mdns": "mdns.queries.rrname mdns.answers.rrname mdns.authorities.rrname mdns.additionals.rrname "
-    "mdns.response.rrname",
     "ntp": "ntp.reference_id",
     "pgsql": "pgsql.query",
     "quic": "quic.ua quic.cyu.hash quic.cyu.string",
@@ -61,11 +57,8 @@ def _value(name: str, proto: str) -> Callable[[RuleDraft, str | None], None]:
     return parse
 
 
-_PAGES = {"llmnr": "index.html", "mdns": "mdns-keywords.html"}
-
-
 def _page(proto: str) -> str:
-    return _PAGES.get(proto, f"{proto}-keywords.html")
+    return f"{proto}-keywords.html"
 
 
 _NEVER = "{}; loads, but never matches: no parser for it"
