@@ -8,7 +8,7 @@ import struct
 import pytest
 from dnslib import DNSRecord
 
-from engines.stateful.app.detect import FAILED, MAX_ONE_SIDED, Detector
+from engines.stateful.app.detect import FAILED, LOCAL_NAMES, MAX_ONE_SIDED, Detector
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
 from engines.verdict import Direction
 
@@ -164,6 +164,6 @@ def test_random_bytes() -> None:
 
 def test_every_parser_goes_by_a_name_that_is_detected() -> None:
     names = {name for _, _, name in FIRST_BYTES}
-    # WebSocket begins inside HTTP, by name; a transfer of FTP is announced; LLMNR is DNS on a port of its own.
-    assert set(PARSERS) - {"websocket", "ftp-data", "llmnr"} <= names
-    assert set(UDP_PARSERS) <= {name for _, _, name in FIRST_DATAGRAMS}
+    # WebSocket begins inside HTTP, by name; a transfer of FTP is announced.
+    assert set(PARSERS) - {"websocket", "ftp-data"} - set(LOCAL_NAMES.values()) <= names
+    assert set(UDP_PARSERS) - set(LOCAL_NAMES.values()) <= {name for _, _, name in FIRST_DATAGRAMS}

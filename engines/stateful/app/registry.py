@@ -12,6 +12,7 @@ from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.app.http2 import Http2Parser
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.mqtt import MqttParser
+from engines.stateful.app.ntp import NtpParser
 from engines.stateful.app.quic import QuicParser
 from engines.stateful.app.sip import SipParser
 from engines.stateful.app.smb import SmbParser
@@ -58,6 +59,7 @@ UDP_PARSERS: dict[str, Factory] = {
     "dns": _dns_datagrams,
     "llmnr": _local_names("llmnr", True),
     "mdns": _local_names("mdns", True),
+    "ntp": NtpParser,
     "quic": QuicParser,
     "sip": _sip_datagrams,
 }

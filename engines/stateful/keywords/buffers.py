@@ -30,6 +30,7 @@ DCERPC = frozenset({"dcerpc", "smb"})
 SMB = frozenset({"smb"})
 SIP = frozenset({"sip"})
 MQTT = frozenset({"mqtt"})
+NTP = frozenset({"ntp"})
 JA3 = frozenset({"tls", "quic"})
 FILES = frozenset({"http", "http1", "http2", "doh2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
 
@@ -195,6 +196,7 @@ _TABLE: tuple[BufferInfo, ...] = (
             "unsubscribe.topic",
         )
     ),
+    BufferInfo("ntp.reference_id", NTP, None, "ntp-keywords.html"),
     BufferInfo("smb.named_pipe", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_named_pipe",)),
     BufferInfo("smb.share", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_share",)),
     BufferInfo("smb.ntlmssp_user", SMB, TO_SERVER, "smb-keywords.html"),
@@ -243,6 +245,7 @@ _VALUES: tuple[BufferInfo, ...] = (
             "connack.session_present",
         )
     ),
+    *(BufferInfo(f"ntp.{name}", NTP, None, "ntp-keywords.html") for name in ("version", "mode", "stratum")),
     BufferInfo("smb.version", SMB, None, "smb-keywords.html"),
     BufferInfo("ftp.dynamic_port", FTP, None, _P),
     BufferInfo("ftp.mode", FTP, None, _P),

@@ -19,7 +19,6 @@ _BUFFERS: dict[str, str] = {
     "krb5": "krb5_cname krb5_sname krb5.cname krb5.sname",
     "ldap": "ldap.request.dn ldap.responses.dn ldap.responses.message ldap.request.attribute_type "
     "ldap.responses.attribute_type",
-    "ntp": "ntp.reference_id",
     "pgsql": "pgsql.query",
     "quic": "quic.ua quic.cyu.hash quic.cyu.string",
     "rfb": "rfb.name",
@@ -33,7 +32,6 @@ _VALUES: dict[str, str] = {
     "ldap": "ldap.request.operation ldap.responses.operation ldap.responses.count ldap.responses.result_code",
     "modbus": "modbus",
     "nfs": "nfs_procedure nfs_version nfs3_procedure",
-    "ntp": "ntp.version ntp.stratum ntp.mode",
     "rfb": "rfb.sectype rfb.secresult",
     "tls": "tls_cert_valid tls_cert_expired",
     "snmp": "snmp.version snmp.pdu_type snmp.trap_type",
