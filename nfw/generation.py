@@ -4,8 +4,10 @@ The leader is exec'ed afresh by the supervisor (``python -m nfw.generation``), s
 is installed now. It loads and compiles the policy, then forks: the workers share the compiled rules copy-on-write, and
 one that dies is forked again from the same memory. Everything in it dies with it, and it with the supervisor.
 
-Leader -> supervisor: ``failed`` [errors], ``ready`` GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text.
-Supervisor -> leader: ``status``, ``old_flows`` [...], ``end`` {"action": drop|reject}.
+Leader -> supervisor: ``failed`` [errors], ``ready`` GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text,
+``answer`` [number, value].
+Supervisor -> leader: ``status``, ``old_flows`` [...], ``ask`` [number, kind, body], ``end`` {"action": drop|reject}.
+What may be asked: ``flows`` and ``flush`` of :mod:`nfw.flows`.
 """
 
 from __future__ import annotations
@@ -340,6 +342,9 @@ class Leader:
         elif kind == "old_flows":
             self._ask("old_flows", body, [child for child in self.children if child.title.startswith("nfw packet")])
             self._say("flows_known", None)
+        elif kind == "ask":
+            number, what, asked = body
+            self._say("answer", [number, self._answer(what, asked)])
         elif kind == "end":
             self._ask("end", body, self.children)
             self.stopping = True
@@ -358,6 +363,37 @@ class Leader:
                 {"name": child.title, "pid": child.pid, **answers.get(child.title, {})} for child in self.children
             ],
         }
+
+    def _answer(self, what: str, asked: Any) -> Any:
+        if what == "flows":
+            return self._flows(asked)
+        if what == "flush":
+            return self._flush(asked)
+        return {"error": f"this generation does not know {what!r}"}
+
+    def _flows(self, asked: dict[str, Any]) -> Any:
+        """One page of one process's flows; without a process, which there are."""
+        title = asked.get("process")
+        if not title:
+            return {"processes": [child.title for child in self.children if _has_flows(child)]}
+        children = [child for child in self.children if child.title == title and _has_flows(child)]
+        return self._ask("flows", asked, children).get(str(title)) or {"error": f"{title} did not answer in time"}
+
+    def _flush(self, asked: dict[str, Any]) -> int:
+        """``flows``: [process, :data:`nfw.pipeline.FlowName`] each. ``sessions``: of TLS workers, after the rest."""
+        ended = 0
+        for child in self.children:
+            body: Any = []
+            if asked["sessions"] and child.title.startswith("nfw tls"):
+                body = [name[5] for process, name in asked["flows"] if process == child.title]
+            elif not asked["sessions"] and child.title.startswith("nfw packet"):
+                # Whatever worker's it was: packets that follow may be any one's to judge.
+                body = [
+                    [*name[:5], name[5] if process == child.title else 0, name[6]] for process, name in asked["flows"]
+                ]
+            if body:
+                ended += self._ask("flush", body, [child]).get(child.title) or 0
+        return ended
 
     def _ask(self, kind: str, body: Any, children: list[Child]) -> dict[str, Any]:
         """Send to all, then collect what each answers within :data:`STATUS_SECONDS`."""
@@ -406,6 +442,10 @@ class Leader:
     def _say(self, kind: str, value: Any) -> None:
         with contextlib.suppress(OSError):
             self.supervisor.send(pack(kind, value))
+
+
+def _has_flows(child: Child) -> bool:
+    return child.title.startswith(("nfw packet", "nfw tls"))
 
 
 def sink_settings(sink: Sink) -> dict[str, Any]:

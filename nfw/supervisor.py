@@ -23,6 +23,7 @@ from nfw import __version__, events, log, process, sinks
 from nfw.conntrack import Conntrack
 from nfw.control import ControlServer, Deferred, Reply, Request
 from nfw.exporter import Address, Exporter, is_private
+from nfw.flows.desk import FlowDesk
 from nfw.generation import MESSAGE_BYTES, describe
 from nfw.hostnet import GenerationPlan, HostNet, HostNetError
 from nfw.marks import Disposition, MarkLayout
@@ -76,6 +77,7 @@ class Generation:
     ready: GenerationReady | None = None
     answer: Callable[[Reply], None] | None = None
     waiting_status: list[tuple[Callable[[Reply], None], float]] = field(default_factory=list)  # and until when
+    asked: dict[int, tuple[Callable[[Any], None], float]] = field(default_factory=dict)  # by number, and until when
 
 
 class Supervisor:
@@ -91,6 +93,7 @@ class Supervisor:
         self.coming: Generation | None = None
         self.ending: list[tuple[Generation, float]] = []
         self.number = 0
+        self.questions = 0  # put to leaders
         self.retiring: list[int] = []  # numbers of generations that have been replaced but have not ended
         self.stopping = False
         self.exit_status = 0
@@ -187,7 +190,8 @@ class Supervisor:
 
     def _wait(self) -> float:
         waits = self.coming or self.ending or self.restart_at is not None or self.log_due is not None
-        return 0.2 if waits or (self.current is not None and self.current.waiting_status) else 1.0
+        asked = self.current is not None and (self.current.waiting_status or self.current.asked)
+        return 0.2 if waits or asked else 1.0
 
     def _on_signal(self, number: int, _: object) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
@@ -343,6 +347,11 @@ class Supervisor:
             for answer, _ in generation.waiting_status:
                 answer(Reply(True, self._status(generation, body), ()))
             generation.waiting_status = []
+        elif kind == "answer":
+            number, value = body
+            taken = generation.asked.pop(number, None)
+            if taken is not None:
+                taken[0](value)
 
     def _switch(self, generation: Generation) -> None:
         ready = generation.ready
@@ -453,6 +462,7 @@ class Supervisor:
         for answer, _ in generation.waiting_status:
             answer(Reply(False, None, ("the generation ended while it was asked",)))
         generation.waiting_status = []
+        self._unanswered(generation, "the generation ended while it was asked", None)
         if generation is self.coming:
             self.coming = None
         if generation is self.current:
@@ -538,6 +548,7 @@ class Supervisor:
             for answer, until in waiting:
                 if until <= now:
                     answer(Reply(False, None, (f"the generation did not answer within {STATUS_SECONDS:.0f} s",)))
+            self._unanswered(self.current, f"the generation did not answer within {STATUS_SECONDS:.0f} s", now)
         if self.stats_due is not None and now >= self.stats_due:
             self.stats_due = now + self.stats_every
             self._write_stats()
@@ -553,6 +564,8 @@ class Supervisor:
             return self._apply(request)
         if request.command == "status":
             return self._ask_status()
+        if request.command in ("flows", "flush"):
+            return self._flows(request)
         if request.command == "ping":
             return Reply(True, {"version": __version__, "pid": os.getpid()}, ())
         return Reply(False, None, (f"unknown command {request.command!r}",))
@@ -585,6 +598,28 @@ class Supervisor:
         with contextlib.suppress(OSError):
             generation.sock.send(pack("status", None))
         return deferred
+
+    def _put(self, generation: Generation, what: str, body: Any, answer: Callable[[Any], None]) -> None:
+        """Ask a leader; ``answer`` gets what it says, or ``{"error": text}``."""
+        self.questions += 1
+        generation.asked[self.questions] = (answer, time.monotonic() + STATUS_SECONDS)
+        with contextlib.suppress(OSError):
+            generation.sock.send(pack("ask", [self.questions, what, body]))
+
+    def _unanswered(self, generation: Generation, why: str, now: float | None) -> None:
+        for number, (answer, until) in list(generation.asked.items()):
+            if now is None or until <= now:
+                del generation.asked[number]
+                answer({"error": why})
+
+    def _flows(self, request: Request) -> Reply | Deferred:
+        """See :mod:`nfw.flows.desk`."""
+        generation = self.current
+        if generation is None:
+            return Reply(False, None, ("no policy filters: there are no flows",))
+        number = generation.settings.number
+        desk = FlowDesk(self.layout, number, lambda what, body, answer: self._put(generation, what, body, answer))
+        return desk.page(request.args) if request.command == "flows" else desk.flush(request.args)
 
     def _status(self, generation: Generation, body: dict[str, Any]) -> dict[str, Any]:
         ready = generation.ready

@@ -35,11 +35,12 @@ from engines.tls.status import FailAction, Status
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import process, tlsrecords
+from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
-from nfw.policy.model import TlsAction, TlsKeywords
+from nfw.policy.model import Refusal, TlsAction, TlsKeywords
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.settings import GenerationSettings, most, pack, unpack
@@ -170,6 +171,7 @@ class TlsWorker:
             self.epoll.register(fetcher.fileno(), select.EPOLLIN)
         self.sides: dict[int, tuple[Flow, Side]] = {}
         self.flows: OrderedDict[int, Flow] = OrderedDict()
+        self.listings = Listings(lambda now: session_flows(self.flows, now))
         self.brisk: dict[int, Flow] = {}  # flows to look at every tick: held, or to be reset once delivered
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
         self.next_sweep = 0.0
@@ -234,6 +236,7 @@ class TlsWorker:
         if now < self.next_sweep:
             return
         self.next_sweep = now + SWEEP_SECONDS
+        self.listings.expire(now)
         for flow in list(self.flows.values()):
             deadline = flow.session.deadline
             if flow.finished_at or now - flow.last > self.idle_seconds or (deadline is not None and now >= deadline):
@@ -707,6 +710,17 @@ class TlsWorker:
             self._destroy(flow, "reset" if action == "reject" else "silent", now, "policy_change")
         self.stopping = True
 
+    def flush(self, numbers: list[int]) -> int:
+        """End sessions by hand, as ``open_flows`` says; how many of them were open."""
+        now, ended = time.monotonic(), 0
+        how = "reset" if self.policy.open_flows.action is Refusal.REJECT else "silent"
+        for number in numbers:
+            flow = self.flows.get(number)
+            if flow is not None and not flow.finished_at:
+                self._destroy(flow, how, now, "flushed")
+                ended += 1
+        return ended
+
     def _command(self) -> None:
         try:
             data = self.leader.recv(MESSAGE_BYTES)
@@ -719,6 +733,10 @@ class TlsWorker:
         reply: Any = None
         if kind == "stats":
             reply = self.stats()
+        elif kind == "flows":
+            reply = self.listings.page(body, time.monotonic())
+        elif kind == "flush":
+            reply = self.flush(body)
         elif kind == "end":
             self.end_all(str(body.get("action", "drop")))
         with contextlib.suppress(OSError):
