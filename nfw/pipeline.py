@@ -158,7 +158,7 @@ class Pipeline:
         self.bytes += len(data)
         if packet.problem is not None:
             return self._drop("invalid_packet", packet, now)
-        match = self.filter.match(packet)
+        match = self.filter.match(packet, now)
         if match.action is not StatelessAction.FORWARD:
             return self._stateless(packet, match, now)
         self.forwarded += 1
@@ -294,7 +294,7 @@ class Pipeline:
                 decision.reason if decision is not None else "no_match",
                 decision.rule if decision is not None else None,
                 inspector.app_proto if inspector is not None else "",
-                "",
+                inspector.server_name if inspector is not None else "",
             )
         )
 

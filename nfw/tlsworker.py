@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from engines.counts import RuleCounts
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
 from engines.tls.revocation import Question
@@ -43,6 +44,7 @@ from nfw.marks import Disposition, MarkLayout
 from nfw.policy.model import Refusal, TlsAction, TlsKeywords
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
+from nfw.rulerows import STATUSES, status_row
 from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
 
@@ -82,6 +84,7 @@ class Flow:
         "logged",
         "pending",
         "pending_end",
+        "scope",
         "session",
         "source",
         "started",
@@ -119,6 +122,7 @@ class Flow:
         self.decision: Decision | None = None
         self.alerted = False
         self.logged = False
+        self.scope: int | None = None  # the first that covers it
 
     def sides(self) -> list[Side]:
         """The sockets that are open."""
@@ -138,8 +142,11 @@ class TlsWorker:
         leader: socket.socket,
         log: socket.socket,
         fetcher: socket.socket | None = None,
+        statuses: RuleCounts | None = None,
     ) -> None:
         self.policy = compiled.policy
+        self.scopes = compiled.scopes
+        self.statuses = RuleCounts(len(STATUSES)) if statuses is None else statuses
         self.ruleset = compiled.ruleset
         self.give_ups = GiveUps(compiled.ruleset, process.tell)
         self.port = port
@@ -295,6 +302,11 @@ class TlsWorker:
             self._guard(flow, self._open, flow, now)
 
     def _open(self, flow: Flow, now: float) -> None:
+        if self.scopes is not None:
+            facts = flow.facts
+            flow.scope = self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
+            if flow.scope is not None:
+                self.scopes.counts.add(flow.scope, 0, now, flow=True)
         if self.ruleset is not None:
             flow.inspector = Inspector(self.ruleset, flow.facts, now, decrypted=True)
             syn = Segment(Direction.TO_SERVER, False, b"", b"", None, now)
@@ -760,6 +772,10 @@ class TlsWorker:
             "revocations": len(self.revocations) if self.revocations is not None else 0,
             "leaf_cache": {"hits": self.desk.cache.hits, "misses": self.desk.cache.misses},
             "rule_hits": hits,
+            "scope_hits": {
+                f"scope {number}": hits
+                for number, hits in enumerate(self.scopes.counts.own_hits() if self.scopes is not None else (), 1)
+            },
             "rules_omitted": omitted,
             "pcre_gave_up": self.give_ups.counts(),
             "bugs": self.bugs,
@@ -779,6 +795,10 @@ class TlsWorker:
             return
         flow.logged = True
         self._count(f"tls_{status.lower()}")
+        carried = sum(flow.bytes)
+        self.statuses.add(status_row(status), carried, now, flow=True)
+        if self.scopes is not None and flow.scope is not None:
+            self.scopes.counts.octets[flow.scope] += carried
         if reason.endswith("_timeout"):
             self._count("timed_out")
         if status not in ("OK", "POLICY", "ABORTED", "ENDED"):
@@ -838,11 +858,12 @@ def run(
     leader: socket.socket,
     log: socket.socket,
     fetcher: socket.socket | None = None,
+    statuses: RuleCounts | None = None,
 ) -> None:
     """The TLS worker process. Tells the leader ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
-        worker = TlsWorker(compiled, settings, listeners, port, holder, leader, log, fetcher)
+        worker = TlsWorker(compiled, settings, listeners, port, holder, leader, log, fetcher, statuses)
     except (OSError, ValueError) as error:
         leader.sendall(f"error: {error}".encode())
         sys.exit(1)

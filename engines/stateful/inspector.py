@@ -107,6 +107,11 @@ class Inspector:
         return self._conversation.app_proto
 
     @property
+    def server_name(self) -> str:
+        """The name the client asked for in TLS or QUIC; "" when there is none or nobody asked for it to be read."""
+        return self._session.facts.sni if self._session is not None else self._conversation.server_name
+
+    @property
     def transactions(self) -> list[tuple[str, int, dict[str, object]]]:
         """(EVE object's name, transaction id, fields) of what is to be logged; whoever takes them empties the list."""
         return self._conversation.transactions

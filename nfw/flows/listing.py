@@ -124,7 +124,7 @@ def _tracked(flow: Flow, now: float) -> FlowRecord:
         (flow.packets[0], flow.packets[1]),
         (flow.bytes[0], flow.bytes[1]),
         inspector.app_proto if inspector is not None else "",
-        "",
+        named(inspector.server_name) if inspector is not None else "",
         said,
         reason,
         *where(rule),
