@@ -126,6 +126,17 @@ class StatelessFilter:
         self._compile()
 
     @property
+    def counts(self) -> RuleCounts:
+        """Replaced before the first packet by who shares them."""
+        return self._counts
+
+    @counts.setter
+    def counts(self, counts: RuleCounts) -> None:
+        self._counts = counts
+        # Every packet is counted: one attribute less to look up for each column.
+        self._hits, self._octets, self._flows, self._last = counts.hits, counts.octets, counts.flows, counts.last
+
+    @property
     def hits(self) -> list[int]:
         """Packets by rule, those counted here."""
         return self.counts.own_hits()[: len(self.rules)]
@@ -159,11 +170,10 @@ class StatelessFilter:
                 index = self._search(packet, packet.src, packet.dst, packet.sport, packet.dport)
                 if packet.key:
                     self._remember(memo, packet.key, index)
-            self.counts.flows[index] += 1
-        counts = self.counts
-        counts.hits[index] += 1
-        counts.octets[index] += packet.end
-        counts.last[index] = now
+            self._flows[index] += 1
+        self._hits[index] += 1
+        self._octets[index] += packet.end
+        self._last[index] = now
         return self._matches[index]
 
     def action_of_reply(self, packet: Packet) -> StatelessAction:
