@@ -4,8 +4,11 @@ The leader is exec'ed afresh by the supervisor (``python -m nfw.generation``), s
 is installed now. It loads and compiles the policy, then forks: the workers share the compiled rules copy-on-write, and
 one that dies is forked again from the same memory. Everything in it dies with it, and it with the supervisor.
 
+One that hangs is found out too: the leader asks each of them every :data:`BEAT_SECONDS`, kills one that has left
+:data:`HUNG_BEATS` questions in a row unanswered, and tells the supervisor ``alive`` as long as there is no such one.
+
 Leader -> supervisor: ``failed`` [errors], ``ready`` GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text,
-``answer`` [number, value], ``counts`` {"rows", "since", "last"}.
+``alive``, ``answer`` [number, value], ``counts`` {"rows", "since", "last"}.
 Supervisor -> leader: ``status``, ``old_flows`` [...], ``ask`` [number, kind, body], ``count``, ``end`` {"action":
 drop|reject}. What may be asked: ``flows`` and ``flush`` of :mod:`nfw.flows`, ``rules`` {"start"} and ``reset``. The
 answer to ``count``, and the last thing a leader says, are the counts of all rules.
@@ -37,11 +40,14 @@ if TYPE_CHECKING:
 
 MESSAGE_BYTES = 1 << 20
 READY_SECONDS = 30.0  # a worker that has not bound its queue by then never will
+READY_AGAIN_SECONDS = 10.0  # one of a generation that runs; meanwhile nobody hears of the others
 STATUS_SECONDS = 1.0
 RULE_ROWS = 1000  # described in an answer: at most 700 bytes each
 COUNT_ROWS = 5000  # without words, in a message
 ERRORS_TOLD = 1000  # of a policy; a message has to hold them all
 RESTART_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # waits before the n-th restart within a minute
+BEAT_SECONDS = 2.0  # between two questions whether the processes live
+HUNG_BEATS = 5  # no worker is busy for that long; not in seconds: they pass as well while the whole machine is halted
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -67,7 +73,7 @@ class Child:
     control: socket.socket | None = None
     deaths: list[float] = field(default_factory=list)
     due: float = 0.0
-    stats: dict[str, Any] = field(default_factory=dict)
+    silent: int = 0  # questions in a row without an answer
 
 
 def listeners(count: int) -> tuple[int, list[tuple[socket.socket, socket.socket]]]:
@@ -288,7 +294,7 @@ class Leader:
                 control.close()
             child.start(theirs)
 
-        child.control = ours
+        child.control, child.silent = ours, 0
         child.pid = process.fork(work, title=child.title)
         theirs.close()
 
@@ -303,10 +309,13 @@ class Leader:
         selector.register(wake_in, selectors.EVENT_READ)
         selector.register(self.supervisor, selectors.EVENT_READ)
         self._reap()
+        beat = 0.0
         while not self.stopping:
-            due = [child.due for child in self.children if child.pid == 0]
-            wait = max(0.0, min(due) - time.monotonic()) if due else None
-            for key, _ in selector.select(wait):
+            if time.monotonic() >= beat:
+                beat = time.monotonic() + BEAT_SECONDS
+                self._beat()
+            due = min([beat, *(child.due for child in self.children if child.pid == 0)])
+            for key, _ in selector.select(max(0.0, due - time.monotonic())):
                 if key.fileobj is self.supervisor:
                     self._command()
                 else:
@@ -318,6 +327,19 @@ class Leader:
     def _on_signal(self, number: int, _: object) -> None:
         if number == signal.SIGTERM:
             self.stopping = True
+
+    def _beat(self) -> None:
+        """Ask every process for a sign of life. Killing one that hangs closes no more than its death would."""
+        for child in self.children:
+            child.silent += 1 if child.pid else 0
+        self._ask("ping", None, self.children)
+        for child in self.children:
+            if child.silent == HUNG_BEATS:
+                self._say("died", f"{child.title} (pid {child.pid}) hangs; killing it")
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # the fetcher is another user's
+                    os.kill(child.pid, signal.SIGKILL)
+        if all(child.silent <= HUNG_BEATS for child in self.children):
+            self._say("alive", None)
 
     def _reap(self) -> None:
         while True:
@@ -342,7 +364,7 @@ class Leader:
                 self.restarts += 1
                 self._fork(child)
                 assert child.control is not None
-                child.control.settimeout(READY_SECONDS)
+                child.control.settimeout(READY_AGAIN_SECONDS)
                 with contextlib.suppress(OSError):
                     answer = child.control.recv(MESSAGE_BYTES)
                     if answer != b"ok":
@@ -367,7 +389,7 @@ class Leader:
             self._tell_counts()
         elif kind == "ask":
             number, what, asked = body
-            self._say("answer", [number, self._answer(what, asked)])
+            self._say("answer", [number, self._told_of(what, asked)])
         elif kind == "end":
             self._ask("end", body, self.children)
             self.stopping = True
@@ -387,7 +409,7 @@ class Leader:
             ],
         }
 
-    def _answer(self, what: str, asked: Any) -> Any:
+    def _told_of(self, what: str, asked: Any) -> Any:
         if what == "flows":
             return self._flows(asked)
         if what == "flush":
@@ -426,7 +448,10 @@ class Leader:
         if not title:
             return {"processes": [child.title for child in self.children if _has_flows(child)]}
         children = [child for child in self.children if child.title == title and _has_flows(child)]
-        return self._ask("flows", asked, children).get(str(title)) or {"error": f"{title} did not answer in time"}
+        page = self._ask("flows", asked, children).get(str(title))
+        if page is None or page.get("token", asked.get("token")) != asked.get("token"):  # an older question's, too late
+            return {"error": f"{title} did not answer in time"}
+        return page
 
     def _flush(self, asked: dict[str, Any]) -> int:
         """``flows``: [process, :data:`nfw.pipeline.FlowName`] each. ``sessions``: of TLS workers, after the rest."""
@@ -453,19 +478,14 @@ class Leader:
             if child.pid and child.control is not None:
                 with contextlib.suppress(OSError):
                     while child.control.recv(MESSAGE_BYTES):
-                        pass  # an answer that came too late last time
+                        child.silent = 0  # an answer that came too late last time
                 with contextlib.suppress(OSError):
                     child.control.send(message)
                     waiting.append(child)
         until = time.monotonic() + STATUS_SECONDS
         for child in waiting:
-            assert child.control is not None
-            child.control.settimeout(max(0.01, until - time.monotonic()))
             with contextlib.suppress(OSError, ValueError):
-                data = child.control.recv(MESSAGE_BYTES)
-                if data:
-                    answers[child.title] = unpack(data)[1]
-            child.control.setblocking(False)
+                answers[child.title] = _answer(child, kind, until)
         return answers
 
     # -- end -------------------------------------------------------------------------------------------------------
@@ -495,6 +515,26 @@ class Leader:
 
 def _has_flows(child: Child) -> bool:
     return child.title.startswith(("nfw packet", "nfw tls"))
+
+
+def _answer(child: Child, kind: str, until: float) -> Any:
+    """What ``child`` says to a question of that kind; what it says to older ones is passed over. Raises OSError when it
+    is gone or says nothing until then, ValueError when that cannot be read.
+    """
+    sock = child.control
+    assert sock is not None
+    try:
+        while True:
+            sock.settimeout(max(0.01, until - time.monotonic()))
+            data = sock.recv(MESSAGE_BYTES)
+            if not data:
+                raise ConnectionResetError
+            child.silent = 0
+            answered, value = unpack(data)
+            if answered == kind:
+                return value
+    finally:
+        sock.setblocking(False)
 
 
 def sink_settings(sink: Sink) -> dict[str, Any]:

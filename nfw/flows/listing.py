@@ -58,7 +58,7 @@ class Listings:
         rows, done = _slice(walk, wanted)
         if not done:
             self._open[token] = (walk, wanted, now)
-        return {"rows": rows, "done": done}
+        return {"token": token, "rows": rows, "done": done}
 
     def expire(self, now: float) -> None:
         """Give up walks nobody asks for."""

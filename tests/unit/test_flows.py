@@ -128,7 +128,7 @@ def test_a_hundred_thousand_flows_come_in_slices(monkeypatch: pytest.MonkeyPatch
     ticks = iter(range(1_000_000))
     monkeypatch.setattr(listing.time, "perf_counter", lambda: next(ticks) * listing.SLICE_SECONDS / 4)
     page = listings.page({"token": 2, "filter": {"protocols": [99]}}, 0.0)
-    assert page == {"rows": [], "done": False}, "nothing matches, and still the slice ends"
+    assert page == {"token": 2, "rows": [], "done": False}, "nothing matches, and still the slice ends"
 
 
 def test_a_walk_is_given_up() -> None:
