@@ -341,8 +341,9 @@ def compile_ruleset(
     asked = {condition.match.buffer for rule in rules for condition in rule.tx}
     hashes = frozenset(asked.intersection(ALGORITHMS))
     frames = not asked.isdisjoint(http2_frames.NAMES | http2_frames.ON_CONNECTION)
-    if hashes or frames:
-        limits = replace(limits, app=replace(limits.app, hashes=hashes, http2_frames=frames))
+    if hashes or frames or captures:
+        app = replace(limits.app, hashes=hashes, http2_frames=frames, lines_alone=captures)
+        limits = replace(limits, app=app)
     return RuleSet(rules, tuple(headers.all), order, defaults, limits, store)
 
 
