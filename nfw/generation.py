@@ -174,6 +174,7 @@ class Leader:
             compiled = load_compiled(settings.policy, *settings.more, map_file=settings.map_file, name=settings.name)
         except PolicyErrors as errors:
             raise StartError(*[str(error) for error in errors.errors]) from errors
+        compiled_at = time.monotonic()
         policy = compiled.policy
         workers = policy.workers if isinstance(policy.workers, int) else len(os.sched_getaffinity(0))
         workers = max(1, min(workers, QUEUE_SPAN))
@@ -202,6 +203,7 @@ class Leader:
             log_sinks=[sink_settings(sink) for sink in policy.log.sinks],
             log_stats=policy.log.stats_interval if "stats" in policy.log.wanted else 0,
             warnings=tuple(str(warning) for warning in policy.warnings),
+            compiled=compiled_at,
         )
 
     def _start_packet_workers(self, compiled: Compiled, workers: int) -> None:

@@ -402,6 +402,7 @@ class Supervisor:
         except (HostNetError, OSError) as error:
             self._failed(generation, [str(error)])
             return
+        took = time.monotonic() - ready.compiled
         self.current, self.coming = generation, None
         generation.alive = time.monotonic()
         self.restart_at = None
@@ -414,6 +415,7 @@ class Supervisor:
         say(
             f"generation {number} filters: policy {ready.name!r}, queues {ready.queue_first}-{ready.queue_last}"
             + (f", TLS port {ready.tproxy_port}" if ready.tproxy_port else "")
+            + f"; switched {took * 1e3:.0f} ms after it was compiled"
         )
         notify(f"READY=1\nSTATUS=Filtering: policy {ready.name!r}, generation {number}")
         if generation.answer is not None:
