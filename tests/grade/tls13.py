@@ -218,13 +218,17 @@ class Client13(Stream13):
             **how,
         )
 
-    def start(self, message_: bytes | None = None) -> None:
+    def start(
+        self, message_: bytes | None = None, size: int = 16384, pieces: Callable[[bytes], None] | None = None
+    ) -> None:
+        """Send the ClientHello, in records of ``size`` bytes, by ``pieces`` where given."""
         message_ = message_ or self.hello(**self.options)
         self.transcript += message_
-        self.sock.sendall(tls12.record(HANDSHAKE, message_, 0x0301))
+        records = [tls12.record(HANDSHAKE, message_[at : at + size], 0x0301) for at in range(0, len(message_), size)]
+        (pieces or self.sock.sendall)(b"".join(records))
 
     def handshake(self, second: Callable[[], bytes] | None = None) -> None:
-        """Finish it. ``second`` makes the ClientHello that answers a HelloRetryRequest. Raises AlertError, ClosedError."""
+        """Finish it. ``second`` makes the answer to a HelloRetryRequest. Raises AlertError or ClosedError."""
         if not self.transcript:
             self.start()
         kind, whole = self.next_message()
