@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives import hashes
 from engines.counts import RuleCounts
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
+from engines.tls.knownbad import KNOWN_BAD
 from engines.tls.revocation import Question
 from engines.tls.session import Session, State, TlsSettings
 from engines.tls.status import FailAction, Status
@@ -815,7 +816,7 @@ def tls_settings(policy: Tls) -> TlsSettings:
     if not anchors:
         raise ValueError("no trusted root certificate could be read")
     own = x509.load_pem_x509_certificate(policy.ca.certificate_pem)
-    refused = {spki_sha256(own), *map(bytes.fromhex, policy.distrust.keys)}
+    refused = {spki_sha256(own), *KNOWN_BAD, *map(bytes.fromhex, policy.distrust.keys)}
     refused.update(spki_sha256(certificate) for certificate in parse_anchors(policy.distrust.pem)[0])
     chosen = {Status[name.upper()]: action for name, action in policy.actions}
     check = policy.revocation.check
