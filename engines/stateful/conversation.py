@@ -91,8 +91,9 @@ class Conversation:
             return
         if self._other_side is not None:
             self._listen(direction, data)
-        if self.layers and self.layers[-1].parser is not None and not self.layers[-1].parser.tunnel:
-            self._parse(self.layers[-1], direction, data, now)
+        layer = self.layers[-1] if self.layers else None
+        if layer is not None and layer.parser is not None and not layer.parser.tunnel:
+            self._parse(layer, direction, data, now)
 
     def name_only(self, direction: Direction, data: bytes) -> None:
         """The next bytes of a flow that nobody looks into: only the protocol's name is of interest."""

@@ -149,6 +149,10 @@ class FlowRules:
 
     # -- matches ---------------------------------------------------------------------------------------------------
 
+    def found_in(self, rule: Rule, tx: Transaction, direction: Direction, proto: str) -> None:
+        """A match in a transaction of protocol ``proto``."""
+        self.hit(rule, direction, True, proto, tx)
+
     def hit(
         self, rule: Rule, direction: Direction, acts_on_flow: bool, proto: str = "", tx: Transaction | None = None
     ) -> None:
