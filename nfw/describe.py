@@ -1,6 +1,6 @@
 """A flow described in words (``dst: 198.51.100.7``, ``sni: www.example.org``), for ``nfw explain`` and policy tests.
 
-:data:`KEYS` is all that can be said; what nobody says is filled in with the ordinary. :mod:`nfw.conversation` makes
+:data:`KEYS` is all that can be said; what nobody says is filled in with the ordinary. :mod:`nfw.dialogue` makes
 packets of it.
 """
 

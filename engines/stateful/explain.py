@@ -1,9 +1,9 @@
 """What became of every rule on one flow, and why: an inspector that takes notes.
 
 :class:`NotingInspector` decides as :class:`engines.stateful.inspector.Inspector` does, being one, and writes down each
-match and what it did. A match that a decision came before shows only on a flow that nothing decides: so a second one,
-``undecided``, is fed the same flow, matches as the first and never decides. What it finds that the first did not is what
-would have matched; and why a rule did not match is said by the second, which has seen all of the flow.
+match and what it did. A match that a decision came before shows only on a flow that nothing decides. So a second one,
+with :func:`undecided` rules, is fed the same flow. What it finds that the first did not is what would have matched; and
+why a rule did not match is said by the second, which has seen all of the flow.
 
 Reasons are found rule by rule with what the engine itself tests (:mod:`engines.stateful.reasons`): the condition that
 failed when the rule came closest to a match.
@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from engines.stateful.app import Transaction
-from engines.stateful.inspector import Alert, FlowFacts, Inspector, Outcome, Segment
-from engines.stateful.layer import Layer
+from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment
+from engines.stateful.prefilter import DatabaseStore
 from engines.stateful.reasons import Ends, bits_misfit, buffer_misfit, header_misfit, packet_misfit, xbits_misfit
-from engines.stateful.ruleset import Rule, RuleSet, TxMatch
+from engines.stateful.ruleset import Rule, RuleSet, TxMatch, compile_ruleset
+from engines.stateful.segment import BOTH
 from engines.stateful.signature import Action, AppProtocolTest, RuleType
-from engines.verdict import Decision, Direction, RuleRef, Verdict
+from engines.verdict import Decision, Direction, RuleRef, Scope
 
-_BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
-_PACKET_TYPES = frozenset({RuleType.LIKE_IP_ONLY, RuleType.PKT, RuleType.PKT_STREAM, RuleType.STREAM})
 _SIDES = ("to the server", "to the client")
 
 
@@ -77,21 +76,45 @@ class RuleReport:
 
 @dataclass(slots=True)
 class Notes:
-    """What one inspector has written down. ``packet``: the number of the packet it is about to see, the owner's."""
+    """What one inspector has written down. ``packet``: the number of the packet that comes next, the owner's."""
 
     packet: int = 0
     fates: dict[int, tuple[Fate, int, RuleRef | None]] = field(default_factory=dict)  # by rule index
     reasons: dict[int, Reason] = field(default_factory=dict)
-    decision: Decision | None = None  # on the flow, or the first on a packet
+    decision: Decision | None = None  # the first on the flow; while there is none, the first on a packet
     decided_at: int = 0
     defaults: dict[str, int] = field(default_factory=dict)  # default action -> packet it first applied to
+    alerts: dict[RuleRef, int] = field(default_factory=dict)  # what was logged, and with which packet first
+
+    def decided(self, decision: Decision | None) -> None:
+        """Keep a decision if it weighs more than what there is."""
+        if decision is None or decision.reason == "no_match":
+            return
+        if self.decision is None or (self.decision.scope is Scope.PACKET and decision.scope is Scope.FLOW):
+            self.decision, self.decided_at = decision, self.packet
+        if decision.reason.startswith("default_"):
+            self.defaults.setdefault(decision.reason.removeprefix("default_"), self.packet)
+
+    def fate(self, rule: Rule, fate: Fate, by: RuleRef | None = None) -> None:
+        """Keep the strongest of what became of a rule."""
+        known = self.fates.get(rule.index)
+        if known is None or _STRENGTH[known[0]] < _STRENGTH[fate]:
+            self.fates[rule.index] = (fate, self.packet, by)
 
 
 _STRENGTH = {fate: rank for rank, fate in enumerate((Fate.LATE, Fate.SILENT, Fate.ALERTED, Fate.DECIDED))}
 
 
+def undecided(ruleset: RuleSet, store: DatabaseStore | None = None) -> RuleSet:
+    """The same rules in the same order, of which none decides and after which nothing does."""
+    only_alert = [replace(rule.signature, action=Action.ALERT, rate_filter=None) for rule in ruleset.rules]
+    return compile_ruleset(only_alert, "strict", limits=ruleset.limits, store=store)
+
+
 class NotingInspector(Inspector):
-    """See the module's text."""
+    """See the module's text. ``reasons``: also say of each rule why it does not match; for :func:`undecided` rules."""
+
+    __slots__ = ("_near", "notes")
 
     def __init__(
         self,
@@ -100,91 +123,63 @@ class NotingInspector(Inspector):
         now: float,
         decrypted: bool = False,
         *,
-        undecided: bool = False,
+        reasons: bool = False,
     ) -> None:
         super().__init__(ruleset, facts, now, decrypted)
         self.notes = Notes()
-        self._undecided = undecided
-        self._rules = ruleset
-        self._about = facts
-        self._near = [rule for rule in ruleset.rules if any(not self._misfit(rule, side) for side in _BOTH)]
-        self._matched: set[int] = set()  # in this step
-
-    @property
-    def finished(self) -> bool:
-        return False if self._undecided else super().finished
-
-    def done(self, side: Direction) -> bool:
-        return False if self._undecided else super().done(side)
-
-    def unmoved(self, direction: Direction, established: bool) -> bool:
-        return False if self._undecided else super().unmoved(direction, established)
-
-    # -- noting ----------------------------------------------------------------------------------------------------
+        fits = [rule for rule in ruleset.rules if reasons and any(not self._misfit(rule, side) for side in BOTH)]
+        self._near = tuple(fits)
 
     def _run(self, segment: Segment, with_packet: bool, *, defaults: bool = True) -> Outcome:
-        before = [(layer, list(layer.transactions)) for layer in self._layers]
-        self._matched.clear()
-        outcome = super()._run(segment, with_packet, defaults=defaults and not self._undecided)
-        seen = [(layer.name, transactions) for layer, transactions in before]
-        known = {id(layer) for layer, _ in before}
-        seen += [(layer.name, list(layer.transactions)) for layer in self._layers if id(layer) not in known]
-        if self._undecided:
+        layers = {id(layer): (layer.name, list(layer.transactions)) for layer in self._layers}
+        outcome = super()._run(segment, with_packet, defaults=defaults)
+        for layer in self._layers:
+            layers.setdefault(id(layer), (layer.name, list(layer.transactions)))
+        self._note_matches(outcome)
+        if self._near:
+            matched = {match.rule.index for match in self._rules.found}
             for rule in self._near:
-                if rule.index not in self._matched:
-                    self._note_reason(rule, segment, with_packet, seen)
-            return Outcome()
-        decision = outcome.decision
-        if self.notes.decision is None and (decision.verdict is not Verdict.ACCEPT or decision.reason != "no_match"):
-            self.notes.decision, self.notes.decided_at = decision, self.notes.packet
+                if rule.index not in matched:
+                    self._note_reason(rule, segment, with_packet, list(layers.values()))
         return outcome
 
-    def _hit(self, rule: Rule, direction: Direction, *args: Any, **more: Any) -> None:
-        super()._hit(rule, direction, *args, **more)
-        self._matched.add(rule.index)
-        if self._undecided:
-            self.notes.fates.setdefault(rule.index, (Fate.SILENT, self.notes.packet, None))
-
-    def _carry_out(self, found: list[Any], segment: Segment) -> tuple[Decision | None, list[Alert]]:
-        if self._undecided:
-            return None, []
-        decision, alerts = super()._carry_out(found, segment)
-        alerted = {alert.rule.ref for alert in alerts}
+    def _note_matches(self, outcome: Outcome) -> None:
+        notes = self.notes
+        alerted = {alert.rule.ref for alert in outcome.alerts}
+        deciding = {each.rule for each in (outcome.decision, self._decided) if each is not None and each.rule}
         by: RuleRef | None = None
-        for match in found:
+        passed = False
+        for match in self._rules.found:
             signature = match.rule.signature
-            if decision is not None and decision.rule == signature.ref and by is None:
-                by = signature.ref
-                self._note(match.rule, Fate.DECIDED)
+            if signature.ref in deciding and not passed:
+                notes.fate(match.rule, Fate.DECIDED)
+                by = by or signature.ref
+                passed = signature.action is Action.PASS
             elif signature.ref in alerted and (signature.action is Action.ALERT or by is None):
-                self._note(match.rule, Fate.ALERTED)
+                notes.fate(match.rule, Fate.ALERTED)
             elif by is not None:
-                self._note(match.rule, Fate.LATE, by)
+                notes.fate(match.rule, Fate.LATE, by)
             else:
-                self._note(match.rule, Fate.SILENT)
-        return decision, alerts
-
-    def _note(self, rule: Rule, fate: Fate, by: RuleRef | None = None) -> None:
-        known = self.notes.fates.get(rule.index)
-        if known is None or _STRENGTH[known[0]] < _STRENGTH[fate]:
-            self.notes.fates[rule.index] = (fate, self.notes.packet, by)
-
-    def _decide(self, decision: Decision) -> None:
-        if not self._undecided:
-            super()._decide(decision)
-
-    def _default(self, segment: Segment, alerts: list[Alert]) -> Decision | None:
-        counted = list(self._rules.default_hits)
-        decision = super()._default(segment, alerts)
-        for action in self._rules.defaults.all:
-            if self._rules.default_hits[action.index] > counted[action.index]:
-                self.notes.defaults.setdefault(action.name, self.notes.packet)
-        return decision
+                notes.fate(match.rule, Fate.SILENT)
+        notes.decided(self._decided)
+        notes.decided(outcome.decision)
+        for ref in alerted:
+            notes.alerts.setdefault(ref, notes.packet)
+        for action in self._ruleset.defaults.alerts:
+            if action.signature.ref in alerted:
+                notes.defaults.setdefault(action.name, notes.packet)
 
     # -- reasons ---------------------------------------------------------------------------------------------------
 
+    def far(self, rule: Rule) -> Reason:
+        """Why a rule was never near: its header, or nothing was seen that it could have been tried on."""
+        misfits = [self._misfit(rule, side) for side in BOTH if side in rule.directions]
+        if all(misfits):
+            return Reason(Stage.HEADER, misfits[0])
+        return Reason(Stage.DIRECTION, f"nothing was seen {' or '.join(_SIDES[side] for side in rule.directions)}")
+
     def _misfit(self, rule: Rule, side: Direction) -> str:
-        facts = self._about
+        facts = self._facts
         client, server = (facts.client, facts.client_port), (facts.server, facts.server_port)
         if rule.signature.transactional:  # `=>` is about both sides; its header is the request's
             side = Direction.TO_SERVER
@@ -204,7 +199,7 @@ class NotingInspector(Inspector):
     ) -> Iterator[Reason]:
         signature = rule.signature
         by_transaction = signature.rule_type is RuleType.APP_TX
-        for side in _BOTH if by_transaction else (segment.direction,):
+        for side in BOTH if by_transaction else (segment.direction,):
             misfit = self._misfit(rule, side)
             if misfit:
                 yield Reason(Stage.HEADER, misfit)
@@ -226,19 +221,19 @@ class NotingInspector(Inspector):
         if rule.established is not None and rule.established is not segment.established:
             state = "the connection is not established yet" if rule.established else "the connection is established"
             return Reason(Stage.STATE, state)
-        if rule.app_protos and rule.app_protos.isdisjoint(self._protocols):
+        if rule.app_protos and rule.app_protos.isdisjoint(self._conversation.protocols):
             return Reason(Stage.PROTOCOL, f"{self._speaks()}, not {signature.app_proto}")
         for asked in signature.app_layer_protocols:
-            if not self._protocol_is(asked, side):
+            if not self._conversation.speaks(asked, side):
                 return Reason(Stage.PROTOCOL, f"app-layer-protocol:{_asked(asked)} does not hold: {self._speaks()}")
         wrong = packet_misfit(signature, segment)
         if wrong:
             return Reason(Stage.PACKET, wrong)
-        if not all(self._stream_size(size.side, size.test) for size in signature.stream_sizes):
+        if not all(self._rules.stream_size(size.side, size.test) for size in signature.stream_sizes):
             return Reason(Stage.MARKS, "stream_size does not hold")
-        source, _, destination, _ = self._tuples[side]
+        source, _, destination, _ = self._rules.tuples[side]
         wrong = bits_misfit(signature, self.flowbits, self.flowints) or xbits_misfit(
-            signature, self._rules.address_bits, source, destination, segment.now
+            signature, self._ruleset.address_bits, source, destination, segment.now
         )
         if wrong:
             return Reason(Stage.MARKS, wrong)
@@ -250,12 +245,12 @@ class NotingInspector(Inspector):
             return Reason(Stage.PROTOCOL, "it is tried once, when the protocol is known for certain")
         if not with_packet:
             return Reason(Stage.STATE, "it is about packets")
-        return _payload_reason(rule, segment, self._window)
+        return _payload_reason(rule, segment, self._payload.window)
 
     def _speaks(self) -> str:
-        if self._protocols:
-            return f"the flow speaks {' and '.join(sorted(self._protocols))}"
-        return "the flow's protocol is not known" + ("" if self._detector is None else " yet")
+        if self._conversation.protocols:
+            return f"the flow speaks {' and '.join(sorted(self._conversation.protocols))}"
+        return "the flow's protocol is not known" + ("" if self._conversation.detector is None else " yet")
 
     def _transaction_reason(
         self, rule: Rule, side: Direction, seen: Sequence[tuple[str, Sequence[Transaction]]]
@@ -275,7 +270,7 @@ class NotingInspector(Inspector):
                     if text:
                         break
                 else:
-                    text = _beside_buffers(rule, tx, self._window) or "it waits for the rest"
+                    text = _beside_buffers(rule, tx, self._payload.window) or "it waits for the rest"
                 if best.stage < Stage.BUFFER or held > best.nearness:
                     best = Reason(Stage.BUFFER, text, nearness=held)
         return best
@@ -323,17 +318,18 @@ def _asked(test: AppProtocolTest) -> str:
 # -- what is made of the notes -----------------------------------------------------------------------------------------
 
 
-def reports(ruleset: RuleSet, real: NotingInspector, undecided: NotingInspector) -> Iterator[RuleReport]:
-    """Of each rule, in the order they are tried. Both inspectors have seen all there was of the same flow."""
-    decided = real.notes.decision
+def reports(ruleset: RuleSet, real: Notes, free: NotingInspector) -> Iterator[RuleReport]:
+    """Of each rule of ``ruleset``, in the order they are tried. ``real``: notes on the flow as it was decided;
+    ``free``: who saw it with :func:`undecided` rules."""
+    decided = real.decision
     for rule in ruleset.rules:
-        fate = real.notes.fates.get(rule.index)
-        would = undecided.notes.fates.get(rule.index)
+        fate = real.fates.get(rule.index)
+        would = free.notes.fates.get(rule.index)
         if fate is not None:
             yield RuleReport(rule, fate[0], Stage.MATCHED, "", fate[1], fate[2])
         elif would is not None:
             by = decided.rule if decided is not None else None
             yield RuleReport(rule, Fate.WOULD_MATCH, Stage.MATCHED, "", would[1], by)
         else:
-            reason = undecided.notes.reasons.get(rule.index) or undecided.header_reason(rule)
+            reason = free.notes.reasons.get(rule.index) or free.far(rule)
             yield RuleReport(rule, Fate.NO_MATCH, reason.stage, reason.text, reason.packet)

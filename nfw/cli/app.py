@@ -23,6 +23,7 @@ COMMANDS = {
     "logs": ("nfw.cli.logs", "logs", "Show the event log as lines for a person."),
     "doctor": ("nfw.cli.doctor", "doctor", "Check this machine, and say how to mend what is wrong."),
     "rules": ("nfw.cli.rules", "rules", "Check rule files."),
+    "explain": ("nfw.cli.explain", "explain", "Say what a policy does with a flow, and why."),
     "replay": ("nfw.cli.replay", "replay", "Run rules, or a policy, over a capture."),
     "ca": ("nfw.cli.ca", "ca", "Create, import or show the CA that TLS inspection signs with."),
     "cleanup": ("nfw.cli.daemon", "cleanup", "Remove everything nfw has set in the kernel."),

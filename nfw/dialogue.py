@@ -41,7 +41,7 @@ class Described(NamedTuple):
     what: str
 
 
-class Conversation:
+class Dialogue:
     """What is said on a described flow."""
 
     def __init__(self, flow: FlowDescription) -> None:
