@@ -2,8 +2,9 @@
 
 The flow, described (:mod:`nfw.describe`) or captured, goes through the replay of the packet path
 (:mod:`nfw.policyreplay`) with inspectors that take notes (:mod:`engines.stateful.explain`), and a second time with
-rules that decide nothing, for what would have matched. A described flow that the TLS engine would terminate goes on in the
-clear (:mod:`nfw.explaintls`), as the TLS worker would feed its inspector; of a captured one only ciphertext is there.
+rules that decide nothing, for what would have matched. A described flow that the TLS engine would terminate goes on in
+the clear (:mod:`nfw.explaintls`), as the TLS worker would feed its inspector; of a captured one only ciphertext is
+there.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class Conclusion:
     rule: RuleRef | None
     place: Place | None
     packet: int = 0
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +404,8 @@ class Explainer:
             return self._concluded("intercept", "tls", intercepted.reason, None, intercepted.packet)
         if ended is not None and ended.refusal is not None:
             refusal = ended.refusal
-            return self._concluded(refusal.verdict, refusal.stage, refusal.reason, refusal.rule, refusal.at)
+            concluded = self._concluded(refusal.verdict, refusal.stage, refusal.reason, refusal.rule, refusal.at)
+            return replace(concluded, detail=refusal.detail)
         verdict = "alert" if stateful.alerts else "pass"
         decision = real.notes.decision if real is not None else None
         if decision is not None and decision.verdict is Verdict.ACCEPT:
@@ -416,13 +419,15 @@ class Explainer:
         last = seen.steps[-1] if seen.steps else None
         if last is not None and last.stage in ("fragments", "flow"):
             return self._concluded(verdict, last.stage, last.reason, None)
+        for ref, packet in notes.alerts.items():
+            return self._concluded("alert", "stateful", "alert", ref, packet)
         return self._concluded(verdict, "stateful", "no_match", None)
 
     def _concluded(self, verdict: str, stage: str, reason: str, rule: RuleRef | None, packet: int = 0) -> Conclusion:
         place = Place(rule.file, rule.line) if rule is not None and rule.file else None
         if place is None:
             place = self._places.get(_SETTINGS.get(reason.partition(":")[0], ""))
-        if place is None and reason.startswith("default_"):
+        if place is None and (reason.startswith("default_") or reason == "alert"):
             place = self._places.get("stateful.default_actions")
         return Conclusion(verdict, stage, reason, rule, place, packet)
 
@@ -442,15 +447,15 @@ _SETTINGS = {
 def _checks(policy: Any) -> tuple[str, ...]:
     tls = policy.tls
     trust = [*(["the system's roots"] if tls.trust.system else []), *map(str, tls.trust.files)]
-    checks = [
-        f"the server's certificate, by {' and '.join(trust)}; its name against the SNI; else {tls.on_failure.value}"
-    ]
-    checks += [f"{status}: {action.value}" for status, action in tls.actions]
+    checks = [f"the server's certificate: issued under {' or '.join(trust)}, for the name asked for"]
+    checks[0] += f"; else {tls.on_failure.value}"
+    if tls.actions:
+        checks[0] += f" ({', '.join(f'{status}: {action.value}' for status, action in tls.actions)})"
     if tls.revocation.check:
         revocation = tls.revocation
-        checks.append(f"revocation: revoked {revocation.revoked.value}, unknown {revocation.unknown.value}")
+        checks.append(f"revocation: revoked: {revocation.revoked.value}, unknown: {revocation.unknown.value}")
     if tls.session_holding:
-        checks.append("session holding: TLS rules before the server is contacted")
+        checks.append("the TLS rules first, before the server is contacted (session holding)")
     return tuple(checks)
 
 

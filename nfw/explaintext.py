@@ -59,8 +59,12 @@ def conclusion_text(conclusion: Conclusion, names: dict[int, str] | None = None)
     reason = conclusion.reason
     if conclusion.verdict == "intercept":
         text += ": the TLS engine terminates the flow; rules judge the plaintext, which is not in the capture"
+    elif reason == "alert" and conclusion.rule is not None and not conclusion.rule.file:
+        text += f" by default action {default_name(conclusion.rule)}"
     elif reason.startswith("default_"):
         text += f" by default action {reason.removeprefix('default_')}"
+    elif conclusion.detail:
+        text += f" by the TLS engine: {conclusion.detail}"
     elif conclusion.rule is not None:
         text += f" by {conclusion.stage} rule {rule_text(conclusion.rule)}"
     elif reason in _REASONS:
@@ -71,6 +75,11 @@ def conclusion_text(conclusion: Conclusion, names: dict[int, str] | None = None)
         text += f" ({conclusion.place})"
     at = (names or {}).get(conclusion.packet)
     return f"{text} at {at}" if at and conclusion.verdict != "intercept" else text
+
+
+def default_name(ref: RuleRef) -> str:
+    """The name of the default action behind a generated rule."""
+    return ref.msg.removeprefix("aws:").removesuffix(" action")
 
 
 _REASONS = {
@@ -132,7 +141,8 @@ def _stateful(step: StatefulStep, names: dict[int, str], all_rules: bool) -> Ite
         return
     shown = shown_rules(step.rules, all_rules)
     left = len(step.rules) - len(shown)
-    yield f"{'stateful':{_INDENT}}{len(step.rules)} rule{'s' if len(step.rules) != 1 else ''}, in the order they are tried"
+    count = f"{len(step.rules)} rule{'s' if len(step.rules) != 1 else ''}"
+    yield f"{'stateful':{_INDENT}}{count}, in the order they are tried"
     for report in shown:
         yield f"{'':{_INDENT}}  {_FATES[report.fate]:16}{report_text(report, names)}"
     if left:
@@ -174,7 +184,7 @@ def report_text(report: RuleReport, names: dict[int, str]) -> str:
 def _packets(steps: Sequence[Step]) -> Iterator[str]:
     for number, step in enumerate(steps):
         arrow = "->" if step.direction is Direction.TO_SERVER else "<-"
-        by = f" by {rule_text(step.rule)}" if step.rule is not None else ""
+        by = f" by {rule_text(step.rule)}" if step.rule is not None and step.rule.file else ""
         head = "packets" if not number else ""
         what = f"{step.packet:3} {arrow} {step.what}"
         yield f"{head:{_INDENT}}{what:38} {step.verdict:9} {step.stage}, {step.reason}{by}"

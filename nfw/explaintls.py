@@ -6,7 +6,7 @@ accepted. Order and calls are the TLS worker's (:mod:`nfw.tlsworker`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from engines.packet import TCP
@@ -17,7 +17,7 @@ from engines.tls import events as tls
 from engines.tls.clienthello import ClientHello
 from engines.tls.session import Session
 from engines.verdict import Direction, RuleRef, Verdict
-from nfw.policy.model import TlsKeywords
+from nfw.policy.model import TlsKeywords, Trust
 from nfw.tlsworker import tls_settings
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ class Terminated:
 
 
 def terminate(dialogue: Dialogue, compiled: Compiled, *, reasons: bool) -> Terminated:
-    """The session of a flow in a TLS scope. ``reasons``: as :class:`NotingInspector` has it. Raises ValueError when the
-    policy's trusted roots cannot be read."""
+    """The session of a flow in a TLS scope. ``reasons``: as :class:`NotingInspector` has it."""
     return _Session(dialogue, compiled, reasons).run()
 
 
@@ -106,7 +105,9 @@ class _Session:
 
     def _hello(self) -> ClientHello | None:
         """What the session makes of the client's first bytes; None: it has ended, and ``refusal`` says how."""
-        session = Session(tls_settings(self._tls), self._now, self._now)
+        # Nobody looks at a server's certificate here, so the roots it would be looked for in need not be loaded.
+        trust = Trust(system=False, pem=self._tls.ca.certificate_pem)
+        session = Session(tls_settings(replace(self._tls, trust=trust)), self._now, self._now)
         for direction, data, _ in self._dialogue.wire():
             if direction is Direction.TO_SERVER:
                 session.client_data(data, self._now)

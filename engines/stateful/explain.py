@@ -222,13 +222,14 @@ class NotingInspector(Inspector):
             state = "the connection is not established yet" if rule.established else "the connection is established"
             return Reason(Stage.STATE, state)
         if rule.app_protos and rule.app_protos.isdisjoint(self._conversation.protocols):
-            return Reason(Stage.PROTOCOL, f"{self._speaks()}, not {signature.app_proto}")
+            known = bool(self._conversation.protocols)
+            return Reason(Stage.PROTOCOL, f"{self._speaks()}, not {signature.app_proto}", nearness=known)
         for asked in signature.app_layer_protocols:
             if not self._conversation.speaks(asked, side):
                 return Reason(Stage.PROTOCOL, f"app-layer-protocol:{_asked(asked)} does not hold: {self._speaks()}")
         wrong = packet_misfit(signature, segment)
         if wrong:
-            return Reason(Stage.PACKET, wrong)
+            return Reason(Stage.PACKET, wrong, nearness=bool(segment.payload))
         if not all(self._rules.stream_size(size.side, size.test) for size in signature.stream_sizes):
             return Reason(Stage.MARKS, "stream_size does not hold")
         source, _, destination, _ = self._rules.tuples[side]

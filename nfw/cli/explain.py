@@ -78,9 +78,8 @@ def explain(
     if not running and not files:
         raise click.UsageError("missing POLICY: a policy file, or --running for that of the running firewall")
     if capture is not None and described:
-        raise click.UsageError(
-            f"--capture does not go with {', '.join(map(_option, described))}: one flow or the other"
-        )
+        options = ", ".join(map(_option, described))
+        raise click.UsageError(f"--capture does not go with {options}: one flow or the other")
     if capture is None and (expression is not None or tls is not None):
         raise click.UsageError(f"{'--filter' if expression is not None else '--tls'} goes with --capture")
     flow = None
@@ -92,14 +91,11 @@ def explain(
     if running:
         files, map_file, name = _running(control)
     explainer = explainer_of(load(files, map_file, name))
-    try:
-        if flow is not None:
-            explained, left = [explainer.described(flow)], 0
-        else:
-            assert capture is not None
-            explained, left = _captured(explainer, Path(capture), expression, tls == "inspect")
-    except ValueError as error:  # no trusted roots on this machine
-        raise Failure(f"{files[0]}: {error}") from None
+    if flow is not None:
+        explained, left = [explainer.described(flow)], 0
+    else:
+        assert capture is not None
+        explained, left = _captured(explainer, Path(capture), expression, tls == "inspect")
     _show(explained, left, flows, as_json=as_json, all_rules=all_rules, packets=packets, many=flow is None)
     return 0
 
