@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engines.stateful.app import Transaction
+from engines.stateful.app import AppParser, Transaction
 from engines.stateful.app.detect import FAILED, Detector, recognised
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
 from engines.stateful.expect import Expected
@@ -185,7 +185,7 @@ class Conversation:
             layer.log_rest()
 
     def _log(self, name: str, tx: Transaction) -> None:
-        if len(self.transactions) < self._ruleset.limits.max_transactions:
+        if tx.tells and len(self.transactions) < self._ruleset.limits.max_transactions:
             self.transactions.append((log_key(name), tx.id, tx.log_fields()))
 
     # -- detection -------------------------------------------------------------------------------------------------
@@ -223,9 +223,14 @@ class Conversation:
             early.clear()
 
     def _protocol_known(
-        self, name: str, now: float, by: Direction | None = None, expected: Expected | None = None
+        self,
+        name: str,
+        now: float,
+        by: Direction | None = None,
+        expected: Expected | None = None,
+        outer: AppParser | None = None,
     ) -> None:
-        """``by``: the side whose bytes told; None: both have agreed on it."""
+        """``by``: the side whose bytes told; None: both have agreed on it. ``outer``: what it began inside of."""
         ruleset, facts = self._ruleset, self._facts
         self.detector = None
         self._spoken = [name, name] if by is None else [name if side is by else "" for side in BOTH]
@@ -241,6 +246,8 @@ class Conversation:
         parser = make(ruleset.limits.app, group.body_denies) if make is not None and (wanted or logs) else None
         if parser is not None:
             parser.begin(facts.client, facts.server, expected)
+            if outer is not None:
+                parser.follow(outer.transactions)
         layer = Layer(name, group, ruleset.rules, parser)
         if logs:
             layer.log, layer.log_only = self._log, not wanted
@@ -282,7 +289,7 @@ class Conversation:
             self._original = layer.name
             self.named[:] = (False, False)
             if parser.carries:
-                self._protocol_known(parser.carries, now)
+                self._protocol_known(parser.carries, now, outer=parser)
             else:
                 self.detector = Detector()
             for side in BOTH:

@@ -84,7 +84,7 @@ class Layer:
             for direction in directions:
                 progress = tx.progress(direction)
                 if progress > 0 and progress != state.progress[direction]:
-                    self.known = True
+                    self.known = self.known or tx.tells
                     state.progress[direction] = progress
                     self._inspect(tx, state, direction, applies, found, payload)
             if self._settled(tx):

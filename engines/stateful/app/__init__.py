@@ -22,6 +22,9 @@ class Transaction(Protocol):
 
     id: int  # counts from 0 within its flow
     events: list[str]  # app-layer-event names without the protocol prefix
+    tells: (
+        bool  # something the peers say to each other; False: about the connection only, which nobody logs or waits for
+    )
     appeared: int  # as ``progress`` of both sides together, but unchanged when only bodies have grown
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
@@ -62,6 +65,9 @@ class AppParser(Protocol):
 
     def begin(self, client: bytes, server: bytes, expected: Expected | None) -> None:
         """Called once before anything is fed: the (packed) addresses of the flow, and what it was announced as."""
+
+    def follow(self, transactions: Sequence[Transaction]) -> None:
+        """Called before anything is fed when the protocol began inside another one: the transactions of that."""
 
     def feed(self, direction: Direction, data: bytes) -> None: ...
 

@@ -411,6 +411,8 @@ class Http1Parser(BaseParser):
             self._message_end(side)
             if status == b"101" and _upgrades_to(head, b"websocket"):
                 self.carries = "websocket"
+            elif status == b"101" and _upgrades_to(head, b"h2c"):
+                self.carries = "http2"
             self._open_tunnel()
             return
         if method == b"CONNECT":

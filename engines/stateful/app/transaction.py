@@ -17,6 +17,8 @@ class BaseTransaction:
 
     __slots__ = ("_complete", "_progress", "appeared", "events", "id")
 
+    tells = True
+
     def __init__(self, tx_id: int) -> None:
         self.id = tx_id
         self.events: list[str] = []
@@ -82,6 +84,9 @@ class BaseParser:
 
     def begin(self, client: bytes, server: bytes, expected: Expected | None) -> None:
         """Most protocols need not know who speaks."""
+
+    def follow(self, transactions: Sequence[Transaction]) -> None:
+        """Most protocols begin anew inside another one."""
 
     def feed(self, direction: Direction, data: bytes) -> None:
         raise NotImplementedError
