@@ -407,11 +407,9 @@ class Explainer:
             concluded = self._concluded(refusal.verdict, refusal.stage, refusal.reason, refusal.rule, refusal.at)
             return replace(concluded, detail=refusal.detail)
         verdict = "alert" if stateful.alerts else "pass"
-        decision = real.notes.decision if real is not None else None
-        if decision is not None and decision.verdict is Verdict.ACCEPT:
-            return self._concluded(
-                verdict, "stateful", "pass_rule", decision.rule, real.notes.decided_at if real else 0
-            )
+        notes = real.notes if real is not None else Notes()
+        if notes.decision is not None and notes.decision.verdict is Verdict.ACCEPT:
+            return self._concluded(verdict, "stateful", "pass_rule", notes.decision.rule, notes.decided_at)
         if seen.steps and all(step.stage == "stateless" for step in seen.steps):
             first = next(iter(self._stateless(seen)), None)
             rule = first.rule if first is not None else None

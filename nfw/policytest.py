@@ -343,7 +343,7 @@ def _deciding(explained: Explanation) -> list[tuple[str, ...]]:
         return [_called(conclusion.rule)]
     if conclusion.reason.startswith("stateless_"):
         return [("stateless:default", "the stateless default")]
-    return [_called(report.rule.signature.ref) for report in explained.stateful.rules if report.fate is Fate.ALERTED]
+    return []
 
 
 def _called(ref: RuleRef) -> tuple[str, ...]:
