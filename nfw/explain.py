@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from engines.decode.link import IPV4, IPV6, decode_link
 from engines.flow import Flow
 from engines.packet import Packet, decode, quoted
-from engines.stateful.explain import NotingInspector, RuleReport, reports, undecided
+from engines.stateful.explain import Notes, NotingInspector, RuleReport, reports, undecided
 from engines.stateful.inspector import Inspector, Outcome
 from engines.stateless.explain import misfit
 from engines.stateless.rule import StatelessAction, StatelessRule
