@@ -417,7 +417,7 @@ class Explainer:
         last = seen.steps[-1] if seen.steps else None
         if last is not None and last.stage in ("fragments", "flow"):
             return self._concluded(verdict, last.stage, last.reason, None)
-        for ref, packet in notes.alerts.items():
+        for ref, packet in sorted(notes.alerts.items(), key=lambda each: not each[0].file):  # rules before defaults
             return self._concluded("alert", "stateful", "alert", ref, packet)
         return self._concluded(verdict, "stateful", "no_match", None)
 
