@@ -20,7 +20,7 @@ from nfw.describe import FlowDescription
 
 RAW_IP = 101  # link type: a packet starts with its IP header
 _BEGINNING = 1_000_000.0  # seconds since 1970; of the first packet, and how far packets are apart
-_APART = 0.01
+_APART = 0.001
 _MTU = 1500
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
