@@ -31,8 +31,8 @@ _SIDES = ("to the server", "to the client")
 class Stage(enum.IntEnum):
     """How near a rule came to a match; the condition that failed is of this kind."""
 
-    HEADER = 0  # protocol, addresses, ports
-    DIRECTION = 1  # nothing came in the direction it is about
+    DIRECTION = 0  # nothing came in the direction it is about
+    HEADER = 1  # protocol, addresses, ports
     STATE = 2  # flow:established and the like
     PROTOCOL = 3  # the application protocol
     PACKET = 4  # a keyword about one packet
@@ -200,11 +200,10 @@ class NotingInspector(Inspector):
         signature = rule.signature
         by_transaction = signature.rule_type is RuleType.APP_TX
         for side in BOTH if by_transaction else (segment.direction,):
-            misfit = self._misfit(rule, side)
-            if misfit:
-                yield Reason(Stage.HEADER, misfit)
-            elif side not in rule.directions:
+            if side not in rule.directions:
                 yield Reason(Stage.DIRECTION, f"it is about what goes {_SIDES[side.reply]}")
+            elif misfit := self._misfit(rule, side):
+                yield Reason(Stage.HEADER, misfit)
             else:
                 yield self._reason(rule, side, segment, with_packet, seen)
 
@@ -226,7 +225,8 @@ class NotingInspector(Inspector):
             return Reason(Stage.PROTOCOL, f"{self._speaks()}, not {signature.app_proto}", nearness=known)
         for asked in signature.app_layer_protocols:
             if not self._conversation.speaks(asked, side):
-                return Reason(Stage.PROTOCOL, f"app-layer-protocol:{_asked(asked)} does not hold: {self._speaks()}")
+                text = f"app-layer-protocol:{_asked(asked)} does not hold: {self._speaks()}"
+                return Reason(Stage.PROTOCOL, text, nearness=bool(self._conversation.protocols))
         wrong = packet_misfit(signature, segment)
         if wrong:
             return Reason(Stage.PACKET, wrong, nearness=bool(segment.payload))
