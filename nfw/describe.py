@@ -313,10 +313,10 @@ def _fits(parsed: Mapping[str, Any], wrong: set[str], given: set[str]) -> Iterat
     for key in ("sport", "dport"):
         if key in parsed and protocol not in (TCP, UDP):
             yield key, f"{name} has no ports"
-    if protocol in (TCP, UDP) and "dport" not in given and not _usual_port(parsed):
+    if protocol in (TCP, UDP) and "dport" not in given and not _usual_port(parsed) and not wrong:
         yield "dport", "missing; expected the server's port, such as 443"
     for key in ("sni", "alpn", *_HTTP_KEYS, "midstream", "segment"):
-        if parsed.get(key) not in (None, False, ()) and protocol != TCP:
+        if parsed.get(key) not in (None, False, ()) and protocol != TCP and "dns_query" not in given:
             yield key, f"needs proto tcp, not {name}"
     if "alpn" in given and "sni" not in given:
         yield "alpn", "goes with sni: it is part of a ClientHello"
