@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engines.stateful.app import AppParser, Transaction
+from engines.stateful.app import Transaction
 from engines.stateful.app.detect import FAILED, Detector, recognised
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
 from engines.stateful.expect import Expected
@@ -48,6 +48,7 @@ class Conversation:
         "_first",
         "_original",
         "_other_side",
+        "_outer",
         "_pd_rules",
         "_ruleset",
         "_spoken",
@@ -71,6 +72,7 @@ class Conversation:
         self.layers: list[Layer] = []
         self.named = [False, False]
         self.transactions: list[tuple[str, int, dict[str, object]]] = []
+        self._outer: Transaction | None = None  # the exchange after which that was
         self._original = ""  # what it was before another protocol began inside it
         self._spoken = ["", ""]  # what the bytes of each side say, where rules ask
         self._other_side: Detector | None = None
@@ -223,14 +225,9 @@ class Conversation:
             early.clear()
 
     def _protocol_known(
-        self,
-        name: str,
-        now: float,
-        by: Direction | None = None,
-        expected: Expected | None = None,
-        outer: AppParser | None = None,
+        self, name: str, now: float, by: Direction | None = None, expected: Expected | None = None
     ) -> None:
-        """``by``: the side whose bytes told; None: both have agreed on it. ``outer``: what it began inside of."""
+        """``by``: the side whose bytes told; None: both have agreed on it."""
         ruleset, facts = self._ruleset, self._facts
         self.detector = None
         self._spoken = [name, name] if by is None else [name if side is by else "" for side in BOTH]
@@ -246,8 +243,8 @@ class Conversation:
         parser = make(ruleset.limits.app, group.body_denies) if make is not None and (wanted or logs) else None
         if parser is not None:
             parser.begin(facts.client, facts.server, expected)
-            if outer is not None:
-                parser.follow(outer.transactions)
+            if self._outer is not None:
+                parser.follow(self._outer)
         layer = Layer(name, group, ruleset.rules, parser)
         if logs:
             layer.log, layer.log_only = self._log, not wanted
@@ -287,9 +284,10 @@ class Conversation:
         if parser.tunnel and not layer.log_only:
             # CONNECT or Upgrade: another protocol starts inside the connection.
             self._original = layer.name
+            self._outer = parser.transactions[-1] if parser.transactions else None
             self.named[:] = (False, False)
             if parser.carries:
-                self._protocol_known(parser.carries, now, outer=parser)
+                self._protocol_known(parser.carries, now)
             else:
                 self.detector = Detector()
             for side in BOTH:

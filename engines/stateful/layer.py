@@ -307,7 +307,7 @@ def _judge(
         if instances is None:
             instances = fetched[key] = tx.buffer(match.buffer, side)
         open_ended = (not instances or condition.grows) and not tx.is_complete(side)
-        if not instances and match.absent and (not open_ended or (condition.early and tx.progress(side) > 0)):
+        if not instances and match.absent and (not open_ended or (condition.early and tx.has_begun(side))):
             bits |= bit
             continue
         if open_ended and condition.must and _hopeless(condition.must, instances):

@@ -339,19 +339,32 @@ def compile_ruleset(
     if default_actions and order != "strict":
         raise ValueError("default actions need strict order")
     defaults = make_defaults(default_actions)
-    ordered = [s for s in signatures if not s.never_matches and (captures or not s.captures_only)]
-    if order == "action":
-        rank = {action: number for number, action in enumerate((*action_order, *Action))}
-        rank.update({action: number for number, action in enumerate(action_order)})
-        ordered.sort(key=lambda s: (rank[s.action], _flowbit_rank(s), s.priority))
+    ordered = in_order(signatures, order, action_order, captures=captures)
     headers = _Headers()
     rules = tuple(_rule(index, signature, headers.number(signature)) for index, signature in enumerate(ordered))
     asked = {condition.match.buffer for rule in rules for condition in rule.tx}
     hashes = frozenset(asked.intersection(ALGORITHMS))
     frames = not asked.isdisjoint(http2_frames.NAMES | http2_frames.ON_CONNECTION)
-    if hashes or frames:
-        limits = replace(limits, app=replace(limits.app, hashes=hashes, http2_frames=frames))
+    if hashes or frames or captures:
+        app = replace(limits.app, hashes=hashes, http2_frames=frames, lines_alone=captures)
+        limits = replace(limits, app=app)
     return RuleSet(rules, tuple(headers.all), order, defaults, limits, store)
+
+
+def in_order(
+    signatures: Iterable[Signature],
+    order: str,
+    action_order: Sequence[Action] = tuple(Action),
+    *,
+    captures: bool = False,
+) -> list[Signature]:
+    """As :func:`compile_ruleset` tries them; those that can match nothing are left out."""
+    ordered = [s for s in signatures if not s.never_matches and (captures or not s.captures_only)]
+    if order == "action":
+        rank = {action: number for number, action in enumerate((*action_order, *Action))}
+        rank.update({action: number for number, action in enumerate(action_order)})
+        ordered.sort(key=lambda s: (rank[s.action], _flowbit_rank(s), s.priority))
+    return ordered
 
 
 def covered_protocols(name: str) -> frozenset[str]:

@@ -888,6 +888,39 @@ def test_ssh_is_over_after_the_key_exchange() -> None:
     assert flow.inspector.finished
 
 
+# -- the request line ------------------------------------------------------------------------------------------------
+
+
+def test_in_a_capture_rules_on_the_request_line_do_not_wait_for_its_head() -> None:
+    text = f"""
+        alert http {ANY} (http.uri; content:"/evil"; sid:1;)
+        alert http {ANY} (http.uri; content:"/evil"; http.host; content:"example"; sid:2;)
+        alert http {ANY} (http.uri; content:"/evil"; http.referer; absent; sid:3;)
+        alert http {ANY} (http.host; content:"example"; sid:4;)
+    """
+    rules = compile_ruleset(parse_rules(text, "test.rules", Variables()).signatures, captures=True)
+    inspector = Inspector(rules, FlowFacts(1, TCP, CLIENT, SERVER, 40000, 80), 0.0, watching=True)
+    line, _, rest = EVIL.partition(b"\r\n")
+    seen = []
+    for piece in (line, b"\r\n", rest):
+        inspector.absorb(UP, piece)
+        outcome = inspector.inspect(Segment(UP, True, piece, b"", decode(b""), 0.0))
+        seen.append([alert.rule.sid for alert in outcome.alerts])
+    assert seen == [[], [1], [2, 3, 4]]
+
+
+def test_live_a_pass_on_the_request_line_waits_for_the_rest_of_the_head() -> None:
+    rules = f"""
+        drop http {ANY} (http.host; content:"www.example.com"; sid:1;)
+        pass http {ANY} (http.uri; content:"/evil"; sid:2;)
+    """
+    flow = Flow(compiled(rules, "strict")).handshake()
+    line, _, rest = EVIL.partition(b"\r\n")
+    assert flow.data(UP, line + b"\r\n") == "accept"
+    assert flow.held == (len(line) + 2, 0)
+    assert flow.data(UP, rest) == "drop! 1"
+
+
 # -- bounds ----------------------------------------------------------------------------------------------------------
 
 

@@ -37,6 +37,9 @@ class Transaction(Protocol):
     def progress(self, direction: Direction) -> int:
         """Grows whenever buffers of that direction may have appeared or grown; equal means: nothing new to inspect."""
 
+    def has_begun(self, direction: Direction) -> bool:
+        """The first thing that direction says is complete: a buffer of it that is not there now never will be."""
+
     def end_of(self, name: str, direction: Direction, start: int) -> tuple[int, bytes] | None:
         """(size so far, bytes from ``start`` on) of a body with one instance, so that not all of it has to be put
         together to look at its end. None: see ``buffer``."""
@@ -66,8 +69,8 @@ class AppParser(Protocol):
     def begin(self, client: bytes, server: bytes, expected: Expected | None) -> None:
         """Called once before anything is fed: the (packed) addresses of the flow, and what it was announced as."""
 
-    def follow(self, transactions: Sequence[Transaction]) -> None:
-        """Called before anything is fed when the protocol began inside another one: the transactions of that."""
+    def follow(self, outer: Transaction) -> None:
+        """Called before anything is fed when the protocol began inside another one: what led to it."""
 
     def feed(self, direction: Direction, data: bytes) -> None: ...
 

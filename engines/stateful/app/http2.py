@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from hpack import Decoder
 from hpack.exceptions import HPACKError
@@ -109,21 +109,22 @@ class Http2Parser(BaseParser):
         self._sides = (_Side(PREFACE, limits.head), _Side(b"", limits.head))
         self._streams: dict[int, _Stream] = {}
 
-    def follow(self, transactions: Sequence[Transaction]) -> None:
+    def follow(self, outer: Transaction) -> None:
         """The request that asked HTTP/1 for this protocol is that of stream 1 (RFC 7540, section 3.2). Its fields were
         judged there; here it has the line and the host."""
-        asked = transactions[-1] if transactions else None
-        if not isinstance(asked, HttpTransaction) or asked.request is None:
+        if not isinstance(outer, HttpTransaction) or outer.request is None or outer.response is None:
+            return
+        if outer.response.second != b"101" or (outer.response.value(b"upgrade") or b"").strip().lower() != b"h2c":
             return
         stream = self._stream(1, Direction.TO_SERVER)
         if stream is not None:
-            pseudo = [(b":method", asked.request.first), (b":path", asked.request.second)]
-            host = asked.raw_host()
+            pseudo = [(b":method", outer.request.first), (b":path", outer.request.second)]
+            host = outer.raw_host()
             if host is not None:
                 pseudo.append((b":authority", host))
             self._head(stream, Direction.TO_SERVER, pseudo, True, 0)
             self._end(stream, Direction.TO_SERVER)
-            self._first_settings(stream, asked.request.value(b"http2-settings") or b"")
+            self._first_settings(stream, outer.request.value(b"http2-settings") or b"")
 
     def _first_settings(self, stream: _Stream, text: bytes) -> None:
         """The client's SETTINGS in a field of HTTP/1 (RFC 7540, section 3.2.1)."""

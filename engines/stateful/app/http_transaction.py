@@ -68,6 +68,7 @@ class HttpTransaction(BaseTransaction):
         "authority",
         "frames",
         "inner",
+        "line",
         "request",
         "response",
         "version",
@@ -77,6 +78,7 @@ class HttpTransaction(BaseTransaction):
         super().__init__(tx_id)
         self.request: Head | None = None
         self.response: Head | None = None
+        self.line: Head | None = None  # the request line, where it is judged before the rest of the head
         self.version = version  # HTTP/2 has none on the wire
         self.authority: bytes | None = None  # HTTP/2 :authority
         self.frames: FrameValues | None = None  # HTTP/2, where rules ask
@@ -98,7 +100,9 @@ class HttpTransaction(BaseTransaction):
             return () if inner is None or name in BUFFERS else tuple(inner.buffer(name, direction))
         head = self.response if direction else self.request
         if head is None:
-            return ()
+            if self.line is None or direction or name not in _OF_LINE:
+                return ()
+            head = self.line
         getter, cacheable = found
         if not cacheable:
             return getter(self, head, direction)
@@ -126,6 +130,14 @@ class HttpTransaction(BaseTransaction):
         else:
             self.response = head
         self.touch(direction)
+
+    def set_line(self, line: Head) -> None:
+        """The request line is complete."""
+        self.line = line
+        self.touch(Direction.TO_SERVER)
+
+    def has_begun(self, direction: Direction) -> bool:
+        return (self.response if direction else self.request) is not None
 
     def open_body(self, direction: Direction, limits: AppLimits) -> Body:
         """Where the body of that side goes, with its content codings undone."""
@@ -186,10 +198,11 @@ class HttpTransaction(BaseTransaction):
 
     @property
     def target(self) -> Target:
-        """The request target; only with a request."""
+        """The request target; only with a request, or its line."""
         if self._target is None:
-            assert self.request is not None
-            self._target = parse_target(self.request.second, self.request.first == b"CONNECT")
+            request = self.request or self.line
+            assert request is not None
+            self._target = parse_target(request.second, request.first == b"CONNECT")
         return self._target
 
     def raw_host(self) -> bytes | None:
@@ -202,7 +215,7 @@ class HttpTransaction(BaseTransaction):
     def log_fields(self) -> dict[str, object]:
         """EVE ``http`` object. Source: Suricata user guide, "EVE JSON format"."""
         fields: dict[str, object] = {}
-        request, response = self.request, self.response
+        request, response = self.request or self.line, self.response
         if request is not None:
             host = self.raw_host()
             if host is not None:
@@ -471,6 +484,8 @@ BUFFERS: dict[str, tuple[tuple[Direction, ...], Getter, bool]] = {
     "file.name": (_BOTH, _file_name, False),
     **{name: (_BOTH, _digest(name), False) for name in ALGORITHMS},
 }
+# What the request line alone says.
+_OF_LINE = frozenset({"http.method", "http.uri", "http.uri.raw", "http.protocol", "http.request_line"})
 _BY_SIDE = tuple(
     {name: (getter, cacheable) for name, (sides, getter, cacheable) in BUFFERS.items() if side in sides}
     for side in _BOTH

@@ -35,6 +35,9 @@ class BaseTransaction:
     def progress(self, direction: Direction) -> int:
         return self._progress[direction]
 
+    def has_begun(self, direction: Direction) -> bool:
+        return self._progress[direction] > 0
+
     def end_of(self, name: str, direction: Direction, start: int) -> tuple[int, bytes] | None:
         return None
 
@@ -85,7 +88,7 @@ class BaseParser:
     def begin(self, client: bytes, server: bytes, expected: Expected | None) -> None:
         """Most protocols need not know who speaks."""
 
-    def follow(self, transactions: Sequence[Transaction]) -> None:
+    def follow(self, outer: Transaction) -> None:
         """Most protocols begin anew inside another one."""
 
     def feed(self, direction: Direction, data: bytes) -> None:
