@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,9 +90,13 @@ def explain(
             flow = read_description(described)
         except DescriptionError as wrong:
             raise Failure(*(f"{_option(key)}: {message}" for key, message in wrong.problems)) from None
+    since = None
     if running:
-        files, map_file, name = _running(control)
-    explainer = explainer_of(load(files, map_file, name))
+        files, map_file, name, since = _running(control)
+    policy = load(files, map_file, name)
+    if since is not None:
+        _tell_changed(policy, files, since)
+    explainer = explainer_of(policy)
     if flow is not None:
         explained, left = [explainer.described(flow)], 0
     else:
@@ -178,12 +184,23 @@ def _captured(
         raise click.BadParameter(str(error), param_hint="--filter") from None
 
 
-def _running(control: str) -> tuple[tuple[str, ...], str | None, str]:
-    """Where the running firewall has its policy from."""
+def _running(control: str) -> tuple[tuple[str, ...], str | None, str, float]:
+    """Where the running firewall has its policy from: files, map file, name; and since when (Unix time)."""
     from nfw.control import ControlClient
 
     reply = ControlClient(control, 10.0).request("status")
     source = (reply.data or {}).get("policy_source") if isinstance(reply.data, dict) else None
     if not reply.ok or not isinstance(source, dict):
         raise Failure(*(reply.errors or ("the running firewall does not say where its policy is from",)))
-    return (source["file"], *source["more"]), source["map"] or None, source["name"]
+    since = float(reply.data.get("since", 0.0))
+    return (source["file"], *source["more"]), source["map"] or None, source["name"], since
+
+
+def _tell_changed(policy: Policy, files: tuple[str, ...], since: float) -> None:
+    """Say which files are not what the firewall has read."""
+    stateful = policy.stateful
+    sources = [*stateful.sources, *(source for group in stateful.groups for source in group.sources)]
+    for file in dict.fromkeys([*files, *(source.file for source in sources)]):
+        with contextlib.suppress(OSError):
+            if os.stat(file).st_mtime > since:
+                tell(f"{file}: changed since the firewall has read it; this is what it says now")

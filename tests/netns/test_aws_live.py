@@ -5,6 +5,7 @@ One firewall, and a hot swap for each group of rows; the rows of a group run at 
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import ssl
@@ -134,3 +135,12 @@ def test_group(firewall: Firewall, number: int, tmp_path: Path) -> None:
             )
         sids = {event["alert"]["signature_id"] for event in firewall.events("alert") if of_this(event)}
         assert sids == set(row.alerts), row.says
+
+
+def test_explain_by_the_running_policy(firewall: Firewall) -> None:
+    """The firewall knows where its policy is from, and explaining by that gives what was seen above."""
+    row = next(row for row in LIVE[-1].rows if row.alerts)
+    options = [part for key, value in row.flow.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    told = json.loads(firewall.cli("explain", "--running", "--json", *options).stdout)
+    assert (told["verdict"]["verdict"], told["verdict"]["rule"]["id"]) == (row.verdict, row.alerts[0])
+    assert str(firewall.dir) in told["verdict"]["file"]

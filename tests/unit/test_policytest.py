@@ -239,9 +239,13 @@ def test_explain_says_what_is_wrong(nfw: Nfw, folder: Path, args: tuple[str, ...
 
 def test_explain_by_the_running_policy(nfw: Nfw, folder: Path) -> None:  # noqa: F811
     source = {"file": str(folder / "p.yaml"), "more": [], "map": "", "name": ""}
-    end = serve(folder / "c.sock", lambda _: Reply(True, {"policy_source": source}, ()))
-    try:
-        done = nfw("explain", "--running", "--control", "c.sock", *ENDS, "--dport", "23")
-    finally:
-        end()
-    assert done.out.splitlines()[-1].startswith('verdict    drop by stateless rule priority 7 "telnet"')
+    for since, told in ((4e9, ""), (1.0, "p.yaml: changed since the firewall has read it; this is what it says now\n")):
+        status = {"policy_source": source, "since": since}
+        end = serve(folder / "c.sock", lambda _, status=status: Reply(True, status, ()))
+        try:
+            done = nfw("explain", "--running", "--control", "c.sock", *ENDS, "--dport", "23")
+        finally:
+            end()
+        assert done.out.splitlines()[-1].startswith('verdict    drop by stateless rule priority 7 "telnet"')
+        assert done.err.endswith(told)
+        assert bool(done.err) is bool(told)
