@@ -37,7 +37,8 @@ class FlowRules:
 
     ``segment``: what is judged now. ``found``: the matches so far; what a match leaves behind (flowbits ...) counts at
     once. ``tuples``: source, source port, destination, destination port per direction. ``payload_bytes``: of each
-    direction so far. ``established``: the handshake is over.
+    direction so far. ``established``: the handshake is over. ``opening``: a TLS session is held while its hello is
+    judged; the client's connection is established then and the server's is not, so rules that ask for either apply.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class FlowRules:
         "flowbits",
         "flowints",
         "found",
+        "opening",
         "payload_bytes",
         "segment",
         "tuples",
@@ -67,6 +69,7 @@ class FlowRules:
         self.established = False
         self.segment = Segment(_TO_SERVER, False, b"", b"", None, now)
         self.found: list[Match] = []
+        self.opening = False
         # Bit n: header n was asked whether it covers the flow, and did.
         self._asked = [0, 0]
         self._allowed = [0, 0]
@@ -108,7 +111,7 @@ class FlowRules:
 
     def applies(self, rule: Rule, direction: Direction) -> bool:
         """Everything about a rule but its buffers."""
-        if rule.established is not None and rule.established is not self.segment.established:
+        if rule.established is not None and rule.established is not self.segment.established and not self.opening:
             return False
         if rule.header and not self._covers(rule, direction):
             return False
