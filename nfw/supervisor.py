@@ -770,7 +770,7 @@ class Supervisor:
         return desk.page(request.args) if request.command == "flows" else desk.flush(request.args)
 
     def _status(self, generation: Generation, body: dict[str, Any]) -> dict[str, Any]:
-        ready = generation.ready
+        ready, settings = generation.ready, generation.settings
         kernel = self._kernel()
         # Somebody may have flushed the rule set, or run `nfw cleanup`: processes alone do not filter.
         gone = kernel.get("counters") == {}
@@ -779,6 +779,12 @@ class Supervisor:
             "pid": os.getpid(),
             "state": "not filtering: table inet nfw is gone; restart nfw" if gone else "filtering",
             "name": ready.name if ready else "",
+            "policy_source": {
+                "file": settings.policy,
+                "more": list(settings.more),
+                "map": settings.map_file,
+                "name": settings.name,
+            },
             "log": self.log_path,
             "log_writer": self._log_status(),
             "kernel": kernel,

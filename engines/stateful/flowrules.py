@@ -125,7 +125,7 @@ class FlowRules:
             if not test(segment):
                 return False
         for size in signature.stream_sizes:
-            if not self._stream_size(size.side, size.test):
+            if not self.stream_size(size.side, size.test):
                 return False
         if signature.flowbit_checks and not self.flowbits.check(signature.flowbit_checks):
             return False
@@ -136,7 +136,8 @@ class FlowRules:
             return self._ruleset.address_bits.check(signature.xbit_checks, source, destination, segment.now)
         return True
 
-    def _stream_size(self, side: str, test: Any) -> bool:
+    def stream_size(self, side: str, test: Any) -> bool:
+        """``stream_size`` holds of the payload bytes so far."""
         client, server = self.payload_bytes
         match side:
             case "client":

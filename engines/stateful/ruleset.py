@@ -242,9 +242,7 @@ class RuleSet:
         self.limits = limits
         self.counts = RuleCounts(len(rules) + len(defaults.all))
         self.overflowed = 0  # matches beyond ``limits.max_alerts`` of their packet
-        self.thresholds = ThresholdTable(limits.max_thresholds)
-        self.address_bits = AddressBits(limits.max_address_bits)
-        self.expectations = Expectations(limits.max_expectations)
+        self.forget()
         # A rule that has conditions on a transaction's buffers and on the payload around it.
         self.tx_payload = any(rule.tx and rule.payload for rule in rules)
         aware = [rule for rule in rules if rule.app_protos or rule.tx or rule.signature.app_layer_protocols]
@@ -264,6 +262,12 @@ class RuleSet:
         placed = _placed(rules)
         self._app_groups = {name: _app_group(placed, name, shared) for name in sorted(names)}
         self._other_app = _app_group(placed, "", shared)
+
+    def forget(self) -> None:
+        """Nothing is remembered across flows: thresholds, xbits and hostbits, announced connections."""
+        self.thresholds = ThresholdTable(self.limits.max_thresholds)
+        self.address_bits = AddressBits(self.limits.max_address_bits)
+        self.expectations = Expectations(self.limits.max_expectations)
 
     def packet_group(self, protocol: int) -> PacketGroup:
         """The rules for an IP protocol number."""
