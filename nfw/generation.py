@@ -125,10 +125,20 @@ def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "") -
     cache = default_cache(process.tell)
     with paused_gc():
         loaded = load_policy(policy, *more, map_file=map_file or None, name=name, check_key=False, cache=cache)
+        _import_workers(loaded)
         compiled = compile_policy(loaded, cache)
         gc.collect()
         gc.freeze()  # the compiled rules stay shared: no collector ever writes to their pages
     return compiled
+
+
+def _import_workers(policy: Policy) -> None:
+    """What the processes run, before the rules are compiled: then a switch does not wait for it, and its objects are
+    frozen with all others."""
+    from nfw import worker  # noqa: F401
+
+    if policy.tls is not None:
+        from nfw import keyholder, revocationfetcher, tlsworker  # noqa: F401
 
 
 class Leader:
