@@ -200,6 +200,7 @@ class Leader:
             log_events=policy.log.events,
             log_format=policy.log.format.value,
             log_sinks=[sink_settings(sink) for sink in policy.log.sinks],
+            log_flows=policy.log.flow_interval if "flow" in policy.log.wanted else 0,
             log_stats=policy.log.stats_interval if "stats" in policy.log.wanted else 0,
             warnings=tuple(str(warning) for warning in policy.warnings),
         )

@@ -105,7 +105,8 @@ class View:
     def record(self, event: Mapping[str, Any], now: float) -> None:
         """One record of the log."""
         kind = event.get("event_type")
-        if kind == "flow":
+        ours = event.get("nfw")
+        if kind == "flow" and not (isinstance(ours, Mapping) and ours.get("final") is False):  # or it would count twice
             flow = event.get("flow")
             if isinstance(flow, Mapping):
                 sides = [flow.get(f"bytes_{side}", 0) for side in ("toserver", "toclient")]
