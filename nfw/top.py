@@ -263,7 +263,7 @@ class View:
     def _hits(self) -> list[tuple[str, str, str]]:
         rows = []
         for hits, (engine, rule) in self._since("nfw_rule_hits"):
-            text = f"{rule} {self._signatures.get(rule, '')}".rstrip() if engine == "stateful" else f"stateless {rule}"
+            text = f"{rule} {self._signatures.get(rule, '')}".rstrip() if engine == "stateful" else f"{engine} {rule}"
             rows.append((count(hits), clean(text), ""))
         return [row for row in rows if self.filter in row[1].lower()]
 
