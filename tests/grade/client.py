@@ -973,14 +973,14 @@ def _(bench: Bench) -> str:
             server.forget()
             client = Client13(bench.connect(server.port), HOST)
             client.handshake()
-            client.write(b"before")
-            _until(lambda: server.got == b"before")
+            client.write(REQUEST)
+            _until(lambda: server.got == REQUEST)
             client.sock.sendall(client.record(tls12.ALERT, b"\1\0" if kind == "close_notify" else b"\2\x28"))
             with contextlib.suppress(OSError):
                 client.write(b"after")
                 client.sock.sendall(b"junk" * 10)
             time.sleep(0.3)
-            check(server.got == b"before", f"{kind}: {server.got!r}")
+            check(server.got == REQUEST, f"{kind}: {server.got!r}")
             client.sock.close()
     return "nothing after either"
 
@@ -1335,12 +1335,16 @@ def _(bench: Bench) -> str:
             sock.connect((ADDRESS, server.port))
             body = b""
             with contextlib.suppress(OSError):
-                conn = bench.client_context(strict=False).wrap_socket(sock, server_hostname=HOST)
+                conn = bench.client_context(strict=False).wrap_socket(
+                    sock, server_hostname=HOST, do_handshake_on_connect=False
+                )
+                sock = conn
+                conn.do_handshake()
                 conn.sendall(REQUEST)
                 while data := conn.recv(1000):
                     body += data
-                sock = conn
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             sock.close()
             time.sleep(0.05)
             outcomes.append(PAGE in body)
