@@ -558,9 +558,8 @@ def several(bench: Bench) -> Callable[[Issued], bytes]:
             command += ["-cert", f"{number}.pem"]
             serial = f"{other.serial:X}"
             serial = serial.zfill(len(serial) + len(serial) % 2)
-            index += (
-                f"V\t{time.strftime('%y%m%d%H%M%SZ', time.gmtime(time.time() + DAY))}\t\t{serial}\tunknown\t/CN=x\n"
-            )
+            end = time.strftime("%y%m%d%H%M%SZ", time.gmtime(time.time() + DAY))
+            index += f"V\t{end}\t\t{serial}\tunknown\t/CN=x{number}\n"
         (folder / "index.txt").write_text(index)
         run = {"cwd": folder, "check": True, "capture_output": True}
         subprocess.run([*command, "-reqout", "request.der"], **run)
