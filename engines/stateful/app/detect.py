@@ -272,6 +272,32 @@ def _ntp(data: bytes) -> bool | None:
     return len(data) in {48, 68, 72} and 1 <= (data[0] >> 3 & 7) <= 4 and 1 <= data[0] & 7 <= 5
 
 
+def _krb5(data: bytes) -> bool | None:
+    """RFC 4120, section 5: an application type that is a sequence, and as long as it says. A datagram."""
+    if len(data) < 6 or data[0] not in _KRB5_TAGS:
+        return False
+    more = data[1] & 0x7F if data[1] & 0x80 else 0
+    size = int.from_bytes(data[2 : 2 + more], "big") if more else data[1]
+    return more <= 3 and 2 + more + size == len(data) and data[2 + more] == 0x30
+
+
+def _krb5_tcp(data: bytes) -> bool | None:
+    """The same behind its length (RFC 4120, section 7.2.2)."""
+    if data[0] or (len(data) > 1 and data[1]):
+        return False
+    if len(data) < 9:
+        return None if len(data) < 5 or data[4] in _KRB5_TAGS else False
+    size = int.from_bytes(data[:4], "big")
+    more = data[5] & 0x7F if data[5] & 0x80 else 0
+    if data[4] not in _KRB5_TAGS or more > 2:
+        return False
+    inner = int.from_bytes(data[6 : 6 + more], "big") if more else data[5]
+    return 2 + more + inner == size and data[6 + more] == 0x30
+
+
+_KRB5_TAGS = frozenset({0x6A, 0x6B, 0x6C, 0x6D, 0x7E})
+
+
 def _mqtt_answer(data: bytes) -> bool | None:
     """CONNACK (MQTT 5.0, section 3.2), and nothing behind it: the client waits for it."""
     if data[0] != 0x20 or (len(data) > 1 and not 2 <= data[1] < 0x80) or (len(data) > 2 and data[2] > 1):
@@ -318,6 +344,7 @@ _TO_SERVER: list[tuple[str, _Probe]] = [
     ("mqtt", lambda data: False if data[0] != 0x10 else None if len(data) < 10 else b"MQ" in data[2:8]),
     ("pgsql", _prefix(b"\0\3\0\0", b"\4\xd2\x16\x2f", at=4)),
     ("sip", _SIP_REQUEST),
+    ("krb5", _krb5_tcp),
     ("dns", _dns_tcp(False)),
 ]
 _TO_CLIENT: list[tuple[str, _Probe]] = [
@@ -336,12 +363,14 @@ _TO_CLIENT: list[tuple[str, _Probe]] = [
     ("sip", _prefix(b"SIP/2.0")),
     ("http2", _http2_server),
     ("mqtt", _mqtt_answer),
+    ("krb5", _krb5_tcp),
     ("dns", _dns_tcp(True)),
 ]
 _UDP_TO_SERVER: list[tuple[str, _Probe]] = [
     ("quic", _quic),
     ("dns", _dns_udp(False)),
     ("ntp", _ntp),
+    ("krb5", _krb5),
     ("tftp", _tftp),
     ("dhcp", _prefix(b"\x63\x82\x53\x63", at=236)),
     ("sip", _sip),
@@ -350,6 +379,7 @@ _UDP_TO_CLIENT: list[tuple[str, _Probe]] = [
     ("quic", _quic),
     ("dns", _dns_udp(True)),
     ("ntp", _ntp),
+    ("krb5", _krb5),
     ("dhcp", _prefix(b"\x63\x82\x53\x63", at=236)),
     ("sip", _sip),
 ]

@@ -29,6 +29,7 @@ FTP = frozenset({"ftp"})
 DCERPC = frozenset({"dcerpc", "smb"})
 SMB = frozenset({"smb"})
 SIP = frozenset({"sip"})
+KRB5 = frozenset({"krb5"})
 MQTT = frozenset({"mqtt"})
 NTP = frozenset({"ntp"})
 JA3 = frozenset({"tls", "quic"})
@@ -196,6 +197,8 @@ _TABLE: tuple[BufferInfo, ...] = (
             "unsubscribe.topic",
         )
     ),
+    BufferInfo("krb5.cname", KRB5, TO_CLIENT, "kerberos-keywords.html", multiple=True, aliases=("krb5_cname",)),
+    BufferInfo("krb5.sname", KRB5, TO_CLIENT, "kerberos-keywords.html", multiple=True, aliases=("krb5_sname",)),
     BufferInfo("ntp.reference_id", NTP, None, "ntp-keywords.html"),
     BufferInfo("smb.named_pipe", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_named_pipe",)),
     BufferInfo("smb.share", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_share",)),
@@ -244,6 +247,10 @@ _VALUES: tuple[BufferInfo, ...] = (
             "connect.flags",
             "connack.session_present",
         )
+    ),
+    *(
+        BufferInfo(name, KRB5, None, "kerberos-keywords.html")
+        for name in ("krb5_msg_type", "krb5_err_code", "krb5.ticket_encryption")
     ),
     *(BufferInfo(f"ntp.{name}", NTP, None, "ntp-keywords.html") for name in ("version", "mode", "stratum")),
     BufferInfo("smb.version", SMB, None, "smb-keywords.html"),
