@@ -4,13 +4,15 @@ The leader is exec'ed afresh by the supervisor (``python -m nfw.generation``), s
 is installed now. It loads and compiles the policy, then forks: the workers share the compiled rules copy-on-write, and
 one that dies is forked again from the same memory. Everything in it dies with it, and it with the supervisor.
 
-Leader -> supervisor: ``failed`` [errors], ``ready`` GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text.
+Leader -> supervisor: ``failed`` [errors], ``tried`` {...} (a policy that is not to be started), ``ready``
+GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text.
 Supervisor -> leader: ``status``, ``old_flows`` [...], ``end`` {"action": drop|reject}.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
 import selectors
@@ -18,11 +20,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nfw import process
+from nfw.marks import MarkLayout
 from nfw.settings import QUEUE_SPAN, GenerationReady, GenerationSettings, pack, unpack
 
 if TYPE_CHECKING:
@@ -101,16 +104,19 @@ def listeners(count: int) -> tuple[int, list[tuple[socket.socket, socket.socket]
     raise StartError("cannot find a TCP port that is free for IPv4 and IPv6 alike")
 
 
-def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "") -> Compiled:
+def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "", monitor: bool = False) -> Compiled:
     """The policy :func:`nfw.policy.loader.load_policy` finds there, compiled, with what the cache has of it; the
-    process's heap is frozen afterwards."""
+    process's heap is frozen afterwards. ``monitor``: in mode monitor, whatever it says."""
     from nfw.cache import default_cache
     from nfw.policy.compile import compile_policy
     from nfw.policy.loader import load_policy, paused_gc
+    from nfw.policy.model import Mode
 
     cache = default_cache(process.tell)
     with paused_gc():
         loaded = load_policy(policy, *more, map_file=map_file or None, name=name, check_key=False, cache=cache)
+        if monitor:
+            loaded = dataclasses.replace(loaded, mode=Mode.MONITOR)
         compiled = compile_policy(loaded, cache)
         gc.collect()
         gc.freeze()  # the compiled rules stay shared: no collector ever writes to their pages
@@ -133,6 +139,9 @@ class Leader:
     def run(self) -> None:
         """Until told to end or the supervisor is gone."""
         try:
+            if self.settings.instead_of is not None:
+                self._say("tried", self._try())
+                return
             ready = self._start()
         except StartError as failed:
             self._stop_children()
@@ -148,13 +157,7 @@ class Leader:
     # -- start -----------------------------------------------------------------------------------------------------
 
     def _start(self) -> GenerationReady:
-        from nfw.policy.errors import PolicyErrors
-
-        try:
-            settings = self.settings
-            compiled = load_compiled(settings.policy, *settings.more, map_file=settings.map_file, name=settings.name)
-        except PolicyErrors as errors:
-            raise StartError(*[str(error) for error in errors.errors]) from errors
+        compiled, files, not_kept = self._load()
         policy = compiled.policy
         workers = policy.workers if isinstance(policy.workers, int) else len(os.sched_getaffinity(0))
         workers = max(1, min(workers, QUEUE_SPAN))
@@ -169,6 +172,7 @@ class Leader:
             queue_last=self.settings.queue_first + workers - 1,
             tproxy_port=port,
             fragments=policy.stateless.fragments.value,
+            mode=policy.mode.value,
             fail_open=policy.fail_open,
             open_which=policy.open_flows.which.value,
             open_action=policy.open_flows.action.value,
@@ -180,8 +184,62 @@ class Leader:
             log_format=policy.log.format.value,
             log_sinks=[sink_settings(sink) for sink in policy.log.sinks],
             log_stats=policy.log.stats_interval if "stats" in policy.log.wanted else 0,
-            warnings=tuple(str(warning) for warning in policy.warnings),
+            warnings=told_warnings(policy),
+            files=files,
+            not_kept=not_kept,
         )
+
+    def _load(self) -> tuple[Compiled, Mapping[str, str] | None, str]:
+        """The policy; what it was read from as the store has it, or None and why it has not."""
+        from nfw.policy.errors import PolicyErrors
+        from nfw.policy.files import as_kept, noting
+        from nfw.policystore import PolicyStore, StoreError
+
+        settings = self.settings
+        store = PolicyStore(settings.store)
+        noted: dict[str, str] = {}
+        problems: list[str] = []
+
+        def note(path: str, data: bytes) -> None:
+            try:
+                if not problems:
+                    noted[path] = store.put(data)
+            except StoreError as problem:
+                problems.append(str(problem))
+
+        with contextlib.ExitStack() as reading:
+            if settings.files is not None:
+                reading.enter_context(as_kept(store.reader(settings.files)))
+            elif settings.store and settings.instead_of is None:
+                reading.enter_context(noting(note))
+            try:
+                compiled = load_compiled(
+                    settings.policy,
+                    *settings.more,
+                    map_file=settings.map_file,
+                    name=settings.name,
+                    monitor=settings.monitor,
+                )
+            except PolicyErrors as errors:
+                raise StartError(*[str(error) for error in errors.errors]) from errors
+        if settings.files is not None or not settings.store:
+            return compiled, settings.files, ""
+        return (compiled, None, problems[0]) if problems else (compiled, noted, "")
+
+    def _try(self) -> dict[str, Any]:
+        """What starting the policy would do, without starting anything."""
+        from nfw import openflows
+
+        assert self.settings.instead_of is not None
+        compiled, _, _ = self._load()
+        layout = MarkLayout(self.settings.mark_mask)
+        return {
+            "name": compiled.policy.name,
+            "mode": compiled.policy.mode.value,
+            "warnings": told_warnings(compiled.policy),
+            "open_flows": openflows.count_ending(layout, self.settings.instead_of, compiled),
+            "action": compiled.policy.open_flows.action.value,
+        }
 
     def _start_packet_workers(self, compiled: Compiled, workers: int) -> None:
         from nfw import worker
@@ -406,6 +464,11 @@ class Leader:
     def _say(self, kind: str, value: Any) -> None:
         with contextlib.suppress(OSError):
             self.supervisor.send(pack(kind, value))
+
+
+def told_warnings(policy: Policy) -> tuple[tuple[str, str], ...]:
+    """(level, text) of each; as many as a message has room for."""
+    return tuple((warning.level.value, str(warning)) for warning in policy.warnings[:ERRORS_TOLD])
 
 
 def sink_settings(sink: Sink) -> dict[str, Any]:

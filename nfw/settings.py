@@ -31,17 +31,24 @@ class GenerationSettings:
     more: tuple[str, ...] = ()  # as in PolicySource
     map_file: str = ""
     name: str = ""
+    monitor: bool = False
+    files: Mapping[str, str] | None = None
+    store: str = ""  # directory of nfw.policystore, "" for none
+    instead_of: int | None = None  # only try it: compile, count the flows of this generation that would end, and leave
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySource:
     """Where a policy is read from: a file of nfw's own, or AWS documents in ``file`` and ``more`` files and folders,
-    with a map file, and ``name`` where several policies are among them. All paths absolute."""
+    with a map file, and ``name`` where several policies are among them. All paths absolute. ``monitor``: run it in mode
+    monitor, whatever it says. ``files``: read what was kept of them (path -> hash, see nfw.policystore) instead."""
 
     file: str
     more: tuple[str, ...] = ()
     map_file: str = ""
     name: str = ""
+    monitor: bool = False
+    files: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,10 @@ class GenerationReady:
     log_format: str = "eve"
     log_sinks: Sequence[dict[str, Any]] = ()  # as nfw.sinks.make wants them
     log_stats: int = 0  # seconds between records, 0: none are wanted
-    warnings: tuple[str, ...] = ()
+    warnings: Sequence[tuple[str, str]] = ()  # level and text
+    mode: str = "enforce"
+    files: Mapping[str, str] | None = None  # what the policy was read from (path -> hash); None: it was not kept
+    not_kept: str = ""  # why
 
 
 def most(hits: Mapping[str, int], bound: int = RULES_TOLD) -> tuple[dict[str, int], int]:

@@ -77,6 +77,13 @@ def mark_mask_option(function: Any) -> Any:
 )
 @click.option("--log", "log_file", metavar="FILE", help=f"Event log.  [default: {DEFAULT_LOG}]")
 @click.option(
+    "--state",
+    "state_directory",
+    envvar="NFW_STATE",
+    metavar="DIRECTORY",
+    help="Where applied policies are kept for going back; off: nowhere.  [default: /var/lib/nfw]",
+)
+@click.option(
     "--metrics",
     callback=parse_metrics,
     metavar="ADDRESS",
@@ -97,6 +104,7 @@ def run(
     mark_mask: int,
     queue_base: int,
     log_file: str | None,
+    state_directory: str | None,
     metrics: Any,
     on_exit: str,
 ) -> int:
@@ -117,6 +125,7 @@ def run(
         mark_mask=mark_mask,
         queue_base=queue_base,
         log=log_file,
+        state=_state(state_directory),
         metrics=metrics,
         on_exit=on_exit,
     )
@@ -124,6 +133,15 @@ def run(
         return supervisor.run(options)
     except HostNetError as error:
         raise Failure(*(f"nfw: {line}" for line in str(error).splitlines())) from error
+
+
+def _state(chosen: str | None) -> str:
+    from nfw.policystore import default_directory
+
+    if chosen and chosen != "off":
+        return os.path.join(os.path.abspath(chosen), "policies")
+    found = default_directory() if chosen != "off" else None
+    return str(found) if found is not None else ""
 
 
 @click.command()
@@ -188,9 +206,20 @@ def format_status(data: Any, now: float) -> list[str]:
     """The daemon's status as lines for a person; what is not known to this program is shown as it came."""
     if not isinstance(data, dict):
         return [str(data)]
-    lines = [f"nfw {data.get('version', '?')}, pid {data.get('pid', '?')}: {data.get('state', '?')}"]
+    state = data.get("state", "?")
+    if data.get("mode") == "monitor":
+        state = f"{state} in MODE MONITOR: NOTHING IS BLOCKED, what would be is recorded"
+    lines = [f"nfw {data.get('version', '?')}, pid {data.get('pid', '?')}: {state}"]
+    waiting = data.get("waiting")
+    if isinstance(waiting, dict):
+        lines.append(
+            f"  NOT CONFIRMED: in {waiting.get('seconds_left', '?')} s policy {waiting.get('back_to_name', '?')!r}"
+            f" (entry {waiting.get('back_to', '?')}) comes back unless `nfw policy confirm`"
+        )
+        if waiting.get("overdue"):
+            lines.append(f"  CANNOT GO BACK: {waiting['overdue']}; tried again")
     for key, value in data.items():
-        if key in ("version", "pid", "state", "processes"):
+        if key in ("version", "pid", "state", "processes", "waiting"):
             continue
         if key == "since" and isinstance(value, (int, float)):
             value = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(value))} ({_duration(now - value)})"

@@ -220,7 +220,7 @@ def read_authority(
     ca: Section, certificate_path: Path, key_path: Path, arn: str, check_key: bool, now: float
 ) -> CertificateAuthority:
     """The CA in two files, which the keys ``certificate`` and ``private_key`` of ``ca`` name."""
-    certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path)
+    certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, machine=True)
     key_pem: bytes | None = None
     encrypted = key_path.with_name(key_path.name + ".cred")
     if check_key and encrypted.exists() and not key_path.exists():
@@ -228,7 +228,7 @@ def read_authority(
             ca.get("private_key"), f"CA key {encrypted} is encrypted for the service, so it is not checked here"
         )
     elif check_key:
-        key_pem = _read_file(ca, ca.get("private_key"), "CA key", key_path)
+        key_pem = _read_file(ca, ca.get("private_key"), "CA key", key_path, machine=True)
         mode = too_open(key_path)
         if mode is not None:
             ca.problems.warning(
@@ -312,9 +312,11 @@ def _check_roots(section: Section, node: Node, path: Path, content: bytes, what:
     return True
 
 
-def _read_file(section: Section, node: Node | None, what: str, path: Path, hint: str = "") -> bytes | None:
+def _read_file(
+    section: Section, node: Node | None, what: str, path: Path, hint: str = "", *, machine: bool = False
+) -> bytes | None:
     try:
-        return read_bounded(path, MAX_PEM_BYTES)
+        return read_bounded(path, MAX_PEM_BYTES, machine=machine)
     except OSError as error:
         section.error(node, f"{what} {path} {error.strerror}{hint}")
         return None
