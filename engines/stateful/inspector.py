@@ -349,6 +349,10 @@ class Inspector:
         self._segment = Segment(_TO_SERVER, False, b"", b"", None, now)
         return self._run(self._segment, False, defaults=False)
 
+    def not_decrypted(self) -> None:
+        """The flow is passed on as it is: what follows are the bytes on the wire, from the first on."""
+        self._decrypted = False
+
     def tls_server(self, chain: Sequence[bytes], now: float) -> Outcome:
         """The certificates (DER, leaf first) the server of a decrypted flow has shown; judged like the hello."""
         if self._outcome is not None:
