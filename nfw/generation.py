@@ -252,7 +252,7 @@ class Leader:
             self.children.append(Child(f"nfw packet {index}", start))
 
     def _start_tls(self, policy: Policy, compiled: Compiled, workers: int) -> int:
-        from nfw import keyholder, revocationfetcher, tlsworker
+        from nfw import keyholder, resolver, revocationfetcher, tlsworker
 
         assert policy.tls is not None
         ca = policy.tls.ca
@@ -262,6 +262,8 @@ class Leader:
         checking = policy.tls.revocation
         asks = checking.check or policy.tls.fetch_issuers
         fetcher_channels = [keyholder.channel() for _ in range(workers)] if asks else []
+        resolver_channels = [keyholder.channel() for _ in range(workers)] if policy.tls.bypass else []
+        resolvers = policy.tls.resolvers
 
         def hold(control: socket.socket) -> None:
             keyholder.run(holder_sides, str(ca.certificate), str(ca.private_key), control)
@@ -272,7 +274,7 @@ class Leader:
             def answer(control: socket.socket) -> None:
                 # It talks to strangers: nothing of the others may be within its reach.
                 self.log.close()
-                for both in (*channels, *sockets):
+                for both in (*channels, *sockets, *resolver_channels):
                     for sock in both:
                         sock.close()
                 for worker_side, _ in fetcher_channels:
@@ -280,14 +282,29 @@ class Leader:
                 revocationfetcher.run([side for _, side in fetcher_channels], checking.cache, checking.allow, control)
 
             self.children.append(Child("nfw fetcher", answer))
+        if resolver_channels:
+
+            def resolve(control: socket.socket) -> None:
+                self.log.close()
+                for both in (*channels, *sockets, *fetcher_channels):
+                    for sock in both:
+                        sock.close()
+                for worker_side, _ in resolver_channels:
+                    worker_side.close()
+                resolver.run([side for _, side in resolver_channels], resolvers, control)
+
+            self.children.append(Child("nfw resolver", resolve))
         for index in range(workers):
 
             def start(control: socket.socket, index: int = index) -> None:
-                for _, side in (*channels, *fetcher_channels):
+                for _, side in (*channels, *fetcher_channels, *resolver_channels):
                     side.close()
-                fetcher = fetcher_channels[index][0] if fetcher_channels else None
-                holder = channels[index][0]
-                tlsworker.run(compiled, self.settings, sockets[index], port, holder, control, self.log, fetcher)
+                helpers = tlsworker.Helpers(
+                    holder=channels[index][0],
+                    fetcher=fetcher_channels[index][0] if fetcher_channels else None,
+                    resolver=resolver_channels[index][0] if resolver_channels else None,
+                )
+                tlsworker.run(compiled, self.settings, sockets[index], port, helpers, control, self.log)
 
             self.children.append(Child(f"nfw tls {index}", start))
         return port

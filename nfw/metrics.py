@@ -57,7 +57,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 # Statuses that are no error of TLS.
-_NO_ERROR = frozenset(("ok", "policy", "aborted", "ended"))
+_NO_ERROR = frozenset(("ok", "bypassed", "policy", "aborted", "ended"))
 _HANDSHAKE = "nfw_tls_handshake_seconds"
 
 

@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,10 @@ from cryptography.hazmat.primitives import hashes
 
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
+from engines.tls.bypass import BypassList
 from engines.tls.revocation import Question
 from engines.tls.session import Session, State, TlsSettings
+from engines.tls.splice import Splice
 from engines.tls.status import FailAction, Status
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
@@ -39,11 +42,13 @@ from nfw.giveups import GiveUps
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
+from nfw.namedesk import NameDesk
 from nfw.policy.model import TlsAction, TlsKeywords
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
+from nfw.suggestions import Suggestions
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
@@ -59,6 +64,16 @@ SWEEP_SECONDS = 1.0  # how late every other deadline may be; a look at all sessi
 HANDSHAKE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ACCEPTS = 64  # between two looks at the other sockets
 MESSAGE_BYTES = 1 << 20
+SUGGESTIONS_TOLD = 100  # names; all workers of a generation must fit in one message of the leader
+
+
+@dataclass(frozen=True, slots=True)
+class Helpers:
+    """Sockets to the processes a TLS worker asks. The last two are there when the policy needs them."""
+
+    holder: socket.socket
+    fetcher: socket.socket | None = None
+    resolver: socket.socket | None = None
 
 
 class Flow:
@@ -101,7 +116,7 @@ class Flow:
         self.upstream: Side | None = None
         self.source = source
         self.destination = destination
-        self.session = session
+        self.session: Session | Splice = session
         self.inspector: Inspector | None = None
         self.facts = FlowFacts(
             key, socket.IPPROTO_TCP, packed(source[0]), packed(destination[0]), source[1], destination[1]
@@ -119,6 +134,10 @@ class Flow:
         self.alerted = False
         self.logged = False
 
+    @property
+    def decrypted(self) -> bool:
+        return isinstance(self.session, Session)
+
     def sides(self) -> list[Side]:
         """The sockets that are open."""
         return [side for side in (self.client, self.upstream) if side is not None and side.open]
@@ -133,17 +152,16 @@ class TlsWorker:
         settings: GenerationSettings,
         listeners: tuple[socket.socket, socket.socket],
         port: int,
-        holder: socket.socket,
+        helpers: Helpers,
         leader: socket.socket,
         log: socket.socket,
-        fetcher: socket.socket | None = None,
     ) -> None:
         self.policy = compiled.policy
         self.ruleset = compiled.ruleset
         self.give_ups = GiveUps(compiled.ruleset, process.tell)
         self.port = port
         self.leader = leader
-        self.holder = holder
+        self.holder = holder = helpers.holder
         holder.setblocking(False)
         layout = MarkLayout(settings.mark_mask)
         self.mark = layout.compose(settings.number, Disposition.OWN)
@@ -155,7 +173,11 @@ class TlsWorker:
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
         self.desk: LeafDesk[Flow] = LeafDesk(holder)
-        self.fetcher = fetcher
+        self.fetcher = fetcher = helpers.fetcher
+        self.resolver = helpers.resolver
+        self.names: NameDesk[Flow] | None = None
+        self.bypass = BypassList(self.policy.tls.bypass)
+        self.suggestions = Suggestions()
         self.revocations: RevocationDesk[Flow] | None = None
         self.wall = time.time() - time.monotonic()
         self.epoll = select.epoll()
@@ -168,6 +190,10 @@ class TlsWorker:
             fetcher.setblocking(False)
             self.revocations = RevocationDesk(fetcher)
             self.epoll.register(fetcher.fileno(), select.EPOLLIN)
+        if self.resolver is not None:
+            self.resolver.setblocking(False)
+            self.names = NameDesk(self.resolver)
+            self.epoll.register(self.resolver.fileno(), select.EPOLLIN)
         self.sides: dict[int, tuple[Flow, Side]] = {}
         self.flows: OrderedDict[int, Flow] = OrderedDict()
         self.brisk: dict[int, Flow] = {}  # flows to look at every tick: held, or to be reset once delivered
@@ -204,6 +230,8 @@ class TlsWorker:
                     self._leafs(now)
                 elif self.fetcher is not None and fd == self.fetcher.fileno():
                     self._revocations(now)
+                elif self.resolver is not None and fd == self.resolver.fileno():
+                    self._resolved(now)
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
                 self._tick(now)
@@ -238,10 +266,14 @@ class TlsWorker:
             deadline = flow.session.deadline
             if flow.finished_at or now - flow.last > self.idle_seconds or (deadline is not None and now >= deadline):
                 self._guard(flow, self._check, flow, now)
-        self.desk.ask_again(now, lambda flow: flow.key in self.flows and flow.session.state is State.LEAF)
+        if self.names is not None:
+            for flow in self.names.overdue(now):
+                if flow.key in self.flows:
+                    self._guard(flow, self._placed, flow, "no_answer", now)
+        self.desk.ask_again(now, lambda flow: flow.key in self.flows and _state(flow) is State.LEAF)
         if self.revocations is not None:
             self.revocations.ask_again(
-                now, lambda flow: flow.key in self.flows and flow.session.state in (State.ISSUERS, State.REVOCATION)
+                now, lambda flow: flow.key in self.flows and _state(flow) in (State.ISSUERS, State.REVOCATION)
             )
 
     def _check(self, flow: Flow, now: float) -> None:
@@ -467,7 +499,7 @@ class TlsWorker:
                 assert self.revocations is not None
                 issuers = self.revocations.ask_issuers(certificate, flow, now)
                 if issuers is not None:
-                    flow.session.issuers_found(issuers, now)
+                    _session(flow).issuers_found(issuers, now)
             case tls.NeedRevocation(questions):
                 for question in questions:
                     self._ask_revocation(flow, question, now)
@@ -476,7 +508,7 @@ class TlsWorker:
                     return
                 context = self.desk.ask(key, request, flow, now, now + self.wall)
                 if context is not None:
-                    flow.session.leaf_ready(context, now)
+                    _session(flow).leaf_ready(context, now)
             case tls.Eof(direction):
                 self._plaintext_end(flow, direction, now)
             case tls.CloseClient(how):
@@ -491,6 +523,42 @@ class TlsWorker:
                 self.handshake_seconds += took
 
     def _hello(self, flow: Flow, hello: Any, now: float) -> None:
+        facts = flow.facts
+        client, server = (facts.client, facts.client_port), (facts.server, facts.server_port)
+        if self.names is not None and hello.sni is not None and self.bypass.covers(hello.sni, client, server):
+            why = self.names.ask(hello.sni, facts.server, flow, now)
+            if why is not None:
+                self._placed(flow, why, now)
+        else:
+            self._decrypt(flow, hello, now)
+
+    def _resolved(self, now: float) -> None:
+        assert self.names is not None
+        try:
+            for flow, why in self.names.answers():
+                if flow.key in self.flows:
+                    self._guard(flow, self._placed, flow, why, now)
+        except (OSError, EOFError):
+            self.stopping = True
+
+    def _placed(self, flow: Flow, why: str, now: float) -> None:
+        """Whether the destination is one of the exempted name's addresses: ``why`` is "" or why nobody can say so."""
+        session, hello = flow.session, flow.session.info.hello
+        if not isinstance(session, Session) or session.state is not State.HELD or hello is None:
+            return  # the client has left meanwhile
+        if why:
+            session.info.bypass_refused = why
+            self._count("bypass_refused")
+            self._decrypt(flow, hello, now)
+        else:
+            session.info.bypass = "dns"
+            self._count("bypassed")
+            if flow.inspector is not None:
+                flow.inspector.not_decrypted()
+            flow.session = Splice(session.info, session.release(), self.settings.connect_timeout, now)
+        self._drain(flow, now)
+
+    def _decrypt(self, flow: Flow, hello: Any, now: float) -> None:
         if flow.inspector is not None:
             facts = TlsFacts.from_hello(hello)
             if not self.all_keywords:
@@ -498,13 +566,13 @@ class TlsWorker:
             outcome = flow.inspector.tls_hello(facts, now, self.session_holding, self.all_keywords)
             if self._judged(flow, outcome, now):
                 return
-        flow.session.proceed(now)
+        _session(flow).proceed(now)
 
     def _ask_revocation(self, flow: Flow, question: Question, now: float) -> None:
         assert self.revocations is not None
         finding = self.revocations.ask(question, flow, now, now + self.wall)
         if finding is not None:
-            flow.session.revocation_found(question.depth, finding, now)
+            _session(flow).revocation_found(question.depth, finding, now)
 
     def _revocations(self, now: float) -> None:
         assert self.revocations is not None
@@ -517,9 +585,9 @@ class TlsWorker:
 
     def _revocation(self, flow: Flow, depth: int, finding: FetcherAnswer, now: float) -> None:
         if isinstance(finding, tuple):
-            flow.session.issuers_found(finding, now)
+            _session(flow).issuers_found(finding, now)
         else:
-            flow.session.revocation_found(depth, finding, now)
+            _session(flow).revocation_found(depth, finding, now)
         self._drain(flow, now)
 
     def _verified(self, flow: Flow, now: float) -> bool:
@@ -544,9 +612,9 @@ class TlsWorker:
 
     def _leaf(self, flow: Flow, answer: Answer[Flow], now: float) -> None:
         if answer.context is not None:
-            flow.session.leaf_ready(answer.context, now)
+            _session(flow).leaf_ready(answer.context, now)
         else:
-            flow.session.leaf_failed(answer.error, now)
+            _session(flow).leaf_failed(answer.error, now)
         self._drain(flow, now)
 
     # -- plaintext -------------------------------------------------------------------------------------------------
@@ -556,7 +624,8 @@ class TlsWorker:
         if flow.finished_at:
             return
         flow.bytes[direction] += len(data)
-        self.bytes[direction] += len(data)
+        if flow.decrypted:
+            self.bytes[direction] += len(data)
         if inspector is None or (inspector.finished and not flow.pending[direction]):
             flow.session.forward(direction, data)
             return
@@ -607,7 +676,7 @@ class TlsWorker:
         for alert in outcome.alerts:
             flow.alerted = True
             self._count("alert")
-            self.log.write(tlsrecords.alert(flow.facts, alert, now + self.wall))
+            self.log.write(tlsrecords.alert(flow.facts, alert, flow.decrypted, now + self.wall))
         decision = outcome.decision
         if decision.verdict is Verdict.ACCEPT:
             if decision.scope is Scope.FLOW:
@@ -626,7 +695,8 @@ class TlsWorker:
 
     def _transactions(self, flow: Flow, inspector: Inspector, now: float) -> None:
         for kind, tx_id, fields in inspector.transactions:
-            self.log.write(tlsrecords.transaction(flow.facts, kind, tx_id, fields, now + self.wall))
+            at = now + self.wall
+            self.log.write(tlsrecords.transaction(flow.facts, kind, tx_id, fields, flow.decrypted, at))
         inspector.transactions.clear()
 
     # -- end -------------------------------------------------------------------------------------------------------
@@ -648,6 +718,8 @@ class TlsWorker:
 
     def _finished(self, flow: Flow, event: tls.Finished, now: float) -> None:
         """The session is over. Its sockets stay until what is queued was delivered and the peers have closed."""
+        if event.reason == "client_refused" and event.info.sni is not None:
+            self.suggestions.refused(event.info.sni, event.info.client_alert)
         app_proto = flow.inspector.app_proto if flow.inspector is not None else ""
         self._log_end(flow, event.status.value, event.reason, event.detail, app_proto, now)
         flow.finished_at = flow.last = now
@@ -744,6 +816,7 @@ class TlsWorker:
             "rule_hits": hits,
             "rules_omitted": omitted,
             "pcre_gave_up": self.give_ups.counts(),
+            "bypass_suggestions": self.suggestions.most(SUGGESTIONS_TOLD),
             "bugs": self.bugs,
             "log_dropped": self.log.dropped,
         }
@@ -763,7 +836,7 @@ class TlsWorker:
         self._count(f"tls_{status.lower()}")
         if reason.endswith("_timeout"):
             self._count("timed_out")
-        if status not in ("OK", "POLICY", "ABORTED", "ENDED"):
+        if status not in ("OK", "BYPASSED", "POLICY", "ABORTED", "ENDED"):
             self._verdict("tls", self.settings.on_failure.value, reason)
         if flow.inspector is not None and self.ruleset is not None and self.ruleset.logs:
             flow.inspector.log_rest()
@@ -771,7 +844,19 @@ class TlsWorker:
         at = now + self.wall
         self.log.write(tlsrecords.tls(flow.facts, status, reason, detail, flow.session.info, flow.decision, at))
         started = flow.started + self.wall
-        self.log.write(tlsrecords.flow(flow.facts, flow.bytes, app_proto, flow.alerted, reason, started, at))
+        self.log.write(
+            tlsrecords.flow(flow.facts, flow.bytes, app_proto, flow.alerted, flow.decrypted, reason, started, at)
+        )
+
+
+def _session(flow: Flow) -> Session:
+    """The session of a flow that is being decrypted; no other asks for a leaf or for revocation."""
+    assert isinstance(flow.session, Session)
+    return flow.session
+
+
+def _state(flow: Flow) -> State | None:
+    return flow.session.state if isinstance(flow.session, Session) else None
 
 
 def tls_settings(policy: Tls) -> TlsSettings:
@@ -816,15 +901,14 @@ def run(
     settings: GenerationSettings,
     listeners: tuple[socket.socket, socket.socket],
     port: int,
-    holder: socket.socket,
+    helpers: Helpers,
     leader: socket.socket,
     log: socket.socket,
-    fetcher: socket.socket | None = None,
 ) -> None:
     """The TLS worker process. Tells the leader ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
-        worker = TlsWorker(compiled, settings, listeners, port, holder, leader, log, fetcher)
+        worker = TlsWorker(compiled, settings, listeners, port, helpers, leader, log)
     except (OSError, ValueError) as error:
         leader.sendall(f"error: {error}".encode())
         sys.exit(1)

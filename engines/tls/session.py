@@ -227,6 +227,15 @@ class Session:
             self._enter(State.CONNECTING, now + self._settings.connect_timeout)
             self._events.append(ConnectUpstream(self.info.sni))
 
+    def release(self) -> bytes:
+        """The flow is not to be decrypted after all: the bytes the client has sent. Only while the hello is held; the
+        session is over then and says nothing more."""
+        assert self._state is State.HELD
+        data = self._ways[_TO_SERVER].unpark()
+        self._enter(State.DONE, None)
+        self._client_handler = self._upstream_handler = self._ignore
+        return data
+
     def issuers_found(self, issuers: Sequence[bytes], now: float) -> None:
         """The answer to NeedIssuers: certificates (DER) that may complete the chain, none if there are none."""
         if self._state is not State.ISSUERS:
@@ -539,6 +548,7 @@ class Session:
             if self._settings.on_failure is FailAction.REJECT:
                 self._send(_TO_CLIENT, half.output())  # the alert says what a plain RST cannot
             reason = "client_refused" if error.alert else "client_handshake"
+            self.info.client_alert = error.alert
             if self._refused is not None:
                 self._fail(self._refused.status, self._refused.reason, self._refused.detail)
                 return

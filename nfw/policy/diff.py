@@ -431,6 +431,8 @@ def _tls(tls: Tls) -> dict[str, Value]:
         "tls.scopes": tuple(map(format_scope, tls.scopes)),
         "tls.on_failure": tls.on_failure.value,
         "tls.actions": tuple(f"{name}: {action.value}" for name, action in tls.actions),
+        "tls.bypass": tuple(f"{', '.join(one.names)} {format_scope(one.scope)}" for one in tls.bypass),
+        "tls.resolvers": tls.resolvers,
         "tls.keywords": tls.keywords.value,
         "tls.session_holding": str(tls.session_holding).lower(),
         "tls.fetch_issuers": str(tls.fetch_issuers).lower(),

@@ -145,13 +145,26 @@ def _tls(tls: Tls, base: Path) -> list[str]:
         lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
     if tls.revocation != Revocation():
         lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation, base))}}}")
+    lines += _bypass(tls)
     lines += ["  fetch_issuers: true"] if tls.fetch_issuers else []
     lines += ["  session_holding: true"] if tls.session_holding else []
     lines += [f"  keywords: {tls.keywords.value}"] if tls.keywords is not TlsKeywords.ALL else []
     return lines
 
 
+def _bypass(tls: Tls) -> list[str]:
+    lines = ["  bypass:"] if tls.bypass else []
+    for one in tls.bypass:
+        scope = one.scope
+        ends = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
+        lines.append(f"    - {{{', '.join([f'sni: {_list(one.names)}', *ends])}}}")
+    if tls.resolvers:
+        lines.append(f"  resolvers: {_list(tls.resolvers)}")
+    return lines
+
+
 def format_scope(scope: TlsScope) -> str:
+    """A scope as it is written in a policy."""
     parts = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
     return "{" + ", ".join(parts) + "}"
 

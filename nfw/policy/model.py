@@ -17,6 +17,7 @@ from typing import Literal
 
 from engines.stateful.signature import Signature
 from engines.stateless.rule import StatelessAction, StatelessRule
+from engines.tls.bypass import Exemption
 from engines.tls.scope import TlsScope
 from nfw.policy.errors import PolicyError
 from nfw.settings import DEFAULT_LOG_EVENTS
@@ -195,6 +196,8 @@ class Tls:
     actions: tuple[tuple[str, TlsAction], ...] = ()
     distrust: Distrust = Distrust()
     revocation: Revocation = Revocation()
+    bypass: tuple[Exemption, ...] = ()  # names whose flows are not decrypted, where resolvers say it is they
+    resolvers: tuple[str, ...] = ()  # addresses of who is asked; none: those of /etc/resolv.conf
     fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nfw.policy.errors import Problems
 from nfw.policy.fields import Section, describe, open_section
@@ -32,14 +32,21 @@ from nfw.policy.model import (
 )
 from nfw.policy.read_log import read_log
 from nfw.policy.read_stateful import FILE_KEYS, RuleFiles, read_rule_files
-from nfw.policy.read_tls import read_actions, read_distrust, read_fetching, read_trust
+from nfw.policy.read_tls import (
+    PASSING_KEYS,
+    read_actions,
+    read_distrust,
+    read_fetching,
+    read_passing,
+    read_trust,
+)
 from nfw.policy.variables import read_own_variables
 from nfw.policy.yamlpos import Mapping as MappingNode
 from nfw.policy.yamlpos import Node, Scalar
 
 KEYS = ("mode", "variables", "tls", "stateful", "open_flows", "flows", "fail_open", "workers", "log")
 FLOWS_KEYS = ("max_flows", "tcp_idle", "tcp_opening", "udp", "icmp", "other", "when_full")
-TLS_KEYS = ("trust", "on_failure", "keywords", "actions", "distrust", "fetch_issuers", "revocation")
+TLS_KEYS = ("trust", "on_failure", "keywords", "actions", "distrust", "fetch_issuers", "revocation", *PASSING_KEYS)
 MAX_WORKERS = 64  # queues of one generation; a router with more cores than that is not this program's
 MAX_FLOWS = 1 << 24
 MAX_TIMEOUT = 86_400  # seconds; a longer idle flow is better forgotten
@@ -56,6 +63,7 @@ class Settings:
     actions: tuple[tuple[str, TlsAction], ...] = ()
     distrust: Distrust = field(default_factory=Distrust)
     fetch_issuers: bool = False
+    passing: dict[str, Any] = field(default_factory=dict)  # fields of Tls: what is not decrypted
     revocation: Revocation = field(default_factory=Revocation)  # AWS has what to do, not how it is found out
     stream_depth: int | None = None
     rule_files: RuleFiles = field(default_factory=RuleFiles)
@@ -79,6 +87,7 @@ class Settings:
                 actions=self.actions,
                 distrust=self.distrust,
                 fetch_issuers=self.fetch_issuers,
+                **self.passing,
                 revocation=replace(tls.revocation, allow=self.revocation.allow, cache=self.revocation.cache),
             )
         if self.stream_depth is not None:
@@ -120,6 +129,7 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         actions=read_actions(tls) if tls is not None else (),
         distrust=read_distrust(tls, base) if tls is not None else Distrust(),
         fetch_issuers=tls.flag("fetch_issuers", False) if tls is not None else False,
+        passing=read_passing(tls, DEFAULT_VARIABLES) if tls is not None else {},
         revocation=Revocation(**read_fetching(revocation, DEFAULT_VARIABLES, base))
         if revocation is not None
         else Revocation(),

@@ -376,6 +376,10 @@ class _Writer:
             found["distrust"] = [*tls.distrust.keys, *(relative_path(file, self.base) for file in tls.distrust.files)]
         if tls.fetch_issuers:
             found["fetch_issuers"] = True
+        if tls.bypass:
+            found["bypass"] = [{"sni": list(one.names), **_plain_scope(one.scope)} for one in tls.bypass]
+        if tls.resolvers:
+            found["resolvers"] = list(tls.resolvers)
         fetching: Json = {}
         if tls.revocation.allow:
             fetching["allow"] = [str(network) for network in tls.revocation.allow]
@@ -440,6 +444,20 @@ def _action(action: StatelessAction) -> str:
 
 def _scope(scope: TlsScope) -> Json:
     return {**_endpoints(scope), "Protocols": [6]}
+
+
+def _plain_scope(scope: TlsScope) -> Json:
+    """As in a policy of nfw's own."""
+    found: Json = {}
+    for end, networks, ports in (
+        ("source", scope.sources, scope.source_ports),
+        ("destination", scope.destinations, scope.destination_ports),
+    ):
+        if networks:
+            found[f"{end}s"] = [str(network) for network in networks]
+        if ports:
+            found[f"{end}_ports"] = [low if low == high else f"{low}-{high}" for low, high in ports]
+    return found
 
 
 def _endpoints(value: StatelessRule | TlsScope) -> Json:
