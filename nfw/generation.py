@@ -157,6 +157,9 @@ class Leader:
     # -- start -----------------------------------------------------------------------------------------------------
 
     def _start(self) -> GenerationReady:
+        from engines.stateless.rule import StatelessAction
+        from nfw.policy.model import Mode
+
         compiled, files, not_kept = self._load()
         policy = compiled.policy
         workers = policy.workers if isinstance(policy.workers, int) else len(os.sched_getaffinity(0))
@@ -166,15 +169,16 @@ class Leader:
             port = self._start_tls(policy, compiled, workers)
         self._start_packet_workers(compiled, workers)
         self._wait_ready()
+        monitor, fragments = policy.mode is Mode.MONITOR, policy.stateless.fragments
         return GenerationReady(
             name=policy.name,
             queue_first=self.settings.queue_first,
             queue_last=self.settings.queue_first + workers - 1,
             tproxy_port=port,
-            fragments=policy.stateless.fragments.value,
+            fragments="watch" if monitor and fragments is StatelessAction.DROP else fragments.value,
             mode=policy.mode.value,
             fail_open=policy.fail_open,
-            open_which=policy.open_flows.which.value,
+            open_which="none" if monitor else policy.open_flows.which.value,
             open_action=policy.open_flows.action.value,
             stream_exception=policy.stateful.stream_exception.value,
             log_path=str(policy.log.path) if policy.log.path is not None else "",

@@ -93,6 +93,7 @@ class Fragments(Enum):
     DROP = "drop"
     FORWARD = "forward"  # reassembled, then judged like any packet
     PASS = "pass"  # noqa: S105 - reassembled, then forwarded without a look
+    WATCH = "watch"  # as pass, but counted as though dropped: mode monitor
 
 
 class QueueRule(Enum):
@@ -287,10 +288,12 @@ table inet {self.table} {{
     def _fragments(self, generation: GenerationPlan) -> list[str]:
         layout = self.layout
         local = self._stamp(layout.compose(0, Disposition.FRAGMENT))
+        once = self._stamp(layout.compose(generation.generation, Disposition.ONCE))
         udp = {
             Fragments.DROP: "counter name fragments_udp drop",
             Fragments.FORWARD: "accept",
-            Fragments.PASS: self._stamp(layout.compose(generation.generation, Disposition.ONCE)) + " accept",
+            Fragments.PASS: f"{once} accept",
+            Fragments.WATCH: f"counter name fragments_udp {once} accept",
         }[Fragments(generation.fragments)]
         rules = []
         for fragment, protocol in (
@@ -362,6 +365,7 @@ table inet {self.table} {{
             Fragments.DROP: ["counter name fragments_udp drop"],
             Fragments.FORWARD: [],
             Fragments.PASS: [f"{self._stamp(once)} accept"],
+            Fragments.WATCH: [f"counter name fragments_udp {self._stamp(once)} accept"],
         }[Fragments(generation.fragments)]
         return [
             f"meta mark & {self._hex(self.layout.mask)} == {self._hex(once)} accept",

@@ -37,13 +37,13 @@ from engines.tls.splice import Splice
 from engines.tls.status import FailAction, Status
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
-from nfw import process, tlsrecords
+from nfw import events, process, tlsrecords
 from nfw.giveups import GiveUps
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
 from nfw.namedesk import NameDesk
-from nfw.policy.model import TlsAction, TlsKeywords
+from nfw.policy.model import Mode, TlsAction, TlsKeywords
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.settings import GenerationSettings, most, pack, unpack
@@ -99,7 +99,9 @@ class Flow:
         "session",
         "source",
         "started",
+        "told",
         "upstream",
+        "would_be",
     )
 
     def __init__(
@@ -133,6 +135,8 @@ class Flow:
         self.decision: Decision | None = None
         self.alerted = False
         self.logged = False
+        self.would_be: tls.PassOn | None = None  # mode monitor: what the policy would have ended it for
+        self.told: set[str] = set()  # mode monitor: reasons recorded without being acted on
 
     @property
     def decrypted(self) -> bool:
@@ -167,7 +171,8 @@ class TlsWorker:
         self.mark = layout.compose(settings.number, Disposition.OWN)
         self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.wanted)
         assert self.policy.tls is not None
-        self.settings = tls_settings(self.policy.tls)
+        self.monitor = self.policy.mode is Mode.MONITOR
+        self.settings = tls_settings(self.policy.tls, watch=self.monitor)
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
@@ -493,6 +498,8 @@ class TlsWorker:
                 self._plaintext(flow, direction, data, now)
             case tls.Hello(hello):
                 self._hello(flow, hello, now)
+            case tls.PassOn():
+                self._pass_on(flow, event, now)
             case tls.ConnectUpstream():
                 self._dial(flow, now)
             case tls.NeedIssuers(certificate):
@@ -531,6 +538,26 @@ class TlsWorker:
                 self._placed(flow, why, now)
         else:
             self._decrypt(flow, hello, now)
+
+    def _pass_on(self, flow: Flow, event: tls.PassOn, now: float) -> None:
+        """Mode monitor: the client and the server are left to themselves, so that the client is shown what the server
+        is. What would have ended the connection is recorded at once."""
+        info, status = flow.session.info, event.status.value
+        if flow.upstream is not None:
+            self._close_side(flow.upstream, "reset")
+        flow.upstream, flow.connecting, flow.cut = None, False, False
+        if flow.inspector is not None and self.ruleset.logs:
+            flow.inspector.log_rest()
+            self._transactions(flow, flow.inspector, now)
+        flow.inspector = None  # it would not have got any further
+        info.bypass = "monitor"
+        flow.would_be = event
+        self._count(f"tls_{status.lower()}")
+        self._verdict("tls", f"would_{event.action.value}", event.reason)
+        record = tlsrecords.tls(flow.facts, status, event.reason, event.detail, info, None, now + self.wall)
+        record["verdict"] = {"action": event.action.value}
+        self._write(record)
+        flow.session = Splice(info, event.data, self.settings.connect_timeout, now)
 
     def _resolved(self, now: float) -> None:
         assert self.names is not None
@@ -676,16 +703,19 @@ class TlsWorker:
         for alert in outcome.alerts:
             flow.alerted = True
             self._count("alert")
-            self.log.write(tlsrecords.alert(flow.facts, alert, flow.decrypted, now + self.wall))
+            self._write(tlsrecords.alert(flow.facts, alert, flow.decrypted, now + self.wall))
         decision = outcome.decision
         if decision.verdict is Verdict.ACCEPT:
             if decision.scope is Scope.FLOW:
                 flow.decision = decision
             return False
+        if self.monitor:
+            self._would_end(flow, decision, now)
+            return False
         flow.decision = decision
         self._count(decision.reason)
         self._verdict("decrypted", decision.verdict.value, decision.reason)
-        self.log.write(tlsrecords.drop(flow.facts, decision, now + self.wall))
+        self._write(tlsrecords.drop(flow.facts, decision, now + self.wall))
         for pending in flow.pending:
             pending.clear()
         how = FailAction.REJECT if decision.verdict is Verdict.REJECT else FailAction.DROP
@@ -693,10 +723,24 @@ class TlsWorker:
         self._drain(flow, now)
         return True
 
+    def _would_end(self, flow: Flow, decision: Decision, now: float) -> None:
+        """Mode monitor: record what would have been. The inspector has decided about the flow and lets the rest go."""
+        key = f"{decision.reason}:{decision.rule}"
+        if decision.reason == "flow_drop" or key in flow.told or len(flow.told) >= 32:
+            return
+        flow.told.add(key)
+        flow.decision = flow.decision or decision
+        self._count(decision.reason)
+        self._verdict("decrypted", f"would_{decision.verdict.value}", decision.reason)
+        self._write(tlsrecords.drop(flow.facts, decision, now + self.wall))
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self.log.write(events.only_watched(event) if self.monitor else event)
+
     def _transactions(self, flow: Flow, inspector: Inspector, now: float) -> None:
         for kind, tx_id, fields in inspector.transactions:
             at = now + self.wall
-            self.log.write(tlsrecords.transaction(flow.facts, kind, tx_id, fields, flow.decrypted, at))
+            self._write(tlsrecords.transaction(flow.facts, kind, tx_id, fields, flow.decrypted, at))
         inspector.transactions.clear()
 
     # -- end -------------------------------------------------------------------------------------------------------
@@ -833,18 +877,21 @@ class TlsWorker:
         if flow.logged:
             return
         flow.logged = True
-        self._count(f"tls_{status.lower()}")
         if reason.endswith("_timeout"):
             self._count("timed_out")
-        if status not in ("OK", "BYPASSED", "POLICY", "ABORTED", "ENDED"):
+        passed_on = flow.would_be is not None
+        if not passed_on:
+            self._count(f"tls_{status.lower()}")
+        if not passed_on and status not in ("OK", "BYPASSED", "POLICY", "ABORTED", "ENDED"):
             self._verdict("tls", self.settings.on_failure.value, reason)
         if flow.inspector is not None and self.ruleset is not None and self.ruleset.logs:
             flow.inspector.log_rest()
             self._transactions(flow, flow.inspector, now)
         at = now + self.wall
-        self.log.write(tlsrecords.tls(flow.facts, status, reason, detail, flow.session.info, flow.decision, at))
+        if not passed_on:
+            self._write(tlsrecords.tls(flow.facts, status, reason, detail, flow.session.info, flow.decision, at))
         started = flow.started + self.wall
-        self.log.write(
+        self._write(
             tlsrecords.flow(flow.facts, flow.bytes, app_proto, flow.alerted, flow.decrypted, reason, started, at)
         )
 
@@ -859,8 +906,9 @@ def _state(flow: Flow) -> State | None:
     return flow.session.state if isinstance(flow.session, Session) else None
 
 
-def tls_settings(policy: Tls) -> TlsSettings:
-    """The session settings of a policy. Raises ValueError when no trusted root can be read."""
+def tls_settings(policy: Tls, *, watch: bool = False) -> TlsSettings:
+    """The session settings of a policy; ``watch``: it is in mode monitor. Raises ValueError when no trusted root can be
+    read."""
     pem = policy.trust.pem
     if policy.trust.system:
         pem += system_roots()
@@ -884,6 +932,7 @@ def tls_settings(policy: Tls) -> TlsSettings:
         on_failure=FailAction(policy.on_failure.value),
         actions={status: FailAction(action.value) for status, action in chosen.items() if status not in passed},
         revocation=check,
+        watch=watch,
     )
 
 

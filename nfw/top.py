@@ -276,7 +276,7 @@ class View:
         rows = [
             (count(gained), clean(f"{stage} {verdict}: {reason}"), "bad")
             for gained, (stage, verdict, reason) in self._since("nfw_verdicts")
-            if verdict in ("drop", "reject")
+            if verdict.removeprefix("would_") in ("drop", "reject")
         ]
         return [row for row in rows if self.filter in row[1].lower()]
 

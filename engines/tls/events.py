@@ -13,7 +13,7 @@ from cryptography import x509
 from engines.tls.clienthello import ClientHello
 from engines.tls.leaf import LeafKey, LeafRequest
 from engines.tls.revocation import Conclusion, Question
-from engines.tls.status import Status
+from engines.tls.status import FailAction, Status
 from engines.tls.verify import ServerChain
 from engines.verdict import Direction
 
@@ -64,6 +64,19 @@ class Hello:
     """The ClientHello is in and names a server. Answer with ``proceed()`` or ``end()``."""
 
     hello: ClientHello
+
+
+@dataclass(frozen=True, slots=True)
+class PassOn:
+    """Only asked to watch, the session ends here: for ``status`` the policy would have ended the connection by
+    ``action``, and the client has not heard a byte. Close the connection to the server and hand ``data``, what the
+    client has sent so far, on as it is."""
+
+    status: Status
+    reason: str
+    detail: str
+    action: FailAction
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +173,7 @@ class Finished:
 
 Event = (
     Hello
+    | PassOn
     | ConnectUpstream
     | NeedIssuers
     | NeedRevocation

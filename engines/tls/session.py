@@ -50,6 +50,7 @@ from engines.tls.events import (
     NeedIssuers,
     NeedLeaf,
     NeedRevocation,
+    PassOn,
     Plaintext,
     SendClient,
     SendUpstream,
@@ -110,6 +111,20 @@ class State(enum.Enum):
     DONE = "done"
 
 
+# States in which the client has not been answered yet.
+_UNANSWERED = frozenset(
+    (
+        State.HELLO,
+        State.HELD,
+        State.CONNECTING,
+        State.UPSTREAM_HANDSHAKE,
+        State.ISSUERS,
+        State.REVOCATION,
+        State.LEAF,
+    )
+)
+_NOT_THE_POLICY = frozenset((Status.UNREACHABLE, Status.INTERNAL))
+
 # What running out of time in a state means.
 _TIMEOUTS = {
     State.HELLO: (Status.NOT_TLS, "hello_timeout", "no complete ClientHello in time"),
@@ -127,7 +142,8 @@ class TlsSettings:
 
     ``ca_id`` tells CAs apart in leaf cache keys (SHA-256 of the certificate, say). ``on_failure`` is the action for
     every status that ``actions`` does not name. ``alpn``: protocols that may be offered upstream; None mirrors the
-    client's list. ``revocation``: check it; what is passed then is the verifier's to know. Timeouts in seconds, each
+    client's list. ``revocation``: check it; what is passed then is the verifier's to know. ``watch``: what the policy
+    would end is handed on undecrypted (PassOn), as long as the client has not been answered. Timeouts in seconds, each
     for one state; whoever is asked about revocation answers within its own, shorter, budget.
     """
 
@@ -137,6 +153,7 @@ class TlsSettings:
     actions: Mapping[Status, FailAction] = field(default_factory=dict)
     alpn: frozenset[bytes] | None = None
     revocation: bool = False
+    watch: bool = False
     hello_timeout: float = 10.0
     connect_timeout: float = 10.0
     upstream_timeout: float = 10.0
@@ -428,7 +445,6 @@ class Session:
         result = self._reader.feed(data)
         if result is None:
             return
-        self._reader = None  # its copy of the bytes is in the result
         if isinstance(result, NotTls):
             self._fail(
                 Status.NOT_TLS, result.reason, f"the client's first bytes are no TLS ClientHello: {result.reason}"
@@ -440,6 +456,7 @@ class Session:
         if refusal is not None:
             self._fail(refusal.status, refusal.reason, refusal.detail)
             return
+        self._reader = None  # its copy of the bytes is in the result
         self._enter(State.HELD, now + self._settings.connect_timeout)
         self._client_handler = self._park_client
         self._park_client(result.raw, now)
@@ -516,9 +533,12 @@ class Session:
                 self.info.passed.append(status.value)
             else:
                 action = self._settings.actions.get(status, self._settings.on_failure)
-                self.info.revocation_action = action.value
                 who = self.info.chain.certificates[depth].subject
                 detail = f"{who}: {finding.reason} by {finding.method} {finding.source}".rstrip()
+                if self._settings.watch:
+                    self._fail(status, finding.reason, detail)
+                    return
+                self.info.revocation_action = action.value
                 self._refused = Refusal(status, finding.reason, detail)
                 # Nothing the server could still say would reach anybody.
                 self._close(_TO_SERVER, _CLOSE_OF[action])
@@ -706,7 +726,18 @@ class Session:
 
     def _fail(self, status: Status, reason: str, detail: str) -> None:
         action = self._settings.actions.get(status, self._settings.on_failure)
-        self._finish(status, reason, detail, _CLOSE_OF[action])
+        if self._settings.watch and self._state in _UNANSWERED and status not in _NOT_THE_POLICY:
+            self._pass_on(status, reason, detail, action)
+        else:
+            self._finish(status, reason, detail, _CLOSE_OF[action])
+
+    def _pass_on(self, status: Status, reason: str, detail: str, action: FailAction) -> None:
+        data = self._reader.raw if self._reader is not None else self._ways[_TO_SERVER].unpark()
+        self._events.append(PassOn(status, reason, detail, action, data))
+        self._enter(State.DONE, None)
+        self._client_handler = self._upstream_handler = self._ignore
+        self._half = [None, None]
+        self._ways[_TO_CLIENT].unpark()
 
     def _complete(self) -> None:
         truncated = self.info.truncated
