@@ -48,6 +48,7 @@ class Conversation:
         "_first",
         "_original",
         "_other_side",
+        "_outer",
         "_pd_rules",
         "_ruleset",
         "_spoken",
@@ -71,6 +72,7 @@ class Conversation:
         self.layers: list[Layer] = []
         self.named = [False, False]
         self.transactions: list[tuple[str, int, dict[str, object]]] = []
+        self._outer: Transaction | None = None  # the exchange after which that was
         self._original = ""  # what it was before another protocol began inside it
         self._spoken = ["", ""]  # what the bytes of each side say, where rules ask
         self._other_side: Detector | None = None
@@ -185,7 +187,7 @@ class Conversation:
             layer.log_rest()
 
     def _log(self, name: str, tx: Transaction) -> None:
-        if len(self.transactions) < self._ruleset.limits.max_transactions:
+        if tx.tells and len(self.transactions) < self._ruleset.limits.max_transactions:
             self.transactions.append((log_key(name), tx.id, tx.log_fields()))
 
     # -- detection -------------------------------------------------------------------------------------------------
@@ -241,6 +243,8 @@ class Conversation:
         parser = make(ruleset.limits.app, group.body_denies) if make is not None and (wanted or logs) else None
         if parser is not None:
             parser.begin(facts.client, facts.server, expected)
+            if self._outer is not None:
+                parser.follow(self._outer)
         layer = Layer(name, group, ruleset.rules, parser)
         if logs:
             layer.log, layer.log_only = self._log, not wanted
@@ -280,6 +284,7 @@ class Conversation:
         if parser.tunnel and not layer.log_only:
             # CONNECT or Upgrade: another protocol starts inside the connection.
             self._original = layer.name
+            self._outer = parser.transactions[-1] if parser.transactions else None
             self.named[:] = (False, False)
             if parser.carries:
                 self._protocol_known(parser.carries, now)

@@ -104,9 +104,12 @@ def _dry_run(
     as_json: bool,
 ) -> int:
     """What applying would have done, as the daemon and the files say."""
+    from nfw.policy.check import check_policy
     from nfw.policy.diff import diff_policies
 
     new = _from_files(files, map_file, name, monitor=monitor, check_key=True)
+    noticed = (*new.policy.warnings, *check_policy(new.policy))
+    data = {**data, "warnings": [{"level": one.level.value, "message": str(one)} for one in noticed]}
     running, problem = None, ""
     try:
         running = _from_history(client, None)
