@@ -316,7 +316,7 @@ def _changed(old: Signature, new: Signature) -> list[str]:
         what.append(f"action {old.action.value} -> {new.action.value}")
     if old.text != new.text:
         one, two = (_body(rule.text) for rule in (old, new))
-        if _WORDS.sub("", one) != _WORDS.sub("", two):
+        if _WORDS.sub("", one).replace("; )", ";)") != _WORDS.sub("", two).replace("; )", ";)"):
             what.append("what it matches")
         elif one != two:
             what.append("description")
