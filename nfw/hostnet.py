@@ -31,6 +31,7 @@ chain that drops by default must accept ``ct mark & <disposition bits> == { TLS,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import struct
@@ -526,6 +527,21 @@ class HostNet:
         """The table without a generation: nothing is forwarded. Packets that wait in any queue are dropped."""
         self._run.nft(self.plan.closed())
 
+    def restore(self, generation: GenerationPlan | None) -> None:
+        """Somebody has taken the table away, or changed it: put back what was there, closed without a generation. Flows
+        that are open keep the marks they have."""
+        self.install_closed()
+        if generation is not None:
+            self._install(generation)
+
+    def fingerprint(self) -> str:
+        """Changes whenever somebody changes the table, but not with what the kernel counts; "" without a table."""
+        objects = self._run.nft_table(self.plan.table)
+        if not objects:
+            return ""
+        lasting = [_lasting(item) for item in objects if "metainfo" not in item]
+        return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
+
     def switch(self, generation: GenerationPlan) -> None:
         """Point the kernel at a generation whose workers listen already. On HostNetError nothing has changed.
 
@@ -541,6 +557,10 @@ class HostNet:
             self._run.nft(self.plan.retire(installed.others))
         # Numbers come round: a flow of the last bearer of this one must not be taken for judged.
         self._conntrack.flush_generation(self.layout, number)
+        self._install(generation)
+
+    def _install(self, generation: GenerationPlan) -> None:
+        number = generation.generation
         rule = self.queue_rule()
         if generation.tproxy_port is not None:
             self._install_routes()
@@ -750,6 +770,17 @@ def _command(arguments: Sequence[str], text: str | None = None) -> str:
             said = f"permission denied, CAP_NET_ADMIN is needed ({said.splitlines()[0]})"
         raise HostNetError(f"{' '.join(arguments)}: {said}")
     return done.stdout
+
+
+def _lasting(item: Any, in_set: bool = False) -> Any:
+    """What nft lists, without what changes by itself: counts, handles, the elements packets add to a set and the order
+    of the others."""
+    if isinstance(item, list):
+        return sorted((_lasting(one) for one in item), key=repr) if in_set else [_lasting(one) for one in item]
+    if not isinstance(item, dict):
+        return item
+    passing = {"packets", "bytes", "handle"} | ({"elem"} if "timeout" in item else set())
+    return {key: _lasting(value, key == "elem") for key, value in item.items() if key not in passing}
 
 
 def _ours(rule: dict[str, Any]) -> bool:

@@ -26,7 +26,7 @@ from nfw.conntrack import Conntrack
 from nfw.control import ControlServer, Deferred, Reply, Request
 from nfw.exporter import Address, Exporter, is_private
 from nfw.generation import MESSAGE_BYTES, describe
-from nfw.hostnet import GenerationPlan, HostNet, HostNetError
+from nfw.hostnet import TABLE, GenerationPlan, HostNet, HostNetError
 from nfw.marks import Disposition, MarkLayout
 from nfw.policystore import Entry, StoreError
 from nfw.settings import (
@@ -40,6 +40,7 @@ from nfw.settings import (
     pack,
     unpack,
 )
+from nfw.tablewatch import TableWatch
 from nfw.tuples import flow_tuple
 
 START_SECONDS = 120.0  # compiling 30,000 rules cold takes a fraction of it; a leader that hangs must not block applies
@@ -50,6 +51,7 @@ STATUS_SECONDS = 3.0
 RESTART_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)  # waits before the n-th start within a minute
 QUEUE_SPANS = 4  # current, coming and two that are still ending
 MONITOR = "monitor"  # value of nfw.policy.model.Mode
+TABLE_SECONDS = 0.1  # between the first word of a change of the table and a look at it
 BUSY_SECONDS = 2.0  # for the processes of a killed supervisor to be gone
 
 
@@ -119,6 +121,10 @@ class Supervisor:
         self.log_pid = 0
         self.control: ControlServer | None = None
         self.exporter: Exporter | None = None
+        self.table: TableWatch | None = None
+        self.table_due: float | None = None  # when the table is looked at: somebody may have changed it
+        self.table_restored = 0  # times
+        self.table_print = ""  # what it was when nfw changed it last
         self.changes: Changes  # made by run(), once nobody else can be running
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -143,6 +149,7 @@ class Supervisor:
             self.conntrack.flush_marked_any(self.layout.mask)
             self.hostnet.install_closed()
             self.hostnet.destroy_sockets()
+            self._watch_table()
         except BaseException:
             self.control.close()
             if self.exporter is not None:
@@ -158,6 +165,45 @@ class Supervisor:
         finally:
             self._shutdown()
         return self.exit_status
+
+    def _watch_table(self) -> None:
+        try:
+            self.table = TableWatch(TABLE)
+        except OSError as error:
+            say(f"warning: cannot notice when somebody else changes table inet {TABLE}: {error.strerror}")
+            return
+        self.selector.register(self.table, selectors.EVENT_READ, self._table_told)
+        self._table_is_ours()
+
+    def _table_told(self) -> None:
+        assert self.table is not None
+        if self.table.changed() and self.table_due is None:
+            self.table_due = time.monotonic() + TABLE_SECONDS
+
+    def _table_is_ours(self) -> None:
+        """nfw has changed the table."""
+        if self.table is not None:
+            with contextlib.suppress(HostNetError):
+                self.table_print = self.hostnet.fingerprint()
+
+    def _look_at_table(self) -> None:
+        """Put the table back where somebody else has changed or removed it."""
+        self.table_due = None
+        try:
+            found = self.hostnet.fingerprint()
+            if found == self.table_print:
+                return
+            what = "changed" if found else "REMOVED"
+            say(f"WARNING: table inet {TABLE} was {what} by somebody else: traffic may have passed unfiltered")
+            current = self.current
+            self.hostnet.restore(_plan(current) if current is not None else None)
+            self._table_is_ours()
+        except HostNetError as error:
+            self.table_due = time.monotonic() + 1.0
+            say(f"WARNING: table inet {TABLE} cannot be restored, tried again in a second: {error}")
+            return
+        self.table_restored += 1
+        say(f"WARNING: table inet {TABLE} is restored" + ("" if current is not None else ", closed"))
 
     def _open_metrics(self) -> None:
         address = self.options.metrics
@@ -200,7 +246,7 @@ class Supervisor:
 
     def _wait(self) -> float:
         waits = self.coming or self.ending or self.restart_at is not None or self.log_due is not None
-        waits = waits or self.changes.waiting is not None
+        waits = waits or self.changes.waiting is not None or self.table_due is not None
         return 0.2 if waits or (self.current is not None and self.current.waiting_status) else 1.0
 
     def _on_signal(self, number: int, _: object) -> None:
@@ -211,6 +257,9 @@ class Supervisor:
                 os.kill(self.log_pid, signal.SIGHUP)
 
     def _shutdown(self) -> None:
+        if self.table is not None:
+            self.selector.unregister(self.table)
+            self.table.close()
         notify("STOPPING=1")
         if self.coming is not None:
             self.coming.leader.kill()  # it filters nothing yet, and while it compiles it does not listen
@@ -384,16 +433,8 @@ class Supervisor:
             if generation.wish is not None:
                 entry = self.changes.prepare(generation.wish, generation.source, ready)
             self.conntrack.flush_generation(self.layout, number)  # a number used before must not vouch for old flows
-            self.hostnet.switch(
-                GenerationPlan(
-                    generation=number,
-                    queue_first=ready.queue_first,
-                    queue_last=ready.queue_last,
-                    tproxy_port=ready.tproxy_port,
-                    fragments=ready.fragments,
-                    fail_open=ready.fail_open,
-                )
-            )
+            self.hostnet.switch(_plan(generation))
+            self._table_is_ours()
         except (HostNetError, StoreError, OSError) as error:
             if entry is not None:
                 self.changes.abandoned(entry, str(error))
@@ -468,6 +509,7 @@ class Supervisor:
                 self.hostnet.destroy_sockets(number)
             self.retiring = []
             self.hostnet.retire()
+            self._table_is_ours()
         except HostNetError as error:
             say(f"cannot retire the old generation: {error}")
 
@@ -590,6 +632,8 @@ class Supervisor:
                 source, wish = self.changes.back()
                 say(f"WARNING: policy not confirmed: going back to {source.file}")
                 self._begin(source, self._gone_back, wish)
+        if self.table_due is not None and now >= self.table_due:
+            self._look_at_table()
         if self.log_due is not None and now >= self.log_due:
             self._start_log()
         if self.current is not None:
@@ -729,7 +773,8 @@ class Supervisor:
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "state": "not filtering: table inet nfw is gone; restart nfw" if gone else "filtering",
+            "state": "not filtering: table inet nfw is gone; it is being restored" if gone else "filtering",
+            "table_restored": self.table_restored,
             "name": ready.name if ready else "",
             "mode": ready.mode if ready else "",
             **self.changes.status(),
@@ -787,6 +832,20 @@ def _number(request: Request) -> int | None:
     if number is not None and (type(number) is not int or number < 1):
         raise StoreError(f"expected the number of an entry, got {number!r}")
     return number
+
+
+def _plan(generation: Generation) -> GenerationPlan:
+    """What a generation needs of the kernel."""
+    ready = generation.ready
+    assert ready is not None
+    return GenerationPlan(
+        generation=generation.settings.number,
+        queue_first=ready.queue_first,
+        queue_last=ready.queue_last,
+        tproxy_port=ready.tproxy_port,
+        fragments=ready.fragments,
+        fail_open=ready.fail_open,
+    )
 
 
 def _forgotten(which: str) -> tuple[Disposition, ...]:

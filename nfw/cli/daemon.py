@@ -162,13 +162,14 @@ def status(control: str, timeout: float, as_json: bool) -> None:
 
 @click.command()
 @mark_mask_option
+@control_option
 @click.option(
     "--if-fail-open",
     "policy_file",
     metavar="FILE",
     help="Only if the policy in FILE says fail_open: true; whatever else is the case, traffic stays as it is.",
 )
-def cleanup(mark_mask: int, policy_file: str | None) -> None:
+def cleanup(mark_mask: int, control: str, policy_file: str | None) -> None:
     """Remove every rule, route and mark nfw has set in the kernel.
 
     Needs no saved state and does no harm where nothing was set. While nfw runs, stop it first.
@@ -181,12 +182,23 @@ def cleanup(mark_mask: int, policy_file: str | None) -> None:
     from nfw.hostnet import HostNet, HostNetError
     from nfw.marks import MarkLayout
 
+    _warn_if_running(control)
     try:
         HostNet(MarkLayout(mark_mask)).cleanup()
     except HostNetError as error:
         raise Failure(*(f"nfw: {line}" for line in str(error).splitlines())) from error
     if policy_file is not None:
         tell(f"nfw: {policy_file} says fail_open: TRAFFIC PASSES UNFILTERED until nfw runs again")
+
+
+def _warn_if_running(control: str) -> None:
+    from nfw.control import ControlError
+
+    try:
+        answer = ControlClient(control, 2.0).request("ping").data
+    except ControlError:
+        return
+    tell(f"nfw: WARNING: nfw is running (pid {answer.get('pid', '?')}) and will put its table back; stop it first")
 
 
 def _fails_open(policy_file: str) -> bool:

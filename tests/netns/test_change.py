@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -198,8 +199,6 @@ def test_dry_run_and_diff(firewall: Firewall) -> None:
     firewall.start(policy)
     write(firewall, "blocked", 'alert tcp any any -> any 7 (msg:"x"; content:"zzz"; sid:7;)\n' + BLOCKED)
     with firewall.lab.in_namespace("client"):
-        import socket
-
         sock = socket.create_connection(("203.0.113.10", 7), timeout=2)
     with sock:
         sock.sendall(b"ping")
@@ -234,3 +233,75 @@ def test_no_going_back_is_promised_where_it_cannot_be_kept(firewall: Firewall) -
     assert "cannot promise to go back: policies are not kept" in refused.stderr
     firewall.apply(policy)
     assert firewall.status()["generation"] == 2
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+INSPECTED = """\
+name: inspected
+stateful:
+  order: action
+  rules: |
+    alert tcp any any -> any 7 (msg:"x"; content:"zzz"; sid:1;)
+    drop http any any -> any any (msg:"no web"; sid:2;)
+"""
+
+
+def rules(firewall: Firewall) -> str:
+    """The table as nft writes it, without counts and what packets add."""
+    return firewall.lab.router.run(["nft", "-s", "-t", "list", "table", "inet", "nfw"], check=False).stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["flush ruleset", "delete table inet nfw", "flush table inet nfw", "delete chain inet nfw unjudged", "nfw cleanup"],
+)
+def test_a_table_that_somebody_else_changes_is_restored(firewall: Firewall, command: str) -> None:
+    """Within about a second, closed or open as it was; flows that are open go on."""
+    firewall.start(firewall.policy("inspected", INSPECTED))
+    with firewall.lab.in_namespace("client"):
+        sock = socket.create_connection(("203.0.113.10", 7), timeout=2)
+    with sock:
+        sock.sendall(b"ping")
+        assert sock.recv(100) == b"ping"
+        before = rules(firewall)
+        started = time.monotonic()
+        if command == "nfw cleanup":
+            assert "nfw is running" in firewall.cli("cleanup").stderr
+        else:
+            done = firewall.lab.router.run(["nft", *command.split()], check=False)
+            if command.startswith("delete chain"):
+                assert done.returncode != 0, "the kernel does not let a chain go that is in use"
+                firewall.lab.router.run(["nft", "flush", "chain", "inet", "nfw", "unjudged"])
+        wait_for(lambda: firewall.status().get("table_restored", 0) >= 1, 5)
+        # The command and two more of nfw's own, each a fresh interpreter, are in this time too.
+        assert time.monotonic() - started < 4
+        assert rules(firewall) == before
+        sock.sendall(b"more")
+        assert sock.recv(100) == b"more"
+    assert not passes(firewall)
+    assert firewall.status()["state"] == "filtering"
+    assert "WARNING: table inet nfw is restored" in firewall.output.read_text()
+    assert firewall.status()["table_restored"] == 1
+
+
+def test_how_long_the_path_is_open(firewall: Firewall) -> None:
+    """Measured by the daemon's own words: from the flush to the restored table."""
+    firewall.start(firewall.policy("inspected", INSPECTED))
+    gaps = []
+    for _ in range(3):
+        seen = firewall.output.read_text().count("is restored")
+        firewall.lab.router.run(["nft", "flush", "ruleset"])
+        started = time.monotonic()
+        wait_for(lambda seen=seen: firewall.output.read_text().count("is restored") > seen, 3)  # type: ignore[misc]
+        gaps.append(time.monotonic() - started)
+    assert max(gaps) < 1.5, gaps
+
+
+def test_other_tables_are_nobodys_business(firewall: Firewall) -> None:
+    firewall.start(firewall.policy("inspected", INSPECTED))
+    for command in ("add table inet other", "add chain inet other c", "add rule inet other c accept"):
+        firewall.lab.router.run(["nft", *command.split()])
+    firewall.apply(firewall.policy("inspected", INSPECTED))
+    time.sleep(1)
+    assert firewall.status()["table_restored"] == 0
