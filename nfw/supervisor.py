@@ -51,7 +51,7 @@ STATUS_SECONDS = 3.0
 RESTART_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)  # waits before the n-th start within a minute
 QUEUE_SPANS = 4  # current, coming and two that are still ending
 MONITOR = "monitor"  # value of nfw.policy.model.Mode
-TABLE_SECONDS = 0.1  # between the first word of a change of the table and a look at it
+TABLE_SECONDS = 0.02  # between the first word of a change of the table and a look at it
 BUSY_SECONDS = 2.0  # for the processes of a killed supervisor to be gone
 
 
@@ -246,7 +246,9 @@ class Supervisor:
 
     def _wait(self) -> float:
         waits = self.coming or self.ending or self.restart_at is not None or self.log_due is not None
-        waits = waits or self.changes.waiting is not None or self.table_due is not None
+        waits = waits or self.changes.waiting is not None
+        if self.table_due is not None:
+            return max(0.0, min(0.2, self.table_due - time.monotonic()))
         return 0.2 if waits or (self.current is not None and self.current.waiting_status) else 1.0
 
     def _on_signal(self, number: int, _: object) -> None:

@@ -378,7 +378,11 @@ def _load(files: list[str], map_file: str | None, name: str, monitor: bool, *, c
     from nfw.policy.model import Mode
 
     try:
-        policy = load_policy(*files, map_file=map_file, name=name, check_key=check_key, cache=default_cache(tell))
+        policy = load_policy(*files, map_file=map_file, name=name, check_key=check_key, cache=default_cache(_unheard))
     except PolicyErrors as refused:
         raise Failure(*(str(error) for error in refused)) from None
     return dataclasses.replace(policy, mode=Mode.MONITOR) if monitor else policy
+
+
+def _unheard(problem: str) -> None:
+    """The daemon's cache may be another user's; then it is not used, which `nfw policy check` says."""
