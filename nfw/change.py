@@ -65,7 +65,7 @@ class Changes:
         self.waiting: Waiting | None = None
         self.directory = directory
         self.store: PolicyStore | None = None
-        self.problem = "no directory for it (NFW_STATE)"
+        self.problem = "there is no folder for state (nfw run --state)"
         if directory is not None:
             store = PolicyStore(directory)
             try:

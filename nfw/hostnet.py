@@ -20,6 +20,9 @@ UDP has a mark of its own kind (``Disposition.INSPECT_UDP`` and so on) because i
 conntrack alone knows which side of an open flow is the client. A datagram of an older generation that comes from the
 server is stamped ``REPLY``, so that no worker takes it for the beginning of a flow.
 
+``ct packets`` in a rule switches connection accounting on (net.netfilter.nf_conntrack_acct) for flows that begin from
+then on, and needs no right to write sysctls. It stays on: nobody can tell who else counts on it.
+
 Base chains stay as long as the table: the kernel drops every queued packet of the namespace when a hook goes.
 
 nft 1.0.6 cannot combine two registers (``ct mark set ct mark & x | meta mark & y``), so each rule that copies a mark
@@ -186,6 +189,9 @@ table inet {self.table} {{
   }}
   chain fragments {{
     type filter hook prerouting priority -450; policy accept;
+  }}
+  chain accounting {{
+    ct packets 0 return comment "never jumped to: that it is here makes the kernel count what each flow carries"
   }}
 }}
 """

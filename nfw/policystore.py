@@ -27,8 +27,6 @@ from typing import Any
 
 from nfw.settings import PolicySource
 
-ENVIRONMENT = "NFW_STATE"  # a directory, or "off"
-SYSTEM_DIRECTORY = "/var/lib/nfw"
 KEEP = 30  # changes that took effect
 KEEP_FAILED = 20  # policies that were refused: a broken script must not push out what one may want to go back to
 _STALE_SECONDS = 3600.0  # content that nothing refers to: a policy being loaded may be about to
@@ -102,18 +100,6 @@ class Listing:
     entries: tuple[Entry, ...]  # by number
     problems: tuple[str, ...] = ()
     by_number: Mapping[int, Entry] = field(default_factory=dict)
-
-
-def default_directory() -> Path | None:
-    """Where this machine keeps policies; None when the environment says nowhere, or gives no place."""
-    chosen = os.environ.get(ENVIRONMENT, "")
-    if chosen == "off":
-        return None
-    if not chosen:
-        chosen = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]  # systemd: StateDirectory=
-    if not chosen and os.geteuid() == 0:
-        chosen = SYSTEM_DIRECTORY
-    return Path(os.path.abspath(chosen)) / "policies" if chosen else None
 
 
 class PolicyStore:

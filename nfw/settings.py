@@ -12,6 +12,7 @@ import msgpack
 
 DEFAULT_CONTROL = "/run/nfw/control.sock"
 DEFAULT_LOG = "/var/log/nfw/eve.json"
+DEFAULT_STATE = "/var/lib/nfw"
 DEFAULT_QUEUE_BASE = 5100
 QUEUE_SPAN = 64  # queues a generation may use; generations that live at the same time never share a span
 DEFAULT_LOG_BYTES = 256 << 20
@@ -75,6 +76,7 @@ class GenerationReady:
     mode: str = "enforce"
     files: Mapping[str, str] | None = None  # what the policy was read from (path -> hash); None: it was not kept
     not_kept: str = ""  # why
+    compiled: float = 0.0  # time.monotonic() when the rules were compiled, before any process was started
 
 
 def most(hits: Mapping[str, int], bound: int = RULES_TOLD) -> tuple[dict[str, int], int]:

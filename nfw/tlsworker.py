@@ -27,9 +27,11 @@ from typing import TYPE_CHECKING, Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from engines.counts import RuleCounts
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
 from engines.tls.bypass import BypassList
+from engines.tls.knownbad import KNOWN_BAD
 from engines.tls.revocation import Question
 from engines.tls.session import Session, State, TlsSettings
 from engines.tls.splice import Splice
@@ -37,15 +39,17 @@ from engines.tls.status import FailAction, Status
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import events, process, tlsrecords
+from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
 from nfw.histogram import Histogram
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
 from nfw.namedesk import NameDesk
-from nfw.policy.model import Mode, TlsAction, TlsKeywords
+from nfw.policy.model import Mode, Refusal, TlsAction, TlsKeywords
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
+from nfw.rulerows import STATUSES, status_row
 from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
 from nfw.suggestions import Suggestions
@@ -81,6 +85,7 @@ class Flow:
 
     __slots__ = (
         "alerted",
+        "blocked",
         "bytes",
         "client",
         "connecting",
@@ -96,6 +101,7 @@ class Flow:
         "logged",
         "pending",
         "pending_end",
+        "scope",
         "session",
         "source",
         "started",
@@ -136,11 +142,18 @@ class Flow:
         self.alerted = False
         self.logged = False
         self.would_be: tls.PassOn | None = None  # mode monitor: what the policy would have ended it for
+        self.blocked: Decision | None = None  # mode monitor: what rules would have ended it
         self.told: set[str] = set()  # mode monitor: reasons recorded without being acted on
+        self.scope: int | None = None  # the first that covers it
 
     @property
     def decrypted(self) -> bool:
         return isinstance(self.session, Session)
+
+    @property
+    def stage(self) -> str:
+        """How far it has got, in a word."""
+        return self.session.state.value if isinstance(self.session, Session) else "bypassed"
 
     def sides(self) -> list[Side]:
         """The sockets that are open."""
@@ -159,8 +172,11 @@ class TlsWorker:
         helpers: Helpers,
         leader: socket.socket,
         log: socket.socket,
+        statuses: RuleCounts | None = None,
     ) -> None:
         self.policy = compiled.policy
+        self.scopes = compiled.scopes
+        self.statuses = RuleCounts(len(STATUSES)) if statuses is None else statuses
         self.ruleset = compiled.ruleset
         self.give_ups = GiveUps(compiled.ruleset, process.tell)
         self.port = port
@@ -201,6 +217,7 @@ class TlsWorker:
             self.epoll.register(self.resolver.fileno(), select.EPOLLIN)
         self.sides: dict[int, tuple[Flow, Side]] = {}
         self.flows: OrderedDict[int, Flow] = OrderedDict()
+        self.listings = Listings(lambda now: session_flows(self.flows, now))
         self.brisk: dict[int, Flow] = {}  # flows to look at every tick: held, or to be reset once delivered
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
         self.next_sweep = 0.0
@@ -266,6 +283,7 @@ class TlsWorker:
         if now < self.next_sweep:
             return
         self.next_sweep = now + SWEEP_SECONDS
+        self.listings.expire(now)
         for flow in list(self.flows.values()):
             deadline = flow.session.deadline
             if flow.finished_at or now - flow.last > self.idle_seconds or (deadline is not None and now >= deadline):
@@ -328,6 +346,11 @@ class TlsWorker:
             self._guard(flow, self._open, flow, now)
 
     def _open(self, flow: Flow, now: float) -> None:
+        if self.scopes is not None:
+            facts = flow.facts
+            flow.scope = self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
+            if flow.scope is not None:
+                self.scopes.counts.add(flow.scope, 0, now, flow=True)
         if self.ruleset is not None:
             flow.inspector = Inspector(self.ruleset, flow.facts, now, decrypted=True)
             syn = Segment(Direction.TO_SERVER, False, b"", b"", None, now)
@@ -726,7 +749,7 @@ class TlsWorker:
         if decision.reason == "flow_drop" or key in flow.told or len(flow.told) >= 32:
             return
         flow.told.add(key)
-        flow.decision = flow.decision or decision
+        flow.blocked = flow.blocked or decision
         self._count(decision.reason)
         self._verdict("decrypted", f"would_{decision.verdict.value}", decision.reason)
         self._write(tlsrecords.drop(flow.facts, decision, now + self.wall))
@@ -820,6 +843,17 @@ class TlsWorker:
             self._destroy(flow, "reset" if action == "reject" else "silent", now, "policy_change")
         self.stopping = True
 
+    def flush(self, numbers: list[int]) -> int:
+        """End sessions by hand, as ``open_flows`` says; how many of them were open."""
+        now, ended = time.monotonic(), 0
+        how = "reset" if self.policy.open_flows.action is Refusal.REJECT else "silent"
+        for number in numbers:
+            flow = self.flows.get(number)
+            if flow is not None and not flow.finished_at:
+                self._destroy(flow, how, now, "flushed")
+                ended += 1
+        return ended
+
     def _command(self) -> None:
         try:
             data = self.leader.recv(MESSAGE_BYTES)
@@ -832,6 +866,10 @@ class TlsWorker:
         reply: Any = None
         if kind == "stats":
             reply = self.stats()
+        elif kind == "flows":
+            reply = self.listings.page(body, time.monotonic())
+        elif kind == "flush":
+            reply = self.flush(body)
         elif kind == "end":
             self.end_all(str(body.get("action", "drop")))
         with contextlib.suppress(OSError):
@@ -852,6 +890,10 @@ class TlsWorker:
             "revocation": self.revocations.stats() if self.revocations is not None else {},
             "leaf_cache": {"hits": self.desk.cache.hits, "misses": self.desk.cache.misses},
             "rule_hits": hits,
+            "scope_hits": {
+                f"scope {number}": hits
+                for number, hits in enumerate(self.scopes.counts.own_hits() if self.scopes is not None else (), 1)
+            },
             "rules_omitted": omitted,
             "pcre_gave_up": self.give_ups.counts(),
             "bypass_suggestions": self.suggestions.most(SUGGESTIONS_TOLD),
@@ -871,6 +913,11 @@ class TlsWorker:
         if flow.logged:
             return
         flow.logged = True
+        carried = sum(flow.bytes)
+        told = status if flow.would_be is None else flow.would_be.status.value
+        self.statuses.add(status_row(told), carried, now, flow=True)
+        if self.scopes is not None and flow.scope is not None:
+            self.scopes.counts.octets[flow.scope] += carried
         if reason.endswith("_timeout"):
             self._count("timed_out")
         passed_on = flow.would_be is not None
@@ -883,7 +930,9 @@ class TlsWorker:
             self._transactions(flow, flow.inspector, now)
         at = now + self.wall
         if not passed_on:
-            self._write(tlsrecords.tls(flow.facts, status, reason, detail, flow.session.info, flow.decision, at))
+            self._write(
+                tlsrecords.tls(flow.facts, status, reason, detail, flow.session.info, flow.blocked or flow.decision, at)
+            )
         started = flow.started + self.wall
         self._write(
             tlsrecords.flow(flow.facts, flow.bytes, app_proto, flow.alerted, flow.decrypted, reason, started, at)
@@ -910,7 +959,7 @@ def tls_settings(policy: Tls, *, watch: bool = False) -> TlsSettings:
     if not anchors:
         raise ValueError("no trusted root certificate could be read")
     own = x509.load_pem_x509_certificate(policy.ca.certificate_pem)
-    refused = {spki_sha256(own), *map(bytes.fromhex, policy.distrust.keys)}
+    refused = {spki_sha256(own), *KNOWN_BAD, *map(bytes.fromhex, policy.distrust.keys)}
     refused.update(spki_sha256(certificate) for certificate in parse_anchors(policy.distrust.pem)[0])
     chosen = {Status[name.upper()]: action for name, action in policy.actions}
     check = policy.revocation.check
@@ -947,11 +996,12 @@ def run(
     helpers: Helpers,
     leader: socket.socket,
     log: socket.socket,
+    statuses: RuleCounts | None = None,
 ) -> None:
     """The TLS worker process. Tells the leader ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
-        worker = TlsWorker(compiled, settings, listeners, port, helpers, leader, log)
+        worker = TlsWorker(compiled, settings, listeners, port, helpers, leader, log, statuses)
     except (OSError, ValueError) as error:
         leader.sendall(f"error: {error}".encode())
         sys.exit(1)

@@ -16,6 +16,7 @@ from engines.stateful.segment import FlowFacts, Segment
 from engines.verdict import Direction
 
 _TO_SERVER = Direction.TO_SERVER
+_NONE: frozenset[int] = frozenset()  # one for all flows: most match nothing
 
 
 class Match(NamedTuple):
@@ -43,6 +44,7 @@ class FlowRules:
         "_allowed",
         "_asked",
         "_conversation",
+        "_matched",
         "_reachable",
         "_ruleset",
         "established",
@@ -69,6 +71,7 @@ class FlowRules:
         self._asked = [0, 0]
         self._allowed = [0, 0]
         self._reachable: dict[tuple[int, bool], bool] = {}
+        self._matched: frozenset[int] = _NONE  # rules that this flow was counted for
 
     # -- headers ---------------------------------------------------------------------------------------------------
 
@@ -146,6 +149,10 @@ class FlowRules:
 
     # -- matches ---------------------------------------------------------------------------------------------------
 
+    def found_in(self, rule: Rule, tx: Transaction, direction: Direction, proto: str) -> None:
+        """A match in a transaction of protocol ``proto``."""
+        self.hit(rule, direction, True, proto, tx)
+
     def hit(
         self, rule: Rule, direction: Direction, acts_on_flow: bool, proto: str = "", tx: Transaction | None = None
     ) -> None:
@@ -155,8 +162,10 @@ class FlowRules:
         proto = proto or self._conversation.app_proto
         found.append(Match(rule.index, tx_id, len(found), rule, acts_on_flow, direction, proto, tx))
         ruleset = self._ruleset
-        ruleset.hits[rule.index] += 1
-        ruleset.last_hit[rule.index] = self.segment.now
+        new = rule.index not in self._matched
+        if new:
+            self._matched = self._matched | {rule.index}
+        ruleset.counts.add(rule.index, self.segment.octets, self.segment.now, flow=new)
         if rule.changes:
             signature = rule.signature
             self.flowbits.apply(signature.flowbit_sets)

@@ -5,9 +5,8 @@
     Signature ──order──► Rule (rank = index) ──┬─ PacketGroup per IP protocol: ip_only, per packet, per stream chunk
                                                └─ AppGroup per application protocol: per packet, per transaction buffer
 
-Immutable once compiled and made to be shared by forked workers; only the counters (``hits``, ``last_hit``,
-``default_hits``) and what is remembered across flows (``thresholds``, ``address_bits``, ``expectations``) change, in
-each process for itself.
+Immutable once compiled and made to be shared by forked workers; only the counters (``counts``) and what is remembered
+across flows (``thresholds``, ``address_bits``, ``expectations``) change, in each process for itself.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import NamedTuple
 
+from engines.counts import RuleCounts
 from engines.stateful.app import http2_frames
 from engines.stateful.app.digests import ALGORITHMS
 from engines.stateful.defaults import Defaults, make_defaults
@@ -201,7 +201,7 @@ class AppGroup:
 
 
 class RuleSet:
-    """See the module's text. ``rules[i]`` was hit ``hits[i]`` times, last at ``last_hit[i]`` (seconds; 0.0 never)."""
+    """See the module's text. Row *i* of ``counts`` is of ``rules[i]``, its hits are matches; default actions follow."""
 
     __slots__ = (
         "_app_groups",
@@ -211,12 +211,10 @@ class RuleSet:
         "_regexes",
         "address_bits",
         "app_denies",
-        "default_hits",
+        "counts",
         "defaults",
         "expectations",
         "headers",
-        "hits",
-        "last_hit",
         "limits",
         "logs",
         "needs_protocol",
@@ -242,10 +240,8 @@ class RuleSet:
         self.order = order
         self.defaults = defaults
         self.limits = limits
-        self.hits = [0] * len(rules)
-        self.last_hit = [0.0] * len(rules)
+        self.counts = RuleCounts(len(rules) + len(defaults.all))
         self.overflowed = 0  # matches beyond ``limits.max_alerts`` of their packet
-        self.default_hits = [0] * len(defaults.all)
         self.thresholds = ThresholdTable(limits.max_thresholds)
         self.address_bits = AddressBits(limits.max_address_bits)
         self.expectations = Expectations(limits.max_expectations)
@@ -280,12 +276,13 @@ class RuleSet:
     def hit_counts(self) -> dict[str, int]:
         """``gid:sid`` -> hits of every rule that was hit, and the name of every default action -> its hits."""
         counts: dict[str, int] = {}
-        for rule, hits in zip(self.rules, self.hits, strict=True):
+        counted = self.counts.own_hits()
+        for rule, hits in zip(self.rules, counted, strict=False):
             if hits:
                 name = f"{rule.signature.ref.gid}:{rule.signature.ref.id}"
                 counts[name] = counts.get(name, 0) + hits
         for action in self.defaults.all:
-            counts[action.name] = self.default_hits[action.index]
+            counts[action.name] = counted[len(self.rules) + action.index]
         return counts
 
     def gave_up(self) -> dict[RuleRef, int]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "policy": ("nfw.cli.policy", "policy", "Check, show, apply or convert a policy."),
     "status": ("nfw.cli.daemon", "status", "Show what the running firewall does."),
     "top": ("nfw.cli.top", "top", "Watch the running firewall live."),
+    "flows": ("nfw.cli.flows", "flows", "List, capture or flush the flows of the running firewall."),
     "logs": ("nfw.cli.logs", "logs", "Show the event log as lines for a person."),
     "doctor": ("nfw.cli.doctor", "doctor", "Check this machine, and say how to mend what is wrong."),
     "rules": ("nfw.cli.rules", "rules", "Check rule files."),

@@ -12,7 +12,7 @@ from nfw import process
 from nfw.cli.app import Failure, emit, emit_json, tell
 from nfw.cli.options import control_option, json_option, policy_options, timeout_option
 from nfw.control import ControlClient
-from nfw.settings import DEFAULT_LOG, DEFAULT_QUEUE_BASE, QUEUE_SPAN
+from nfw.settings import DEFAULT_LOG, DEFAULT_QUEUE_BASE, DEFAULT_STATE, QUEUE_SPAN
 
 DEFAULT_MARK_MASK = 0xFFF00000
 MIN_MASK_BITS = 4  # three for the disposition, and generations need at least one
@@ -77,17 +77,17 @@ def mark_mask_option(function: Any) -> Any:
 )
 @click.option("--log", "log_file", metavar="FILE", help=f"Event log.  [default: {DEFAULT_LOG}]")
 @click.option(
-    "--state",
-    "state_directory",
-    envvar="NFW_STATE",
-    metavar="DIRECTORY",
-    help="Where applied policies are kept for going back; off: nowhere.  [default: /var/lib/nfw]",
-)
-@click.option(
     "--metrics",
     callback=parse_metrics,
     metavar="ADDRESS",
     help="Serve metrics to Prometheus on HOST:PORT (:9469 is loopback) or on a Unix socket.  [default: off]",
+)
+@click.option(
+    "--state",
+    envvar=["NFW_STATE", "STATE_DIRECTORY"],
+    metavar="FOLDER",
+    show_envvar=True,
+    help="Keep applied policies there, for going back, and counts of rules; off: nowhere.  [default: /var/lib/nfw]",
 )
 @click.option(
     "--on-exit",
@@ -104,8 +104,8 @@ def run(
     mark_mask: int,
     queue_base: int,
     log_file: str | None,
-    state_directory: str | None,
     metrics: Any,
+    state: str | None,
     on_exit: str,
 ) -> int:
     """Run the firewall in the foreground until SIGTERM or Ctrl-C."""
@@ -125,8 +125,8 @@ def run(
         mark_mask=mark_mask,
         queue_base=queue_base,
         log=log_file,
-        state=_state(state_directory),
         metrics=metrics,
+        state=_folder(state),
         on_exit=on_exit,
     )
     try:
@@ -135,13 +135,12 @@ def run(
         raise Failure(*(f"nfw: {line}" for line in str(error).splitlines())) from error
 
 
-def _state(chosen: str | None) -> str:
-    from nfw.policystore import default_directory
-
-    if chosen and chosen != "off":
-        return os.path.join(os.path.abspath(chosen), "policies")
-    found = default_directory() if chosen != "off" else None
-    return str(found) if found is not None else ""
+def _folder(chosen: str | None) -> str:
+    """Where state is kept; "" for nowhere."""
+    if chosen is None:
+        return DEFAULT_STATE if os.geteuid() == 0 else ""
+    first = chosen.partition(":")[0]  # systemd: StateDirectory= may name several
+    return os.path.abspath(first) if first not in ("", "off") else ""
 
 
 @click.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
-from nfw.policy.errors import shorten, suggest
+from nfw.policy.errors import Problems, shorten, suggest
 from nfw.policy.fields import Section, open_section
 from nfw.policy.model import LOG_EVENTS, Log, LogFormat, Sink, SinkKind
 from nfw.policy.yamlpos import Node
@@ -39,7 +39,7 @@ def read_log(section: Section, base: Path) -> Log:
     nodes = part.items("sinks", f"[{_EXAMPLE}]", may_be_empty=True)
     if len(nodes) > MAX_SINKS:
         part.error(nodes[MAX_SINKS], f"sinks: expected at most {MAX_SINKS}, got {len(nodes)}")
-    sinks = [sink for node in nodes[:MAX_SINKS] if (sink := _read_sink(node, part, base)) is not None]
+    sinks = [sink for node in nodes[:MAX_SINKS] if (sink := _read_sink(node, part.problems, base)) is not None]
     return Log(
         path=base / path if path else None,
         max_size=part.size("max_size", default.max_size, 64 << 10, 1 << 40),
@@ -51,9 +51,14 @@ def read_log(section: Section, base: Path) -> Log:
     )
 
 
-def _read_sink(node: Node, parent: Section, base: Path) -> Sink | None:
+def read_destination(node: Node, base: Path, problems: Problems) -> Sink | None:
+    """A sink that stands for a destination of AWS's: in AWS's format, unless it says another."""
+    return _read_sink(node, problems, base, LogFormat.AWS)
+
+
+def _read_sink(node: Node, problems: Problems, base: Path, default_format: LogFormat = LogFormat.EVE) -> Sink | None:
     every = tuple(dict.fromkeys(key for keys in _SINK_KEYS.values() for key in keys))
-    part = open_section(node, "log sink", every, _EXAMPLE, parent.problems)
+    part = open_section(node, "log sink", every, _EXAMPLE, problems)
     if part is None:
         return None
     kind_node = part.require("type", " or ".join(kind.value for kind in SinkKind))
@@ -82,7 +87,7 @@ def _read_sink(node: Node, parent: Section, base: Path) -> Sink | None:
     return Sink(
         kind=kind,
         events=_events(part),
-        format=part.choice("format", LogFormat.EVE),
+        format=part.choice("format", default_format),
         path=path,
         max_size=part.size("max_size", default.max_size, 64 << 10, 1 << 40),
         keep=part.integer("keep", 0, 1000, default.keep),

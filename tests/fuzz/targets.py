@@ -31,6 +31,11 @@ from engines.stateful.thresholdconfig import parse_threshold_config
 from engines.tls.clienthello import ClientHello, ClientHelloReader
 from engines.verdict import Direction
 from engines.watch.segments import OverlapPolicy
+from nfw.policy.aws.documents import is_aws, parse_file
+from nfw.policy.aws.loader import load_documents
+from nfw.policy.check import check_policy
+from nfw.policy.errors import CODES, PolicyError, PolicyErrors, Problems
+from nfw.policy.loader import load_policy_text
 from nfw.watch import Watcher, WatchOptions
 
 CORPUS = Path(__file__).parents[1] / "corpus"
@@ -52,6 +57,31 @@ class Target:
     seeds: Callable[[], list[bytes]]
     words: tuple[bytes, ...] = ()
     size: int = 4096
+
+
+# -- policies ----------------------------------------------------------------------------------------------------------
+
+
+def policy(data: bytes) -> None:
+    """A policy file or an AWS document is loaded and checked, or refused with messages that have a place and advice."""
+    path = Path("/nowhere/policy.yaml")
+    told: list[PolicyError] = []
+    errors: tuple[PolicyError, ...] = ()
+    try:
+        loaded = parse_file(path, data, Problems(str(path)))
+        if is_aws(loaded):
+            found = load_documents([loaded], Problems(str(path)), map_file=None, name="", check_key=False, now=0.0)
+        else:
+            found = load_policy_text(data, path, now=0.0)
+        told = [*found.warnings, *check_policy(found)]
+    except PolicyErrors as refused:
+        errors = refused.errors
+        told = [*errors, *refused.warnings]
+    assert all(error.advice for error in errors)
+    for problem in told:
+        assert problem.file.startswith("/nowhere"), problem
+        assert str(problem).isprintable(), problem
+        assert problem.to_json()["code"] in CODES, problem
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
@@ -277,6 +307,12 @@ def _hex(folder: str, *, prefix: bytes = b"\0") -> list[bytes]:
     return [prefix + bytes.fromhex(path.read_text()) for path in sorted((CORPUS / folder).glob("*.hex"))]
 
 
+def _policies() -> list[bytes]:
+    folder = Path(__file__).parents[1] / "golden"
+    files = [*(folder / "policy").glob("*.yaml"), *(folder / "aws").glob("*.json")]
+    return [file.read_bytes() for file in sorted(files) if file.stat().st_size < 8000]
+
+
 def _rules() -> list[bytes]:
     files = sorted((CORPUS / "rules").glob("*.rules"))
     return [rule.text.encode("utf-8", "surrogateescape") for path in files for rule in rule_texts(path.read_text())]
@@ -356,7 +392,30 @@ _MAIL_WORDS = (
 )  # fmt: skip
 
 
+_POLICY_WORDS = (
+    *(
+        b"&a ",
+        b"*a",
+        b"<<: ",
+        b"!Ref ",
+        b"!!str ",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b": ",
+        b"- ",
+        b"\n",
+        b"\0",
+        b"\xef\xbb\xbf",
+        b"\xff",
+    ),
+    *(b"null", b".nan", b"1e999", b"-1", b"9" * 40, b"$HOME_NET", b"!any", b'{"Fn::Sub": "', b'"Resources": {', b"\t"),
+)
+
+
 def _all() -> Iterator[Target]:
+    yield Target("policy", policy, _policies, _POLICY_WORDS, 8000)
     yield Target("rules", rules, _rules, _RULE_WORDS, 9000)
     yield Target("thresholds", thresholds, _thresholds, (b", ", b"track by_src", b"ip ", b"[", b"!", b"\n", b"\\\n"))
     yield Target("regex", regex, _expressions, _REGEX_WORDS, 300)

@@ -412,7 +412,7 @@ def test_hits_are_counted() -> None:
     flow = Flow(rules).handshake()
     flow.now = 5.0
     flow.data(UP, b"x")
-    assert (rules.hits, rules.last_hit, rules.hit_counts()) == ([1, 1], [5.0, 5.0], {"1:1": 1, "1:2": 1})
+    assert (rules.counts.hits, rules.counts.last, rules.hit_counts()) == ([1, 1], [5.0, 5.0], {"1:1": 1, "1:2": 1})
 
 
 # -- streams ---------------------------------------------------------------------------------------------------------

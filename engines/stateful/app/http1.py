@@ -76,11 +76,16 @@ class Http1Parser(BaseParser):
 
     def feed(self, direction: Direction, data: bytes) -> None:
         side = self._sides[direction]
-        if not self.gave_up and not self.tunnel:
+        size = len(data)
+        if side.left > size and not (self.gave_up or side.skip or side.other or self._sides[0].line):
+            # The middle of a body, as most of what is transferred: no state can change.
+            side.left -= size
+            self._take_body(side, data, 0, size)
+        elif not self.gave_up and not self.tunnel:
             if direction is Direction.TO_CLIENT and self._sides[0].state == self._short_line:
                 self._short_request(self._sides[0])  # it was answered, so it was complete
             self._run(side, data)
-        side.fed += len(data)
+        side.fed += size
 
     def close(self, direction: Direction) -> None:
         if self.gave_up or self.tunnel:
