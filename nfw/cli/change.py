@@ -19,6 +19,7 @@ from nfw.control import ControlClient, Reply
 if TYPE_CHECKING:
     from nfw.policy import Policy
 
+RESULT_COLUMNS = 70  # of the history's table; --json has it whole
 APPLY_SECONDS = 180.0  # the daemon gives a policy 120 s to start
 
 
@@ -226,6 +227,8 @@ def _row(entry: Mapping[str, Any], current: int) -> tuple[str, ...]:
         result = f"back to {entry['of']}" if result == "applied" else f"back to {entry['of']}: {result}"
     if entry["detail"]:
         result += f": {entry['detail']}"
+    if len(result) > RESULT_COLUMNS:
+        result = result[: RESULT_COLUMNS - 3] + "..."
     mode = f" ({entry['mode']})" if entry["mode"] == "monitor" else ""
     return (
         f"{'*' if entry['number'] == current else ' '}{entry['number']}",
