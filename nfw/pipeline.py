@@ -252,9 +252,12 @@ class Pipeline:
                 self._count("tls")
                 self._verdict("flow", "tls", "tls_scope")
                 return Answer.TLS
-            inspector = Inspector(self.ruleset, _facts(flow), now) if self.inspects else None
-            context = flow.context = Context(inspector)
+            context = flow.context = Context(self._inspector(flow, now) if self.inspects else None)
         return self._inspect(packet_id, packet, flow, context, tracked.direction, tracked.established, now)
+
+    def _inspector(self, flow: Flow, now: float) -> Inspector:
+        """Whoever judges a new flow."""
+        return Inspector(self.ruleset, flow_facts(flow), now)
 
     def _settled(self, packet: Packet, made: Flow | None, now: float) -> Answer | None:
         """The answer to a packet of a flow that the kernel has taken over meanwhile; ``made``: what it made of it."""
@@ -304,6 +307,7 @@ class Pipeline:
                 decision.rule if decision is not None else None,
                 inspector.app_proto if inspector is not None else "",
                 inspector.server_name if inspector is not None else "",
+                flow.id,
             )
         )
 
@@ -853,7 +857,8 @@ def _tuple(packet: Packet) -> bytes:
     return flow_tuple(packet.protocol, packet.src, packet.sport, packet.dst, packet.dport)
 
 
-def _facts(flow: Flow) -> FlowFacts:
+def flow_facts(flow: Flow) -> FlowFacts:
+    """What an inspector is told of a flow."""
     return FlowFacts(flow.id, flow.protocol, flow.client, flow.server, flow.client_port, flow.server_port)
 
 

@@ -72,6 +72,7 @@ class GenerationReady:
     log_format: str = "eve"
     log_sinks: Sequence[dict[str, Any]] = ()  # as nfw.sinks.make wants them
     log_stats: int = 0  # seconds between records, 0: none are wanted
+    log_flows: int = 0  # the same, of records of flows that are open
     warnings: Sequence[tuple[str, str]] = ()  # level and text
     mode: str = "enforce"
     files: Mapping[str, str] | None = None  # what the policy was read from (path -> hash); None: it was not kept

@@ -26,6 +26,7 @@ from nfw.conntrack import Conntrack
 from nfw.control import ControlServer, Deferred, Reply, Request
 from nfw.exporter import Address, Exporter, is_private
 from nfw.flows.desk import FlowDesk
+from nfw.flows.recorder import Recorder
 from nfw.generation import MESSAGE_BYTES, describe
 from nfw.hostnet import TABLE, GenerationPlan, HostNet, HostNetError
 from nfw.marks import Disposition, MarkLayout
@@ -131,6 +132,7 @@ class Supervisor:
         self.log_sender, self.log_receiver = log.channel()
         self.log_pid = 0
         self.control: ControlServer | None = None
+        self.recorder = Recorder(options.control, self.log_sender)
         self.exporter: Exporter | None = None
         self.table: TableWatch | None = None
         self.table_due: float | None = None  # when the table is looked at: somebody may have changed it
@@ -293,6 +295,7 @@ class Supervisor:
             generation.leader.wait()
             self._last_words(generation)
         self._save_counts()
+        self.recorder.close()
         self.log_sender.close()
         if self.log_pid:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
@@ -737,6 +740,8 @@ class Supervisor:
             self._write_stats()
         if self.exporter is not None:
             self.exporter.tend()
+        ready = self.current.ready if self.current is not None else None
+        self.recorder.tend(ready.log_flows if ready is not None else 0, now)
         if self._lives(now):
             notify("WATCHDOG=1")
 
@@ -929,7 +934,7 @@ class Supervisor:
         return desk.page(request.args) if request.command == "flows" else desk.flush(request.args)
 
     def _status(self, generation: Generation, body: dict[str, Any]) -> dict[str, Any]:
-        ready = generation.ready
+        ready, settings = generation.ready, generation.settings
         kernel = self._kernel()
         # Somebody may have flushed the rule set, or run `nfw cleanup`: processes alone do not filter.
         gone = kernel.get("counters") == {}
@@ -941,6 +946,12 @@ class Supervisor:
             "name": ready.name if ready else "",
             "mode": ready.mode if ready else "",
             **self.changes.status(),
+            "policy_source": {
+                "file": settings.policy,
+                "more": list(settings.more),
+                "map": settings.map_file,
+                "name": settings.name,
+            },
             "log": self.log_path,
             "log_writer": self._log_status(),
             "kernel": kernel,

@@ -123,6 +123,8 @@ PARTS = (
             "fetch_issuers": "fetch intermediates a server leaves out from where its certificate says (AIA)",
             "session_holding": "SNI rules decide before the server is contacted",
             "keywords": "what rules see of a decrypted session: `sni` is AWS's view",
+            "without_sni": "clients that name no server: refused, or the server's address is verified",
+            "transparency": "`{logs: [PEM files], require: true}`: timestamps of certificate transparency",
             "bypass": "names that are not decrypted: `[{sni: [...]}]`, each with the keys of a scope beside it",
             "resolvers": "addresses of resolvers for those names; those of /etc/resolv.conf where there are none",
             "arn": "kept for conversion",
@@ -162,6 +164,7 @@ PARTS = (
             "unknown": "the end of one of which nobody says within 2 s",
             "allow": "private networks whose responders may be asked, on any port",
             "cache": "folder for what they said",
+            "recheck": "ask again while a flow is open, whenever an answer has run out",
         },
     ),
     Part(
@@ -276,6 +279,7 @@ PARTS = (
             "format": "`eve`: Suricata's EVE; `aws`: AWS Network Firewall's ALERT, FLOW and TLS records",
             "sinks": f"up to {read_log.MAX_SINKS} places more",
             "stats_interval": "seconds between `stats` records",
+            "flow_interval": "seconds between records of a flow that stays open; 0: only at its end",
         },
     ),
     Part(

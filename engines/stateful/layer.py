@@ -59,6 +59,11 @@ class Layer:
         self._rules = rules
         self._states: dict[int, _State] = {}
 
+    @property
+    def transactions(self) -> MutableSequence[Transaction]:
+        """Those that are not over and judged yet."""
+        return self._mine if self.parser is None else self.parser.transactions
+
     def inspect(
         self,
         applies: Callable[[Rule, Direction], bool],
@@ -69,7 +74,7 @@ class Layer:
         """Judge what is new in all transactions. ``applies`` answers for header and state of the flow, ``found`` is
         told of each match and the protocol's name, ``payload`` is what rules see that also have conditions on the
         payload; ``directions``: the sides to judge now."""
-        transactions = self._mine if self.parser is None else self.parser.transactions
+        transactions = self.transactions
         if not transactions:
             return
         states = self._states
@@ -92,7 +97,7 @@ class Layer:
 
     def pending(self, direction: Direction) -> bool:
         """Something of that side was not judged yet."""
-        for tx in self._mine if self.parser is None else self.parser.transactions:
+        for tx in self.transactions:
             progress = tx.progress(direction)
             state = self._states.get(tx.id)
             if progress > 0 and (state is None or state.progress[direction] != progress):

@@ -439,6 +439,10 @@ def _tls(tls: Tls) -> dict[str, Value]:
         "tls.revocation.check": str(revocation.check).lower(),
         "tls.revocation.revoked": revocation.revoked.value,
         "tls.revocation.unknown": revocation.unknown.value,
+        "tls.revocation.recheck": str(revocation.recheck).lower(),
+        "tls.without_sni": tls.without_sni.value,
+        "tls.transparency.require": str(tls.transparency.require).lower(),
+        "tls.transparency.logs": tuple(map(str, tls.transparency.logs)),
         "tls.revocation.allow": tuple(map(str, revocation.allow)),
     }
 

@@ -179,6 +179,24 @@ class Revocation:
     unknown: TlsAction = TlsAction.REJECT
     allow: tuple[Network, ...] = ()
     cache: Path = Path("/var/lib/nfw/revocation")
+    recheck: bool = False  # open flows, whenever the answer they rest on ends; those of the revoked are closed
+
+
+class WithoutSni(enum.Enum):
+    """What a client that names no server gets: nothing, or a server whose certificate has the address."""
+
+    REFUSE = "refuse"
+    ADDRESS = "address"
+
+
+@dataclass(frozen=True, slots=True)
+class Transparency:
+    """Certificate transparency of chains that end in one of the system's roots. ``logs``: files of the public keys
+    (PEM) of trusted logs, ``pem`` what is in them; ``require``: refuse certificates without a valid timestamp."""
+
+    logs: tuple[Path, ...] = ()
+    require: bool = False
+    pem: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +216,8 @@ class Tls:
     revocation: Revocation = Revocation()
     bypass: tuple[Exemption, ...] = ()  # names whose flows are not decrypted, where resolvers say it is they
     resolvers: tuple[str, ...] = ()  # addresses of who is asked; none: those of /etc/resolv.conf
+    without_sni: WithoutSni = WithoutSni.REFUSE
+    transparency: Transparency = Transparency()
     fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
 
 
@@ -367,6 +387,7 @@ class Log:
     events: tuple[str, ...] = DEFAULT_LOG_EVENTS
     format: LogFormat = LogFormat.EVE
     sinks: tuple[Sink, ...] = ()
+    flow_interval: int = 0  # seconds between ``flow`` records of a flow that stays open, 0: only when it is over
     stats_interval: int = 60  # seconds between ``stats`` records; Suricata's stats.interval
 
     @property

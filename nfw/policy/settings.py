@@ -26,18 +26,22 @@ from nfw.policy.model import (
     Stateful,
     TlsAction,
     TlsKeywords,
+    Transparency,
     Trust,
     Variables,
     WhenFull,
+    WithoutSni,
 )
 from nfw.policy.read_log import read_log
 from nfw.policy.read_stateful import FILE_KEYS, RuleFiles, read_rule_files
 from nfw.policy.read_tls import (
+    FETCHING_KEYS,
     PASSING_KEYS,
     read_actions,
     read_distrust,
     read_fetching,
     read_passing,
+    read_transparency,
     read_trust,
 )
 from nfw.policy.variables import read_own_variables
@@ -49,7 +53,18 @@ if TYPE_CHECKING:
 
 KEYS = ("mode", "variables", "tls", "stateful", "open_flows", "flows", "fail_open", "workers", "log")
 FLOWS_KEYS = ("max_flows", "tcp_idle", "tcp_opening", "udp", "icmp", "other", "when_full")
-TLS_KEYS = ("trust", "on_failure", "keywords", "actions", "distrust", "fetch_issuers", "revocation", *PASSING_KEYS)
+TLS_KEYS = (
+    "trust",
+    "on_failure",
+    "keywords",
+    "actions",
+    "distrust",
+    "fetch_issuers",
+    "revocation",
+    "without_sni",
+    "transparency",
+    *PASSING_KEYS,
+)
 MAX_WORKERS = 64  # queues of one generation; a router with more cores than that is not this program's
 MAX_FLOWS = 1 << 24
 MAX_TIMEOUT = 86_400  # seconds; a longer idle flow is better forgotten
@@ -67,6 +82,8 @@ class Settings:
     distrust: Distrust = field(default_factory=Distrust)
     fetch_issuers: bool = False
     passing: dict[str, Any] = field(default_factory=dict)  # fields of Tls: what is not decrypted
+    without_sni: WithoutSni = WithoutSni.REFUSE
+    transparency: Transparency = field(default_factory=Transparency)
     revocation: Revocation = field(default_factory=Revocation)  # AWS has what to do, not how it is found out
     stream_depth: int | None = None
     rule_files: RuleFiles = field(default_factory=RuleFiles)
@@ -92,7 +109,14 @@ class Settings:
                 distrust=self.distrust,
                 fetch_issuers=self.fetch_issuers,
                 **self.passing,
-                revocation=replace(tls.revocation, allow=self.revocation.allow, cache=self.revocation.cache),
+                without_sni=self.without_sni,
+                transparency=self.transparency,
+                revocation=replace(
+                    tls.revocation,
+                    allow=self.revocation.allow,
+                    cache=self.revocation.cache,
+                    recheck=self.revocation.recheck,
+                ),
             )
         if self.stream_depth is not None:
             stateful = replace(stateful, stream_depth=self.stream_depth)
@@ -124,7 +148,7 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         return Settings()
     section.where = ""
     tls = section.section("tls", TLS_KEYS, "{on_failure: reject}")
-    revocation = tls.section("revocation", ("allow", "cache"), "{allow: [10.0.0.0/8]}") if tls is not None else None
+    revocation = tls.section("revocation", FETCHING_KEYS, "{allow: [10.0.0.0/8]}") if tls is not None else None
     stateful = section.section("stateful", ("stream_depth", *FILE_KEYS), "{stream_depth: 1mb}")
     log = section.get("log")
     return Settings(
@@ -136,6 +160,8 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         distrust=read_distrust(tls, base) if tls is not None else Distrust(),
         fetch_issuers=tls.flag("fetch_issuers", False) if tls is not None else False,
         passing=read_passing(tls, DEFAULT_VARIABLES) if tls is not None else {},
+        without_sni=tls.choice("without_sni", WithoutSni.REFUSE) if tls is not None else WithoutSni.REFUSE,
+        transparency=read_transparency(tls, base) if tls is not None else Transparency(),
         revocation=Revocation(**read_fetching(revocation, DEFAULT_VARIABLES, base))
         if revocation is not None
         else Revocation(),

@@ -99,7 +99,7 @@ def test_help_lists_every_command(nfw: Nfw) -> None:
         (["policy", "chekc"], 'no such command "chekc"; did you mean "check"?'),
         (
             ["policy", "zzz"],
-            'no such command "zzz"; known: apply, check, confirm, convert, diff, history, rollback, show',
+            'no such command "zzz"; known: apply, check, confirm, convert, diff, history, rollback, show, test',
         ),
         (["policy", "check"], "Missing argument"),
         (["policy"], "Usage: nfw policy"),
@@ -176,7 +176,7 @@ def test_completion_knows_the_commands() -> None:
     environment = {**os.environ, "_NFW_COMPLETE": "bash_complete", "COMP_WORDS": "nfw policy ", "COMP_CWORD": "2"}
     done = subprocess.run([sys.executable, "-m", "nfw"], env=environment, capture_output=True, text=True, check=False)
     assert [line.split(",")[1] for line in done.stdout.split()] == [
-        *("apply", "check", "confirm", "convert", "diff", "history", "rollback", "show"),
+        *("apply", "check", "confirm", "convert", "diff", "history", "rollback", "show", "test"),
     ]
 
 

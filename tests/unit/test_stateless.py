@@ -11,6 +11,7 @@ import pytest
 
 from engines.packet import Packet, decode
 from engines.stateless import filter as module
+from engines.stateless.explain import misfit
 from engines.stateless.filter import StatelessFilter
 from engines.stateless.rule import StatelessAction, StatelessRule, TcpFlagsMatch
 
@@ -144,6 +145,7 @@ def test_one_rule_one_packet(fields: dict[str, Any], header: dict[str, Any], mat
         assert (found.action, found.rule) == ((DROP, one) if matches else (FORWARD, None))
     assert (engine.hits, engine.default_hits) == (([2], 0) if matches else ([0], 2))
     assert (match_slow([one], subject) is one) == matches
+    assert (misfit(one, subject) == "") == matches
 
 
 def test_the_lowest_priority_number_decides() -> None:
@@ -246,6 +248,7 @@ def test_agrees_with_the_slow_twin(seed: int) -> None:
     for _ in range(150):
         subject = random_packet(rng)
         slow = match_slow(rules, subject)
+        assert next((each for each in engine.rules if not misfit(each, subject)), None) is slow
         for _ in range(rng.choice([1, 2])):
             found = engine.match(subject)
             total += 1
