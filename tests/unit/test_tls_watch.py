@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from engines.stateful.inspector import FlowFacts
 from engines.tls.events import CloseClient, ConnectUpstream, Finished, PassOn, Plaintext, SendClient
 from engines.tls.revocation import Revocation
 from engines.tls.session import Session, State
 from engines.tls.splice import Splice
 from engines.tls.status import FailAction, Status
 from engines.verdict import Direction
+from nfw import events, tlsrecords
 from tests.unit.test_tls_revocation import produced_when_judged  # noqa: F401 - a fixture used by itself
 from tests.unit.test_tls_session_revocation import checking, found, meet
 from tests.unit.tlskit import NOW, Authority, Wire, World, client_peer, server_peer
@@ -27,13 +29,13 @@ def watching(world: World, **settings: object) -> World:
 
 def passed_on(wire: Wire) -> PassOn:
     """The one event; nothing was said to the client, and the session is over."""
-    events = [event for event in wire.log if isinstance(event, PassOn)]
-    assert len(events) == 1
-    assert wire.log[-1] is events[0]
+    told = [event for event in wire.log if isinstance(event, PassOn)]
+    assert len(told) == 1
+    assert wire.log[-1] is told[0]
     assert not any(isinstance(event, SendClient | CloseClient | Finished) for event in wire.log)
     assert wire.session.state is State.DONE
     assert wire.session.deadline is None
-    return events[0]
+    return told[0]
 
 
 @pytest.mark.parametrize("action", list(FailAction))
@@ -114,3 +116,17 @@ def test_a_server_that_is_accepted_is_intercepted() -> None:
     wire = Wire(world, client, server).run()
     assert wire.client.ready
     assert wire.plaintext[Direction.TO_SERVER] == b"ping"
+
+
+def test_a_server_that_is_revoked_while_the_session_is_open() -> None:
+    """The client has been answered, so the session cannot be handed on: it goes on, and its record says so."""
+    wire = meet(watching(checking(revoked="reject")), findings={0: found(Revocation.GOOD)})
+    assert wire.session.state is State.RELAY
+    wire.session.revocation_found(0, found(Revocation.REVOKED), 1.0)
+    assert wire.session.events() == []
+    assert wire.session.state is State.RELAY
+    info = wire.session.info
+    assert (info.would_be, info.passed) == ("reject", ["REVOKED"])
+    facts = FlowFacts(1, 6, b"\x0a\x01\x00\x02", b"\xcb\x00\x71\x0a", 40000, 443)
+    record = events.only_watched(tlsrecords.tls(facts, "OK", "closed", "", info, None, 1e9))
+    assert record["verdict"] == {"action": "pass", "would_be": "reject"}
