@@ -360,6 +360,8 @@ INSIDE = [
         ({"sni": "www.example.org", "http_uri": "/secret"}, "terminate", "drop", 1),
         ({"sni": "blocked.example"}, "terminate", "drop", 2),
         ({"sni": "shown.example"}, "terminate", "drop", 3),
+        ({"sni": "www.example.org", "alpn": ["h2"], "http_uri": "/secret"}, "terminate", "drop", 1),
+        ({"sni": "www.example.org", "alpn": ["h2"]}, "terminate", "pass", None),
         ({"sni": ""}, "terminate", "drop", "no_sni"),
         ({"dport": 443, "payload": "SSH-2.0-x\\r\\n"}, "terminate", "drop", "not_tls"),
         ({"dport": 443}, "terminate", "drop", "not_tls"),
