@@ -396,9 +396,14 @@ class Explainer:
     def _conclude(
         self, seen: _Seen, real: NotingInspector | None, stateful: StatefulStep, ended: Terminated | None
     ) -> Conclusion:
+        notes = real.notes if real is not None else Notes()
         for step in seen.steps:
             if step.verdict in ("drop", "reject"):
-                return self._concluded(step.verdict, step.stage, step.reason, step.rule, step.packet)
+                decision = notes.decision
+                # Packets held before go with the one that decided.
+                held = step.stage == "stateful" and decision is not None and decision.rule == step.rule
+                at = max(step.packet, notes.decided_at) if held else step.packet
+                return self._concluded(step.verdict, step.stage, step.reason, step.rule, at)
         intercepted = next((step for step in seen.steps if step.verdict == "intercept"), None)
         if intercepted is not None and ended is None:
             return self._concluded("intercept", "tls", intercepted.reason, None, intercepted.packet)
@@ -407,7 +412,6 @@ class Explainer:
             concluded = self._concluded(refusal.verdict, refusal.stage, refusal.reason, refusal.rule, refusal.at)
             return replace(concluded, detail=refusal.detail)
         verdict = "alert" if stateful.alerts else "pass"
-        notes = real.notes if real is not None else Notes()
         if notes.decision is not None and notes.decision.verdict is Verdict.ACCEPT:
             return self._concluded(verdict, "stateful", "pass_rule", notes.decision.rule, notes.decided_at)
         if seen.steps and all(step.stage == "stateless" for step in seen.steps):
