@@ -23,7 +23,9 @@ server is stamped ``REPLY``, so that no worker takes it for the beginning of a f
 ``ct packets`` in a rule switches connection accounting on (net.netfilter.nf_conntrack_acct) for flows that begin from
 then on, and needs no right to write sysctls. It stays on: nobody can tell who else counts on it.
 
-Base chains stay as long as the table: the kernel drops every queued packet of the namespace when a hook goes.
+Base chains stay as long as the table: the kernel drops every queued packet of the namespace when a hook goes. The
+forward chain's policy is to drop although its rules decide everything: a packet that is on its way through the hook
+while the table is replaced sees the old chain without its rules.
 
 nft 1.0.6 cannot combine two registers (``ct mark set ct mark & x | meta mark & y``), so each rule that copies a mark
 has its constants written out. The queue rule is nft's own statement where the kernel has it, else the compat target.
@@ -166,7 +168,7 @@ table inet {self.table} {{
     counter name unjudged drop
   }}
   chain forward {{
-    type filter hook forward priority -150; policy accept;
+    type filter hook forward priority -150; policy drop;
     meta mark & {f} == @judged {clear} accept
     goto unjudged
   }}

@@ -166,10 +166,13 @@ class FlowRules:
         proto = proto or self._conversation.app_proto
         found.append(Match(rule.index, tx_id, len(found), rule, acts_on_flow, direction, proto, tx))
         ruleset = self._ruleset
-        new = rule.index not in self._matched
-        if new:
-            self._matched = self._matched | {rule.index}
-        ruleset.counts.add(rule.index, self.segment.octets, self.segment.now, flow=new)
+        counts, index = ruleset.counts, rule.index
+        counts.hits[index] += 1
+        counts.octets[index] += self.segment.octets
+        counts.last[index] = self.segment.now
+        if index not in self._matched:
+            self._matched |= {index}
+            counts.flows[index] += 1
         if rule.changes:
             signature = rule.signature
             self.flowbits.apply(signature.flowbit_sets)

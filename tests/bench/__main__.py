@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from tests.bench import etopen, large, pure
+from tests.bench import etopen, large, logs, pure
 from tests.bench.measure import HEAD, Row, figure
 from tests.bench.through_the_lab import LabRows
 from tests.firewall import Firewall
@@ -42,6 +42,10 @@ def _through_the_lab(seconds: int, turns: int) -> Iterator[Row | Exception]:
                 yield measure()
             except Exception as error:  # the other rows are worth having
                 yield error
+    try:
+        yield logs.row(2 * seconds, turns)
+    except Exception as error:
+        yield error
 
 
 def main() -> int:

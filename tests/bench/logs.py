@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench.measure import Row, by_turns
 from tests.firewall import Firewall
 from tests.lab import Lab
 
@@ -231,6 +233,23 @@ def _running_logs() -> Iterator[Logs]:
                 yield logs
         finally:
             subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def row(seconds: float, turns: int) -> Row:
+    """For the table: every sink with a reader, against no log."""
+    worst: list[float] = []
+    with running_logs() as logs:
+
+        def heard() -> float:
+            latency, _ = logs.with_readers(seconds)
+            worst.append(latency.p99)
+            return latency.median
+
+        peer, measured = by_turns(lambda: logs.without(seconds).median, heard, turns)
+    note = f"99 % within {statistics.median(worst):.2f} ms"
+    return Row(
+        f"answer to a datagram, {FLOWS:,} flows/s, every log sink on", "no log", peer, measured, "ms", "less", note=note
+    )
 
 
 def main() -> int:
