@@ -28,6 +28,7 @@ from nfw.capture import Captured
 from nfw.dialogue import Dialogue
 from nfw.explaintls import Terminated, terminate
 from nfw.pipeline import Answer, Context, flow_facts
+from nfw.policy.model import WithoutSni
 from nfw.policy.places import Place, places
 from nfw.policy.values import protocol_name
 from nfw.policyreplay import PolicyReplay, Tracing
@@ -450,6 +451,8 @@ def _checks(policy: Any) -> tuple[str, ...]:
     tls = policy.tls
     trust = [*(["the system's roots"] if tls.trust.system else []), *map(str, tls.trust.files)]
     checks = [f"the server's certificate: issued under {' or '.join(trust)}, for the name asked for"]
+    checks[0] += " or, where none is, for its address" if tls.without_sni is WithoutSni.ADDRESS else ""
+    checks[0] += ", with a valid timestamp of certificate transparency" if tls.transparency.require else ""
     checks[0] += f"; else {tls.on_failure.value}"
     if tls.actions:
         checks[0] += f" ({', '.join(f'{status}: {action.value}' for status, action in tls.actions)})"

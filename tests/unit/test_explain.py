@@ -381,6 +381,15 @@ def test_tls(tmp_path: Path, flow: dict[str, Any], decision: str, verdict: str, 
         assert "there are no packets in a decrypted flow" in packet_rule.text
 
 
+def test_tls_without_a_name_where_the_policy_takes_the_address(tmp_path: Path) -> None:
+    ca.create("Test CA", tmp_path, NOW)
+    policy = INSPECT + "  without_sni: address\n" + strict(*INSIDE[:1])
+    found = explained(tmp_path, policy, sni="", http_uri="/secret")
+    assert found.conclusion.rule is not None
+    assert (found.conclusion.verdict, found.conclusion.rule.id) == ("drop", 1)
+    assert "where none is, for its address" in found.tls.checks[0]
+
+
 def test_a_captured_flow_in_scope_is_left(tmp_path: Path) -> None:
     ca.create("Test CA", tmp_path, NOW)
     policy = compiled(tmp_path, INSPECT + strict(*INSIDE[:3]))
