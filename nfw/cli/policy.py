@@ -17,7 +17,8 @@ from nfw.control import ControlClient
 if TYPE_CHECKING:
     from nfw.explain import Explainer
     from nfw.policy import Policy
-    from nfw.policytest import Result, TestFile
+    from nfw.policytest import Result
+    from nfw.testfile import TestFile
 
 APPLY_SECONDS = 180.0  # the daemon gives a policy 120 s to start
 
@@ -219,7 +220,8 @@ def run_policy_tests(files: tuple[str, ...], report: str | None, as_json: bool) 
     Verdicts are pass, alert (passes and is logged), drop and reject. The firewall need not run.
     """
     from nfw.policy.errors import PolicyErrors
-    from nfw.policytest import junit, load_tests, result_json, run_tests
+    from nfw.policytest import junit, result_json, run_tests
+    from nfw.testfile import load_tests
 
     try:
         loaded = load_tests(files)
