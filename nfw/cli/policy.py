@@ -18,7 +18,8 @@ from nfw.cli.problems import counted, tell_problems
 if TYPE_CHECKING:
     from nfw.explain import Explainer
     from nfw.policy import Policy
-    from nfw.policytest import Result, TestFile
+    from nfw.policytest import Result
+    from nfw.testfile import TestFile
 
 
 @click.group(cls=NearestGroup)
@@ -171,7 +172,8 @@ def run_policy_tests(files: tuple[str, ...], report: str | None, as_json: bool) 
     Verdicts are pass, alert (passes and is logged), drop and reject. The firewall need not run.
     """
     from nfw.policy.errors import PolicyErrors
-    from nfw.policytest import junit, load_tests, result_json, run_tests
+    from nfw.policytest import junit, result_json, run_tests
+    from nfw.testfile import load_tests
 
     try:
         loaded = load_tests(files)
