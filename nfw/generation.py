@@ -125,10 +125,20 @@ def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "") -
     cache = default_cache(process.tell)
     with paused_gc():
         loaded = load_policy(policy, *more, map_file=map_file or None, name=name, check_key=False, cache=cache)
+        _import_workers(loaded)
         compiled = compile_policy(loaded, cache)
         gc.collect()
         gc.freeze()  # the compiled rules stay shared: no collector ever writes to their pages
     return compiled
+
+
+def _import_workers(policy: Policy) -> None:
+    """What the processes run, before the rules are compiled: then a switch does not wait for it, and its objects are
+    frozen with all others."""
+    from nfw import worker  # noqa: F401
+
+    if policy.tls is not None:
+        from nfw import keyholder, revocationfetcher, tlsworker  # noqa: F401
 
 
 class Leader:
@@ -201,6 +211,7 @@ class Leader:
             log_events=policy.log.events,
             log_format=policy.log.format.value,
             log_sinks=[sink_settings(sink) for sink in policy.log.sinks],
+            log_flows=policy.log.flow_interval if "flow" in policy.log.wanted else 0,
             log_stats=policy.log.stats_interval if "stats" in policy.log.wanted else 0,
             warnings=tuple(str(warning) for warning in policy.warnings),
             compiled=compiled_at,
@@ -424,22 +435,27 @@ class Leader:
             return {"since": self.counted_since}
         return {"error": f"this generation does not know {what!r}"}
 
-    def _counted(self) -> list[tuple[RuleRow, Counted]]:
-        """Every rule with its counts so far, the times of which are since the epoch."""
+    def _counted(self, start: int, count: int | None = None) -> list[tuple[RuleRow, Counted]]:
+        """``count`` rules from number ``start`` on, or all, with their counts; times are since the epoch."""
         if self.catalogue is None or self.table is None:
             return []
+        rows = self.catalogue.told()[start:][:count]
+        if not rows:
+            return []
+        first, stop = rows[0][0], rows[-1][0] + 1
+        sums = self.table.sums(first, stop)
         wall = time.time() - time.monotonic()
-        rows = zip(self.catalogue.described(), self.table.sums(0, self.table.rows), strict=True)
-        return [(row, one._replace(last=one.last + wall if one.last else 0.0)) for row, one in rows if row is not None]
+        found = ((row, sums[at - first]) for at, row in rows)
+        return [(row, one._replace(last=one.last + wall if one.last else 0.0)) for row, one in found]
 
     def _rules(self, start: int) -> dict[str, Any]:
         """:data:`RULE_ROWS` rules from number ``start`` on."""
-        rows = self._counted()
-        page = [[*row, *one] for row, one in rows[start : start + RULE_ROWS]]
-        return {"total": len(rows), "rows": page, "since": self.counted_since}
+        page = [[*row, *one] for row, one in self._counted(start, RULE_ROWS)]
+        total = len(self.catalogue.told()) if self.catalogue is not None else 0
+        return {"total": total, "rows": page, "since": self.counted_since}
 
     def _tell_counts(self) -> None:
-        rows = [[row.digest, *one] for row, one in self._counted()]
+        rows = [[row.digest, *one] for row, one in self._counted(0)]
         pieces = list(parts(rows, COUNT_ROWS))
         for number, piece in enumerate(pieces, 1):
             self._say("counts", {"rows": piece, "since": self.counted_since, "last": number == len(pieces)})

@@ -298,6 +298,7 @@ class Pipeline:
                 decision.rule if decision is not None else None,
                 inspector.app_proto if inspector is not None else "",
                 inspector.server_name if inspector is not None else "",
+                flow.id,
             )
         )
 

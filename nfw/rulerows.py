@@ -33,7 +33,7 @@ class Catalogue:
         scopes = len(compiled.scopes.counts) if compiled.scopes is not None else 0
         self._bounds = [0, stateless, stateless + stateful, stateless + stateful + scopes]
         self.rows = self._bounds[-1] + (len(STATUSES) if scopes else 0)
-        self._made: list[RuleRow | None] | None = None
+        self._made: list[tuple[int, RuleRow]] | None = None
 
     def attach(self, table: CountTable, slot: int) -> RuleCounts:
         """Let this process count in ``slot``. Answers the counts of TLS statuses, see :func:`status_row`."""
@@ -44,10 +44,10 @@ class Catalogue:
             compiled.scopes.counts = table.counts(slot, bounds[2], bounds[3])
         return table.counts(slot, bounds[3], self.rows)
 
-    def described(self) -> list[RuleRow | None]:
-        """By row; None for rows that say nothing of the policy."""
+    def told(self) -> list[tuple[int, RuleRow]]:
+        """All rows that say something of the policy, and where in the table they are."""
         if self._made is None:
-            self._made = list(_distinct(self._all()))
+            self._made = [(at, row) for at, row in enumerate(_distinct(self._all())) if row is not None]
         return self._made
 
     def _all(self) -> Iterator[RuleRow | None]:

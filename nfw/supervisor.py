@@ -25,6 +25,7 @@ from nfw.conntrack import Conntrack
 from nfw.control import ControlServer, Deferred, Reply, Request
 from nfw.exporter import Address, Exporter, is_private
 from nfw.flows.desk import FlowDesk
+from nfw.flows.recorder import Recorder
 from nfw.generation import MESSAGE_BYTES, describe
 from nfw.hostnet import GenerationPlan, HostNet, HostNetError
 from nfw.marks import Disposition, MarkLayout
@@ -123,6 +124,7 @@ class Supervisor:
         self.log_sender, self.log_receiver = log.channel()
         self.log_pid = 0
         self.control: ControlServer | None = None
+        self.recorder = Recorder(options.control, self.log_sender)
         self.exporter: Exporter | None = None
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -232,6 +234,7 @@ class Supervisor:
             generation.leader.wait()
             self._last_words(generation)
         self._save_counts()
+        self.recorder.close()
         self.log_sender.close()
         self._end_log()
         if self.exporter is not None:
@@ -649,6 +652,8 @@ class Supervisor:
             self._write_stats()
         if self.exporter is not None:
             self.exporter.tend()
+        ready = self.current.ready if self.current is not None else None
+        self.recorder.tend(ready.log_flows if ready is not None else 0, now)
         if self._lives(now):
             notify("WATCHDOG=1")
 

@@ -83,10 +83,14 @@ def tls(
         event["revocation_check"] = _revocation_check(info, info.chain, info.revocation)
     if detail:
         event["nfw"]["detail"] = detail
+    if info is not None and info.remarks:
+        event["nfw"]["remarks"] = info.remarks
     if info is not None and info.passed:
         event["nfw"]["passed"] = info.passed
     if info is not None and info.chain is not None and info.chain.completed:
         event["nfw"]["issuers_fetched"] = True
+    if info is not None and info.chain is not None and info.chain.timestamps is not None:
+        event["nfw"]["sct"] = info.chain.timestamps.value
     if info is not None and info.chain is not None and info.chain.exception not in (None, "passed"):
         event["nfw"]["second_path"] = info.chain.exception
     if decision is not None:

@@ -33,6 +33,7 @@ from engines.tls.knownbad import KNOWN_BAD
 from engines.tls.revocation import Question
 from engines.tls.session import Session, State, TlsSettings
 from engines.tls.status import FailAction, Status
+from engines.tls.transparency import Logs
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import process, tlsrecords
@@ -42,7 +43,8 @@ from nfw.histogram import Histogram
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
-from nfw.policy.model import Refusal, TlsAction, TlsKeywords
+from nfw.policy.model import Refusal, TlsAction, TlsKeywords, WithoutSni
+from nfw.policy.read_tls import public_keys
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.rulerows import STATUSES, status_row
@@ -61,6 +63,7 @@ TICK_SECONDS = 0.1  # how late the log and what is held or about to be reset may
 SWEEP_SECONDS = 1.0  # how late every other deadline may be; a look at all sessions costs
 # Upper bounds in seconds of the handshake histogram's buckets; the last one has none.
 HANDSHAKE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+RECHECK_SECONDS = 2.0  # at least, between two questions about the certificates of an open session
 ACCEPTS = 64  # between two looks at the other sockets
 MESSAGE_BYTES = 1 << 20
 
@@ -85,6 +88,7 @@ class Flow:
         "logged",
         "pending",
         "pending_end",
+        "recheck_at",
         "scope",
         "session",
         "source",
@@ -118,6 +122,7 @@ class Flow:
         self.finished_at = 0.0
         self.started = now
         self.last = now  # something was read or sent; of a finished session: something more was delivered
+        self.recheck_at = 0.0  # when revocation is looked at again
         self.connecting = False
         self.cut = False  # a peer reset it: what came before is delivered, then the reset is passed on
         self.decision: Decision | None = None
@@ -159,6 +164,7 @@ class TlsWorker:
         self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.wanted)
         assert self.policy.tls is not None
         self.settings = tls_settings(self.policy.tls)
+        self.recheck = self.policy.tls.revocation.check and self.policy.tls.revocation.recheck
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
@@ -246,6 +252,8 @@ class TlsWorker:
         self.listings.expire(now)
         for flow in list(self.flows.values()):
             deadline = flow.session.deadline
+            if self.recheck and flow.session.state is State.RELAY:
+                self._guard(flow, self._recheck, flow, now)
             if flow.finished_at or now - flow.last > self.idle_seconds or (deadline is not None and now >= deadline):
                 self._guard(flow, self._check, flow, now)
         self.desk.ask_again(now, lambda flow: flow.key in self.flows and flow.session.state is State.LEAF)
@@ -253,6 +261,20 @@ class TlsWorker:
             self.revocations.ask_again(
                 now, lambda flow: flow.key in self.flows and flow.session.state in (State.ISSUERS, State.REVOCATION)
             )
+
+    def _recheck(self, flow: Flow, now: float) -> None:
+        """The answer an open session rests on has ended: ask again. It goes on unless somebody says REVOKED."""
+        found = flow.session.info.revocation
+        if found is None or not found.finding.settled or now < flow.recheck_at:
+            return
+        unix = now + self.wall
+        if not flow.recheck_at or unix < found.finding.until:
+            flow.recheck_at = now + max(RECHECK_SECONDS, found.finding.until - unix)
+            return
+        flow.recheck_at = now + RECHECK_SECONDS
+        for question in flow.session.info.questions:
+            self._ask_revocation(flow, question, now)
+        self._drain(flow, now)
 
     def _check(self, flow: Flow, now: float) -> None:
         """What time alone brings about."""
@@ -296,7 +318,7 @@ class TlsWorker:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.mark)  # by which what it leaves behind is found
             self.next_flow += 1
-            session = Session(self.settings, now, now + self.wall)
+            session = Session(self.settings, now, now + self.wall, destination[0].partition("%")[0])
             flow = Flow(self.next_flow, Side(sock), source, destination, session, now)
             self.flows[flow.key] = flow
             self._guard(flow, self._open, flow, now)
@@ -809,10 +831,8 @@ class TlsWorker:
 
 def tls_settings(policy: Tls) -> TlsSettings:
     """The session settings of a policy. Raises ValueError when no trusted root can be read."""
-    pem = policy.trust.pem
-    if policy.trust.system:
-        pem += system_roots()
-    anchors, _ = parse_anchors(pem)
+    public = parse_anchors(system_roots())[0] if policy.trust.system else []
+    anchors = parse_anchors(policy.trust.pem)[0] + public
     if not anchors:
         raise ValueError("no trusted root certificate could be read")
     own = x509.load_pem_x509_certificate(policy.ca.certificate_pem)
@@ -826,12 +846,20 @@ def tls_settings(policy: Tls) -> TlsSettings:
     passed = frozenset(status for status, action in chosen.items() if action is TlsAction.PASS)
     return TlsSettings(
         UpstreamVerifier(
-            anchors, refused_keys=frozenset(refused), passed=passed, stapling=check, fetch_issuers=policy.fetch_issuers
+            anchors,
+            refused_keys=frozenset(refused),
+            passed=passed,
+            stapling=check,
+            fetch_issuers=policy.fetch_issuers,
+            public=frozenset(anchor.fingerprint(hashes.SHA256()) for anchor in public),
+            logs=Logs(public_keys(policy.transparency.pem)),
+            require_timestamps=policy.transparency.require,
         ),
         ca_id=own.fingerprint(hashes.SHA256()),
         on_failure=FailAction(policy.on_failure.value),
         actions={status: FailAction(action.value) for status, action in chosen.items() if status not in passed},
         revocation=check,
+        verify_address=policy.without_sni is WithoutSni.ADDRESS,
     )
 
 

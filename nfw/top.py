@@ -108,7 +108,8 @@ class View:
     def record(self, event: Mapping[str, Any], now: float) -> None:
         """One record of the log."""
         kind = event.get("event_type")
-        if kind == "flow":
+        ours = event.get("nfw")
+        if kind == "flow" and not (isinstance(ours, Mapping) and ours.get("final") is False):  # or it would count twice
             flow = event.get("flow")
             if isinstance(flow, Mapping):
                 sides = [flow.get(f"bytes_{side}", 0) for side in ("toserver", "toclient")]
@@ -264,7 +265,7 @@ class View:
     def _hits(self) -> list[tuple[str, str, str]]:
         rows = []
         for hits, (engine, rule) in self._since("nfw_rule_hits"):
-            text = f"{rule} {self._signatures.get(rule, '')}".rstrip() if engine == "stateful" else f"stateless {rule}"
+            text = f"{rule} {self._signatures.get(rule, '')}".rstrip() if engine == "stateful" else f"{engine} {rule}"
             rows.append((count(hits), clean(text), ""))
         return [row for row in rows if self.filter in row[1].lower()]
 

@@ -364,6 +364,13 @@ _TLS_CONFIGURATION = {
         "TLSInspectionConfigurationId": "id",
     },
 }
+# As a domain list generates them (D: suricata-examples).
+_LISTED = """\
+pass tls $HOME_NET any -> $EXTERNAL_NET any (tls.sni; content:"site-a.test"; startswith; nocase; endswith; \\
+flow:to_server, established; sid:1;)
+drop tls $HOME_NET any -> $EXTERNAL_NET any (ssl_state:client_hello; flow:to_server, established; sid:2;)
+"""
+LISTED = tls("site-a.test", http_uri="/")
 _INSIDE = """\
 pass tls any any -> any any (tls.sni; content:"site-a.test"; sid:1;)
 drop http any any -> any any (http.uri; content:"/secret"; sid:2;)
@@ -398,6 +405,15 @@ INSPECTION = (
         "session holding off",
         _inspected(False),
         (Row("H: off, SNI and HTTP are judged together", tls("site-a.test", http_uri="/secret"), "pass", live=False),),
+        tls=True,
+    ),
+    Group(
+        "session holding with a domain list",
+        _inspected(True, _LISTED),
+        (
+            Row("H: on, generated rules for the SNI decide, although they say flow:established", LISTED, "pass"),
+            Row("H: ... and refuse the names that are not listed", tls("site-b.test"), "drop", (2,)),
+        ),
         tls=True,
     ),
     Group(

@@ -217,9 +217,11 @@ class NotingInspector(Inspector):
     ) -> Reason:
         """The first condition that fails, in the engine's order."""
         signature = rule.signature
-        if rule.established is not None and rule.established is not segment.established:
+        if rule.established is not None and rule.established is not segment.established and not self._rules.opening:
             state = "the connection is not established yet" if rule.established else "the connection is established"
-            return Reason(Stage.STATE, state)
+            # What the rule is about is there, and this is the one moment it is judged: nothing comes nearer.
+            there = signature.rule_type is RuleType.APP_TX and self._is_there(rule, side, seen)
+            return Reason(Stage.BUFFER if there else Stage.STATE, state, nearness=-1)
         if rule.app_protos and rule.app_protos.isdisjoint(self._conversation.protocols):
             known = bool(self._conversation.protocols)
             return Reason(Stage.PROTOCOL, f"{self._speaks()}, not {signature.app_proto}", nearness=known)
@@ -247,6 +249,20 @@ class NotingInspector(Inspector):
         if not with_packet:
             return Reason(Stage.STATE, "it is about packets")
         return _payload_reason(rule, segment, self._payload.window)
+
+    @staticmethod
+    def _is_there(rule: Rule, side: Direction, seen: Sequence[tuple[str, Sequence[Transaction]]]) -> bool:
+        """A transaction has the first buffer the rule asks for."""
+        if not rule.tx:
+            return False
+        first = rule.tx[0]
+        where = side if first.side is None else first.side
+        return any(
+            tx.buffer(first.match.buffer, where)
+            for name, transactions in seen
+            for tx in transactions
+            if not rule.app_protos or name in rule.app_protos
+        )
 
     def _speaks(self) -> str:
         if self._conversation.protocols:

@@ -37,7 +37,8 @@ class FlowRules:
 
     ``segment``: what is judged now. ``found``: the matches so far; what a match leaves behind (flowbits ...) counts at
     once. ``tuples``: source, source port, destination, destination port per direction. ``payload_bytes``: of each
-    direction so far. ``established``: the handshake is over.
+    direction so far. ``established``: the handshake is over. ``opening``: a TLS session is held while its hello is
+    judged; the client's connection is established then and the server's is not, so rules that ask for either apply.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class FlowRules:
         "flowbits",
         "flowints",
         "found",
+        "opening",
         "payload_bytes",
         "segment",
         "tuples",
@@ -67,6 +69,7 @@ class FlowRules:
         self.established = False
         self.segment = Segment(_TO_SERVER, False, b"", b"", None, now)
         self.found: list[Match] = []
+        self.opening = False
         # Bit n: header n was asked whether it covers the flow, and did.
         self._asked = [0, 0]
         self._allowed = [0, 0]
@@ -108,7 +111,7 @@ class FlowRules:
 
     def applies(self, rule: Rule, direction: Direction) -> bool:
         """Everything about a rule but its buffers."""
-        if rule.established is not None and rule.established is not self.segment.established:
+        if rule.established is not None and rule.established is not self.segment.established and not self.opening:
             return False
         if rule.header and not self._covers(rule, direction):
             return False
@@ -163,10 +166,13 @@ class FlowRules:
         proto = proto or self._conversation.app_proto
         found.append(Match(rule.index, tx_id, len(found), rule, acts_on_flow, direction, proto, tx))
         ruleset = self._ruleset
-        new = rule.index not in self._matched
-        if new:
-            self._matched = self._matched | {rule.index}
-        ruleset.counts.add(rule.index, self.segment.octets, self.segment.now, flow=new)
+        counts, index = ruleset.counts, rule.index
+        counts.hits[index] += 1
+        counts.octets[index] += self.segment.octets
+        counts.last[index] = self.segment.now
+        if index not in self._matched:
+            self._matched |= {index}
+            counts.flows[index] += 1
         if rule.changes:
             signature = rule.signature
             self.flowbits.apply(signature.flowbit_sets)

@@ -205,7 +205,7 @@ class Inspector:
             self._tls = layer
             return _NOTHING
         self._layers.insert(0, layer)
-        return self._judge_now(_TO_SERVER, now, established=False, defaults=False)
+        return self._judge_opening(_TO_SERVER, now)
 
     def tls_server(self, chain: Sequence[bytes], now: float) -> Outcome:
         """The certificates (DER, leaf first) the server of a decrypted flow has shown; judged like the hello."""
@@ -216,7 +216,14 @@ class Inspector:
         self._session.saw_server(chain)
         if self._tls is not None:
             return _NOTHING
-        return self._judge_now(_TO_CLIENT, now, established=False, defaults=False)
+        return self._judge_opening(_TO_CLIENT, now)
+
+    def _judge_opening(self, direction: Direction, now: float) -> Outcome:
+        """What the handshake of a decrypted flow has said, before there is any plaintext."""
+        self._rules.opening = True
+        outcome = self._judge_now(direction, now, established=False, defaults=False)
+        self._rules.opening = False
+        return outcome
 
     def close(self, direction: Direction, now: float) -> Outcome:
         """That direction ended. What was held is judged as it is and may go unless the decision is against it."""

@@ -17,6 +17,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from engines.counts import RuleCounts
+from engines.stateful.app import frames as raw_frames
 from engines.stateful.app import http2_frames
 from engines.stateful.app.digests import ALGORITHMS
 from engines.stateful.defaults import Defaults, make_defaults
@@ -33,7 +34,9 @@ from engines.verdict import Direction, RuleRef
 
 PAYLOAD = "payload"
 # Buffers that may grow while their side of the transaction goes on; any other is final once it is there.
-GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body", "dcerpc.stub_data"})
+GROWING_BUFFERS = frozenset(
+    {"file.data", "http.request_body", "http.response_body", "dcerpc.stub_data", *raw_frames.GROWING}
+)
 # Buffers that may get more instances while it goes on, each of them final.
 COLLECTING_BUFFERS = frozenset(
     {
@@ -44,10 +47,11 @@ COLLECTING_BUFFERS = frozenset(
         "ftp.reply",
         "ftp.completion_code",
         *http2_frames.NAMES,
+        *(name for name in BUFFERS if name.startswith("mqtt.")),
     }
 )
 # Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
-_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.")
+_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.", "mqtt.")
 
 # The same bytes as file.data to the client: searched once for the patterns of both.
 _RESPONSE_BODY = "http.response_body"
@@ -342,8 +346,9 @@ def compile_ruleset(
     asked = {condition.match.buffer for rule in rules for condition in rule.tx}
     hashes = frozenset(asked.intersection(ALGORITHMS))
     frames = not asked.isdisjoint(http2_frames.NAMES | http2_frames.ON_CONNECTION)
-    if hashes or frames or captures:
-        app = replace(limits.app, hashes=hashes, http2_frames=frames, lines_alone=captures)
+    pieces = frozenset(asked.intersection(raw_frames.BUFFERS))
+    if hashes or frames or pieces or captures:
+        app = replace(limits.app, hashes=hashes, http2_frames=frames, frames=pieces, lines_alone=captures)
         limits = replace(limits, app=app)
     return RuleSet(rules, tuple(headers.all), order, defaults, limits, store)
 

@@ -17,8 +17,11 @@ LEDGER_FLOWS = 65_536  # of a worker, about 25 MB
 
 
 class Settled(NamedTuple):
-    """A flow as it was when it left the table; ``rule`` and ``reason`` decided, ``refused`` None if it may go on, else
-    ``drop`` or ``reject``. Times of the worker's clock."""
+    """A flow as it was when it left the table; ``id``: its number there, 0 if it never was in it.
+
+    ``rule`` and ``reason`` decided, ``refused`` None if it may go on, else ``drop`` or ``reject``. ``created``: by the
+    worker's clock.
+    """
 
     key: bytes
     protocol: int
@@ -34,6 +37,7 @@ class Settled(NamedTuple):
     rule: RuleRef | None
     app_proto: str
     name: str
+    id: int = 0
 
 
 class Ledger:

@@ -136,7 +136,7 @@ def _tracked(flow: Flow, now: float) -> FlowRecord:
 
 def _settled(flow: Settled, now: float) -> FlowRecord:
     return FlowRecord(
-        0,
+        flow.id,
         flow.protocol,
         flow.client,
         flow.client_port,

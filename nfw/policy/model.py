@@ -171,6 +171,24 @@ class Revocation:
     unknown: TlsAction = TlsAction.REJECT
     allow: tuple[Network, ...] = ()
     cache: Path = Path("/var/lib/nfw/revocation")
+    recheck: bool = False  # open flows, whenever the answer they rest on ends; those of the revoked are closed
+
+
+class WithoutSni(enum.Enum):
+    """What a client that names no server gets: nothing, or a server whose certificate has the address."""
+
+    REFUSE = "refuse"
+    ADDRESS = "address"
+
+
+@dataclass(frozen=True, slots=True)
+class Transparency:
+    """Certificate transparency of chains that end in one of the system's roots. ``logs``: files of the public keys
+    (PEM) of trusted logs, ``pem`` what is in them; ``require``: refuse certificates without a valid timestamp."""
+
+    logs: tuple[Path, ...] = ()
+    require: bool = False
+    pem: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +206,8 @@ class Tls:
     actions: tuple[tuple[str, TlsAction], ...] = ()
     distrust: Distrust = Distrust()
     revocation: Revocation = Revocation()
+    without_sni: WithoutSni = WithoutSni.REFUSE
+    transparency: Transparency = Transparency()
     fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
 
 
@@ -357,6 +377,7 @@ class Log:
     events: tuple[str, ...] = DEFAULT_LOG_EVENTS
     format: LogFormat = LogFormat.EVE
     sinks: tuple[Sink, ...] = ()
+    flow_interval: int = 0  # seconds between ``flow`` records of a flow that stays open, 0: only when it is over
     stats_interval: int = 60  # seconds between ``stats`` records; Suricata's stats.interval
 
     @property

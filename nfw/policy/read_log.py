@@ -10,10 +10,11 @@ from nfw.policy.fields import Section, open_section
 from nfw.policy.model import LOG_EVENTS, Log, LogFormat, Sink, SinkKind
 from nfw.policy.yamlpos import Node
 
-KEYS = ("path", "max_size", "keep", "events", "format", "sinks", "stats_interval")
+KEYS = ("path", "max_size", "keep", "events", "format", "sinks", "stats_interval", "flow_interval")
 MAX_SINKS = 8
 MAX_UNIX_PATH = 107  # bytes, sockaddr_un
 MAX_STATS_INTERVAL = 86_400
+MIN_FLOW_INTERVAL, MAX_FLOW_INTERVAL = 10, 86_400
 FACILITIES = (
     "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
     "ntp", "security", "console", "solaris-cron", *(f"local{number}" for number in range(8)),
@@ -47,8 +48,20 @@ def read_log(section: Section, base: Path) -> Log:
         events=_events(part),
         format=part.choice("format", default.format),
         sinks=tuple(sinks),
+        flow_interval=_flow_interval(part),
         stats_interval=part.integer("stats_interval", 1, MAX_STATS_INTERVAL, default.stats_interval),
     )
+
+
+def _flow_interval(part: Section) -> int:
+    value = part.integer("flow_interval", 0, MAX_FLOW_INTERVAL, 0)
+    if 0 < value < MIN_FLOW_INTERVAL:
+        part.error(
+            part.get("flow_interval"),
+            f"flow_interval: {value} is out of range; expected 0 (off) or {MIN_FLOW_INTERVAL} to {MAX_FLOW_INTERVAL}",
+        )
+        return 0
+    return value
 
 
 def read_destination(node: Node, base: Path, problems: Problems) -> Sink | None:

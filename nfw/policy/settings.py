@@ -25,13 +25,15 @@ from nfw.policy.model import (
     Stateful,
     TlsAction,
     TlsKeywords,
+    Transparency,
     Trust,
     Variables,
     WhenFull,
+    WithoutSni,
 )
 from nfw.policy.read_log import read_log
 from nfw.policy.read_stateful import FILE_KEYS, RuleFiles, read_rule_files
-from nfw.policy.read_tls import read_actions, read_distrust, read_fetching, read_trust
+from nfw.policy.read_tls import FETCHING_KEYS, read_actions, read_distrust, read_fetching, read_transparency, read_trust
 from nfw.policy.variables import read_own_variables
 from nfw.policy.yamlpos import Mapping as MappingNode
 from nfw.policy.yamlpos import Node, Scalar
@@ -41,7 +43,17 @@ if TYPE_CHECKING:
 
 KEYS = ("variables", "tls", "stateful", "open_flows", "flows", "fail_open", "workers", "log")
 FLOWS_KEYS = ("max_flows", "tcp_idle", "tcp_opening", "udp", "icmp", "other", "when_full")
-TLS_KEYS = ("trust", "on_failure", "keywords", "actions", "distrust", "fetch_issuers", "revocation")
+TLS_KEYS = (
+    "trust",
+    "on_failure",
+    "keywords",
+    "actions",
+    "distrust",
+    "fetch_issuers",
+    "revocation",
+    "without_sni",
+    "transparency",
+)
 MAX_WORKERS = 64  # queues of one generation; a router with more cores than that is not this program's
 MAX_FLOWS = 1 << 24
 MAX_TIMEOUT = 86_400  # seconds; a longer idle flow is better forgotten
@@ -58,6 +70,8 @@ class Settings:
     actions: tuple[tuple[str, TlsAction], ...] = ()
     distrust: Distrust = field(default_factory=Distrust)
     fetch_issuers: bool = False
+    without_sni: WithoutSni = WithoutSni.REFUSE
+    transparency: Transparency = field(default_factory=Transparency)
     revocation: Revocation = field(default_factory=Revocation)  # AWS has what to do, not how it is found out
     stream_depth: int | None = None
     rule_files: RuleFiles = field(default_factory=RuleFiles)
@@ -81,7 +95,14 @@ class Settings:
                 actions=self.actions,
                 distrust=self.distrust,
                 fetch_issuers=self.fetch_issuers,
-                revocation=replace(tls.revocation, allow=self.revocation.allow, cache=self.revocation.cache),
+                without_sni=self.without_sni,
+                transparency=self.transparency,
+                revocation=replace(
+                    tls.revocation,
+                    allow=self.revocation.allow,
+                    cache=self.revocation.cache,
+                    recheck=self.revocation.recheck,
+                ),
             )
         if self.stream_depth is not None:
             stateful = replace(stateful, stream_depth=self.stream_depth)
@@ -112,7 +133,7 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         return Settings()
     section.where = ""
     tls = section.section("tls", TLS_KEYS, "{on_failure: reject}")
-    revocation = tls.section("revocation", ("allow", "cache"), "{allow: [10.0.0.0/8]}") if tls is not None else None
+    revocation = tls.section("revocation", FETCHING_KEYS, "{allow: [10.0.0.0/8]}") if tls is not None else None
     stateful = section.section("stateful", ("stream_depth", *FILE_KEYS), "{stream_depth: 1mb}")
     log = section.get("log")
     return Settings(
@@ -123,6 +144,8 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         actions=read_actions(tls) if tls is not None else (),
         distrust=read_distrust(tls, base) if tls is not None else Distrust(),
         fetch_issuers=tls.flag("fetch_issuers", False) if tls is not None else False,
+        without_sni=tls.choice("without_sni", WithoutSni.REFUSE) if tls is not None else WithoutSni.REFUSE,
+        transparency=read_transparency(tls, base) if tls is not None else Transparency(),
         revocation=Revocation(**read_fetching(revocation, DEFAULT_VARIABLES, base))
         if revocation is not None
         else Revocation(),

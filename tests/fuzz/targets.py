@@ -18,6 +18,7 @@ from engines.decode.layers import Layers
 from engines.packet import decode, icmp_unreachable, port_unreachable, quoted, tcp_options, tcp_reset
 from engines.stateful.app import AppParser
 from engines.stateful.app.certificate import read_certificate
+from engines.stateful.app.frames import BUFFERS as FRAMES
 from engines.stateful.app.http2 import Http2Parser
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
@@ -156,6 +157,10 @@ def protocol(make: Callable[[AppLimits, bool], AppParser], prefix: str, data: by
         parser.unparsed(side)
     for tx in parser.transactions:
         tx.log_fields()
+
+
+def _with_frames(make: Callable[[AppLimits, bool], AppParser], limits: AppLimits, hold_body: bool) -> AppParser:
+    return make(replace(limits, frames=frozenset(FRAMES)), hold_body)
 
 
 def _http2_with_frames(limits: AppLimits, hold_body: bool) -> AppParser:
@@ -427,6 +432,10 @@ def _all() -> Iterator[Target]:
         seeds = _framed_dns if name == "dns" else partial(_hex, folder)
         yield Target(name, run, seeds, words.get(name, (TURN, b"\r\n", b"\xff\xff")), 20_000)
     yield Target("http2-frames", partial(protocol, _http2_with_frames, "http"), partial(_hex, "http2"), (TURN,))
+    for name in ("http", "dns", "sip", "smb", "websocket"):
+        folder = {"http": "http1"}.get(name, name)
+        run = partial(protocol, partial(_with_frames, PARSERS[name]), "frame.")
+        yield Target(f"{name}-pieces", run, _framed_dns if name == "dns" else partial(_hex, folder), (TURN,), 20_000)
     for name, make in UDP_PARSERS.items():
         yield Target(f"{name}-udp", partial(protocol, make, name), partial(_hex, name), (TURN,))
     yield Target("flow-tcp", partial(inspector, 6), _flows, _HTTP_WORDS, 20_000)

@@ -380,6 +380,9 @@ class Bench:
         self.trust.extra.append(own.public_bytes(serialization.Encoding.DER))  # as if the system's store had it
         self.trust.extra += self.trust.known_bad().values()
         (self.firewall.dir / "anchors.pem").write_bytes(self.trust.pem())
+        store = Path("/etc/netns", self.lab.router.name, "ssl")  # laid over /etc/ssl of what runs in the router
+        (store / "certs").mkdir(parents=True)
+        (store / "certs" / "ca-certificates.crt").write_bytes(pki.pem(self.trust.public.der))
         (self.firewall.dir / "distrust.pem").write_bytes(pki.pem(self.trust.distrusted.der))
         (self.firewall.dir / "sct-log.pem").write_bytes(self.trust.log_key_pem)
 

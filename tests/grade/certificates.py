@@ -230,7 +230,12 @@ def _(bench: Bench) -> list[Probe]:
     shared = rsa_key(2048)
     twin = pki.RsaKey(2048, prime=shared.p)
     return [
-        Probe("exponent 1", server_context(leaf(root, HOST, key=rsa_key(2048, 1))), WEAK),
+        Probe(
+            "exponent 1",
+            server_context(leaf(root, HOST, key=rsa_key(2048, 1))),
+            ("WEAK", "INVALID"),
+            reason="e must be",
+        ),
         Probe("exponent 3", server_context(leaf(root, HOST, key=rsa_key(2048, 3))), extra=remarked),
         Probe("2049 bits", server_context(leaf(root, HOST, key=rsa_key(2049))), extra=remarked),
         Probe("a prime in common with another", server_context(leaf(root, HOST, key=twin))),

@@ -37,10 +37,10 @@ def _policy(name: str, action: str = "reject", revoked: str = "", more: str = ""
 
 
 POLICIES = {
-    "main": _policy("main", more=""),
+    "main": _policy("main", more="  without_sni: address\n"),
     "drop": _policy("drop", "drop"),
     "pass": _policy("pass", revoked="pass"),
-    "sct": _policy("sct", more="  transparency: {logs: [sct-log.pem], missing: reject}\n").replace(
+    "sct": _policy("sct", more="  transparency: {logs: [sct-log.pem], require: true}\n").replace(
         "trust: [anchors.pem]", "trust: [system, anchors.pem]"
     ),
     "recheck": _policy("recheck").replace("cache: answers", "cache: answers, recheck: true"),

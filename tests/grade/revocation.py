@@ -22,6 +22,7 @@ from tests.grade.bench import (
     ADDRESS,
     HOST,
     OK,
+    REQUEST,
     Bench,
     Probe,
     ServerSide,
@@ -557,9 +558,8 @@ def several(bench: Bench) -> Callable[[Issued], bytes]:
             command += ["-cert", f"{number}.pem"]
             serial = f"{other.serial:X}"
             serial = serial.zfill(len(serial) + len(serial) % 2)
-            index += (
-                f"V\t{time.strftime('%y%m%d%H%M%SZ', time.gmtime(time.time() + DAY))}\t\t{serial}\tunknown\t/CN=x\n"
-            )
+            end = time.strftime("%y%m%d%H%M%SZ", time.gmtime(time.time() + DAY))
+            index += f"V\t{end}\t\t{serial}\tunknown\t/CN=x{number}\n"
         (folder / "index.txt").write_text(index)
         run = {"cwd": folder, "check": True, "capture_output": True}
         subprocess.run([*command, "-reqout", "request.der"], **run)
@@ -898,14 +898,14 @@ def _(bench: Bench) -> str:
     bench.web.put(f"r34-{number}", lambda _: response(one, following=4.0))
 
     def handler(side: ServerSide) -> None:
-        with_time = time.monotonic() + 20
-        while side.read(100) and time.monotonic() < with_time:
-            side.write(b"more")
+        while b"\r\n\r\n" in side.read_until(b"\r\n\r\n"):
+            side.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmore")
+            side.got.clear()
 
     with bench.serving(context=server_context(one), handler=handler) as server:
         client = bench.open(server.port)
-        client.send(b"first")
-        check(client.receive(4) == b"more", "not served")
+        client.send(REQUEST)
+        check(client.receive(42).endswith(b"more"), "not served")
         bench.web.put(f"r34-{number}", lambda _: response(one, None, BAD))
         began = time.monotonic()
         end = client.read_end(15)

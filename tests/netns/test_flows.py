@@ -207,6 +207,26 @@ def test_running_flows_are_listed_captured_and_flushed(firewall: Firewall) -> No
             process.wait()
 
 
+def test_flows_that_stay_open_are_recorded(firewall: Firewall) -> None:
+    firewall.start(firewall.policy("one", POLICY + "log: {events: [flow], flow_interval: 10}\n"))
+    download = slow(firewall, "http://allowed.test/slow/big")
+    try:
+        wait_for(lambda: len(open_records(firewall)) >= 2, 60, lambda: str(firewall.events()[-5:]))
+        first, second = open_records(firewall)[:2]
+        assert first["flow"]["age"] >= 10
+        assert second["flow"]["age"] >= first["flow"]["age"] + 9
+        assert second["flow"]["bytes_toclient"] > first["flow"]["bytes_toclient"] > 100_000
+        assert (first["app_proto"], first["nfw"]["rule"], first["flow"]["reason"]) == ("http", "stateful:1", "active")
+        assert first["flow_id"] == second["flow_id"] == firewall.events("flow")[0]["flow_id"]
+    finally:
+        download.kill()
+        download.wait()
+
+
+def open_records(firewall: Firewall) -> list[dict[str, Any]]:
+    return [event for event in firewall.events("flow") if event["nfw"].get("final") is False]
+
+
 def ports(event: dict[str, Any]) -> tuple[int, int]:
     return event["src_port"], event["dest_port"]
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from engines.stateful.explain import Fate, RuleReport, Stage
 from nfw import ca
 from nfw.capture import Captured
-from nfw.describe import read_description
+from nfw.describe import KEYS, DescriptionError, read_description
 from nfw.dialogue import Dialogue
 from nfw.explain import Explainer, Explanation
 from nfw.explaintext import MAX_BEFORE, MAX_RULES, explain_json, explain_lines
@@ -238,6 +241,47 @@ def test_nothing_is_said_that_the_engine_did_not_do(everything: Compiled, flow: 
         key = (step.stage, step.verdict, step.reason)
         seen[key] = seen.get(key, 0) + 1
     assert seen == {tuple(what): number for what, number in summary.verdicts.items()}
+
+
+VALUES: dict[str, Any] = {
+    "src": st.sampled_from(["10.0.0.5", "fd00::5", "224.0.0.1"]),
+    "dst": st.sampled_from(["198.51.100.7", "2001:db8::7", "255.255.255.255"]),
+    "sport": st.sampled_from([0, 1, 65535]),
+    "dport": st.sampled_from([0, 53, 80, 443]),
+    "proto": st.sampled_from(["tcp", "udp", "icmp", "icmpv6", "sctp", 0, 44, 255]),
+    "sni": st.sampled_from(["", "a.example", "xn--a", "a" * 63]),
+    "alpn": st.sampled_from([["h2"], ["http/1.1", "h2"]]),
+    "http_host": st.sampled_from(["", "a.example", "\xe9"]),
+    "http_method": st.sampled_from(["GET", "HEAD", "X"]),
+    "http_header": st.sampled_from([["A: b"], ["Transfer-Encoding: chunked"], ["Content-Length: 9"]]),
+    "http_body": st.sampled_from(["", "x" * 3000]),
+    "dns_query": st.sampled_from(["a.example", "a" * 63 + ".b"]),
+    "dns_type": st.sampled_from(["A", "AAAA", "HTTPS", "ANY"]),
+    "payload": st.sampled_from(["", "x", ["a", "b"], "\\x16\\x03\\x01"]),
+    "reply": st.sampled_from(["", "y", ["a", "b", "c"]]),
+    "icmp_type": st.integers(0, 255),
+    "segment": st.sampled_from([1, 700, 65535]),
+    "midstream": st.booleans(),
+    "fragments": st.booleans(),
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(said=st.fixed_dictionaries({}, optional=VALUES))
+def test_whatever_is_described_is_refused_or_explained(everything: Compiled, said: dict[str, Any]) -> None:
+    assert set(VALUES) | {"http_uri", "http_status"} == set(KEYS)
+    try:
+        flow = read_description({"src": CLIENT, "dst": SERVER, **said})
+    except DescriptionError:
+        return
+    found = EXPLAINERS.setdefault(id(everything), Explainer(everything)).described(flow)
+    assert found.conclusion.verdict in ("pass", "alert", "drop", "reject")
+    assert found.steps
+    assert all(list(explain_lines(found, all_rules=every, packets=True)) for every in (False, True))
+    json.dumps(explain_json(found, all_rules=True))
+
+
+EXPLAINERS: dict[int, Explainer] = {}
 
 
 # -- the other steps -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 
 from nfw.control import Reply
-from nfw.flows import capture, kernel, listing
+from nfw.flows import capture, kernel, listing, recorder
 from nfw.flows.client import Entries, FlowClient, FlowsError
 from nfw.flows.desk import FlowDesk
 from nfw.flows.filter import FlowFilter
@@ -23,8 +23,10 @@ from nfw.flows.kernel import KernelFlow
 from nfw.flows.ledger import Ledger, Settled
 from nfw.flows.listing import PAGE_ROWS, WALK_SECONDS, WALKS, Listings, pipeline_flows
 from nfw.flows.record import FlowRecord
+from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
 from nfw.pipeline import Answer
+from nfw.top import View
 from tests.unit.test_pipeline import CLIENT, INSPECT, SERVER, Bench, Talk
 
 A, B = socket.inet_aton(CLIENT), socket.inet_aton(SERVER)
@@ -507,6 +509,38 @@ def test_a_capture_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         capture.write(path, "aws", broken(), FlowFilter(), 5, time.time(), 100)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+class Lines(LogSender):
+    """What would go to the log writer."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None, ("flow",))
+        self.events: list[dict[str, Any]] = []
+        self.flushed: list[int] = []
+
+    def write(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+    def flush(self) -> None:
+        self.flushed.append(len(self.events))
+
+
+def test_records_of_open_flows_are_handed_over_little_by_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "dump", lambda *_: iter([entry()]))
+    monkeypatch.setattr(recorder, "PAUSE_SECONDS", 0.0)
+    first = Reply(True, {"generation": 5, "mark_mask": LAYOUT.mask, "processes": ["nfw packet 0"]}, ())
+    many = [list(record(client_port=40000 + number, age=61.0 - number % 2)) for number in range(500)]
+    log = Lines()
+    client = FlowClient(Control(first, Reply(True, {"generation": 5, "rows": many, "done": True}, ())))  # type: ignore[arg-type]
+    assert recorder.record(client, log, 60.5, lambda: 1000.0) == 250, "the younger half is left for the next round"
+    assert log.flushed == [200, 250]
+    assert log.events[0]["flow"]["bytes_toserver"] == 5000, "the kernel's count"
+    assert {event["nfw"]["final"] for event in log.events} == {False}
+    view = View()
+    for event in log.events:
+        view.record(event, 1.0)
+    assert view.talkers.most("") == [], "the last record of a flow has all its bytes"
 
 
 def test_tcp_is_what_scapy_made() -> None:

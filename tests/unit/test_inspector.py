@@ -772,6 +772,13 @@ def test_session_holding_judges_the_name_first() -> None:
     assert bad._say(bad.inspector.tls_hello(FACTS, 0.0, session_holding=True)) == "reject! 1"
 
 
+@pytest.mark.parametrize("state", ["established", "not_established"])
+def test_a_held_session_is_established_on_the_clients_side_only(state: str) -> None:
+    """AWS: the ClientHello counts as not established; domain lists, which ask for established, decide all the same."""
+    held = decrypted(f'drop tls {ANY} (flow:to_server,{state}; tls.sni; content:"example"; sid:1;)')
+    assert held._say(held.inspector.tls_hello(FACTS, 0.0, session_holding=True)) == "drop! 1"
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

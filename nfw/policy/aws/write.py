@@ -37,8 +37,10 @@ from nfw.policy.model import (
     StatefulGroup,
     StatelessGroup,
     Tls,
+    Transparency,
     Trust,
     Variables,
+    WithoutSni,
 )
 from nfw.policy.read_stateful import stateful_units
 from nfw.policy.values import tcp_flag_names
@@ -377,11 +379,18 @@ class _Writer:
             found["distrust"] = [*tls.distrust.keys, *(relative_path(file, self.base) for file in tls.distrust.files)]
         if tls.fetch_issuers:
             found["fetch_issuers"] = True
+        if tls.without_sni is not WithoutSni.REFUSE:
+            found["without_sni"] = tls.without_sni.value
+        if tls.transparency != Transparency():
+            logs = [relative_path(file, self.base) for file in tls.transparency.logs]
+            found["transparency"] = {"logs": logs, "require": tls.transparency.require}
         fetching: Json = {}
         if tls.revocation.allow:
             fetching["allow"] = [str(network) for network in tls.revocation.allow]
         if tls.revocation.cache != Revocation().cache:
             fetching["cache"] = relative_path(tls.revocation.cache, self.base)
+        if tls.revocation.recheck:
+            fetching["recheck"] = True
         if fetching:
             found["revocation"] = fetching
         return found
