@@ -121,6 +121,8 @@ PARTS = (
             "revocation": "whether certificates are checked for revocation",
             "fetch_issuers": "fetch intermediates a server leaves out from where its certificate says (AIA)",
             "session_holding": "SNI rules decide before the server is contacted",
+            "without_sni": "for clients that name no server: nothing, or a server whose certificate has the address",
+            "transparency": "certificate transparency of chains that end in one of the system's roots",
             "keywords": "what rules see of a decrypted session: `sni` is AWS's view",
             "arn": "kept for conversion",
         },
@@ -159,6 +161,17 @@ PARTS = (
             "unknown": "the end of one of which nobody says within 2 s",
             "allow": "private networks whose responders may be asked, on any port",
             "cache": "folder for what they said",
+            "recheck": "ask again for open flows when the answer they rest on ends; those of the revoked are closed",
+        },
+    ),
+    Part(
+        "tls.transparency",
+        ("logs", "require"),
+        model.Transparency,
+        "Signed timestamps of certificates are verified by the keys of the logs.",
+        {
+            "logs": "PEM files of the public keys of trusted logs",
+            "require": "refuse certificates without a valid timestamp",
         },
     ),
     Part(
@@ -273,6 +286,8 @@ PARTS = (
             "format": "`eve`: Suricata's EVE; `aws`: AWS Network Firewall's ALERT, FLOW and TLS records",
             "sinks": f"up to {read_log.MAX_SINKS} places more",
             "stats_interval": "seconds between `stats` records",
+            "flow_interval": f"seconds between `flow` records of a flow that is open ({read_log.MIN_FLOW_INTERVAL} to "
+            f"{read_log.MAX_FLOW_INTERVAL}); 0: one when it ends",
         },
     ),
     Part(
@@ -296,7 +311,7 @@ PARTS = (
 
 
 def policy_reference() -> str:
-    """Markdown. Raises KeyError for a key nothing is said about, ValueError for one that is no more."""
+    """Markdown. Raises ValueError for a key nothing is said about, and for one that is no more."""
     lines = [
         "# Policy reference",
         "",
@@ -306,8 +321,12 @@ def policy_reference() -> str:
         "",
     ]
     for part in PARTS:
-        if set(part.texts) - set(part.keys):
-            raise ValueError(f"{part.path}: no such key: {set(part.texts) - set(part.keys)}")
+        for keys, what in (
+            (set(part.keys) - set(part.texts), "say in tests/reference.py what this key is for"),
+            (set(part.texts) - set(part.keys), "no such key any more"),
+        ):
+            if keys:
+                raise ValueError(f"{part.path or 'policy'}: {', '.join(sorted(keys))}: {what}")
         lines += [f"## {f'`{part.path}`' if part.path else 'The policy'}", "", part.about, ""]
         lines += ["| key | values | default | |", "|---|---|---|---|"]
         held = _fields(part.held)
