@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from engines.counts import RuleCounts
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
 from engines.tls.knownbad import KNOWN_BAD
@@ -36,15 +37,17 @@ from engines.tls.transparency import Logs
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import process, tlsrecords
+from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
 from nfw.histogram import Histogram
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
-from nfw.policy.model import TlsAction, TlsKeywords, WithoutSni
+from nfw.policy.model import Refusal, TlsAction, TlsKeywords, WithoutSni
 from nfw.policy.read_tls import public_keys
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
+from nfw.rulerows import STATUSES, status_row
 from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
 
@@ -86,6 +89,7 @@ class Flow:
         "pending",
         "pending_end",
         "recheck_at",
+        "scope",
         "session",
         "source",
         "started",
@@ -124,6 +128,7 @@ class Flow:
         self.decision: Decision | None = None
         self.alerted = False
         self.logged = False
+        self.scope: int | None = None  # the first that covers it
 
     def sides(self) -> list[Side]:
         """The sockets that are open."""
@@ -143,8 +148,11 @@ class TlsWorker:
         leader: socket.socket,
         log: socket.socket,
         fetcher: socket.socket | None = None,
+        statuses: RuleCounts | None = None,
     ) -> None:
         self.policy = compiled.policy
+        self.scopes = compiled.scopes
+        self.statuses = RuleCounts(len(STATUSES)) if statuses is None else statuses
         self.ruleset = compiled.ruleset
         self.give_ups = GiveUps(compiled.ruleset, process.tell)
         self.port = port
@@ -177,6 +185,7 @@ class TlsWorker:
             self.epoll.register(fetcher.fileno(), select.EPOLLIN)
         self.sides: dict[int, tuple[Flow, Side]] = {}
         self.flows: OrderedDict[int, Flow] = OrderedDict()
+        self.listings = Listings(lambda now: session_flows(self.flows, now))
         self.brisk: dict[int, Flow] = {}  # flows to look at every tick: held, or to be reset once delivered
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
         self.next_sweep = 0.0
@@ -240,6 +249,7 @@ class TlsWorker:
         if now < self.next_sweep:
             return
         self.next_sweep = now + SWEEP_SECONDS
+        self.listings.expire(now)
         for flow in list(self.flows.values()):
             deadline = flow.session.deadline
             if self.recheck and flow.session.state is State.RELAY:
@@ -314,6 +324,11 @@ class TlsWorker:
             self._guard(flow, self._open, flow, now)
 
     def _open(self, flow: Flow, now: float) -> None:
+        if self.scopes is not None:
+            facts = flow.facts
+            flow.scope = self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
+            if flow.scope is not None:
+                self.scopes.counts.add(flow.scope, 0, now, flow=True)
         if self.ruleset is not None:
             flow.inspector = Inspector(self.ruleset, flow.facts, now, decrypted=True)
             syn = Segment(Direction.TO_SERVER, False, b"", b"", None, now)
@@ -727,6 +742,17 @@ class TlsWorker:
             self._destroy(flow, "reset" if action == "reject" else "silent", now, "policy_change")
         self.stopping = True
 
+    def flush(self, numbers: list[int]) -> int:
+        """End sessions by hand, as ``open_flows`` says; how many of them were open."""
+        now, ended = time.monotonic(), 0
+        how = "reset" if self.policy.open_flows.action is Refusal.REJECT else "silent"
+        for number in numbers:
+            flow = self.flows.get(number)
+            if flow is not None and not flow.finished_at:
+                self._destroy(flow, how, now, "flushed")
+                ended += 1
+        return ended
+
     def _command(self) -> None:
         try:
             data = self.leader.recv(MESSAGE_BYTES)
@@ -739,6 +765,10 @@ class TlsWorker:
         reply: Any = None
         if kind == "stats":
             reply = self.stats()
+        elif kind == "flows":
+            reply = self.listings.page(body, time.monotonic())
+        elif kind == "flush":
+            reply = self.flush(body)
         elif kind == "end":
             self.end_all(str(body.get("action", "drop")))
         with contextlib.suppress(OSError):
@@ -759,6 +789,10 @@ class TlsWorker:
             "revocation": self.revocations.stats() if self.revocations is not None else {},
             "leaf_cache": {"hits": self.desk.cache.hits, "misses": self.desk.cache.misses},
             "rule_hits": hits,
+            "scope_hits": {
+                f"scope {number}": hits
+                for number, hits in enumerate(self.scopes.counts.own_hits() if self.scopes is not None else (), 1)
+            },
             "rules_omitted": omitted,
             "pcre_gave_up": self.give_ups.counts(),
             "bugs": self.bugs,
@@ -778,6 +812,10 @@ class TlsWorker:
             return
         flow.logged = True
         self._count(f"tls_{status.lower()}")
+        carried = sum(flow.bytes)
+        self.statuses.add(status_row(status), carried, now, flow=True)
+        if self.scopes is not None and flow.scope is not None:
+            self.scopes.counts.octets[flow.scope] += carried
         if reason.endswith("_timeout"):
             self._count("timed_out")
         if status not in ("OK", "POLICY", "ABORTED", "ENDED"):
@@ -843,11 +881,12 @@ def run(
     leader: socket.socket,
     log: socket.socket,
     fetcher: socket.socket | None = None,
+    statuses: RuleCounts | None = None,
 ) -> None:
     """The TLS worker process. Tells the leader ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
-        worker = TlsWorker(compiled, settings, listeners, port, holder, leader, log, fetcher)
+        worker = TlsWorker(compiled, settings, listeners, port, holder, leader, log, fetcher, statuses)
     except (OSError, ValueError) as error:
         leader.sendall(f"error: {error}".encode())
         sys.exit(1)

@@ -268,6 +268,8 @@ def _log(log: Log, base: Path) -> list[str]:
         lines.append(f"  events: {_list(log.events)}")
     if log.format is not default.format:
         lines.append(f"  format: {log.format.value}")
+    if log.flow_interval != default.flow_interval:
+        lines.append(f"  flow_interval: {log.flow_interval}")
     if log.stats_interval != default.stats_interval:
         lines.append(f"  stats_interval: {log.stats_interval}")
     if log.sinks:

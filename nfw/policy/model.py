@@ -377,6 +377,7 @@ class Log:
     events: tuple[str, ...] = DEFAULT_LOG_EVENTS
     format: LogFormat = LogFormat.EVE
     sinks: tuple[Sink, ...] = ()
+    flow_interval: int = 0  # seconds between ``flow`` records of a flow that stays open, 0: only when it is over
     stats_interval: int = 60  # seconds between ``stats`` records; Suricata's stats.interval
 
     @property

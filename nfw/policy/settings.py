@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nfw.policy.errors import Problems
 from nfw.policy.fields import Section, describe, open_section
@@ -37,6 +37,9 @@ from nfw.policy.read_tls import FETCHING_KEYS, read_actions, read_distrust, read
 from nfw.policy.variables import read_own_variables
 from nfw.policy.yamlpos import Mapping as MappingNode
 from nfw.policy.yamlpos import Node, Scalar
+
+if TYPE_CHECKING:
+    from nfw.policy.aws.firewall_policy import Logging
 
 KEYS = ("variables", "tls", "stateful", "open_flows", "flows", "fail_open", "workers", "log")
 FLOWS_KEYS = ("max_flows", "tcp_idle", "tcp_opening", "udp", "icmp", "other", "when_full")
@@ -79,8 +82,9 @@ class Settings:
     log: Log = field(default_factory=Log)
     log_events: bool = False  # whether the log's events were chosen
 
-    def applied(self, policy: Policy, tcp_idle: int | None, events: tuple[str, ...] | None) -> Policy:
-        """``policy`` with these settings. What AWS documents say of idle time and events goes before."""
+    def applied(self, policy: Policy, tcp_idle: int | None, logging: Logging | None) -> Policy:
+        """``policy`` with these settings. What AWS documents say of idle time and events goes before; their log
+        destinations come to the sinks."""
         tls, stateful = policy.tls, policy.stateful
         if tls is not None:
             tls = replace(
@@ -104,8 +108,10 @@ class Settings:
             stateful = replace(stateful, stream_depth=self.stream_depth)
         flows = self.flows if tcp_idle is None else replace(self.flows, tcp_idle=tcp_idle)
         log = self.log
-        if events is not None and not self.log_events:
-            log = replace(log, events=tuple(event for event in LOG_EVENTS if event in events))
+        if logging is not None:
+            if not self.log_events:
+                log = replace(log, events=tuple(event for event in LOG_EVENTS if event in logging.events))
+            log = replace(log, sinks=(*log.sinks, *(sink for sink in logging.sinks if sink not in log.sinks)))
         return replace(
             policy,
             tls=tls,

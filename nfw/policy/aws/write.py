@@ -289,7 +289,8 @@ class _Writer:
                     "Scopes": [_scope(scope) for scope in inbound.scopes],
                 }
             )
-        name, own = self._name("Tls", f"{policy.name}-tls", tls.arn if tls is not None else "")
+        arn = tls.arn if tls is not None else ""
+        name, own = self._name("Tls", arn.rpartition(":tls-configuration/")[2] or f"{policy.name}-tls", arn)
         own.pop("name", None)
         properties = {
             "TLSInspectionConfigurationName": name,
