@@ -120,6 +120,8 @@ PARTS = (
             "actions": "another end for single verdicts",
             "revocation": "whether certificates are checked for revocation",
             "fetch_issuers": "fetch intermediates a server leaves out from where its certificate says (AIA)",
+            "without_sni": "what a client that names no server gets: `address` has its certificate prove the address",
+            "transparency": "whether certificates below the system's roots must be public",
             "session_holding": "SNI rules decide before the server is contacted",
             "keywords": "what rules see of a decrypted session: `sni` is AWS's view",
             "arn": "kept for conversion",
@@ -159,6 +161,17 @@ PARTS = (
             "unknown": "the end of one of which nobody says within 2 s",
             "allow": "private networks whose responders may be asked, on any port",
             "cache": "folder for what they said",
+            "recheck": "ask again while a flow is open, whenever the answer it rests on ends; close those of the revoked",
+        },
+    ),
+    Part(
+        "tls.transparency",
+        read_tls.TRANSPARENCY_KEYS,
+        model.Transparency,
+        "Signed certificate timestamps (RFC 6962) that are part of a certificate; what was found is logged as `nfw.sct`.",
+        {
+            "logs": "PEM files of the public keys of the logs that are trusted",
+            "require": "certificates without a valid timestamp of one are INVALID; needs `logs`",
         },
     ),
     Part(

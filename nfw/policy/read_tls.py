@@ -46,6 +46,7 @@ KEYS = (
     "keywords",
     "arn",
 )
+TRANSPARENCY_KEYS = ("logs", "require")
 FETCHING_KEYS = ("allow", "cache", "recheck")
 REVOCATION_KEYS = ("check", "revoked", "unknown", *FETCHING_KEYS)
 CERTIFICATE_ACTIONS = ("expired", "not_yet_valid", "untrusted", "name_mismatch", "invalid", "weak", "must_staple")
@@ -166,7 +167,7 @@ def read_fetching(section: Section, variables: Variables, base: Path) -> dict[st
 
 def read_transparency(section: Section, base: Path) -> Transparency:
     """``tls.transparency``."""
-    part = section.section("transparency", ("logs", "require"), "{logs: [ct-logs.pem], require: true}")
+    part = section.section("transparency", TRANSPARENCY_KEYS, "{logs: [ct-logs.pem], require: true}")
     if part is None:
         return Transparency()
     files: list[Path] = []
