@@ -286,6 +286,7 @@ PARTS = (
             "format": "`eve`: Suricata's EVE; `aws`: AWS Network Firewall's ALERT, FLOW and TLS records",
             "sinks": f"up to {read_log.MAX_SINKS} places more",
             "stats_interval": "seconds between `stats` records",
+            "flow_interval": "seconds between `flow` records of a flow that stays open; 0 is none",
         },
     ),
     Part(
