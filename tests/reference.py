@@ -164,14 +164,14 @@ PARTS = (
             "unknown": "the end of one of which nobody says within 2 s",
             "allow": "private networks whose responders may be asked, on any port",
             "cache": "folder for what they said",
-            "recheck": "ask again while a flow is open, whenever the answer it rests on ends; close those of the revoked",
+            "recheck": "ask again for open flows when the answer they rest on ends; those of the revoked are closed",
         },
     ),
     Part(
         "tls.transparency",
         read_tls.TRANSPARENCY_KEYS,
         model.Transparency,
-        "Signed certificate timestamps (RFC 6962) that are part of a certificate; what was found is logged as `nfw.sct`.",
+        "Signed certificate timestamps (RFC 6962) that are part of a certificate; `nfw.sct` in the log says what they are.",
         {
             "logs": "PEM files of the public keys of the logs that are trusted",
             "require": "certificates without a valid timestamp of one are INVALID; needs `logs`",
@@ -313,7 +313,7 @@ PARTS = (
 
 
 def policy_reference() -> str:
-    """Markdown. Raises KeyError for a key nothing is said about, ValueError for one that is no more."""
+    """Markdown. Raises ValueError for a key nothing is said about, and for one that is no more."""
     lines = [
         "# Policy reference",
         "",
@@ -323,8 +323,12 @@ def policy_reference() -> str:
         "",
     ]
     for part in PARTS:
-        if set(part.texts) - set(part.keys):
-            raise ValueError(f"{part.path}: no such key: {set(part.texts) - set(part.keys)}")
+        for keys, what in (
+            (set(part.keys) - set(part.texts), "say in tests/reference.py what this key is for"),
+            (set(part.texts) - set(part.keys), "no such key any more"),
+        ):
+            if keys:
+                raise ValueError(f"{part.path or 'policy'}: {', '.join(sorted(keys))}: {what}")
         lines += [f"## {f'`{part.path}`' if part.path else 'The policy'}", "", part.about, ""]
         lines += ["| key | values | default | |", "|---|---|---|---|"]
         held = _fields(part.held)
