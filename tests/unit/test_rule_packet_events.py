@@ -144,7 +144,7 @@ def test_igmp() -> None:
     ("header", "options", "why"),
     [
         ("alert snmp any any -> any any", "snmp.version:1;", "no parser for snmp.version"),
-        ("alert tcp any any -> any any", 'snmp.usm; content:"a";', "no parser for snmp.usm"),
+        ("alert udp any any -> any any", 'snmp.usm; content:"a";', "no parser for snmp.usm"),
         ("alert nfs any any -> any any", 'file_data; content:"a";', "no parser for nfs"),
         ("alert pgsql any any -> any any", 'pgsql.query; content:"a";', "no parser for pgsql"),
     ],
