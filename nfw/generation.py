@@ -546,7 +546,8 @@ class Leader:
             return {"processes": [child.title for child in self.children if _has_flows(child)]}
         children = [child for child in self.children if child.title == title and _has_flows(child)]
         page = self._ask("flows", asked, children).get(str(title))
-        if page is None or page.get("token", asked.get("token")) != asked.get("token"):  # an older question's, too late
+        # What is about another page is the answer to an older question, too late.
+        if page is None or any(page.get(key, asked.get(key)) != asked.get(key) for key in ("token", "page")):
             return {"error": f"{title} did not answer in time"}
         return page
 
