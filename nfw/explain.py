@@ -359,13 +359,16 @@ class Explainer:
         lines = self._places
         scopes = tuple(
             ScopeStep(number, _line(lines.get(f"tls.scopes.{number}")), scope_misfit(scope, first))
-            for number, scope in enumerate(policy.scopes, 1)
+            for number, scope in enumerate(self._compiled.scopes.scopes if self._compiled.scopes else (), 1)
         )
         inside = next((scope for scope in scopes if not scope.misfit), None)
         if inside is None:
             return TlsStep("none", "in no scope", scopes)
         if not any(step.verdict == "intercept" for step in seen.steps):
             return TlsStep("none", f"in scope {inside.number}, but looked at as it is on the wire", scopes)
+        if ended is not None and ended.bypassed:
+            why = f"in scope {inside.number}, and the name is exempt if the firewall's resolvers give it this address"
+            return TlsStep("bypass", why, scopes, ended=ended)
         checks = _checks(self._compiled.policy)
         return TlsStep("terminate", f"in scope {inside.number}", scopes, checks, ended)
 

@@ -409,6 +409,21 @@ def test_tls_without_a_name_where_the_policy_takes_the_address(tmp_path: Path) -
     assert "where none is, for its address" in found.tls.checks[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "decision", "verdict"), [("a.bank.example", "bypass", "drop"), ("www.example.org", "terminate", "pass")]
+)
+def test_names_that_are_not_decrypted(tmp_path: Path, name: str, decision: str, verdict: str) -> None:
+    """Rules see what is on the wire of an exempt flow: the hello, and no request."""
+    ca.create("Test CA", tmp_path, NOW)
+    rules = [
+        'drop tls any any -> any any (tls.sni; content:"bank"; sid:1;)',
+        "alert http any any -> any any (http.host; bsize:>0; sid:2;)",
+    ]
+    found = explained(tmp_path, INSPECT + '  bypass: [{sni: ["*.bank.example"]}]\n' + strict(*rules), sni=name)
+    assert (found.tls.decision, found.conclusion.verdict) == (decision, verdict if decision == "bypass" else "alert")
+    assert [ref.id for ref in found.stateful.alerts] == ([1] if decision == "bypass" else [2])
+
+
 def test_a_captured_flow_in_scope_is_left(tmp_path: Path) -> None:
     ca.create("Test CA", tmp_path, NOW)
     policy = compiled(tmp_path, INSPECT + strict(*INSIDE[:3]))
