@@ -297,10 +297,7 @@ class Supervisor:
         self._save_counts()
         self.recorder.close()
         self.log_sender.close()
-        if self.log_pid:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self.log_pid, signal.SIGTERM)
-                os.waitpid(self.log_pid, 0)
+        self._end_log()
         if self.exporter is not None:
             self.exporter.close()
         if self.control is not None:
@@ -331,6 +328,24 @@ class Supervisor:
 
         self.log_pid = process.fork(write, title="nfw log")
 
+    def _end_log(self) -> None:
+        """What it has it writes; one that hangs, as on a dead network disk, is not waited for."""
+        for number, seconds in ((signal.SIGTERM, log.STOP_SECONDS + 1.0), (signal.SIGKILL, 1.0)):
+            until = time.monotonic() + seconds
+            try:
+                if self.log_pid:
+                    os.kill(self.log_pid, number)
+                while self.log_pid and time.monotonic() < until:
+                    if os.waitpid(self.log_pid, os.WNOHANG)[0]:
+                        self.log_pid = 0
+                    else:
+                        time.sleep(0.005)
+            except (ProcessLookupError, ChildProcessError):
+                self.log_pid = 0
+        if self.log_pid:
+            say("the log writer cannot be ended; another takes its place")
+            self.log_pid = 0
+
     def _log_of(self, ready: GenerationReady) -> str:
         """The policy names the log unless the command line did."""
         return self.options.log or ready.log_path or DEFAULT_LOG
@@ -357,11 +372,7 @@ class Supervisor:
             return
         self.log_sinks, self.log_name = wanted, ready.name
         self.log_path = str(wanted[0]["path"]) if wanted[0]["kind"] == "file" else ""
-        if self.log_pid:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self.log_pid, signal.SIGTERM)
-                os.waitpid(self.log_pid, 0)
-            self.log_pid = 0
+        self._end_log()
         self._start_log()
 
     # -- generations -----------------------------------------------------------------------------------------------

@@ -121,10 +121,10 @@ PARTS = (
             "actions": "another end for single verdicts",
             "revocation": "whether certificates are checked for revocation",
             "fetch_issuers": "fetch intermediates a server leaves out from where its certificate says (AIA)",
+            "without_sni": "what a client that names no server gets: `address` has its certificate prove the address",
+            "transparency": "whether certificates below the system's roots must be public",
             "session_holding": "SNI rules decide before the server is contacted",
             "keywords": "what rules see of a decrypted session: `sni` is AWS's view",
-            "without_sni": "clients that name no server: refused, or the server's address is verified",
-            "transparency": "`{logs: [PEM files], require: true}`: timestamps of certificate transparency",
             "bypass": "names that are not decrypted: `[{sni: [...]}]`, each with the keys of a scope beside it",
             "resolvers": "addresses of resolvers for those names; those of /etc/resolv.conf where there are none",
             "arn": "kept for conversion",
@@ -164,7 +164,17 @@ PARTS = (
             "unknown": "the end of one of which nobody says within 2 s",
             "allow": "private networks whose responders may be asked, on any port",
             "cache": "folder for what they said",
-            "recheck": "ask again while a flow is open, whenever an answer has run out",
+            "recheck": "ask again for open flows when the answer they rest on ends; those of the revoked are closed",
+        },
+    ),
+    Part(
+        "tls.transparency",
+        read_tls.TRANSPARENCY_KEYS,
+        model.Transparency,
+        "Signed certificate timestamps (RFC 6962) that are part of a certificate; `nfw.sct` in the log names them.",
+        {
+            "logs": "PEM files of the public keys of the logs that are trusted",
+            "require": "certificates without a valid timestamp of one are INVALID; needs `logs`",
         },
     ),
     Part(
@@ -303,7 +313,7 @@ PARTS = (
 
 
 def policy_reference() -> str:
-    """Markdown. Raises KeyError for a key nothing is said about, ValueError for one that is no more."""
+    """Markdown. Raises ValueError for a key nothing is said about, and for one that is no more."""
     lines = [
         "# Policy reference",
         "",
@@ -313,8 +323,12 @@ def policy_reference() -> str:
         "",
     ]
     for part in PARTS:
-        if set(part.texts) - set(part.keys):
-            raise ValueError(f"{part.path}: no such key: {set(part.texts) - set(part.keys)}")
+        for keys, what in (
+            (set(part.keys) - set(part.texts), "say in tests/reference.py what this key is for"),
+            (set(part.texts) - set(part.keys), "no such key any more"),
+        ):
+            if keys:
+                raise ValueError(f"{part.path or 'policy'}: {', '.join(sorted(keys))}: {what}")
         lines += [f"## {f'`{part.path}`' if part.path else 'The policy'}", "", part.about, ""]
         lines += ["| key | values | default | |", "|---|---|---|---|"]
         held = _fields(part.held)

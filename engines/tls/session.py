@@ -84,6 +84,7 @@ HTTP1 = b"http/1.1"
 REFUSE_AFTER = 1.0
 """Seconds a client that is refused after its handshake has for its request."""
 
+_CHANGE_CIPHER_SPEC, _CHANGE_BYTES = b"\x14", 6  # of its record
 _FALLBACK = 0x5600  # TLS_FALLBACK_SCSV
 
 # Alerts (RFC 8446 6.2) that say what a plain RST cannot, by our reason; only ``reject`` says anything.
@@ -189,6 +190,7 @@ class Session:
     """
 
     __slots__ = (
+        "_before_second",
         "_client_handler",
         "_connection_open",
         "_deadline",
@@ -221,6 +223,7 @@ class Session:
         self._refused: Refusal | None = None  # said to the client once it has had its handshake
         self._server = address  # what it has to prove to be: the name asked for, or the address
         self._second: ClientHelloReader | None = None  # of the ClientHello after our HelloRetryRequest
+        self._before_second = b""
         self._connection_open = False  # the owner has, or is making, an upstream connection
         self.info = SessionInfo()
         self._state = State.HELLO
@@ -461,6 +464,13 @@ class Session:
             self.info.truncated[_TO_CLIENT] = True
             self._finish(Status.OK, "upstream_reset", "the server reset the connection", Close.RESET)
         elif self._state is not State.DONE and self._refused is None:
+            half = self._half[_TO_CLIENT]
+            if half is not None and self.info.server is not None:
+                half.decrypt(self._ways[_TO_CLIENT].unpark())  # in TLS 1.3 the alert that says why comes this late
+                if half.error is not None and half.error.alert:
+                    refusal = self._upstream_fault(half.error)
+                    self._fail(refusal.status, refusal.reason, refusal.detail)
+                    return
             self._fail(Status.PROTOCOL, "upstream_reset", "the server reset the connection during the handshake")
 
     # States, in order.
@@ -654,14 +664,21 @@ class Session:
     def _second_hello(self, data: bytes) -> bytes | None:
         """What the client sends after a HelloRetryRequest, once its ClientHello is whole and names the same server:
         RFC 8446 4.1.2, it must repeat the first, which is the one that was judged."""
+        half = self._half[_TO_SERVER]
         assert self._second is not None
         assert self.info.hello is not None
-        early = self._second.raw
-        if not early and data[:1] == b"\x14":  # change_cipher_spec, for middleboxes
-            early, data = data[:6], data[6:]
-            self._half[_TO_SERVER].connection.bio_write(early)  # type: ignore[union-attr]
-        if not data:
-            return None
+        assert half is not None
+        if not self._second.raw:
+            data = self._before_second + data
+            self._before_second = b""
+            while data[:1] == _CHANGE_CIPHER_SPEC:  # for middleboxes; OpenSSL counts them
+                if len(data) < _CHANGE_BYTES:
+                    self._before_second = data
+                    return None
+                half.connection.bio_write(data[:_CHANGE_BYTES])
+                data = data[_CHANGE_BYTES:]
+            if not data:
+                return None
         result = self._second.feed(data)
         if result is None:
             return None

@@ -54,6 +54,7 @@ PASSING_KEYS = ("bypass", "resolvers")
 BYPASS_KEYS = ("sni", "sources", "source_ports", "destinations", "destination_ports")
 _BYPASS_EXAMPLE = '[{sni: ["*.bank.example"]}]'
 MAX_RESOLVERS = 3
+TRANSPARENCY_KEYS = ("logs", "require")
 FETCHING_KEYS = ("allow", "cache", "recheck")
 REVOCATION_KEYS = ("check", "revoked", "unknown", *FETCHING_KEYS)
 CERTIFICATE_ACTIONS = ("expired", "not_yet_valid", "untrusted", "name_mismatch", "invalid", "weak", "must_staple")
@@ -213,7 +214,7 @@ def read_fetching(section: Section, variables: Variables, base: Path) -> dict[st
 
 def read_transparency(section: Section, base: Path) -> Transparency:
     """``tls.transparency``."""
-    part = section.section("transparency", ("logs", "require"), "{logs: [ct-logs.pem], require: true}")
+    part = section.section("transparency", TRANSPARENCY_KEYS, "{logs: [ct-logs.pem], require: true}")
     if part is None:
         return Transparency()
     files: list[Path] = []
