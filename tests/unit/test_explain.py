@@ -436,6 +436,28 @@ def test_a_captured_flow_in_scope_is_left(tmp_path: Path) -> None:
     assert (wire.conclusion.verdict, wire.conclusion.rule.id) == ("drop", 2)
 
 
+@pytest.mark.parametrize(
+    ("flow", "verdict", "enforced"),
+    [({"dport": 23}, "alert", "drop"), ({"http_host": "evil"}, "alert", "reject"), ({"http_host": "a"}, "pass", "")],
+)
+def test_mode_monitor(tmp_path: Path, flow: dict[str, Any], verdict: str, enforced: str) -> None:
+    """What replay lets pass is explained as what would have become of it."""
+    policy = """\
+mode: monitor
+stateless:
+  rules:
+    - {priority: 1, action: drop, protocols: [tcp], destination_ports: [23]}
+"""
+    text = policy + strict('reject http any any -> any any (http.host; content:"evil"; sid:1;)')
+    found = explained(tmp_path, text, **flow)
+    assert (found.conclusion.verdict, found.conclusion.enforced) == (verdict, enforced)
+    description = read_description({"src": CLIENT, "dst": SERVER, **flow})
+    packets = [each.captured for each in Dialogue(description).packets()]
+    assert replay_policy(packets, compiled(tmp_path, text), lambda _: None).dropped == 0
+    last = list(explain_lines(found, all_rules=False, packets=False))[-1]
+    assert ("mode: monitor" in last) is bool(enforced)
+
+
 def test_flows_of_a_capture_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = compiled(tmp_path, strict('drop http any any -> any any (http.host; content:"b.example"; sid:1;)'))
     packets: list[Captured] = []
