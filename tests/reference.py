@@ -171,8 +171,7 @@ PARTS = (
         "tls.transparency",
         read_tls.TRANSPARENCY_KEYS,
         model.Transparency,
-        "Signed certificate timestamps (RFC 6962) that are part of a certificate; `nfw.sct` in the log says what they "
-        "are.",
+        "Signed certificate timestamps (RFC 6962) that are part of a certificate; `nfw.sct` in the log names them.",
         {
             "logs": "PEM files of the public keys of the logs that are trusted",
             "require": "certificates without a valid timestamp of one are INVALID; needs `logs`",
