@@ -153,6 +153,8 @@ def _negotiated(info: SessionInfo | None) -> dict[str, Any]:
     if info.hello is not None:
         record["ja3"] = {"hash": info.hello.ja3, "string": info.hello.ja3_string}
         record["ja4"] = info.hello.ja4
+        if info.hello.has_ech:
+            record["ech"] = True  # or GREASE, which looks the same
     for name, leg in (("client", info.client), ("server", info.server)):
         if leg is not None:
             record[name] = {"version": leg.version, "cipher": leg.cipher, "group": leg.group, "alpn": leg.alpn}

@@ -55,7 +55,7 @@ from engines.tls.events import (
     SendUpstream,
     SessionInfo,
 )
-from engines.tls.half import TlsError, TlsHalf
+from engines.tls.half import UNNAMED_ALERT, TlsError, TlsHalf
 from engines.tls.leaf import LeafKey, LeafRequest, leaf_key_type
 from engines.tls.revocation import Finding, Revocation, begin, conclude, fresher
 from engines.tls.status import FailAction, Status
@@ -548,6 +548,8 @@ class Session:
             if self._settings.on_failure is FailAction.REJECT:
                 self._send(_TO_CLIENT, half.output())  # the alert says what a plain RST cannot
             reason = "client_refused" if error.alert else "client_handshake"
+            if error.alert == UNNAMED_ALERT and self.info.hello is not None and self.info.hello.has_ech:
+                reason = "ech_refused"  # it had the keys for an inner hello, and wants nobody but their owner
             self.info.client_alert = error.alert
             if self._refused is not None:
                 self._fail(self._refused.status, self._refused.reason, self._refused.detail)

@@ -29,6 +29,7 @@ from nfw.policy.model import (
     Stateless,
     StatelessGroup,
     Tls,
+    TlsAction,
     TlsKeywords,
     Trust,
     Variables,
@@ -158,6 +159,8 @@ def _bypass(tls: Tls) -> list[str]:
         lines.append(f"    - {{{', '.join([f'sni: {_list(one.names)}', *ends])}}}")
     if tls.resolvers:
         lines.append(f"  resolvers: {_list(tls.resolvers)}")
+    lines += [f"  quic: {tls.quic.value}"] if tls.quic is not TlsAction.DROP else []
+    lines += ["  strip_ech: false"] if not tls.strip_ech else []
     return lines
 
 

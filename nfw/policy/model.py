@@ -191,6 +191,8 @@ class Tls:
     revocation: Revocation = Revocation()
     bypass: tuple[Exemption, ...] = ()  # names whose flows are not decrypted, where resolvers say it is they
     resolvers: tuple[str, ...] = ()  # addresses of who is asked; none: those of /etc/resolv.conf
+    quic: TlsAction = TlsAction.DROP  # QUIC to a scope, which cannot be decrypted
+    strip_ech: bool = True  # keys for Encrypted ClientHello are taken out of DNS answers
     fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
 
 

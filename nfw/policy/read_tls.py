@@ -41,9 +41,11 @@ KEYS = (
     "keywords",
     "bypass",
     "resolvers",
+    "quic",
+    "strip_ech",
     "arn",
 )
-PASSING_KEYS = ("bypass", "resolvers")
+PASSING_KEYS = ("bypass", "resolvers", "quic", "strip_ech")
 BYPASS_KEYS = ("sni", "sources", "source_ports", "destinations", "destination_ports")
 _BYPASS_EXAMPLE = '[{sni: ["*.bank.example"]}]'
 MAX_RESOLVERS = 3
@@ -97,8 +99,14 @@ def read_tls(
 
 
 def read_passing(section: Section, variables: Variables) -> dict[str, Any]:
-    """The keys that say what is not decrypted (:data:`PASSING_KEYS`), as fields of :class:`nfw.policy.model.Tls`."""
-    return {"bypass": _read_bypass(section, variables), "resolvers": _read_resolvers(section)}
+    """The keys about what is not or cannot be decrypted (:data:`PASSING_KEYS`), as fields of
+    :class:`nfw.policy.model.Tls`."""
+    return {
+        "bypass": _read_bypass(section, variables),
+        "resolvers": _read_resolvers(section),
+        "quic": section.choice("quic", TlsAction.DROP),
+        "strip_ech": section.flag("strip_ech", True),
+    }
 
 
 def _read_bypass(section: Section, variables: Variables) -> tuple[Exemption, ...]:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.firewall import Firewall, pids_named, wait_for
 from tests.lab import Lab
+from tests.unit.test_quic_and_ech import ALPN, ECH, https, response
 
 pytestmark = pytest.mark.netns
 
@@ -159,3 +160,35 @@ def test_clients_that_refuse_the_leaf_are_suggested(firewall: Firewall) -> None:
 
     wait_for(suggested, 5, lambda: str(said))
     assert issuer(lab, "site-a.test")[0] == OURS, "nothing is exempted by itself"
+
+
+def udp_exchange(lab: Lab, port: int, send: bytes, reply: bytes) -> bytes | None:
+    """What a client gets from a UDP server that answers with `reply`; None when nothing comes."""
+    host = "203.0.113.77"
+    shown = lab.server.run(["ip", "-o", "-4", "addr", "show", "to", "203.0.113.10"]).stdout.split()
+    lab.server.run(["ip", "addr", "replace", f"{host}/24", "dev", shown[1]])
+    with lab.in_namespace("server"):
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with lab.in_namespace("client"):
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with server, client:
+        server.bind((host, port))
+        server.settimeout(1)
+        client.settimeout(1)
+        client.connect((host, port))
+        try:
+            client.send(send)
+            server.sendto(reply, server.recvfrom(4096)[1])
+            return client.recv(4096)
+        except (TimeoutError, ConnectionRefusedError):
+            return None
+
+
+def test_quic_does_not_get_through_and_ech_keys_do_not_arrive(firewall: Firewall) -> None:
+    lab = firewall.lab
+    assert udp_exchange(lab, 443, b"\xc3\0\0\0\1" + bytes(1245), b"reply") is None
+    firewall.wait_event("drop", lambda event: event["nfw"]["reason"] == "quic")
+    assert udp_exchange(lab, 4433, b"hello", b"reply") == b"reply"
+    keyed, plain = response(https(ALPN, ECH)), response(https(ALPN))
+    assert udp_exchange(lab, 53, b"question", keyed) == plain
+    assert udp_exchange(lab, 53, b"question", plain) == plain

@@ -37,6 +37,7 @@ from nfw.policy.model import (
     StatefulGroup,
     StatelessGroup,
     Tls,
+    TlsAction,
     Trust,
     Variables,
 )
@@ -380,6 +381,10 @@ class _Writer:
             found["bypass"] = [{"sni": list(one.names), **_plain_scope(one.scope)} for one in tls.bypass]
         if tls.resolvers:
             found["resolvers"] = list(tls.resolvers)
+        if tls.quic is not TlsAction.DROP:
+            found["quic"] = tls.quic.value
+        if not tls.strip_ech:
+            found["strip_ech"] = False
         fetching: Json = {}
         if tls.revocation.allow:
             fetching["allow"] = [str(network) for network in tls.revocation.allow]
