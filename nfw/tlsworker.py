@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives import hashes
 
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
+from engines.tls.altsvc import AltSvcMask
 from engines.tls.bypass import BypassList
 from engines.tls.revocation import Question
 from engines.tls.session import Session, State, TlsSettings
@@ -94,6 +95,7 @@ class Flow:
         "key",
         "last",
         "logged",
+        "mask",
         "pending",
         "pending_end",
         "session",
@@ -133,6 +135,7 @@ class Flow:
         self.decision: Decision | None = None
         self.alerted = False
         self.logged = False
+        self.mask: AltSvcMask | None = None  # between inspection and encryption
 
     @property
     def decrypted(self) -> bool:
@@ -168,6 +171,7 @@ class TlsWorker:
         self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.wanted)
         assert self.policy.tls is not None
         self.settings = tls_settings(self.policy.tls)
+        self.hides_quic = self.policy.tls.quic is not TlsAction.PASS
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
@@ -517,7 +521,9 @@ class TlsWorker:
                 self._close(flow, flow.upstream, how, now)
             case tls.Finished():
                 self._finished(flow, event, now)
-            case tls.Established():
+            case tls.Established(info):
+                if self.hides_quic and info.client is not None:
+                    flow.mask = AltSvcMask(info.client.alpn)
                 took = now - flow.started
                 self.handshakes[bisect.bisect_left(HANDSHAKE_BUCKETS, took)] += 1
                 self.handshake_seconds += took
@@ -627,15 +633,19 @@ class TlsWorker:
         if flow.decrypted:
             self.bytes[direction] += len(data)
         if inspector is None or (inspector.finished and not flow.pending[direction]):
-            flow.session.forward(direction, data)
+            self._forward(flow, direction, data)
             return
         if self._judged(flow, inspector.inspect(Segment(direction, True, data, data, None, now)), now):
             return
         if not any(flow.pending) and not any(inspector.held):
-            flow.session.forward(direction, data)
+            self._forward(flow, direction, data)
             return
         flow.pending[direction] += data
         self._release(flow, now)
+
+    def _forward(self, flow: Flow, direction: Direction, data: bytes) -> None:
+        """Judged bytes go on, offers of QUIC hidden."""
+        flow.session.forward(direction, data if flow.mask is None else flow.mask.feed(direction, data))
 
     def _plaintext_end(self, flow: Flow, direction: Direction, now: float) -> None:
         flow.pending_end[direction] = True
@@ -655,12 +665,14 @@ class TlsWorker:
             if free:
                 data = bytes(memoryview(pending)[:free])
                 del pending[:free]
-                flow.session.forward(direction, data)
+                self._forward(flow, direction, data)
             if held:
                 held_any = True
                 moved = moved or free > 0  # what is held now is not what was held before
             if flow.pending_end[direction] and not pending:
                 flow.pending_end[direction] = False
+                if flow.mask is not None:
+                    flow.session.forward(direction, flow.mask.rest(direction))
                 flow.session.forward_eof(direction)
         if not held_any:
             flow.held_since = 0.0

@@ -11,6 +11,7 @@ import pytest
 
 from tests.firewall import Firewall, pids_named, wait_for
 from tests.lab import Lab
+from tests.netns.test_tls_path import Server, dial
 from tests.unit.test_quic_and_ech import ALPN, ECH, https, response
 
 pytestmark = pytest.mark.netns
@@ -22,7 +23,7 @@ stateless: {default: forward}
 tls:
   ca: {certificate: ca.pem, private_key: ca.key}
   trust: [lab-root.pem]
-  scopes: [{destination_ports: [443]}]
+  scopes: [{destination_ports: [443, 9443]}]
   session_holding: true
   bypass:
     - {sni: [site-b.test, blocked.test, "*.wild.test", nowhere.test]}
@@ -192,3 +193,20 @@ def test_quic_does_not_get_through_and_ech_keys_do_not_arrive(firewall: Firewall
     keyed, plain = response(https(ALPN, ECH)), response(https(ALPN))
     assert udp_exchange(lab, 53, b"question", keyed) == plain
     assert udp_exchange(lab, 53, b"question", plain) == plain
+
+
+def test_offers_of_quic_are_hidden(firewall: Firewall) -> None:
+    offered = b'HTTP/1.1 200 OK\r\nAlt-Svc: h3=":443"; ma=9\r\nContent-Length: 2\r\n\r\nok'
+
+    def answer(conn: ssl.SSLSocket) -> None:
+        while conn.recv(65536):
+            for at in range(0, len(offered), 9):
+                conn.sendall(offered[at : at + 9])
+
+    with Server(firewall.lab, answer), dial(firewall) as conn:
+        for _ in range(3):
+            conn.sendall(b"GET / HTTP/1.1\r\nHost: site-a.test\r\n\r\n")
+            got = b""
+            while len(got) < len(offered):
+                got += conn.recv(65536)
+            assert got == offered.replace(b'h3=":443"; ma=9', b"clear          ")
