@@ -419,6 +419,13 @@ class Session:
             self.info.truncated[_TO_CLIENT] = True
             self._finish(Status.OK, "upstream_reset", "the server reset the connection", Close.RESET)
         elif self._state is not State.DONE and self._refused is None:
+            half = self._half[_TO_CLIENT]
+            if half is not None and self.info.server is not None:
+                half.decrypt(self._ways[_TO_CLIENT].unpark())  # in TLS 1.3 the alert that says why comes this late
+                if half.error is not None and half.error.alert:
+                    refusal = self._upstream_fault(half.error)
+                    self._fail(refusal.status, refusal.reason, refusal.detail)
+                    return
             self._fail(Status.PROTOCOL, "upstream_reset", "the server reset the connection during the handshake")
 
     # States, in order.

@@ -14,12 +14,11 @@ from scapy.layers.inet6 import IPv6
 from scapy.packet import Raw
 
 from engines.packet import decode, with_udp_payload
-from engines.tls.clienthello import ClientHello, ClientHelloReader
 from engines.tls.ech import without_ech
 from nfw.pipeline import Answer
 from tests.unit.test_pipeline import INSPECT, Bench
 from tests.unit.test_tls_session import pair
-from tests.unit.tlskit import World
+from tests.unit.tlskit import World, with_extension
 
 CLIENT, SERVER, RESOLVER = "10.1.0.2", "203.0.113.10", "203.0.113.53"
 INITIAL = b"\xc3\0\0\0\1" + bytes(1245)
@@ -207,29 +206,14 @@ def test_any_payload_fits() -> None:
         assert decode(made).payload == payload
 
 
-def with_ech(raw: bytes) -> bytes:
-    """A ClientHello in one record with one more extension."""
-    extension = struct.pack("!HH", 0xFE0D, 10) + b"\0\0\1\0\1\7\0\0\0\0"
-    reader = ClientHelloReader()
-    hello = reader.feed(raw)
-    assert isinstance(hello, ClientHello)
-    body = bytearray(raw)
-    at = 5 + 4 + 2 + 32
-    at += 1 + body[at]
-    at += 2 + int.from_bytes(body[at : at + 2], "big")
-    at += 1 + body[at]
-    body[at : at + 2] = (int.from_bytes(body[at : at + 2], "big") + len(extension)).to_bytes(2, "big")
-    body += extension
-    body[3:5] = (len(body) - 5).to_bytes(2, "big")
-    body[6:9] = (len(body) - 9).to_bytes(3, "big")
-    return bytes(body)
+ECH_EXTENSION = struct.pack("!HH", 0xFE0D, 10) + b"\0\0\1\0\1\7\0\0\0\0"
 
 
 def test_an_outer_hello_is_answered_for_its_outer_name() -> None:
     """Real or GREASE, nobody can tell: the server is verified for the name that shows, and gets no ECH of ours."""
     wire = pair(World())
     wire.client.start()
-    wire.feed_client(with_ech(wire.client.take()))
+    wire.feed_client(with_extension(wire.client.take(), ECH_EXTENSION))
     info = wire.session.info
     assert info.hello is not None
     assert info.hello.has_ech
@@ -242,7 +226,7 @@ def test_an_outer_hello_is_answered_for_its_outer_name() -> None:
 def test_a_client_that_insists_on_ech_is_named() -> None:
     wire = pair(World(), client={"versions": (0x0303, 0x0303)})
     wire.client.start()
-    wire.feed_client(with_ech(wire.client.take()))
+    wire.feed_client(with_extension(wire.client.take(), ECH_EXTENSION))
     while data := wire.server.take():
         wire.feed_upstream(data)
     wire.feed_client(b"\x15\x03\x03\0\2\2\x79")
