@@ -12,9 +12,9 @@ PYTEST := $(BIN)/python -m pytest -o cache_dir=$(CACHE)/pytest
 
 help:
 	@echo 'sudo make demo    nfw at work on real traffic between network namespaces, step by step'
-	@echo 'sudo make test    all checks: lint, types, unit tests, tests with real packets'
+	@echo 'sudo make test    all checks: lint, types, unit tests, tests with real packets, the service in a container'
 	@echo '     make check   what of that needs no root'
-	@echo 'sudo make test-service   install, boot, upgrade and uninstall in a container that runs systemd (SUITE=bookworm)'
+	@echo 'sudo make test-service   of that the service: install, boot, upgrade, uninstall (SUITE=bookworm, trixie, noble ...)'
 	@echo 'sudo make bench   measurements (BENCH=--engines: those that need no root)'
 	@echo '     make fuzz    whatever arrives, nothing raises, hangs or grows (SECONDS=60 of each target)'
 	@echo '     make conformance   how far the rules agree with Suricata: every capture of its test suite (SURICATA=folder)'
@@ -30,8 +30,10 @@ setup:
 demo: setup
 	@$(BIN)/python -m tests.demo
 
+# The container's system is made while the other tests run; where there can be no container, that is said.
 test: lint
-	$(PYTEST)
+	@mkdir -p $(CACHE); tests/service/run --prepare >$(CACHE)/service.log 2>&1 & $(PYTEST); status=$$?; wait; exit $$status
+	@tests/service/run --or-skip
 
 check: lint
 	$(PYTEST) tests/unit

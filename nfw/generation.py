@@ -4,7 +4,11 @@ The leader is exec'ed afresh by the supervisor (``python -m nfw.generation``), s
 is installed now. It loads and compiles the policy, then forks: the workers share the compiled rules copy-on-write, and
 one that dies is forked again from the same memory. Everything in it dies with it, and it with the supervisor.
 
-Leader -> supervisor: ``failed`` [errors], ``ready`` GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text.
+One that hangs is found out too: the leader asks each of them every :data:`BEAT_SECONDS`, kills one that has left
+:data:`HUNG_BEATS` questions in a row unanswered, and tells the supervisor ``alive`` as long as there is no such one.
+
+Leader -> supervisor: ``failed`` [errors], ``ready`` GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text,
+``alive``.
 Supervisor -> leader: ``status``, ``old_flows`` [...], ``end`` {"action": drop|reject}.
 """
 
@@ -31,9 +35,12 @@ if TYPE_CHECKING:
 
 MESSAGE_BYTES = 1 << 20
 READY_SECONDS = 30.0  # a worker that has not bound its queue by then never will
+READY_AGAIN_SECONDS = 10.0  # one of a generation that runs; meanwhile nobody hears of the others
 STATUS_SECONDS = 1.0
 ERRORS_TOLD = 1000  # of a policy; a message has to hold them all
 RESTART_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # waits before the n-th restart within a minute
+BEAT_SECONDS = 2.0  # between two questions whether the processes live
+HUNG_BEATS = 5  # no worker is busy for that long; not in seconds: they pass as well while the whole machine is halted
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -59,7 +66,7 @@ class Child:
     control: socket.socket | None = None
     deaths: list[float] = field(default_factory=list)
     due: float = 0.0
-    stats: dict[str, Any] = field(default_factory=dict)
+    silent: int = 0  # questions in a row without an answer
 
 
 def listeners(count: int) -> tuple[int, list[tuple[socket.socket, socket.socket]]]:
@@ -282,7 +289,7 @@ class Leader:
                 control.close()
             child.start(theirs)
 
-        child.control = ours
+        child.control, child.silent = ours, 0
         child.pid = process.fork(work, title=child.title)
         theirs.close()
 
@@ -297,10 +304,13 @@ class Leader:
         selector.register(wake_in, selectors.EVENT_READ)
         selector.register(self.supervisor, selectors.EVENT_READ)
         self._reap()
+        beat = 0.0
         while not self.stopping:
-            due = [child.due for child in self.children if child.pid == 0]
-            wait = max(0.0, min(due) - time.monotonic()) if due else None
-            for key, _ in selector.select(wait):
+            if time.monotonic() >= beat:
+                beat = time.monotonic() + BEAT_SECONDS
+                self._beat()
+            due = min([beat, *(child.due for child in self.children if child.pid == 0)])
+            for key, _ in selector.select(max(0.0, due - time.monotonic())):
                 if key.fileobj is self.supervisor:
                     self._command()
                 else:
@@ -312,6 +322,19 @@ class Leader:
     def _on_signal(self, number: int, _: object) -> None:
         if number == signal.SIGTERM:
             self.stopping = True
+
+    def _beat(self) -> None:
+        """Ask every process for a sign of life. Killing one that hangs closes no more than its death would."""
+        for child in self.children:
+            child.silent += 1 if child.pid else 0
+        self._ask("ping", None, self.children)
+        for child in self.children:
+            if child.silent == HUNG_BEATS:
+                self._say("died", f"{child.title} (pid {child.pid}) hangs; killing it")
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # the fetcher is another user's
+                    os.kill(child.pid, signal.SIGKILL)
+        if all(child.silent <= HUNG_BEATS for child in self.children):
+            self._say("alive", None)
 
     def _reap(self) -> None:
         while True:
@@ -336,7 +359,7 @@ class Leader:
                 self.restarts += 1
                 self._fork(child)
                 assert child.control is not None
-                child.control.settimeout(READY_SECONDS)
+                child.control.settimeout(READY_AGAIN_SECONDS)
                 with contextlib.suppress(OSError):
                     answer = child.control.recv(MESSAGE_BYTES)
                     if answer != b"ok":
@@ -385,19 +408,14 @@ class Leader:
             if child.pid and child.control is not None:
                 with contextlib.suppress(OSError):
                     while child.control.recv(MESSAGE_BYTES):
-                        pass  # an answer that came too late last time
+                        child.silent = 0  # an answer that came too late last time
                 with contextlib.suppress(OSError):
                     child.control.send(message)
                     waiting.append(child)
         until = time.monotonic() + STATUS_SECONDS
         for child in waiting:
-            assert child.control is not None
-            child.control.settimeout(max(0.01, until - time.monotonic()))
             with contextlib.suppress(OSError, ValueError):
-                data = child.control.recv(MESSAGE_BYTES)
-                if data:
-                    answers[child.title] = unpack(data)[1]
-            child.control.setblocking(False)
+                answers[child.title] = _answer(child, kind, until)
         return answers
 
     # -- end -------------------------------------------------------------------------------------------------------
@@ -423,6 +441,26 @@ class Leader:
     def _say(self, kind: str, value: Any) -> None:
         with contextlib.suppress(OSError):
             self.supervisor.send(pack(kind, value))
+
+
+def _answer(child: Child, kind: str, until: float) -> Any:
+    """What ``child`` says to a question of that kind; what it says to older ones is passed over. Raises OSError when it
+    is gone or says nothing until then, ValueError when that cannot be read.
+    """
+    sock = child.control
+    assert sock is not None
+    try:
+        while True:
+            sock.settimeout(max(0.01, until - time.monotonic()))
+            data = sock.recv(MESSAGE_BYTES)
+            if not data:
+                raise ConnectionResetError
+            child.silent = 0
+            answered, value = unpack(data)
+            if answered == kind:
+                return value
+    finally:
+        sock.setblocking(False)
 
 
 def sink_settings(sink: Sink) -> dict[str, Any]:

@@ -120,7 +120,8 @@ def answer(data: bytes, certificate: x509.Certificate, key: Any, now: float) -> 
 
 
 def run(sides: Sequence[socket.socket], certificate: str, private_key: str, ready: socket.socket) -> None:
-    """Serve until SIGTERM or until the leader goes. ``ready`` gets ``ok`` or ``error: text`` once, then is closed."""
+    """Serve until SIGTERM or until the leader goes. ``ready`` gets ``ok`` or ``error: text``, and from then on what the
+    leader sends there comes back, as a sign of life."""
     process.no_dumps()
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
@@ -130,14 +131,29 @@ def run(sides: Sequence[socket.socket], certificate: str, private_key: str, read
         ready.sendall(f"error: {error}".encode())
         return
     ready.sendall(b"ok")
-    ready.close()
     poll = select.poll()
     by_fd = {side.fileno(): side for side in sides}
-    for fd in by_fd:
+    for fd in (*by_fd, ready.fileno()):
         poll.register(fd, select.POLLIN)
     while not stopping:
         for fd, _ in poll.poll(1000):
+            if fd == ready.fileno():
+                if not _sign_of_life(ready):
+                    return
+                continue
             with contextlib.suppress(BlockingIOError, ConnectionError):
                 data = by_fd[fd].recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
                 if data:
                     by_fd[fd].send(answer(data, cert, key, time.time()), socket.MSG_DONTWAIT)
+
+
+def _sign_of_life(leader: socket.socket) -> bool:
+    """Answer the leader with its own words, unread. False: it is gone."""
+    try:
+        data = leader.recv(MESSAGE_BYTES)
+    except OSError:
+        return False
+    if data:
+        with contextlib.suppress(OSError):  # full: the leader hangs
+            leader.send(data, socket.MSG_DONTWAIT)
+    return bool(data)

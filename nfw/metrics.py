@@ -31,7 +31,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nfw_verdicts": ("Packets, of stage tls and decrypted sessions, by reason.", ("stage", "verdict", "reason")),
     "nfw_alerts": ("Alerts, before they are written to any log.", ()),
     "nfw_rule_hits": ("Matches of a rule. At most 1000 rules; the rest is rule=\"other\".", ("engine", "rule")),
-    "nfw_counter_packets": ("Packets of a counter named in the policy.", ("counter",)),
+    "nfw_policy_packets": ("Packets of a counter named in the policy.", ("counter",)),
     "nfw_flows_offloaded": ("Flows whose rest the kernel forwards by itself.", ()),
     "nfw_kernel_packets": ("Packets counted by the rules in the kernel.", ("counter",)),
     "nfw_queue_dropped_packets": ("Packets the kernel dropped before a worker saw them.", ("queue", "cause")),
@@ -39,6 +39,8 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nfw_tls_plaintext_bytes": ("Decrypted bytes.", ("direction",)),
     "nfw_tls_timeouts": ("TLS sessions ended because somebody took too long.", ()),
     "nfw_leaf_cache_requests": ("Certificates wanted for clients, by whether the cache had them.", ("result",)),
+    "nfw_revocation_requests": ("Certificates asked about, by whether a worker knew the answer.", ("result",)),
+    "nfw_revocation_answers": ("What the fetcher found, by method and status, and how it failed.", ("answer",)),
     "nfw_log_dropped_lines": ("Log lines that were given up so that no packet waits.", ("cause",)),
     "nfw_regex_gave_up": ("Regular expressions that were given up because they cost too much.", ()),
     "nfw_bugs": ("Exceptions met in packets or sessions, each of which cost one.", ()),
@@ -59,6 +61,11 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 # Statuses that are no error of TLS.
 _NO_ERROR = frozenset(("ok", "bypassed", "policy", "aborted", "ended"))
 _HANDSHAKE = "nfw_tls_handshake_seconds"
+_REVOCATION = "nfw_revocation_seconds"
+_HISTOGRAMS = {
+    _HANDSHAKE: "From accepting a client to both TLS handshakes done.",
+    _REVOCATION: "What a TLS session waited for an answer about revocation that was not known.",
+}
 
 
 class Totals:
@@ -169,7 +176,7 @@ def _process(process: Mapping[str, Any], counts: Counts, rules: Rules) -> None:
             if hits:
                 add("nfw_rule_hits", (engine, rules.label(engine, str(rule))), hits)
     for name, value in (process.get("counters") or {}).items():
-        add("nfw_counter_packets", (str(name),), value)
+        add("nfw_policy_packets", (str(name),), value)
         add("aws_networkfirewall_packets", (str(name),), value)
     verdicts = {tuple(key.split("/", 2)): value for key, value in (process.get("verdicts") or {}).items()}
     for key, value in verdicts.items():
@@ -180,6 +187,9 @@ def _process(process: Mapping[str, Any], counts: Counts, rules: Rules) -> None:
         _packets(process, packets, verdicts, add)
     if "sessions" in process:
         _sessions(process, seen, add)
+    elif process.get("name") == "nfw fetcher":
+        for answer, value in seen.items():
+            add("nfw_revocation_answers", (str(answer),), value)
 
 
 def _packets(process: Mapping[str, Any], packets: Mapping[str, int], verdicts: Mapping[Any, int], add: Any) -> None:
@@ -243,14 +253,18 @@ def _sessions(process: Mapping[str, Any], seen: Mapping[str, int], add: Any) -> 
     add("aws_networkfirewall_tls_timed_out_connections", (), timed_out)
     for direction, value in zip(("to_server", "to_client"), process.get("bytes") or (), strict=False):
         add("nfw_tls_plaintext_bytes", (direction,), value)
-    cache = process.get("leaf_cache") or {}
-    for name, result in (("hits", "hit"), ("misses", "miss")):
-        add("nfw_leaf_cache_requests", (result,), cache.get(name, 0))
-    handshakes = process.get("handshakes") or {}
-    bounds = [str(bound) for bound in handshakes.get("bounds") or ()] + ["+Inf"]
-    for bound, value in zip(bounds, handshakes.get("buckets") or (), strict=False):
-        add(_HANDSHAKE, (bound,), value)
-    add(_HANDSHAKE, ("sum",), handshakes.get("seconds", 0.0))
+    revocation = process.get("revocation") or {}
+    for metric, cache in (
+        ("nfw_leaf_cache_requests", process.get("leaf_cache") or {}),
+        ("nfw_revocation_requests", revocation),
+    ):
+        for name, result in (("hits", "hit"), ("misses", "miss")):
+            add(metric, (result,), cache.get(name, 0))
+    for metric, times in ((_HANDSHAKE, process.get("handshakes") or {}), (_REVOCATION, revocation.get("waits") or {})):
+        bounds = [str(bound) for bound in times.get("bounds") or ()] + ["+Inf"]
+        for bound, value in zip(bounds, times.get("buckets") or (), strict=False):
+            add(metric, (bound,), value)
+        add(metric, ("sum",), times.get("seconds", 0.0))
 
 
 def _aws(metric: str, engine: str) -> Key:
@@ -272,12 +286,13 @@ def families(status: Mapping[str, Any] | None, sums: Counts) -> Iterator[Metric]
         if not labels and not by_metric.get(metric):
             family.add_metric((), 0.0)
         yield family
-    yield _histogram(dict(by_metric.get(_HANDSHAKE, ())))
+    for metric, text in _HISTOGRAMS.items():
+        yield _histogram(metric, text, dict(by_metric.get(metric, ())))
     yield from _gauges(status, answered, firewall)
 
 
-def _histogram(values: Mapping[tuple[str, ...], float]) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(_HANDSHAKE, "From accepting a client to both TLS handshakes done.")
+def _histogram(metric: str, text: str, values: Mapping[tuple[str, ...], float]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(metric, text)
     total = 0.0
     buckets = []
     for bound in sorted((labels[0] for labels in values if labels[0] != "sum"), key=float):
@@ -325,6 +340,7 @@ def _gauges(status: Mapping[str, Any], answered: bool, firewall: str) -> Iterato
         ("nfw_tls_open_sessions", "TLS sessions that are open.", "sessions"),
         ("nfw_tls_sessions_max", "TLS sessions there is room for.", "max_sessions"),
         ("nfw_leaf_cache_entries", "Certificates in the caches.", "leafs"),
+        ("nfw_revocations_known", "Answers about revocation that the workers keep.", "revocations"),
         ("nfw_rules_omitted", "Rules with hits that the workers left out of their answers.", "rules_omitted"),
     ):
         yield GaugeMetricFamily(name, text, value=float(sum(one.get(key) or 0 for one in processes)))

@@ -24,7 +24,7 @@ from engines.watch.segments import OverlapPolicy
 from engines.watch.session import SessionOptions
 from nfw.capture import Captured
 from nfw.giveups import GiveUps
-from nfw.watch import DropLog, MidstreamPolicy, Watcher, WatchOptions
+from nfw.watch import DropLog, FlowTimeouts, MidstreamPolicy, Watcher, WatchOptions
 
 # Variables of Suricata's stock configuration that rule sets use; HOME_NET and EXTERNAL_NET can be set.
 ADDRESS_VARIABLES: Mapping[str, str] = {
@@ -70,6 +70,7 @@ class ReplayOptions:
     midstream_policy: str = "auto"
     exception_policy: str = "auto"
     drop_log: DropLog = DropLog.ALL
+    timeouts: FlowTimeouts = field(default_factory=FlowTimeouts)
     checksums: bool = False
     """TCP segments with a wrong checksum reach neither the stream nor the application layer."""
 
@@ -83,6 +84,7 @@ class ReplayOptions:
             midstream_policy=MidstreamPolicy(policy),
             drop_log=self.drop_log,
             session=self.session,
+            timeouts=self.timeouts,
             checksum_ok=tcp_checksum_ok if self.checksums else None,
         )
         return options if self.os_policy is None else dataclasses.replace(options, os_policy=self.os_policy)
@@ -111,6 +113,19 @@ def _policy(text: str) -> str:
     if text not in known:
         raise SettingError(f"{text!r} is none of {', '.join(known)}")
     return text
+
+
+def _seconds(text: str) -> float:
+    if not text.isdigit():
+        raise SettingError(f"{text!r} is no number of seconds")
+    return float(text)
+
+
+def _timeout(name: str) -> Callable[[ReplayOptions, str], ReplayOptions]:
+    def apply(options: ReplayOptions, text: str) -> ReplayOptions:
+        return dataclasses.replace(options, timeouts=dataclasses.replace(options.timeouts, **{name: _seconds(text)}))
+
+    return apply
 
 
 def _action_order(text: str) -> tuple[Action, ...]:
@@ -156,6 +171,9 @@ SETTINGS: Mapping[str, Callable[[ReplayOptions, str], ReplayOptions]] = {
     "packet-alert-max": _max_alerts,
     "action-order": _option("action_order", _action_order),
     "drop.flows": _option("drop_log", DropLog),
+    "flow-timeouts.new": _timeout("new"),
+    "flow-timeouts.established": _timeout("established"),
+    "flow-timeouts.closed": _timeout("closed"),
     "stream.checksum-validation": _option("checksums", _bool),
     "stream.inline": _session("inline", _bool),
     "stream.midstream": _session("midstream", _bool),

@@ -12,18 +12,20 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from engines.tls.revocation import Finding, Question
 from nfw import revocationfetcher
+from nfw.histogram import Histogram
 
 MAX_QUESTIONS = 4096
 MAX_FINDINGS = 8192
 MAX_ISSUERS = 512
 ASK_AGAIN_SECONDS = 1.0
+WAIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)  # seconds; after two the fetcher says UNKNOWN
 
 _W = TypeVar("_W")
 _Key = tuple[bytes, bytes]
@@ -34,7 +36,7 @@ class _Open(Generic[_W]):
     key: _Key
     message: bytes
     again: float
-    waiting: list[tuple[_W, int]] = field(default_factory=list)
+    waiting: list[tuple[_W, int, float]] = field(default_factory=list)  # who, the depth asked about, since when
 
 
 class RevocationDesk(Generic[_W]):
@@ -47,6 +49,8 @@ class RevocationDesk(Generic[_W]):
         self._open: OrderedDict[int, _Open[_W]] = OrderedDict()
         self._numbers: dict[_Key, int] = {}
         self._next = time.monotonic_ns()
+        self.hits = self.misses = 0  # of the findings kept here
+        self.waits = Histogram(WAIT_BUCKETS)  # of sessions, for the answer to one question about revocation
 
     def __len__(self) -> int:
         return len(self._findings)
@@ -61,10 +65,12 @@ class RevocationDesk(Generic[_W]):
         finding = self._findings.get(key)
         if finding is not None and finding.until > unix_time:
             self._findings.move_to_end(key)
+            self.hits += 1
             return finding
+        self.misses += 1
         self._put(
             key,
-            (waiting, question.depth),
+            (waiting, question.depth, now),
             now,
             lambda number: revocationfetcher.encode_question(
                 number,
@@ -84,10 +90,10 @@ class RevocationDesk(Generic[_W]):
             self._issuers.move_to_end(key)
             return known
         der = certificate.public_bytes(serialization.Encoding.DER)
-        self._put(key, (waiting, 0), now, lambda number: revocationfetcher.encode_issuers_question(number, der))
+        self._put(key, (waiting, 0, now), now, lambda number: revocationfetcher.encode_issuers_question(number, der))
         return None
 
-    def _put(self, key: _Key, waiting: tuple[_W, int], now: float, encode: Callable[[int], bytes]) -> None:
+    def _put(self, key: _Key, waiting: tuple[_W, int, float], now: float, encode: Callable[[int], bytes]) -> None:
         number = self._numbers.get(key)
         if number is None:
             self._next += 1
@@ -113,7 +119,7 @@ class RevocationDesk(Generic[_W]):
             question.again = now + ASK_AGAIN_SECONDS
             self._send(question.message)
 
-    def answers(self) -> Iterator[tuple[_W, int, revocationfetcher.Answer]]:
+    def answers(self, now: float) -> Iterator[tuple[_W, int, revocationfetcher.Answer]]:
         """Who waited, the depth asked about, and what was found: a finding, or issuers.
 
         Raises EOFError when the leader is gone.
@@ -142,8 +148,14 @@ class RevocationDesk(Generic[_W]):
                 self._findings[question.key] = finding
                 if len(self._findings) > MAX_FINDINGS:
                     self._findings.popitem(last=False)
-            for waiting, depth in question.waiting:
+            for waiting, depth, since in question.waiting:
+                if not isinstance(finding, tuple):
+                    self.waits.observe(now - since)
                 yield waiting, depth, finding
+
+    def stats(self) -> dict[str, Any]:
+        """For ``nfw status``."""
+        return {"hits": self.hits, "misses": self.misses, "waits": self.waits.values()}
 
     def _send(self, message: bytes) -> None:
         with contextlib.suppress(OSError):  # full or gone: asked again soon

@@ -40,6 +40,7 @@ from nfw.settings import (
 from nfw.tuples import flow_tuple
 
 START_SECONDS = 120.0  # compiling 30,000 rules cold takes a fraction of it; a leader that hangs must not block applies
+SILENT_SECONDS = 15.0  # without a word that all of the generation lives; its leader kills what hangs sooner than that
 END_SECONDS = 5.0  # for the old generation to write its last records
 OLD_FLOWS_PER_MESSAGE = 8000
 STATUS_SECONDS = 3.0
@@ -74,6 +75,8 @@ class Generation:
     sock: socket.socket
     started: float
     ready: GenerationReady | None = None
+    alive: float = 0.0  # when it said so last
+    hangs: bool = False
     answer: Callable[[Reply], None] | None = None
     waiting_status: list[tuple[Callable[[Reply], None], float]] = field(default_factory=list)  # and until when
 
@@ -102,7 +105,7 @@ class Supervisor:
         self.log_counters = sinks.Counters()
         self.stats_due: float | None = None
         self.stats_every = 0
-        self.started = time.monotonic()
+        self.started = self.looked = time.monotonic()
         self.log_started = 0.0
         self.log_due: float | None = None
         self.log_sender, self.log_receiver = log.channel()
@@ -331,7 +334,9 @@ class Supervisor:
             self._lost(generation)
             return
         kind, body = unpack(data)
-        if kind == "ready":
+        if kind == "alive":
+            generation.alive = time.monotonic()
+        elif kind == "ready":
             body["warnings"] = tuple(body["warnings"])
             generation.ready = GenerationReady(**body)
             self._switch(generation)
@@ -369,6 +374,7 @@ class Supervisor:
             self._failed(generation, [str(error)])
             return
         self.current, self.coming = generation, None
+        generation.alive = time.monotonic()
         self.restart_at = None
         if old is not None:
             self._retire_flows(generation, old, ready)
@@ -543,7 +549,22 @@ class Supervisor:
             self._write_stats()
         if self.exporter is not None:
             self.exporter.tend()
-        notify("WATCHDOG=1")
+        if self._lives(now):
+            notify("WATCHDOG=1")
+
+    def _lives(self, now: float) -> bool:
+        """Whether the generation does, as far as is known. One that hangs is killed, and then started again; systemd's
+        watchdog is for when that does not help."""
+        away, self.looked = now - self.looked - 1.0, now
+        generation = self.current
+        if generation is None:
+            return True
+        generation.alive += max(0.0, away)  # silence while nobody listened is none
+        if not generation.hangs and now - generation.alive > SILENT_SECONDS:
+            say(f"generation {generation.settings.number} hangs; killing it")
+            generation.hangs = True
+            generation.leader.kill()
+        return not generation.hangs
 
     # -- control ---------------------------------------------------------------------------------------------------
 

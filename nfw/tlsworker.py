@@ -10,7 +10,6 @@ Nothing leaves before its verdict: plaintext the inspector still holds stays in 
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import errno
 import select
@@ -40,6 +39,7 @@ from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import process, tlsrecords
 from nfw.giveups import GiveUps
+from nfw.histogram import Histogram
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
@@ -205,8 +205,7 @@ class TlsWorker:
         self.next_sweep = 0.0
         self.counts: dict[str, int] = {}
         self.verdicts: dict[tuple[str, str, str], int] = {}  # (stage, verdict, reason) -> sessions so ended
-        self.handshakes = [0] * (len(HANDSHAKE_BUCKETS) + 1)  # sessions by bucket, from accept to both handshakes done
-        self.handshake_seconds = 0.0
+        self.handshakes = Histogram(HANDSHAKE_BUCKETS)  # of sessions, from accept to both handshakes done
         self.bytes = [0, 0]  # plaintext, by direction
         self.stopping = False
         self.bugs = 0
@@ -524,9 +523,7 @@ class TlsWorker:
             case tls.Established(info):
                 if self.hides_quic and info.client is not None:
                     flow.mask = AltSvcMask(info.client.alpn)
-                took = now - flow.started
-                self.handshakes[bisect.bisect_left(HANDSHAKE_BUCKETS, took)] += 1
-                self.handshake_seconds += took
+                self.handshakes.observe(now - flow.started)
 
     def _hello(self, flow: Flow, hello: Any, now: float) -> None:
         facts = flow.facts
@@ -583,7 +580,7 @@ class TlsWorker:
     def _revocations(self, now: float) -> None:
         assert self.revocations is not None
         try:
-            for flow, depth, finding in self.revocations.answers():
+            for flow, depth, finding in self.revocations.answers(now):
                 if flow.key in self.flows:
                     self._guard(flow, self._revocation, flow, depth, finding, now)
         except (OSError, EOFError):
@@ -817,13 +814,10 @@ class TlsWorker:
             "bytes": list(self.bytes),
             "counts": dict(self.counts),
             "verdicts": {"/".join(key): count for key, count in self.verdicts.items()},
-            "handshakes": {
-                "bounds": list(HANDSHAKE_BUCKETS),
-                "buckets": list(self.handshakes),
-                "seconds": self.handshake_seconds,
-            },
+            "handshakes": self.handshakes.values(),
             "leafs": len(self.desk),
             "revocations": len(self.revocations) if self.revocations is not None else 0,
+            "revocation": self.revocations.stats() if self.revocations is not None else {},
             "leaf_cache": {"hits": self.desk.cache.hits, "misses": self.desk.cache.misses},
             "rule_hits": hits,
             "rules_omitted": omitted,

@@ -30,11 +30,9 @@ from nfw.pipeline import flow_event
 ICMP, IPIP, IPV6, ESP, ICMPV6, SCTP = 1, 4, 41, 50, 58, 132
 # Protocols whose packets belong to flows (Suricata: flow.c); packets of all others are judged one by one.
 _WITH_FLOWS = frozenset({TCP, UDP, ICMP, ICMPV6, SCTP, ESP, IPIP, IPV6})
-# Suricata: flow-timeouts, the stock configuration. Seconds without a packet.
-_TIMEOUTS = {TCP: 600.0, UDP: 300.0, ICMP: 300.0, ICMPV6: 300.0}
-_OTHER_TIMEOUT, _TCP_NEW, _TCP_CLOSED = 300.0, 60.0, 60.0
-_SHORTEST_TIMEOUT = 60.0
 MAX_FLOWS = 262_144
+# States in which Suricata takes a connection for closed.
+_CLOSED = frozenset({State.LAST_ACK, State.TIME_WAIT, State.CLOSED})
 
 # Reasons of decisions that a rule has made, by itself or by its rate_filter.
 _BY_RULE = frozenset({"rule", "rate_filter"})
@@ -67,6 +65,29 @@ class DropLog(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class FlowTimeouts:
+    """Seconds without a packet after which a flow is over (Suricata: ``flow-timeouts``, as it has them built in).
+    ``new``: nobody answered yet, or the handshake is not finished; ``closed``: a TCP connection that has ended."""
+
+    new: float = 30.0
+    established: float = 300.0
+    closed: float = 10.0
+
+    @property
+    def shortest(self) -> float:
+        return min(self.new, self.established, self.closed)
+
+    def of(self, flow: Flow) -> float:
+        """The one for the state a flow is in."""
+        session = flow.context.session
+        if session is None:
+            return self.established if flow.established else self.new
+        if session.state < State.ESTABLISHED:
+            return self.new
+        return self.closed if session.state in _CLOSED else self.established
+
+
+@dataclass(frozen=True, slots=True)
 class WatchOptions:
     """``enforce``: what is dropped is gone for what follows (Suricata: IPS mode).
 
@@ -80,6 +101,7 @@ class WatchOptions:
     session: SessionOptions = field(default_factory=SessionOptions)
     os_policy: Callable[[bytes], OverlapPolicy] = _windows_or_bsd
     checksum_ok: Callable[[Packet], bool] | None = None
+    timeouts: FlowTimeouts = field(default_factory=FlowTimeouts)
     max_flows: int = MAX_FLOWS
 
 
@@ -94,6 +116,7 @@ class _Context:
     drops_logged: list[bool] = field(default_factory=lambda: [False, False])
     alerted: bool = False
     action: str = ""  # drop or pass, of the whole flow
+    by_policy: bool = False  # an exception policy has decided that
     uninspected: bool = False
     bypassed: bool = False
 
@@ -151,7 +174,8 @@ class Watcher:
         flow, direction = self._flow(packet, now, vlan, size or packet.end)
         context: _Context = flow.context
         if context.action == "drop":
-            self._dropped("flow drop", packet, flow, direction, now)
+            by_policy = "exception policy " if context.by_policy else ""
+            self._dropped(f"{by_policy}flow drop", packet, flow, direction, now)
             return
         if context.uninspected:
             self._count("ips.accepted")
@@ -179,7 +203,7 @@ class Watcher:
     def _flow(self, packet: Packet, now: float, vlan: tuple[int, ...], size: int) -> tuple[Flow, Direction]:
         key = flow_key(packet, vlan)
         flow = self._flows.pop(key, None)
-        if flow is not None and (now - flow.last_seen > _timeout(flow) or self._reused(flow, packet)):
+        if flow is not None and (now - flow.last_seen > self.options.timeouts.of(flow) or self._reused(flow, packet)):
             self._end(flow, now)
             flow = None
         if flow is None:
@@ -304,6 +328,7 @@ class Watcher:
             return False
         if policy is not MidstreamPolicy.DROP_PACKET and policy is not MidstreamPolicy.PASS_PACKET:
             context.action = "drop" if drops else "pass"
+            context.by_policy = drops
             context.uninspected = not drops
             context.bypassed = policy is MidstreamPolicy.BYPASS
         if drops:
@@ -384,11 +409,12 @@ class Watcher:
             self._end(flow, now)
 
     def _idle(self, now: float) -> Iterator[tuple[Hashable, Flow]]:
+        timeouts = self.options.timeouts
         # Those seen longest ago come first, so the look ends at the first that no timeout can have reached.
         for key, flow in self._flows.items():
-            if now - flow.last_seen <= _SHORTEST_TIMEOUT:
+            if now - flow.last_seen <= timeouts.shortest:
                 return
-            if now - flow.last_seen > _timeout(flow):
+            if now - flow.last_seen > timeouts.of(flow):
                 yield key, flow
 
     def finish(self, now: float) -> None:
@@ -503,15 +529,6 @@ def flow_key(packet: Packet, vlan: tuple[int, ...]) -> Hashable:
     first, second = sorted(((packet.src, packet.sport), (packet.dst, packet.dport)))
     conversation = b"" if packet.protocol in (TCP, UDP) else packet.key[1 + 2 * len(packet.src) :]
     return packet.protocol, vlan, first, second, conversation
-
-
-def _timeout(flow: Flow) -> float:
-    session = flow.context.session
-    if session is None:
-        return _TIMEOUTS.get(flow.protocol, _OTHER_TIMEOUT)
-    if session.state < State.ESTABLISHED:
-        return _TCP_NEW
-    return _TCP_CLOSED if session.state is State.CLOSED else _TIMEOUTS[TCP]
 
 
 def _both(first: Outcome, second: Outcome) -> Outcome:

@@ -7,12 +7,12 @@ that matches nothing is an error, as in Suricata ("Rules format", addresses and 
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from engines.nearest import nearest_word
 from engines.stateful.signature import Action
 from engines.verdict import Direction
 
@@ -248,8 +248,8 @@ class HeaderParser:
 
 def nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
     """`` (did you mean X?)``, or nothing."""
-    close = difflib.get_close_matches(word, list(known), 1, 0.6)
-    return f" (did you mean {close[0]}?)" if close else ""
+    close = nearest_word(word, tuple(known))
+    return f" (did you mean {close}?)" if close else ""
 
 
 Intervals = tuple[tuple[int, int], ...]  # sorted, disjoint, both ends included
@@ -277,6 +277,13 @@ class AddressTest:
             return index >= 0 and packed <= self._ends4[index]
         index = bisect_right(self._starts6, packed) - 1
         return index >= 0 and packed <= self._ends6[index]
+
+    def intervals(self, family: int) -> Intervals:
+        """The set's addresses of a family, 4 or 6, as numbers; sorted, disjoint, both ends included."""
+        starts, ends = (self._starts4, self._ends4) if family == 4 else (self._starts6, self._ends6)
+        return tuple(
+            (int.from_bytes(low, "big"), int.from_bytes(high, "big")) for low, high in zip(starts, ends, strict=True)
+        )
 
     def __repr__(self) -> str:
         return f"AddressTest({self.text!r})"

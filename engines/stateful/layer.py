@@ -79,7 +79,7 @@ class Layer:
             for direction in directions:
                 progress = tx.progress(direction)
                 if progress > 0 and progress != state.progress[direction]:
-                    self.known = True
+                    self.known = self.known or tx.tells
                     state.progress[direction] = progress
                     self._inspect(tx, state, direction, applies, found, payload)
             if self._settled(tx):
@@ -302,7 +302,7 @@ def _judge(
         if instances is None:
             instances = fetched[key] = tx.buffer(match.buffer, side)
         open_ended = (not instances or condition.grows) and not tx.is_complete(side)
-        if not instances and match.absent and (not open_ended or (condition.early and tx.progress(side) > 0)):
+        if not instances and match.absent and (not open_ended or (condition.early and tx.has_begun(side))):
             bits |= bit
             continue
         if open_ended and condition.must and _hopeless(condition.must, instances):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import NamedTuple
 
+from engines.stateful.app import http2_frames
 from engines.stateful.app.digests import ALGORITHMS
 from engines.stateful.defaults import Defaults, make_defaults
 from engines.stateful.expect import Expectations
@@ -35,7 +36,15 @@ PAYLOAD = "payload"
 GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body", "dcerpc.stub_data"})
 # Buffers that may get more instances while it goes on, each of them final.
 COLLECTING_BUFFERS = frozenset(
-    {"file.name", *ALGORITHMS, "smtp.rcpt_to", "email.url", "ftp.reply", "ftp.completion_code"}
+    {
+        "file.name",
+        *ALGORITHMS,
+        "smtp.rcpt_to",
+        "email.url",
+        "ftp.reply",
+        "ftp.completion_code",
+        *http2_frames.NAMES,
+    }
 )
 # Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
 _DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.")
@@ -326,18 +335,32 @@ def compile_ruleset(
     if default_actions and order != "strict":
         raise ValueError("default actions need strict order")
     defaults = make_defaults(default_actions)
+    ordered = in_order(signatures, order, action_order, captures=captures)
+    headers = _Headers()
+    rules = tuple(_rule(index, signature, headers.number(signature)) for index, signature in enumerate(ordered))
+    asked = {condition.match.buffer for rule in rules for condition in rule.tx}
+    hashes = frozenset(asked.intersection(ALGORITHMS))
+    frames = not asked.isdisjoint(http2_frames.NAMES | http2_frames.ON_CONNECTION)
+    if hashes or frames or captures:
+        app = replace(limits.app, hashes=hashes, http2_frames=frames, lines_alone=captures)
+        limits = replace(limits, app=app)
+    return RuleSet(rules, tuple(headers.all), order, defaults, limits, store)
+
+
+def in_order(
+    signatures: Iterable[Signature],
+    order: str,
+    action_order: Sequence[Action] = tuple(Action),
+    *,
+    captures: bool = False,
+) -> list[Signature]:
+    """As :func:`compile_ruleset` tries them; those that can match nothing are left out."""
     ordered = [s for s in signatures if not s.never_matches and (captures or not s.captures_only)]
     if order == "action":
         rank = {action: number for number, action in enumerate((*action_order, *Action))}
         rank.update({action: number for number, action in enumerate(action_order)})
         ordered.sort(key=lambda s: (rank[s.action], _flowbit_rank(s), s.priority))
-    headers = _Headers()
-    rules = tuple(_rule(index, signature, headers.number(signature)) for index, signature in enumerate(ordered))
-    asked = {condition.match.buffer for rule in rules for condition in rule.tx}
-    hashes = frozenset(asked.intersection(ALGORITHMS))
-    if hashes:
-        limits = replace(limits, app=replace(limits.app, hashes=hashes))
-    return RuleSet(rules, tuple(headers.all), order, defaults, limits, store)
+    return ordered
 
 
 def covered_protocols(name: str) -> frozenset[str]:
@@ -541,7 +564,11 @@ def _app_group(placed: dict[_Place, list[_Placed]], name: str, shared: _SharedPa
         payload=(_payload(tx, Direction.TO_SERVER, shared), _payload(tx, Direction.TO_CLIENT, shared)),
         unbuffered=(_unbuffered(tx, Direction.TO_SERVER), _unbuffered(tx, Direction.TO_CLIENT)),
         denies=bool(denying),
-        body_denies=any(condition.grows for rule in denying for condition in rule.tx),
+        body_denies=any(
+            condition.grows and condition.match.buffer not in http2_frames.NAMES
+            for rule in denying
+            for condition in rule.tx
+        ),
     )
 
 

@@ -13,6 +13,14 @@ from engines.stateful.app.certificate import CertificateFacts, read_certificate
 from engines.stateful.app.transaction import BaseTransaction
 from engines.verdict import Direction
 
+# What rules can look at in an intercepted session: the name alone, or all that is known of both sides.
+NAME_BUFFERS = frozenset({"tls.sni", "ssl_state"})
+SESSION_BUFFERS = NAME_BUFFERS | {
+    "tls.version", "ssl_version", "tls.alpn", "ja3.hash", "ja3.string", "ja4.hash", "tls.certs", "tls.cert_chain_len",
+    "tls.cert_subject", "tls.cert_issuer", "tls.cert_serial", "tls.cert_fingerprint", "tls.subjectaltname",
+    "tls.cert_notbefore", "tls.cert_notafter",
+}  # fmt: skip
+
 _VERSION_NAMES = {0x0300: "SSLv3", 0x0301: "TLS 1.0", 0x0302: "TLS 1.1", 0x0303: "TLS 1.2", 0x0304: "TLS 1.3"}
 
 

@@ -81,6 +81,14 @@ class _Addresses(NamedTuple):
     starts: array[int]
 
 
+class _Probe(NamedTuple):
+    """A packet as far as a search looks at one, apart from addresses and ports."""
+
+    protocol: int
+    tcp_flags: int
+    key: bytes = b"\x00"  # of a packet whose header could be read
+
+
 @dataclass(frozen=True, slots=True)
 class StatelessMatch:
     """``rule`` is None when a default applied. ``counters`` were counted; ``reason`` is ``rule``, ``default``,
@@ -160,6 +168,10 @@ class StatelessFilter:
         index = self._search(packet, packet.dst, packet.src, packet.dport, packet.sport)
         return self._default.action if index < 0 else self._matches[index].action
 
+    def first(self, protocol: int, src: bytes, dst: bytes, sport: int, dport: int, tcp_flags: int) -> int:
+        """Index in :attr:`rules` of the first that matches such a packet, -1 for none. Counts and remembers nothing."""
+        return self._search(_Probe(protocol, tcp_flags), src, dst, sport, dport)
+
     def _remember(self, memo: dict[bytes, int], key: bytes, index: int) -> None:
         if self._remembered >= MEMO_LIMIT:
             self._remembered = 0
@@ -175,7 +187,7 @@ class StatelessFilter:
         self.other_fragment_hits += 1
         return self._other_fragment
 
-    def _search(self, packet: Packet, src: bytes, dst: bytes, sport: int, dport: int) -> int:
+    def _search(self, packet: Packet | _Probe, src: bytes, dst: bytes, sport: int, dport: int) -> int:
         """Index of the first matching rule, -1 for none."""
         protocol = packet.protocol
         ports = False

@@ -27,14 +27,27 @@ def policy() -> None:
 @policy.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @policy_options
+@click.option(
+    "--fail-on",
+    "fail_on",
+    type=click.Choice(["error", "aws-refuses", "warning"]),
+    default="error",
+    show_default=True,
+    help="The least level that makes the exit status 1.",
+)
 @json_option
-def check(files: tuple[str, ...], map_file: str | None, name: str, as_json: bool) -> int:
+def check(files: tuple[str, ...], map_file: str | None, name: str, fail_on: str, as_json: bool) -> int:
     """Load and compile the policy in FILE as the firewall would, and say everything that is wrong with it.
 
     FILE is nfw's own YAML, or documents of AWS Network Firewall: output of `aws network-firewall describe-*`, bare
     bodies, a CloudFormation template; several files, or a folder. Nothing is changed; the firewall need not run.
+
+    Three levels: errors, with which a policy cannot be applied; aws-refuses, what works here and not at AWS; warnings,
+    such as rules that are never reached. The exit status is 0 for a policy without errors (see --fail-on), 1 for any
+    other, 2 for a wrong command line. With --json each problem has level, file, line, column, code, message and remedy.
     """
     from nfw.cache import default_cache
+    from nfw.policy.check import check_policy
     from nfw.policy.compile import compile_policy
     from nfw.policy.errors import PolicyErrors
     from nfw.policy.loader import load_policy
@@ -47,14 +60,18 @@ def check(files: tuple[str, ...], map_file: str | None, name: str, as_json: bool
         loaded = load_policy(*files, map_file=map_file, name=name, check_key=True, cache=cache)
         warnings = loaded.warnings
         compile_policy(loaded, cache)
-    except PolicyErrors as refused:
-        errors = refused.errors
-        warnings = refused.warnings or (loaded.warnings if loaded else ())
+        warnings = (*warnings, *check_policy(loaded))
+    except PolicyErrors as failed:
+        errors = failed.errors
+        warnings = failed.warnings or (loaded.warnings if loaded else ())
+    levels = {problem.level.value for problem in (*errors, *warnings)}
+    refused = {"error", "aws-refuses", "warning"} if fail_on == "warning" else {"error", fail_on}
+    status = 1 if levels & refused else 0
     if as_json:
         found = [problem.to_json() for problem in (*errors, *warnings)]
         summary = summarize(loaded) if loaded is not None and not errors else None
         emit_json({"ok": not errors, "file": file, "problems": found, "policy": summary})
-        return 1 if errors else 0
+        return status
     for warning in warnings:
         tell(f"{warning} [{warning.level.value}]")
     for error in errors:
@@ -65,7 +82,7 @@ def check(files: tuple[str, ...], map_file: str | None, name: str, as_json: bool
         return 1
     assert loaded is not None
     emit(f"{file}: ok, {describe(summarize(loaded))}")
-    return 0
+    return status
 
 
 @policy.command()

@@ -6,11 +6,13 @@ on, and only the loader, at the end, raises one :class:`PolicyErrors` that holds
 
 from __future__ import annotations
 
-import difflib
 import enum
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+from engines.nearest import nearest_word
 
 MAX_MESSAGE = 1000  # characters
 MAX_PROBLEMS = 1000  # a person reads ten; a wrong file type can yield one per line. Past it only a count is kept.
@@ -24,6 +26,53 @@ class Level(enum.Enum):
     WARNING = "warning"
 
 
+CODES = {
+    "invalid": "a value, key or structure is not what it must be",
+    "syntax": "not YAML or JSON, or beyond the bounds of size, depth and number of values",
+    "encoding": "not UTF-8",
+    "wrong-kind": "a reference names something of another kind, or the document is of another kind",
+    "missing-reference": "what is referred to is not there",
+    "duplicate": "a priority, name, key or sid is there twice",
+    "order-clash": "rule orders that do not go together, or a priority where the order has none",
+    "default-actions": "default actions that cannot be combined",
+    "over-capacity": "more units than the capacity",
+    "cyclic-variable": "a variable that refers to itself",
+    "rules-too-long": "more rule text than a group may have",
+    "rule": "a stateful rule that is refused",
+    "aws-refuses": "works here; AWS Network Firewall would not take it",
+    "note": "a warning of reading the policy",
+    "stateless-shadowed": "a stateless rule that no packet reaches",
+    "stateless-never": "a stateless rule that no packet can match",
+    "stateless-asymmetric": "one direction of a flow goes to the stateful engine, the other does not",
+    "stateful-shadowed": "a stateful rule that never decides: another always decides before",
+    "stateful-never": "a stateful rule that no traffic can match",
+    "flowbit-never-set": "a rule waits for a flowbit that no rule sets",
+    "tls-split-hello": "a drop that ends TLS flows before their ClientHello is complete",
+    "tls-scope-hides": "a TLS scope decrypts what the rule looks at, or leaves it encrypted",
+    "broad-regex": "a regular expression that matches everything, or is tried on everything",
+    "undecided": "rules that overlap with too many others to be judged",
+    "duplicate-sid": "a sid of two rule groups",
+}
+# For messages that say only what is wrong.
+_REMEDIES = {
+    "invalid": "correct the value",
+    "syntax": "correct the text there",
+    "wrong-kind": "name one of the right kind",
+    "missing-reference": "add what is missing, or do not refer to it",
+    "duplicate": "give each one of its own",
+    "order-clash": "use one order for all",
+    "default-actions": "leave out all but those that go together",
+    "over-capacity": "raise the capacity, or leave out rules",
+    "cyclic-variable": "give one of the variables a value of its own",
+    "rules-too-long": "spread the rules over several groups",
+    "rule": "correct the rule, or leave it out",
+    "aws-refuses": "change it if AWS is to take the policy too",
+    "stateful-never": "correct the rule, or leave it out",
+}
+_PLAIN = {Level.ERROR: "invalid", Level.AWS_REFUSES: "aws-refuses", Level.WARNING: "note"}
+_ADVICE = re.compile(r"(?:expected|did you mean|write|leave out|choose|put quotes) .*", re.DOTALL)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class PolicyError:
     """One complaint. ``line`` and ``column`` count from 1; 0 means the file as a whole."""
@@ -33,6 +82,8 @@ class PolicyError:
     column: int
     message: str
     level: Level = field(default=Level.ERROR, compare=False)
+    code: str = field(default="", compare=False)  # one of CODES, for programs; "" is the level's own
+    remedy: str = field(default="", compare=False)  # what to do, where the message itself does not say it
 
     def __str__(self) -> str:
         at = self.file
@@ -40,15 +91,26 @@ class PolicyError:
             at += f":{self.line}"
             if self.column:
                 at += f":{self.column}"
-        return f"{at}: {self.message}"
+        return f"{at}: {self.message}" + (f"; {self.remedy}" if self.remedy else "")
+
+    @property
+    def advice(self) -> str:
+        """What to do: ``remedy``, or the part of the message that says what was expected."""
+        if self.remedy:
+            return self.remedy
+        found = _ADVICE.search(self.message)
+        return found[0] if found is not None else _REMEDIES.get(self.code or _PLAIN[self.level], "")
 
     def to_json(self, level: Level | None = None) -> dict[str, object]:
+        level = level or self.level
         return {
-            "level": (level or self.level).value,
+            "level": level.value,
             "file": self.file,
             "line": self.line,
             "column": self.column,
+            "code": self.code or _PLAIN[level],
             "message": self.message,
+            "remedy": self.advice,
         }
 
 
@@ -89,8 +151,9 @@ class Problems:
         self.warnings: list[PolicyError] = []
         self.untold = 0
 
-    def error(self, place: Place | None, message: str) -> None:
-        self.add(PolicyError(self.file, place.line if place else 0, place.column if place else 0, message))
+    def error(self, place: Place | None, message: str, code: str = "") -> None:
+        at = (place.line, place.column) if place else (0, 0)
+        self.add(PolicyError(self.file, *at, message, code=code))
 
     def warning(self, place: Place | None, message: str, level: Level = Level.WARNING) -> None:
         at = (place.line, place.column) if place else (0, 0)
@@ -140,9 +203,9 @@ def suggest(word: str, known: Iterable[str], *, nothing: str = "known: {}") -> s
     """
     names = list(known)
     folded = {name.casefold(): name for name in names}
-    near = difflib.get_close_matches(word.casefold()[:64], folded, n=1, cutoff=0.6)
+    near = nearest_word(word.casefold(), tuple(folded))
     if near:
-        return f'did you mean "{folded[near[0]]}"?'
+        return f'did you mean "{folded[near]}"?'
     return nothing.format(", ".join(names))
 
 

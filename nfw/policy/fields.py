@@ -53,8 +53,8 @@ class Section:
         found = self._entries.get(key)
         return found[0] if found else None
 
-    def error(self, place: Node | None, message: str) -> None:
-        self.problems.error(place if place is not None else self.node, message)
+    def error(self, place: Node | None, message: str, code: str = "") -> None:
+        self.problems.error(place if place is not None else self.node, message, code)
 
     def require(self, key: str, what: str) -> Node | None:
         node = self.get(key)

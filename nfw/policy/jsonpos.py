@@ -34,7 +34,7 @@ class _WrongError(Exception):
 def parse_json(data: bytes, problems: Problems) -> list[Node]:
     """The documents in ``data``; none after saying in ``problems`` what is wrong."""
     if len(data) > MAX_BYTES:
-        problems.error(None, f"file is {len(data)} bytes long; the limit is {MAX_BYTES} (10 MiB)")
+        problems.error(None, f"file is {len(data)} bytes long; the limit is {MAX_BYTES} (10 MiB)", code="syntax")
         return []
     text = decode_utf8(data, problems)
     if text is None:
@@ -48,7 +48,7 @@ def parse_json(data: bytes, problems: Problems) -> list[Node]:
             documents.append(node)
             at = reader.skip(at)
     except _WrongError as wrong:
-        problems.error(reader.mark(wrong.offset), f"not valid JSON: {wrong}")
+        problems.error(reader.mark(wrong.offset), f"not valid JSON: {wrong}", code="syntax")
         return []
     return documents
 
@@ -178,7 +178,9 @@ class _Reader:
         if first is key:
             top.entries.append((key, node))
         else:
-            self.problems.error(key, f"duplicate key {shorten(key.text)}; it is already on line {first.line}")
+            self.problems.error(
+                key, f"duplicate key {shorten(key.text)}; it is already on line {first.line}", code="duplicate"
+            )
 
     def _close(self, done: _Open, at: int) -> tuple[Node, int]:
         mark = self.mark(done.offset)

@@ -80,7 +80,7 @@ def load_policy(
                 problems.merge(each.problems)
             if not problems.errors:
                 what = "a map file goes with AWS documents" if mapped is not None else "one policy is loaded at a time"
-                problems.error(None, f"not a document of AWS Network Firewall; {what}")
+                problems.error(None, f"not a document of AWS Network Firewall; {what}", code="wrong-kind")
             problems.raise_if_any()
         from nfw.policy.aws.loader import load_documents
 

@@ -176,9 +176,11 @@ def parse_sources(
         for error in parsed.errors:
             if word is not None and lines:
                 error = replace(error, message=word(error.message, lines[error.line - 1]))
-            problems.add(_placed(error, source))
+            code = "duplicate" if error.message.endswith("is taken by an earlier rule") else "rule"
+            problems.add(_placed(error, source, code))
         for warning in (*parsed.warnings, *parsed.skipped):
-            problems.add_warning(_placed(warning, source))
+            never = "stateful-never" if warning.message.startswith("never matches") else ""
+            problems.add_warning(_placed(warning, source, never))
         place = source.place
         if place is None:
             signatures += parsed.signatures
@@ -245,15 +247,15 @@ def _apply_thresholds(
         problems.add(_placed(error))
     changed, warnings = config.apply(signatures)
     for warning in warnings:
-        problems.add_warning(_placed(warning))
+        problems.add_warning(_placed(warning, code=""))
     return tuple(changed)
 
 
-def _placed(error: RuleError, source: RuleSource | None = None) -> PolicyError:
+def _placed(error: RuleError, source: RuleSource | None = None, code: str = "rule") -> PolicyError:
     line, column = error.line, error.column
     if source is not None and source.place is not None:
         line, column = source.place(line, column or 1)
-    return PolicyError(error.file, line, column, error.message)
+    return PolicyError(error.file, line, column, error.message, code=code)
 
 
 def _read_group(
@@ -270,7 +272,11 @@ def _read_group(
         return None
     name, priority, capacity = read_group_head(section, taken)
     if priority and order is RuleOrder.ACTION:
-        section.error(section.get("priority"), "priority: only order strict has it; with order action groups have none")
+        section.error(
+            section.get("priority"),
+            "priority: only order strict has it; with order action groups have none",
+            code="order-clash",
+        )
     own = read_own_variables(section.get("variables"), variables, problems)
     sources = [*_read_files(section, base), *_read_inline(section, text)]
     written = [key for key in ("rules", "rule_files", "five_tuple", "domains") if key in section]
@@ -298,7 +304,11 @@ def _read_group(
     if capacity is not None:
         units = stateful_units(group, order)
         if units > capacity:
-            section.error(section.get("capacity"), f"capacity: the rules need {units} units, more than {capacity}")
+            section.error(
+                section.get("capacity"),
+                f"capacity: the rules need {units} units, more than {capacity}",
+                code="over-capacity",
+            )
     return group
 
 
@@ -379,7 +389,11 @@ def _check_unique(signatures: list[Signature], problems: Problems) -> None:
         if other is not signature:
             here, there = signature.ref, other.ref
             where = f"line {there.line}" if there.file == here.file else f"{there.file}:{there.line}"
-            problems.add(PolicyError(here.file, here.line, 0, f"sid {here.id} is already taken by the rule on {where}"))
+            problems.add(
+                PolicyError(
+                    here.file, here.line, 0, f"sid {here.id} is already taken by the rule on {where}", code="duplicate"
+                )
+            )
 
 
 def _read_default_actions(section: Section, order: RuleOrder) -> tuple[str, ...]:
@@ -403,10 +417,12 @@ def _read_default_actions(section: Section, order: RuleOrder) -> tuple[str, ...]
     place = section.get("default_actions")
     if good:
         for complaint in check_default_actions(names):
-            section.error(place, f"default_actions: {complaint}")
+            section.error(place, f"default_actions: {complaint}", code="default-actions")
     if names and order is RuleOrder.ACTION:
         section.error(
-            place, "default_actions: only order strict has them; with order action what no rule matches is passed"
+            place,
+            "default_actions: only order strict has them; with order action what no rule matches is passed",
+            code="order-clash",
         )
     return tuple(names)
 
@@ -426,7 +442,7 @@ def _read_files(section: Section, base: Path) -> list[RuleSource]:
         try:
             data = read_bounded(path, MAX_RULE_FILE_BYTES)
         except OSError as error:
-            section.error(node, f"rule file {path} {error.strerror}")
+            section.error(node, f"rule file {path} {error.strerror}", code="missing-reference")
             continue
         text = decode_rules(data, str(path), section.problems)
         if text is not None:
@@ -454,7 +470,7 @@ def _read_file(section: Section, key: str, example: str, base: Path) -> RuleSour
     try:
         data = read_bounded(path, MAX_RULE_FILE_BYTES)
     except OSError as error:
-        section.error(section.get(key), f"{key}: {path} {error.strerror}")
+        section.error(section.get(key), f"{key}: {path} {error.strerror}", code="missing-reference")
         return None
     text = decode_rules(data, str(path), section.problems)
     return None if text is None else RuleSource(str(path), text)
@@ -473,6 +489,7 @@ def decode_rules(data: bytes, file: str, problems: Problems) -> str | None:
                 line,
                 column,
                 f"byte 0x{data[error.start]:02x} is not valid UTF-8; write it as |{data[error.start]:02x}|",
+                code="encoding",
             )
         )
         return None

@@ -85,7 +85,11 @@ def read_group_head(section: Section, taken: Taken) -> tuple[str, int, int | Non
     if name and node is not None:
         if name in taken.names:
             first = taken.names[name]
-            section.error(node, f"name: {name} is already taken by the group on line {first}; expected a unique one")
+            section.error(
+                node,
+                f"name: {name} is already taken by the group on line {first}; expected a unique one",
+                code="duplicate",
+            )
         taken.names.setdefault(name, node.line)
     priority = section.integer("priority", 1, MAX_PRIORITY, 0)
     node = section.get("priority")
@@ -93,7 +97,9 @@ def read_group_head(section: Section, taken: Taken) -> tuple[str, int, int | Non
         if priority in taken.priorities:
             first = taken.priorities[priority]
             section.error(
-                node, f"priority {priority} is already taken by the group on line {first}; expected a unique one"
+                node,
+                f"priority {priority} is already taken by the group on line {first}; expected a unique one",
+                code="duplicate",
             )
         taken.priorities.setdefault(priority, node.line)
     capacity = section.integer("capacity", 0, MAX_CAPACITY, 0) if "capacity" in section else None
@@ -116,7 +122,11 @@ def _read_group(
     found = [replace(rule, group=name, group_priority=priority) for rule in _read_rules(section, variables)]
     units = stateless_units(found)
     if capacity is not None and units > capacity:
-        section.error(section.get("capacity"), f"capacity: the rules need {units} units, more than {capacity}")
+        section.error(
+            section.get("capacity"),
+            f"capacity: the rules need {units} units, more than {capacity}",
+            code="over-capacity",
+        )
     groups.append(StatelessGroup(name, priority, section.text("arn", "a text"), capacity))
     rules += found
 
@@ -194,7 +204,11 @@ def _check_unique(section: Section, priority: int, lines: dict[int, int]) -> Non
         return
     if priority in lines:
         first = lines[priority]
-        section.error(node, f"priority {priority} is already taken by the rule on line {first}; expected a unique one")
+        section.error(
+            node,
+            f"priority {priority} is already taken by the rule on line {first}; expected a unique one",
+            code="duplicate",
+        )
     else:
         lines[priority] = node.line
 

@@ -57,7 +57,7 @@ def read_own_variables(node: Node | None, outer: Variables, problems: Problems) 
         (ports if kinds[name] == "ports" else addresses)[name] = parsed
     for name in ("HOME_NET", "EXTERNAL_NET"):
         if kinds.get(name) == "ports":
-            problems.error(written[name][0], f"{name}: expected addresses, got ports")
+            problems.error(written[name][0], f"{name}: expected addresses, got ports", code="wrong-kind")
     return Variables(addresses, ports)
 
 
@@ -172,10 +172,16 @@ def _report_references(
                 continue
             target = reference[2]
             if target not in known:
-                problems.error(item, f'{name}: unknown variable "${target}"; {suggest(target, sorted(known))}')
+                problems.error(
+                    item,
+                    f'{name}: unknown variable "${target}"; {suggest(target, sorted(known))}',
+                    code="missing-reference",
+                )
             elif kinds.get(target, "addresses") != kinds[name]:
                 problems.error(
-                    item, f"{name}: holds {kinds[name]}, but ${target} holds {kinds.get(target, 'addresses')}"
+                    item,
+                    f"{name}: holds {kinds[name]}, but ${target} holds {kinds.get(target, 'addresses')}",
+                    code="wrong-kind",
                 )
             else:
                 edges.setdefault(name, []).append(target)
@@ -184,7 +190,11 @@ def _report_references(
             edges[name] = [default.lstrip("!$") for default in defaults if "$" in default]
     for name in sorted(on_cycles(edges)):
         if name in written:
-            problems.error(written[name][0], f"{name}: refers to itself, directly or through another variable")
+            problems.error(
+                written[name][0],
+                f"{name}: refers to itself, directly or through another variable",
+                code="cyclic-variable",
+            )
 
 
 def on_cycles(edges: Mapping[str, list[str]]) -> set[str]:
@@ -221,7 +231,7 @@ def _parse(name: str, items: list[Scalar], kind: str, problems: Problems) -> tup
             parsed.append(text)
             continue
         if kind == "addresses" and _looks_like_port(text):
-            problems.error(item, f"{name}: holds addresses, but {shorten(text)} is a port")
+            problems.error(item, f"{name}: holds addresses, but {shorten(text)} is a port", code="wrong-kind")
             continue
         try:
             parsed.append(parse_port_item(text) if kind == "ports" else parse_address_item(text))

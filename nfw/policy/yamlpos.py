@@ -85,13 +85,15 @@ def parse_yaml(data: bytes, problems: Problems, *, local_tags: bool = False) -> 
     tags are refused.
     """
     if len(data) > MAX_BYTES:
-        problems.error(None, f"file is {len(data)} bytes long; the limit is {MAX_BYTES} (10 MiB)")
+        problems.error(None, f"file is {len(data)} bytes long; the limit is {MAX_BYTES} (10 MiB)", code="syntax")
         return None
     text = decode_utf8(data, problems)
     if text is None:
         return None
     if not text.strip():
-        problems.error(None, 'file is empty; expected a policy, a mapping with keys such as "name" and "stateless"')
+        problems.error(
+            None, 'file is empty; expected a policy, a mapping with keys such as "name" and "stateless"', code="syntax"
+        )
         return None
     parser = YAML(typ="safe", pure=True)
     builder = _Builder(problems, local_tags)
@@ -102,17 +104,21 @@ def parse_yaml(data: bytes, problems: Problems, *, local_tags: bool = False) -> 
     except ReaderError as error:
         line, column = _position(text, int(error.position))
         what = error.character if isinstance(error.character, int) else ord(str(error.character)[:1] or "\0")
-        problems.error(Mark(line, column), f"character U+{what:04X} is not allowed in YAML; expected printable text")
+        problems.error(
+            Mark(line, column), f"character U+{what:04X} is not allowed in YAML; expected printable text", code="syntax"
+        )
         return None
     except MarkedYAMLError as error:
-        problems.error(_error_mark(error), _readable(error))
+        problems.error(_error_mark(error), _readable(error), code="syntax")
         return None
     except (YAMLError, ValueError, RecursionError, AttributeError, IndexError, TypeError) as error:
         # The parser raises plain Python errors for some broken input (a bad version directive). The file's fault too.
-        problems.error(None, f"not valid YAML: {shorten(str(error), 120)}")
+        problems.error(None, f"not valid YAML: {shorten(str(error), 120)}", code="syntax")
         return None
     if builder.root is None and not problems.errors:
-        problems.error(None, 'nothing but comments; expected a policy, a mapping with keys such as "name"')
+        problems.error(
+            None, 'nothing but comments; expected a policy, a mapping with keys such as "name"', code="syntax"
+        )
     return builder.root
 
 
@@ -221,7 +227,9 @@ class _Builder:
                 continue
             first = seen.setdefault(key.text, key)
             if first is not key:
-                self._problems.error(key, f"duplicate key {shorten(key.text)}; it is already on line {first.line}")
+                self._problems.error(
+                    key, f"duplicate key {shorten(key.text)}; it is already on line {first.line}", code="duplicate"
+                )
                 continue
             if isinstance(value, Scalar) and not value.text and not value.style:
                 value = Scalar(None, "", key.line, key.column)  # nothing written has no place of its own
@@ -230,7 +238,7 @@ class _Builder:
 
     def _refuse(self, line: int, column: int, message: str) -> bool:
         self.root = None
-        self._problems.error(Mark(line, column), message)
+        self._problems.error(Mark(line, column), message, code="syntax")
         return False
 
 
@@ -285,7 +293,11 @@ def decode_utf8(data: bytes, problems: Problems) -> str | None:
         before = data[: error.start]
         line = before.count(b"\n") + 1
         column = len(before.rpartition(b"\n")[2].decode("utf-8", "replace")) + 1
-        problems.error(Mark(line, column), f"byte 0x{data[error.start]:02x} is not valid UTF-8; expected UTF-8 text")
+        problems.error(
+            Mark(line, column),
+            f"byte 0x{data[error.start]:02x} is not valid UTF-8; expected UTF-8 text",
+            code="encoding",
+        )
         return None
 
 

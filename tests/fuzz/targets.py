@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from engines.decode.layers import Layers
 from engines.packet import decode, icmp_unreachable, port_unreachable, quoted, tcp_options, tcp_reset
 from engines.stateful.app import AppParser
 from engines.stateful.app.certificate import read_certificate
+from engines.stateful.app.http2 import Http2Parser
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
 from engines.stateful.inspector import FlowFacts, Inspector, Segment
@@ -125,6 +126,10 @@ def protocol(make: Callable[[AppLimits, bool], AppParser], prefix: str, data: by
         parser.unparsed(side)
     for tx in parser.transactions:
         tx.log_fields()
+
+
+def _http2_with_frames(limits: AppLimits, hold_body: bool) -> AppParser:
+    return Http2Parser(replace(limits, http2_frames=True), hold_body)
 
 
 @cache
@@ -362,6 +367,7 @@ def _all() -> Iterator[Target]:
         folder = {"http": "http1", "ftp-data": "mime"}.get(name, name)
         seeds = _framed_dns if name == "dns" else partial(_hex, folder)
         yield Target(name, run, seeds, words.get(name, (TURN, b"\r\n", b"\xff\xff")), 20_000)
+    yield Target("http2-frames", partial(protocol, _http2_with_frames, "http"), partial(_hex, "http2"), (TURN,))
     for name, make in UDP_PARSERS.items():
         yield Target(f"{name}-udp", partial(protocol, make, name), partial(_hex, name), (TURN,))
     yield Target("flow-tcp", partial(inspector, 6), _flows, _HTTP_WORDS, 20_000)

@@ -6,11 +6,13 @@ except where a test is marked `opens`.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -26,7 +28,13 @@ stateful:
   stream_exception: continue
   rules: 'drop udp any any -> any {FORBIDDEN} (msg:"forbidden"; sid:1; rev:1;)'
 """
-TLS = "tls: {ca: {certificate: ca.pem, private_key: ca.key}, scopes: [{destination_ports: [443]}]}\n"
+TLS = """\
+tls:
+  ca: {certificate: ca.pem, private_key: ca.key}
+  scopes: [{destination_ports: [443]}]
+  revocation: {check: true}
+"""
+JOURNALD = "log: {sinks: [{type: journald, events: [alert, drop, flow]}]}\n"
 FAIL_OPEN = "fail_open: true\n"
 PAUSE_SECONDS = 2.0  # a restart takes longer; less would be the load of the machine
 BOTH, NEITHER = (True, True), (False, False)
@@ -229,7 +237,7 @@ def test_swap_by_the_command_line(machine: Machine) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["nfw packet 0", "nfw tls 0", "nfw keyholder", "nfw log", "nfw leader", "nfw"],
+    ["nfw packet 0", "nfw tls 0", "nfw keyholder", "nfw fetcher", "nfw log", "nfw leader", "nfw"],
     ids=lambda name: name[4:] or "nfw",
 )
 def test_a_killed_process_comes_back(machine: Machine, name: str) -> None:
@@ -239,6 +247,15 @@ def test_a_killed_process_comes_back(machine: Machine, name: str) -> None:
     wait_for(lambda: machine.systemctl("is-active", "nfw", check=False) == "active", 20, machine.journal)
     wait_for(lambda: machine.passes(ALLOWED) == BOTH, 10, machine.journal)
     assert machine.status()["name"] == "two"
+
+
+def test_a_worker_that_hangs_is_killed_and_comes_back(machine: Machine) -> None:
+    supervisor, hanging = machine.shows("MainPID"), processes(machine)["nfw packet 0"]
+    machine.run("kill", "-STOP", str(hanging))
+    wait_for(lambda: processes(machine).get("nfw packet 0", hanging) != hanging, 30, machine.journal)
+    assert f"nfw packet 0 (pid {hanging}) hangs; killing it" in machine.journal()
+    assert filters(machine, "two")
+    assert machine.shows("MainPID") == supervisor
 
 
 def test_watchdog(machine: Machine) -> None:
@@ -252,6 +269,27 @@ def test_watchdog(machine: Machine) -> None:
     assert "Watchdog timeout" in machine.journal()
     assert filters(machine, "two")
     drop_in(machine, "")
+
+
+def test_journald(machine: Machine) -> None:
+    """What was forbidden, as fields of the journal; `journalctl` finds it by kind."""
+    write_policy(machine, "journal", TLS + JOURNALD)
+    machine.systemctl("reload", "nfw")
+    found: list[dict[str, Any]] = []
+
+    def logged() -> bool:
+        told = machine.run("journalctl", "NFW_EVENT_TYPE=drop", "-o", "json", "-n", "1", "--no-pager").stdout
+        found[:] = [json.loads(line) for line in told.splitlines()]
+        return bool(found)
+
+    wait_for(logged, 10, machine.journal)
+    (entry,) = found
+    assert (entry["SYSLOG_IDENTIFIER"], entry["PRIORITY"], entry["_SYSTEMD_UNIT"]) == ("nfw", "5", "nfw.service")
+    record = json.loads(entry["MESSAGE"])
+    assert (record["event_type"], record["dest_port"]) == ("drop", FORBIDDEN)
+    assert machine.status()["log_writer"]["dropped"]["journald"] == 0
+    write_policy(machine, "two", TLS)
+    machine.systemctl("reload", "nfw")
 
 
 def test_restart_never_opens(machine: Machine) -> None:

@@ -659,3 +659,36 @@ def test_segments_change_nothing(script: list[tuple[object, bytes]]) -> None:
 def test_mutations(script: list[tuple[object, bytes]], hold: bool) -> None:
     """Parse or refuse, never raise."""
     survives(lambda: Http1Parser(hold_body=hold), script, list(BUFFERS), rounds=25, seed=len(script[0][1]))  # type: ignore[arg-type]
+
+
+# --- the request line for itself -------------------------------------------------------------------------------------
+
+LINE, REST = b"GET /a%20b HTTP/1.1\r\n", b"Host: example\r\nReferer: /\r\n\r\n"
+OF_LINE = {
+    "http.method": [b"GET"],
+    "http.uri": [b"/a b"],
+    "http.uri.raw": [b"/a%20b"],
+    "http.protocol": [b"HTTP/1.1"],
+    "http.request_line": [LINE.rstrip()],
+}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_a_request_line_is_seen_before_its_head_is_complete(cut: int) -> None:
+    parser = Http1Parser(replace(LIMITS, lines_alone=True))
+    (tx,) = play(parser, [(C, LINE)], cut)
+    seen = {name: list(tx.buffer(name, C)) for name in BUFFERS}
+    assert {name: value for name, value in seen.items() if value} == OF_LINE
+    assert not tx.has_begun(C)
+    assert tx.log_fields()["url"] == "/a%20b"
+    assert parser.held(C) == len(LINE)
+    (tx,) = play(parser, [(C, REST)], cut)
+    (whole,) = play(Http1Parser(), [(C, LINE + REST)])
+    for name in BUFFERS:
+        assert list(tx.buffer(name, C)) == list(whole.buffer(name, C)), name
+    assert tx.has_begun(C)
+    assert tx.is_complete(C)
+
+
+def test_a_request_line_waits_for_its_head_where_that_is_judged_live() -> None:
+    assert play(Http1Parser(), [(C, LINE)]) == []

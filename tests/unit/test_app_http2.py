@@ -16,12 +16,14 @@ from hyperframe.frame import (
     GoAwayFrame,
     HeadersFrame,
     PingFrame,
+    PriorityFrame,
     PushPromiseFrame,
     RstStreamFrame,
     SettingsFrame,
     WindowUpdateFrame,
 )
 
+from engines.stateful.app import http2_frames
 from engines.stateful.app.http2 import PREFACE, Http2Parser
 from engines.stateful.app.http_transaction import BUFFERS
 from engines.stateful.app.limits import AppLimits
@@ -90,7 +92,7 @@ def test_every_buffer() -> None:
             ("http.user_agent", C): [b"test/2"],
             ("http.cookie", C): [b"a=b; c=d"],
             ("http.cookie", S): [b"e=f"],
-            ("http.request_line", C): [b"GET /a/../b%20c?x=1 HTTP/2"],
+            ("http.request_line", C): [b"GET /a/../b%20c?x=1 HTTP/2\r\n"],
             ("http.stat_code", S): [b"200"],
             ("http.server", S): [b"nginx"],
             ("http.content_type", S): [b"text/html"],
@@ -363,3 +365,60 @@ def test_what_is_no_dns(steps: list[tuple[object, bytes]], names: list[bytes], e
     for _, (tx,) in every_way(Http2Parser, steps):
         assert list(tx.buffer("dns.query", C)) == names
         assert [event for event in tx.events if event.startswith("dns_")] == events
+
+
+# --- what frames say -------------------------------------------------------------------------------------------------
+
+FRAMES = replace(LIMITS, http2_frames=True)
+
+
+def resized(client: Peer, *sizes: int) -> bytes:
+    """A request whose header block begins with changes of the table's size."""
+    for size in sizes:
+        client.encoder.header_table_size = size
+    return client.headers(1, REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("wire", "name", "values"),
+    [
+        (SettingsFrame(0, settings={4: 65535}).serialize(), "http2.settings", [b"\0\1\0\1\0\0", b"\0\4\0\0\xff\xff"]),
+        (SettingsFrame(0, flags=["ACK"]).serialize(), "http2.frametype", [b"\4"]),  # that of START
+        (WindowUpdateFrame(0, window_increment=7).serialize(), "http2.window", [b"\0\0\0\7"]),
+        (WindowUpdateFrame(9, window_increment=7).serialize(), "http2.window", [b"\0\0\0\7"]),  # no such stream
+        (GoAwayFrame(0, error_code=11).serialize(), "http2.errorcode", [b"\0\0\0\x0b"]),
+        (RstStreamFrame(1, error_code=8).serialize(), "http2.errorcode", [b"\0\0\0\x08"]),
+        (PriorityFrame(3, stream_weight=200).serialize(), "http2.priority", [b"\xc8"]),
+        (PingFrame(0, b"12345678").serialize(), "http2.frametype", [b"\4", b"\6"]),
+        (Peer().headers(1, REQUEST, "PRIORITY", depends_on=0, stream_weight=255), "http2.priority", [b"\xff"]),
+        (
+            Peer().headers(1, REQUEST, "PADDED", "PRIORITY", pad_length=3, depends_on=0, stream_weight=16),
+            "http2.priority",
+            [b"\x10"],
+        ),
+        (Peer().headers(1, REQUEST) + data(1, b"a") + data(1, b"b"), "http2.frametype", [b"\4", b"\1", b"\0"]),
+        (Peer().split_headers(1, REQUEST, 2), "http2.frametype", [b"\4", b"\1", b"\x09"]),
+        (resized(Peer(), 100, 2000), "http2.size_update", [b"\0\0\0\x64", b"\0\0\x07\xd0"]),
+        (Peer().headers(1, REQUEST), "http2.header_name", [name.encode() for name, _ in REQUEST[:-1]]),
+        (b"\0\0\2\x08\0\0\0\0\0\1\2", "http2.window", []),  # too short
+    ],
+)
+def test_what_frames_say(wire: bytes, name: str, values: list[bytes]) -> None:
+    for parser, txs in every_way(lambda: Http2Parser(FRAMES), [(C, START + bytes(wire))]):
+        assert not parser.gave_up
+        assert [value for tx in txs for value in tx.buffer(name)] == values
+        assert [value for tx in txs for value in tx.buffer(name, S)] == []
+        assert all(tx.is_complete(side) for tx in txs if not tx.tells for side in (C, S))
+    assert not any(tx.buffer("http2.frametype") for tx in play(Http2Parser(), [(C, START + bytes(wire))]))
+
+
+def test_too_many_frames() -> None:
+    updates = b"".join(bytes(WindowUpdateFrame(1, window_increment=n).serialize()) for n in range(1, 300))
+    *_, tx = play(Http2Parser(FRAMES), [(C, START + Peer().headers(1, REQUEST) + updates)])
+    assert len(tx.buffer("http2.window")) == 256
+    assert tx.events == ["too_many_frames"]
+
+
+def test_any_bytes_with_frames() -> None:
+    names = [name for name in BUFFERS if name.startswith("http")] + sorted(http2_frames.NAMES)
+    survives(lambda: Http2Parser(FRAMES), exchange(), names, 300, 7)

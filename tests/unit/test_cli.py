@@ -279,6 +279,42 @@ def test_policy_check_tells_levels(nfw: Nfw, tmp_path: Path) -> None:
     assert {line.rpartition(" ")[2] for line in err.splitlines()} == {"[aws-refuses]", "[warning]"}
 
 
+SHADOWED = "    drop ip any any -> any any (sid:1;)\n    pass tcp any any -> any 80 (sid:2;)\n"
+REFUSED = "pass tcp any any -> any any (sid:1; classtype:misc-activity;)"
+
+
+@pytest.mark.parametrize(
+    ("least", "documents", "status"),
+    [
+        ("error", False, 0),
+        ("aws-refuses", False, 0),
+        ("warning", False, 1),
+        ("error", True, 0),
+        ("aws-refuses", True, 1),
+        ("warning", True, 1),
+    ],
+)
+def test_policy_check_fails_on_what_is_asked(
+    nfw: Nfw, tmp_path: Path, least: str, documents: bool, status: int
+) -> None:
+    """``documents``: what AWS refuses; else a rule that is never reached."""
+    aws_policy(tmp_path, rules=REFUSED)
+    (tmp_path / "p.yaml").write_text("stateful:\n  order: strict\n  rules: |\n" + SHADOWED)
+    code, out, err = nfw("policy", "check", "docs" if documents else "p.yaml", "--fail-on", least)
+    assert (code, ": ok, " in out) == (status, True)
+    assert err.endswith("[aws-refuses]\n" if documents else "make the other one narrower [warning]\n")
+    code, out, _ = nfw("policy", "check", "docs" if documents else "p.yaml", "--fail-on", least, "--json")
+    found = json.loads(out)
+    assert (code, found["ok"]) == (status, True)
+    (problem,) = found["problems"]
+    assert problem["code"] == ("aws-refuses" if documents else "stateful-shadowed")
+    assert (problem["line"] > 0, bool(problem["message"])) == (True, True)
+    wanted = (
+        "change it if AWS is to take the policy too" if documents else "move it before, or make the other one narrower"
+    )
+    assert problem["remedy"] == wanted
+
+
 def test_policy_convert(nfw: Nfw, tmp_path: Path) -> None:
     aws_policy(tmp_path)
     code, out, err = nfw("policy", "convert", "docs", "--to", "yaml")

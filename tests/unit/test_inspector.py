@@ -18,7 +18,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from dnslib import DNSRecord
 from hpack import Encoder
-from hyperframe.frame import HeadersFrame, SettingsFrame
+from hyperframe.frame import (
+    Frame,
+    GoAwayFrame,
+    HeadersFrame,
+    PriorityFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
 
 from engines.packet import decode
 from engines.stateful.app.detect import Detector, recognised
@@ -880,6 +888,39 @@ def test_ssh_is_over_after_the_key_exchange() -> None:
     assert flow.inspector.finished
 
 
+# -- the request line ------------------------------------------------------------------------------------------------
+
+
+def test_in_a_capture_rules_on_the_request_line_do_not_wait_for_its_head() -> None:
+    text = f"""
+        alert http {ANY} (http.uri; content:"/evil"; sid:1;)
+        alert http {ANY} (http.uri; content:"/evil"; http.host; content:"example"; sid:2;)
+        alert http {ANY} (http.uri; content:"/evil"; http.referer; absent; sid:3;)
+        alert http {ANY} (http.host; content:"example"; sid:4;)
+    """
+    rules = compile_ruleset(parse_rules(text, "test.rules", Variables()).signatures, captures=True)
+    inspector = Inspector(rules, FlowFacts(1, TCP, CLIENT, SERVER, 40000, 80), 0.0, watching=True)
+    line, _, rest = EVIL.partition(b"\r\n")
+    seen = []
+    for piece in (line, b"\r\n", rest):
+        inspector.absorb(UP, piece)
+        outcome = inspector.inspect(Segment(UP, True, piece, b"", decode(b""), 0.0))
+        seen.append([alert.rule.sid for alert in outcome.alerts])
+    assert seen == [[], [1], [2, 3, 4]]
+
+
+def test_live_a_pass_on_the_request_line_waits_for_the_rest_of_the_head() -> None:
+    rules = f"""
+        drop http {ANY} (http.host; content:"www.example.com"; sid:1;)
+        pass http {ANY} (http.uri; content:"/evil"; sid:2;)
+    """
+    flow = Flow(compiled(rules, "strict")).handshake()
+    line, _, rest = EVIL.partition(b"\r\n")
+    assert flow.data(UP, line + b"\r\n") == "accept"
+    assert flow.held == (len(line) + 2, 0)
+    assert flow.data(UP, rest) == "drop! 1"
+
+
 # -- bounds ----------------------------------------------------------------------------------------------------------
 
 
@@ -980,6 +1021,66 @@ def test_another_upgrade_is_told_by_its_bytes() -> None:
         "accept",
         "accept 1",
     ]
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_the_request_that_asked_for_http2_is_its_first(size: int) -> None:
+    rules = f"""
+        alert http2 {ANY} (http.uri; content:"/chat"; http.host; content:"a"; sid:1;)
+        alert http2 {ANY} (http.stat_code; content:"404"; sid:2;)
+        alert http2 {ANY} (http2.settings:SETTINGS_ENABLE_PUSH=0; sid:3;)
+        alert http2 {ANY} (http2.settings:SETTINGS_MAX_FRAME_SIZE; sid:4;)
+    """
+    asks = H2C[0].replace(b"\r\n\r\n", b"\r\nHTTP2-Settings: AAIAAAAA\r\n\r\n")
+    answer = HeadersFrame(1, Encoder().encode([(":status", "404")]), flags=["END_HEADERS", "END_STREAM"]).serialize()
+    flow = Flow(compiled(rules)).handshake()
+    got: list[int] = []
+    for direction, data in ((UP, asks), (DOWN, H2C[1] + SettingsFrame(0).serialize() + answer), (UP, PREFACE)):
+        for at in range(0, len(data), size):
+            flow.data(direction, data[at : at + size])
+            got += flow.sids
+    assert sorted(got) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("condition", "frame"),
+    [
+        ("http2.frametype:goaway", GoAwayFrame(0)),
+        ("http2.frametype:7", GoAwayFrame(0)),
+        ("http2.errorcode:enhance_your_calm", GoAwayFrame(0, error_code=11)),
+        ("http2.errorcode:>7", RstStreamFrame(1, error_code=8)),
+        ("http2.priority:>250", PriorityFrame(1, stream_weight=255)),
+        ("http2.window:1-9", WindowUpdateFrame(0, window_increment=5)),
+        ("http2.settings:SETTINGS_INITIAL_WINDOW_SIZE>1000", SettingsFrame(0, settings={4: 1001})),
+    ],
+)
+def test_a_frame_is_judged_before_it_leaves(condition: str, frame: Frame) -> None:
+    """Live, however it is cut; the frames before it go on."""
+    rules = compiled(f"drop http2 {ANY} ({condition}; sid:1;)")
+    request = HeadersFrame(1, Encoder().encode([(":method", "GET"), (":path", "/")]), flags=["END_HEADERS"]).serialize()
+    before = PREFACE + SettingsFrame(0, settings={4: 1000}).serialize() + request
+    wire = bytes(frame.serialize())
+    for cut in range(1, len(wire)):
+        flow = Flow(rules).handshake()
+        assert flow.data(UP, before) == "accept"
+        assert flow.held == (0, 0)
+        assert flow.data(UP, wire[:cut]) == "accept"
+        assert flow.held == (cut, 0)
+        assert flow.data(UP, wire[cut:]) == "drop! 1"
+
+
+def test_frames_do_not_end_the_wait_for_a_request() -> None:
+    """A default action on what the application says waits for a request; its settings are none."""
+    rules = f"""
+        pass http2 {ANY} (http.host; content:"good"; sid:1;)
+        alert http2 {ANY} (http2.frametype:settings; sid:2;)
+    """
+    flow = Flow(compiled(rules, "strict", ["drop_established_app_layer"])).handshake()
+    assert flow.data(UP, PREFACE + SettingsFrame(0, settings={4: 1000}).serialize()) == "accept 2"
+    fields = [(":method", "GET"), (":authority", "good"), (":path", "/")]
+    request = HeadersFrame(1, Encoder().encode(fields), flags=["END_HEADERS"]).serialize()
+    assert flow.data(UP, request) == "accept!"
+    assert flow.inspector.transactions == []
 
 
 @pytest.mark.parametrize(

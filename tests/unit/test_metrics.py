@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import selectors
+import shutil
 import socket
+import subprocess
 import threading
 import time
 import urllib.request
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
@@ -85,10 +88,17 @@ def status(**more: Any) -> dict[str, Any]:
                 "handshakes": {"bounds": [0.1, 1.0], "buckets": [3, 1, 1], "seconds": 4.5},
                 "leafs": 4,
                 "leaf_cache": {"hits": 3, "misses": 4},
+                "revocations": 6,
+                "revocation": {
+                    "hits": 8,
+                    "misses": 3,
+                    "waits": {"bounds": [0.01, 2.0], "buckets": [1, 2, 0], "seconds": 0.5},
+                },
                 "rule_hits": {"1:7": 2},
                 "bugs": 1,
                 "log_dropped": 0,
             },
+            {"name": "nfw fetcher", "pid": 12, "counts": {"ocsp_good": 2, "timeout": 1}},
         ],
         **more,
     }
@@ -129,6 +139,15 @@ EXPECTED = {
     "nfw_tls_handshake_seconds_sum": 4.5,
     "nfw_tls_handshake_seconds_count": 5,
     "nfw_leaf_cache_requests_total result=hit": 3,
+    "nfw_revocation_requests_total result=hit": 8,
+    "nfw_revocation_requests_total result=miss": 3,
+    "nfw_revocation_answers_total answer=ocsp_good": 2,
+    "nfw_revocation_answers_total answer=timeout": 1,
+    "nfw_revocation_seconds_bucket le=0.01": 1,
+    "nfw_revocation_seconds_bucket le=2.0": 3,
+    "nfw_revocation_seconds_count": 3,
+    "nfw_revocation_seconds_sum": 0.5,
+    "nfw_revocations_known": 6,
     "nfw_log_dropped_lines_total cause=writer_busy": 11,
     "nfw_process_restarts_total": 2,
     "nfw_process_up process=nfw keyholder": 1,
@@ -394,9 +413,28 @@ def expressions() -> Iterator[str]:
             yield target["expr"]
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's package prometheus has promtool")
+def test_prometheus_own_tool_takes_the_rules_and_the_metrics() -> None:
+    rules = subprocess.run(
+        ["promtool", "check", "rules", str(ROOT / "monitoring/nfw.rules.yml")], capture_output=True, text=True
+    )
+    assert rules.returncode == 0, rules.stdout + rules.stderr
+    totals = metrics.Totals()
+    totals.update(metrics.sources(status(), metrics.Rules()))
+
+    class Collector:
+        def collect(self) -> Iterator[Any]:
+            return metrics.families(status(), totals.sums())
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collector())  # type: ignore[arg-type]
+    checked = subprocess.run(["promtool", "check", "metrics"], input=generate_latest(registry), capture_output=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_rules_and_dashboard_name_metrics_that_exist() -> None:
     found = exposed(status(), metrics.Totals(), metrics.Rules())
     known = {name.split(" ")[0] for name in found}
     asked = {name for text in expressions() for name in re.findall(r"\b(?:nfw|aws_networkfirewall)_\w+", text)}
     assert len(asked) > 15
-    assert asked - known - {"nfw_counter_packets_total"} == set()
+    assert asked - known - {"nfw_policy_packets_total"} == set()

@@ -146,11 +146,24 @@ def test_midstream_is_dropped_in_ips_mode_unless_told_otherwise(tmp_path: Path) 
     late = conversation()[3:]
     records = run(rule, late, tmp_path, mode="ips", stream__inline="yes")
     assert [r["drop"]["reason"] for r in records if r["event_type"] == "drop"] == ["stream midstream"] + 4 * [
-        "flow drop"
+        "exception policy flow drop"
     ]
     assert alerts(records) == []
     records = run(rule, late, tmp_path, mode="ips", stream__inline="yes", stream__midstream="yes")
     assert alerts(records) == [(1, 1)]
+
+
+@pytest.mark.parametrize(("settings", "dropped"), [({}, ["stream midstream"]), ({"flow_timeouts__closed": "60"}, [])])
+def test_a_connection_that_has_ended_is_forgotten_soon(
+    settings: dict[str, str], dropped: list[str], tmp_path: Path
+) -> None:
+    """What comes then belongs to none, and meets the policy for that."""
+    talk = conversation()
+    other = bytes(IP(src="10.9.9.9", dst="10.9.9.8") / UDP(sport=1, dport=2))
+    last = segment(C, "A", 102 + len(REQUEST), 502 + len(ANSWER)).data
+    packets = [*talk, last, *(other,) * 12, talk[-1]]
+    records = run("pass tcp any any -> any any (flow:stateless; sid:1;)", packets, tmp_path, mode="ips", **settings)
+    assert [r["drop"]["reason"] for r in records if r["event_type"] == "drop"] == dropped
 
 
 # --- captures ---------------------------------------------------------------------------------------------------------

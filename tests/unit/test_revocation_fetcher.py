@@ -531,12 +531,17 @@ QUESTION = Question(0, ONLY_OCSP, ROOT.certificate)
 def test_one_question_for_all_who_wait(desk) -> None:
     fetcher, asking = desk
     assert asking.ask(QUESTION, "a", 0.0, NOW) is None
-    assert asking.ask(QUESTION, "b", 0.0, NOW) is None
+    assert asking.ask(QUESTION, "b", 0.015, NOW) is None
     fetcher.send(encode_answer(number_of(fetcher.recv(1 << 18)), GOOD))
-    assert list(asking.answers()) == [("a", 0, GOOD), ("b", 0, GOOD)]
+    assert list(asking.answers(0.02)) == [("a", 0, GOOD), ("b", 0, GOOD)]
     assert asking.ask(QUESTION, "c", 0.0, NOW) == GOOD
     assert asking.ask(QUESTION, "d", 0.0, NOW + 61) is None, "it has ended"
     assert (asking.open_questions, len(asking)) == (1, 1)
+    stats = asking.stats()
+    assert (stats["hits"], stats["misses"]) == (1, 3)
+    waited = dict(zip(stats["waits"]["bounds"], stats["waits"]["buckets"], strict=False))
+    assert {bound: count for bound, count in waited.items() if count} == {0.01: 1, 0.025: 1}  # 5 ms and 20
+    assert stats["waits"]["seconds"] == pytest.approx(0.025)
 
 
 def test_issuers_are_asked_for_once(desk) -> None:
@@ -544,11 +549,11 @@ def test_issuers_are_asked_for_once(desk) -> None:
     assert asking.ask_issuers(ONLY_OCSP, "a", 0.0) is None
     assert asking.ask_issuers(ONLY_OCSP, "b", 0.0) is None
     fetcher.send(encode_answer(number_of(fetcher.recv(1 << 18)), (b"one", b"two")))
-    assert list(asking.answers()) == [("a", 0, (b"one", b"two")), ("b", 0, (b"one", b"two"))]
+    assert list(asking.answers(0.02)) == [("a", 0, (b"one", b"two")), ("b", 0, (b"one", b"two"))]
     assert asking.ask_issuers(ONLY_OCSP, "c", 0.0) == (b"one", b"two")
     asking.ask_issuers(ONLY_CRL, "d", 0.0)
     fetcher.send(encode_answer(number_of(fetcher.recv(1 << 18)), ()))
-    assert list(asking.answers()) == [("d", 0, ())]
+    assert list(asking.answers(0.02)) == [("d", 0, ())]
     assert asking.ask_issuers(ONLY_CRL, "e", 0.0) is None, "none is not remembered"
 
 
@@ -557,7 +562,7 @@ def test_unknown_is_not_remembered(desk) -> None:
     asking.ask(QUESTION, "a", 0.0, NOW)
     unknown = Finding(Revocation.UNKNOWN, "none", "timeout")
     fetcher.send(encode_answer(number_of(fetcher.recv(1 << 18)), unknown))
-    assert list(asking.answers()) == [("a", 0, unknown)]
+    assert list(asking.answers(0.02)) == [("a", 0, unknown)]
     assert asking.ask(QUESTION, "b", 0.0, NOW) is None
 
 
@@ -577,11 +582,11 @@ def test_answers_that_are_none_are_ignored(desk) -> None:
     asking.ask(QUESTION, "a", 0.0, NOW)
     for data in (b"\xc1", b"\x80", encode_answer(7, GOOD), b"\x01"):
         fetcher.send(data)
-    assert list(asking.answers()) == []
+    assert list(asking.answers(0.02)) == []
     fetcher.recv(1 << 18)
     fetcher.close()
     with pytest.raises(EOFError):
-        list(asking.answers())
+        list(asking.answers(0.02))
 
 
 def test_questions_are_bounded(desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,9 @@ class Transaction(Protocol):
 
     id: int  # counts from 0 within its flow
     events: list[str]  # app-layer-event names without the protocol prefix
+    tells: (
+        bool  # something the peers say to each other; False: about the connection only, which nobody logs or waits for
+    )
     appeared: int  # as ``progress`` of both sides together, but unchanged when only bodies have grown
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
@@ -33,6 +36,9 @@ class Transaction(Protocol):
 
     def progress(self, direction: Direction) -> int:
         """Grows whenever buffers of that direction may have appeared or grown; equal means: nothing new to inspect."""
+
+    def has_begun(self, direction: Direction) -> bool:
+        """The first thing that direction says is complete: a buffer of it that is not there now never will be."""
 
     def end_of(self, name: str, direction: Direction, start: int) -> tuple[int, bytes] | None:
         """(size so far, bytes from ``start`` on) of a body with one instance, so that not all of it has to be put
@@ -62,6 +68,9 @@ class AppParser(Protocol):
 
     def begin(self, client: bytes, server: bytes, expected: Expected | None) -> None:
         """Called once before anything is fed: the (packed) addresses of the flow, and what it was announced as."""
+
+    def follow(self, outer: Transaction) -> None:
+        """Called before anything is fed when the protocol began inside another one: what led to it."""
 
     def feed(self, direction: Direction, data: bytes) -> None: ...
 

@@ -184,6 +184,9 @@ class Http1Parser(BaseParser):
             return position
         side.line = line
         side.state = self._fields
+        if side.direction is Direction.TO_SERVER and self._limits.lines_alone:
+            parts = _request_parts(line, [])
+            self._expect_request(side).set_line(Head(line.lstrip(syntax.SPACE), parts, {}, b""))
         if position == len(data):
             side.buffer += b"\n"
         return position
@@ -289,21 +292,9 @@ class Http1Parser(BaseParser):
 
     def _request(self, side: _Side, line: bytes, block: bytes) -> None:
         events: list[str] = []
-        if line[:1] in {b" ", b"\t"}:
-            events.append("request_line_leading_whitespace")
-        line = line.lstrip(syntax.SPACE)
-        method, _, rest = line.partition(b" ")
-        if b"\t" in method:
-            method, _, rest = line.partition(b"\t")
-            events.append("method_delim_non_compliant")
-        # libhtp with allow_space_uri: the protocol is what follows the last space.
-        at = syntax.find_protocol(b" " + rest)
-        if at is None:
-            target, protocol = rest.strip(syntax.SPACE), b""
-            events.append("request_line_missing_protocol")
-        else:
-            target, protocol = rest[: max(at - 1, 0)].strip(syntax.SPACE), rest[at:]
-        head = Head(line, (method, target, protocol), parse_fields(block, events), block)
+        parts = _request_parts(line, events)
+        method = parts[0]
+        head = Head(line.lstrip(syntax.SPACE), parts, parse_fields(block, events), block)
         tx = self._new_request(side, head)
         for event in events:
             tx.add_event(event)
@@ -717,6 +708,23 @@ def _skip(side: _Side, data: bytes, position: int) -> int:
 
 def _asked_for_upgrade(request: Head | None) -> bool:
     return request is not None and b"upgrade" in request.fields
+
+
+def _request_parts(line: bytes, events: list[str]) -> tuple[bytes, bytes, bytes]:
+    """Method, target and protocol of a request line; ``events`` gets what was odd."""
+    if line[:1] in {b" ", b"\t"}:
+        events.append("request_line_leading_whitespace")
+    line = line.lstrip(syntax.SPACE)
+    method, _, rest = line.partition(b" ")
+    if b"\t" in method:
+        method, _, rest = line.partition(b"\t")
+        events.append("method_delim_non_compliant")
+    # libhtp with allow_space_uri: the protocol is what follows the last space.
+    at = syntax.find_protocol(b" " + rest)
+    if at is None:
+        events.append("request_line_missing_protocol")
+        return method, rest.strip(syntax.SPACE), b""
+    return method, rest[: max(at - 1, 0)].strip(syntax.SPACE), rest[at:]
 
 
 def _upgrades_to(answer: Head, protocol: bytes) -> bool:

@@ -6,6 +6,9 @@ of everything after it is lost.
 
 Names are lower-case as on the wire, and the pseudo fields are part of ``http.header`` and its kin (as in Suricata).
 
+What frames say otherwise (``http2.frametype`` and its kin) is kept where rules ask for it: on the stream's transaction
+when the side has one, else as a transaction of its own.
+
 WebSocket over a stream (RFC 8441): what its messages say is seen as the stream's bodies, unmasked and decompressed, and
 is never held, since such a body ends with the conversation.
 
@@ -17,13 +20,15 @@ Source: RFC 9113, sections 4, 6 and 8; RFC 7541 by hpack.
 
 from __future__ import annotations
 
+import base64
 import struct
 from collections.abc import Iterable
 
 from hpack import Decoder
 from hpack.exceptions import HPACKError
 
-from engines.stateful.app import doh
+from engines.stateful.app import Transaction, doh
+from engines.stateful.app import http2_frames as frames
 from engines.stateful.app.bodies import Body
 from engines.stateful.app.http_transaction import Fields, Head, HttpTransaction
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
@@ -33,8 +38,11 @@ from engines.verdict import Direction
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _CONTINUATION = 0, 1, 3, 4, 5, 9
-_END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS = frames.DATA, frames.HEADERS, frames.RST_STREAM, frames.SETTINGS
+_PUSH_PROMISE, _CONTINUATION = frames.PUSH_PROMISE, frames.CONTINUATION
+_IN_BLOCK = frozenset({_HEADERS, _PUSH_PROMISE, _CONTINUATION})
+_END_STREAM, _END_HEADERS = 0x1, 0x4
+_ACK, _PADDED, _PRIORITY = frames.FLAG_ACK, frames.FLAG_PADDED, frames.FLAG_PRIORITY
 _HEADER_TABLE_SIZE = 1
 _DEFAULT_TABLE = 4096  # RFC 9113, section 6.5.2
 _MAX_CONTINUATIONS = 64  # a block of AppLimits.head fits in five frames of the default size; more is the 2024 flood
@@ -64,6 +72,7 @@ class _Side:
         "block_frames",
         "block_start",
         "block_stream",
+        "block_values",
         "buffer",
         "data_end",
         "data_left",
@@ -88,6 +97,7 @@ class _Side:
         self.block_stream = 0
         self.block_flags = 0
         self.block_frames = 0
+        self.block_values: frames.Values = []  # what its frames say, for rules on frames
         self.block_start = -1  # offset in the stream at which it began; -1: none is being collected
         self.decoder = Decoder(max_header_list_size=head)
 
@@ -103,6 +113,34 @@ class Http2Parser(BaseParser):
         self._hold_body = hold_body
         self._sides = (_Side(PREFACE, limits.head), _Side(b"", limits.head))
         self._streams: dict[int, _Stream] = {}
+
+    def follow(self, outer: Transaction) -> None:
+        """The request that asked HTTP/1 for this protocol is that of stream 1 (RFC 7540, section 3.2). Its fields were
+        judged there; here it has the line and the host."""
+        if not isinstance(outer, HttpTransaction) or outer.request is None or outer.response is None:
+            return
+        if outer.response.second != b"101" or (outer.response.value(b"upgrade") or b"").strip().lower() != b"h2c":
+            return
+        stream = self._stream(1, Direction.TO_SERVER)
+        if stream is not None:
+            pseudo = [(b":method", outer.request.first), (b":path", outer.request.second)]
+            host = outer.raw_host()
+            if host is not None:
+                pseudo.append((b":authority", host))
+            self._head(stream, Direction.TO_SERVER, pseudo, True, 0)
+            self._end(stream, Direction.TO_SERVER)
+            self._first_settings(stream, outer.request.value(b"http2-settings") or b"")
+
+    def _first_settings(self, stream: _Stream, text: bytes) -> None:
+        """The client's SETTINGS in a field of HTTP/1 (RFC 7540, section 3.2.1)."""
+        try:
+            payload = base64.b64decode(text.strip() + b"=" * (-len(text.strip()) % 4), b"-_", validate=True)
+        except ValueError:
+            stream.tx.add_event("invalid_http1_settings")
+            return
+        self._settings(Direction.TO_SERVER, payload)
+        if self._limits.http2_frames and payload:
+            self._note(Direction.TO_SERVER, 0, frames.values_of(_SETTINGS, 0, payload))
 
     def feed(self, direction: Direction, data: bytes) -> None:
         side = self._sides[direction]
@@ -174,13 +212,15 @@ class Http2Parser(BaseParser):
         if kind == _DATA:
             if not number:
                 self.give_up("data_on_stream_0")
+            elif self._limits.http2_frames:
+                self._note(direction, number, frames.values_of(kind, flags, b""))
             side.data_stream, side.data_left = number, size
             side.data_padding = -1 if flags & _PADDED else 0  # -1: its length is the first byte
             side.data_end = bool(flags & _END_STREAM)
             if not size:
                 self._data_done(direction, side)
             return position + 9
-        if size > (self._limits.head if kind in {_HEADERS, _PUSH_PROMISE, _CONTINUATION} else _MAX_CONTROL):
+        if size > (self._limits.head if kind in _IN_BLOCK else _MAX_CONTROL):
             self.give_up("frame_too_long")
             return len(data)
         end = position + 9 + size
@@ -188,6 +228,12 @@ class Http2Parser(BaseParser):
             side.buffer += data[position:]
             return len(data)
         payload = data[position + 9 : end]
+        if self._limits.http2_frames:
+            values = frames.values_of(kind, flags, payload)
+            if kind in _IN_BLOCK:
+                side.block_values += values
+            elif payload or kind != _SETTINGS:  # a mere acknowledgement says nothing (as in Suricata)
+                self._note(direction, number, values)
         if kind in {_HEADERS, _PUSH_PROMISE}:
             self._block_begins(direction, side, kind, flags, number, payload, start + position)
         elif kind == _CONTINUATION:
@@ -197,6 +243,14 @@ class Http2Parser(BaseParser):
         elif kind == _SETTINGS and not flags & _ACK:
             self._settings(direction, payload)
         return end
+
+    def _note(self, direction: Direction, number: int, values: frames.Values) -> None:
+        """A frame was seen, to be judged by rules on frames."""
+        stream = self._streams.get(number)
+        if stream is not None and (stream.tx.response if direction else stream.tx.request) is not None:
+            stream.tx.add_frame(direction, values)
+        else:
+            self.transactions.append(frames.ConnectionFrame(self.take_id(), direction, values))
 
     def _settings(self, direction: Direction, payload: bytes) -> None:
         """The sender of SETTINGS limits the table of what is sent to it."""
@@ -254,6 +308,9 @@ class Http2Parser(BaseParser):
         block = bytes(side.block)
         side.block.clear()
         started, side.block_start = side.block_start, -1
+        values, side.block_values = side.block_values, []
+        if self._limits.http2_frames:
+            values += frames.size_updates(block)
         try:
             fields = [(bytes(name), bytes(value)) for name, value in side.decoder.decode(block, raw=True)]
         except (HPACKError, ValueError, IndexError, UnicodeError):
@@ -270,6 +327,8 @@ class Http2Parser(BaseParser):
             self._head(stream, role, fields, ends, started)
         else:
             stream.tx.touch(role)  # trailers: nothing rules ask for
+        if values:
+            self._note(direction, side.block_stream, values)
         if ends:
             self._end(stream, role)
         elif promised:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from engines.stateful.app.bodies import Body, decoders_for
 from engines.stateful.app.digests import ALGORITHMS
 from engines.stateful.app.files import Files
+from engines.stateful.app.http2_frames import NAMES as FRAME_BUFFERS
+from engines.stateful.app.http2_frames import FrameValues, Values
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.mime import parameter
 from engines.stateful.app.multipart import Form, boundary_of
@@ -58,14 +60,28 @@ class Head:
 class HttpTransaction(BaseTransaction):
     """See :class:`engines.stateful.app.Transaction`. ``request`` or ``response`` is None until its head is complete."""
 
-    __slots__ = ("_cache", "_form", "_form_fed", "_target", "authority", "inner", "request", "response", "version")
+    __slots__ = (
+        "_cache",
+        "_form",
+        "_form_fed",
+        "_target",
+        "authority",
+        "frames",
+        "inner",
+        "line",
+        "request",
+        "response",
+        "version",
+    )
 
     def __init__(self, tx_id: int, version: bytes = b"") -> None:
         super().__init__(tx_id)
         self.request: Head | None = None
         self.response: Head | None = None
+        self.line: Head | None = None  # the request line, where it is judged before the rest of the head
         self.version = version  # HTTP/2 has none on the wire
         self.authority: bytes | None = None  # HTTP/2 :authority
+        self.frames: FrameValues | None = None  # HTTP/2, where rules ask
         self.inner: list[BaseTransaction | None] = [None, None]  # by direction: the DNS message inside (RFC 8484)
         self._target: Target | None = None
         self._form: Form | None = None  # the request's body read as one
@@ -78,11 +94,15 @@ class HttpTransaction(BaseTransaction):
             return tuple(data for side in sides for data in self.buffer(name, side))
         found = _BY_SIDE[direction].get(name)
         if found is None:
+            if name in FRAME_BUFFERS:
+                return () if self.frames is None else self.frames.get(name, direction)
             inner = self.inner[direction]
             return () if inner is None or name in BUFFERS else tuple(inner.buffer(name, direction))
         head = self.response if direction else self.request
         if head is None:
-            return ()
+            if self.line is None or direction or name not in _OF_LINE:
+                return ()
+            head = self.line
         getter, cacheable = found
         if not cacheable:
             return getter(self, head, direction)
@@ -110,6 +130,14 @@ class HttpTransaction(BaseTransaction):
         else:
             self.response = head
         self.touch(direction)
+
+    def set_line(self, line: Head) -> None:
+        """The request line is complete."""
+        self.line = line
+        self.touch(Direction.TO_SERVER)
+
+    def has_begun(self, direction: Direction) -> bool:
+        return (self.response if direction else self.request) is not None
 
     def open_body(self, direction: Direction, limits: AppLimits) -> Body:
         """Where the body of that side goes, with its content codings undone."""
@@ -154,16 +182,27 @@ class HttpTransaction(BaseTransaction):
             self._form.finish()
         super().finish(direction)
 
+    def add_frame(self, direction: Direction, values: Values) -> None:
+        """A frame of the stream came."""
+        if self.frames is None:
+            self.frames = FrameValues()
+        new, full = self.frames.add(direction, values)
+        if full:
+            self.add_event("too_many_frames")
+        if new or full:
+            self.touch(direction)
+
     def files(self, direction: Direction) -> Files | None:
         """The files of a form; None when the body is the file."""
         return self._form.files if self._form is not None and direction is Direction.TO_SERVER else None
 
     @property
     def target(self) -> Target:
-        """The request target; only with a request."""
+        """The request target; only with a request, or its line."""
         if self._target is None:
-            assert self.request is not None
-            self._target = parse_target(self.request.second, self.request.first == b"CONNECT")
+            request = self.request or self.line
+            assert request is not None
+            self._target = parse_target(request.second, request.first == b"CONNECT")
         return self._target
 
     def raw_host(self) -> bytes | None:
@@ -176,7 +215,7 @@ class HttpTransaction(BaseTransaction):
     def log_fields(self) -> dict[str, object]:
         """EVE ``http`` object. Source: Suricata user guide, "EVE JSON format"."""
         fields: dict[str, object] = {}
-        request, response = self.request, self.response
+        request, response = self.request or self.line, self.response
         if request is not None:
             host = self.raw_host()
             if host is not None:
@@ -304,6 +343,17 @@ def _part(attribute: str) -> Getter:
     return get
 
 
+def _line(tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
+    # The line made up for HTTP/2 has its end, that of HTTP/1 has not (as in Suricata).
+    line = head.line + _CRLF if tx.version and head.line else head.line
+    return (line,) if line else ()
+
+
+def _reason(tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
+    # HTTP/2 has none, which is a buffer all the same (as in Suricata).
+    return (head.third,) if head.third or tx.version else ()
+
+
 def _uri(tx: HttpTransaction, _head: Head, _direction: Direction) -> Sequence[bytes]:
     return (tx.target.normalised,)
 
@@ -344,6 +394,10 @@ def _header_names(_tx: HttpTransaction, head: Head, _direction: Direction) -> Se
 
 def _each_header(_tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
     return [b"%b: %b" % field for field in head.fields.values()]
+
+
+def _names(_tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
+    return [name for name, _ in head.fields.values()]
 
 
 def _start(_tx: HttpTransaction, head: Head, _direction: Direction) -> Sequence[bytes]:
@@ -398,10 +452,10 @@ BUFFERS: dict[str, tuple[tuple[Direction, ...], Getter, bool]] = {
     "http.uri": (_REQUEST, _uri, True),
     "http.uri.raw": (_REQUEST, _part("second"), False),
     "http.protocol": (_BOTH, _protocol, False),
-    "http.request_line": (_REQUEST, _part("line"), False),
-    "http.response_line": (_RESPONSE, _part("line"), False),
+    "http.request_line": (_REQUEST, _line, False),
+    "http.response_line": (_RESPONSE, _line, False),
     "http.stat_code": (_RESPONSE, _part("second"), False),
-    "http.stat_msg": (_RESPONSE, _part("third"), False),
+    "http.stat_msg": (_RESPONSE, _reason, False),
     "http.host": (_REQUEST, _host, True),
     "http.host.raw": (_REQUEST, _host_raw, False),
     "http.header": (_BOTH, _header, True),
@@ -410,6 +464,8 @@ BUFFERS: dict[str, tuple[tuple[Direction, ...], Getter, bool]] = {
     "http.request_header": (_REQUEST, _each_header, True),
     "http.response_header": (_RESPONSE, _each_header, True),
     "http.start": (_BOTH, _start, True),
+    "http2.header_name": (_BOTH, _names, True),
+    "http2.header": (_BOTH, _each_header, True),
     "http.cookie": (_BOTH, _cookie, False),
     "http.user_agent": (_REQUEST, _field(b"user-agent"), False),
     "http.accept": (_REQUEST, _field(b"accept"), False),
@@ -428,6 +484,8 @@ BUFFERS: dict[str, tuple[tuple[Direction, ...], Getter, bool]] = {
     "file.name": (_BOTH, _file_name, False),
     **{name: (_BOTH, _digest(name), False) for name in ALGORITHMS},
 }
+# What the request line alone says.
+_OF_LINE = frozenset({"http.method", "http.uri", "http.uri.raw", "http.protocol", "http.request_line"})
 _BY_SIDE = tuple(
     {name: (getter, cacheable) for name, (sides, getter, cacheable) in BUFFERS.items() if side in sides}
     for side in _BOTH

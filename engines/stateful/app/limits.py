@@ -60,6 +60,11 @@ class AppLimits:
     file_names: int = 256
     # Digests of whole files that rules ask for, by buffer; the rule set fills this in.
     hashes: frozenset[str] = frozenset()
+    # Whether what HTTP/2 frames say is kept for rules; the rule set fills this in, too.
+    http2_frames: bool = False
+    # Whether rules on the request line of HTTP/1 are judged before its head is complete, as Suricata does; for captures
+    # only, because a pass so early would let the rest of the head go unseen.
+    lines_alone: bool = False
     # How long a file may be for that, decoded: what a small one can inflate to at once. -> no digest
     hashed: int = 16 << 20
     # A line of a command, reply or header (Suricata's limit, too). -> event truncated_line, rest of the line skipped

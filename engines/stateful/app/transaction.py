@@ -17,6 +17,8 @@ class BaseTransaction:
 
     __slots__ = ("_complete", "_progress", "appeared", "events", "id")
 
+    tells = True
+
     def __init__(self, tx_id: int) -> None:
         self.id = tx_id
         self.events: list[str] = []
@@ -32,6 +34,9 @@ class BaseTransaction:
 
     def progress(self, direction: Direction) -> int:
         return self._progress[direction]
+
+    def has_begun(self, direction: Direction) -> bool:
+        return self._progress[direction] > 0
 
     def end_of(self, name: str, direction: Direction, start: int) -> tuple[int, bytes] | None:
         return None
@@ -82,6 +87,9 @@ class BaseParser:
 
     def begin(self, client: bytes, server: bytes, expected: Expected | None) -> None:
         """Most protocols need not know who speaks."""
+
+    def follow(self, outer: Transaction) -> None:
+        """Most protocols begin anew inside another one."""
 
     def feed(self, direction: Direction, data: bytes) -> None:
         raise NotImplementedError

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engines.stateful.app import http2_frames
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind
 from engines.stateful.keywords.draft import BASE64_DATA, PAYLOAD, ContentDraft, RuleDraft
 from engines.stateful.match import Base64Decode
@@ -20,6 +21,7 @@ HTTP = frozenset({"http", "http1", "http2", "doh2"})
 HTTP1 = frozenset({"http", "http1"})
 TLS = frozenset({"tls"})
 QUIC = frozenset({"quic"})
+HTTP2 = frozenset({"http2", "doh2"})
 DNS = frozenset({"dns", "doh2"})
 SSH = frozenset({"ssh"})
 SMTP = frozenset({"smtp"})
@@ -112,6 +114,8 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("http.response_header", HTTP, TO_CLIENT, _H, multiple=True),
     BufferInfo("http.server", HTTP, TO_CLIENT, _H),
     BufferInfo("http.location", HTTP, TO_CLIENT, _H),
+    BufferInfo("http2.header_name", HTTP2, None, "http2-keywords.html", multiple=True),
+    BufferInfo("http2.header", HTTP2, None, "http2-keywords.html", multiple=True),
     BufferInfo("file.data", FILES, None, _F, multiple=True, aliases=("file_data",)),
     BufferInfo("file.name", FILES, None, _F, multiple=True),
     BufferInfo("tls.sni", TLS, TO_SERVER, _T, aliases=("tls_sni",)),
@@ -214,6 +218,7 @@ _VALUES: tuple[BufferInfo, ...] = (
     BufferInfo("ftpdata_command", frozenset({"ftp-data"}), None, _P),
     BufferInfo("ssl_version", TLS, None, _T),
     BufferInfo("ssl_state", TLS, None, _T, multiple=True),
+    *(BufferInfo(name, HTTP2, None, "http2-keywords.html", multiple=True) for name in sorted(http2_frames.NAMES)),
 )
 
 BUFFERS: dict[str, BufferInfo] = {info.name: info for info in (*_TABLE, *_VALUES)}

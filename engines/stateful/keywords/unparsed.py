@@ -15,7 +15,6 @@ from engines.stateful.keywords.draft import RuleDraft
 # What each protocol's keywords are; a buffer takes contents after it.
 _BUFFERS: dict[str, str] = {
     "dnp3": "dnp3_data dnp3.data",
-    "http2": "http2.header_name http2.header",
     "ike": "ike.init_spi ike.resp_spi ike.vendor ike.nonce_payload ike.key_exchange_payload",
     "krb5": "krb5_cname krb5_sname krb5.cname krb5.sname",
     "ldap": "ldap.request.dn ldap.responses.dn ldap.responses.message ldap.request.attribute_type "
@@ -36,7 +35,6 @@ _BUFFERS: dict[str, str] = {
 _VALUES: dict[str, str] = {
     "dnp3": "dnp3_func dnp3_ind dnp3_obj dnp3.func dnp3.ind dnp3.obj",
     "enip": "cip_service enip_command",
-    "http2": "http2.frametype http2.errorcode http2.priority http2.window http2.size_update http2.settings",
     "ike": "ike.chosen_sa_attribute ike.exchtype ike.key_exchange_payload_length ike.nonce_payload_length",
     "krb5": "krb5_msg_type krb5_err_code krb5.ticket_encryption krb5.weak_encryption",
     "ldap": "ldap.request.operation ldap.responses.operation ldap.responses.count ldap.responses.result_code",

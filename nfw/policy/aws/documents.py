@@ -126,7 +126,7 @@ def read_file(path: Path) -> Loaded:
     try:
         data = read_bounded(path, MAX_BYTES)
     except OSError as error:
-        problems.error(None, f"policy file {error.strerror}")
+        problems.error(None, f"policy file {error.strerror}", code="missing-reference")
         return Loaded(path, [], "", problems)
     return parse_file(path, data, problems)
 
@@ -161,7 +161,9 @@ def find_documents(loaded: Loaded) -> None:
         kinds = _kinds(root)
         if newer is not None:
             loaded.problems.error(
-                newer, f"{newer.text}: policies of the Next Generation are not supported; expected a FirewallPolicy"
+                newer,
+                f"{newer.text}: policies of the Next Generation are not supported; expected a FirewallPolicy",
+                code="wrong-kind",
             )
         elif not kinds:
             loaded.problems.warning(

@@ -137,7 +137,9 @@ class PolicyReader:
         if len(exact or found) > 1:
             files = " and ".join(f"{each.file}:{each.place.line}" for each in (exact or found)[:2])
             fields.error(
-                fields.get("ResourceArn"), f"rule group ARN is ambiguous, parameter: [{arn}]; it means both {files}"
+                fields.get("ResourceArn"),
+                f"rule group ARN is ambiguous, parameter: [{arn}]; it means both {files}",
+                code="duplicate",
             )
             return None
         wrong = f"{'stateful' if kind == 'Stateless' else 'stateless'}-rulegroup"
@@ -145,6 +147,7 @@ class PolicyReader:
             fields.error(
                 fields.get("ResourceArn"),
                 f"rule group ARN is of incorrect entity type, parameter: [{arn}]; expected a {kind.lower()} rule group",
+                code="wrong-kind",
             )
             return None
         return chosen
@@ -155,6 +158,7 @@ class PolicyReader:
         fields.error(
             fields.get("ResourceArn"),
             f"rule group ARN does not exist, parameter: [{arn}]; expected its RuleGroup among the documents ({hint})",
+            code="missing-reference",
         )
 
     def _references(self, policy: Fields, key: str, known: tuple[str, ...]) -> list[Fields]:
@@ -173,6 +177,7 @@ class PolicyReader:
                         node,
                         f"Priority has duplicate values, parameter: [{priority}], context: {key}[Priority={priority}]; "
                         f"expected one that the reference on line {priorities[priority]} does not have",
+                        code="duplicate",
                     )
                 priorities.setdefault(priority, node.line)
             arn_node = fields.get("ResourceArn")
@@ -182,6 +187,7 @@ class PolicyReader:
                         arn_node,
                         f"ResourceArn has duplicate values, parameter: [{clip(arn_node.text)}], context: {key}; "
                         f"it is already on line {arns[arn_node.text]}",
+                        code="duplicate",
                     )
                 arns.setdefault(arn_node.text, arn_node.line)
         return entries
@@ -290,6 +296,7 @@ class PolicyReader:
             fields.error(
                 fields.key("Priority"),
                 f"Priority cannot be provided, context: {context}; expected it in STRICT_ORDER policies only",
+                code="order-clash",
             )
         arn = fields.string("ResourceArn")
         managed = ":aws-managed:" in arn
@@ -318,6 +325,7 @@ class PolicyReader:
                 fields.get("ResourceArn"),
                 f"ResourceArn has invalid rule order, context: {context}.ResourceArn; the policy is "
                 f"{ORDER_NAMES[order]}, the group {document.name} is not: expected the same in StatefulRuleOptions",
+                code="order-clash",
             )
         reference = Reference(priority, to_alert, document.arn or (arn if managed else ""))
         group = read_stateful_group(document, reference, order, variables, self.known)
@@ -336,6 +344,7 @@ class PolicyReader:
                 fields.get("ResourceArn"),
                 f"ResourceArn has invalid rule order, parameter: [{name}]; the policy has {ORDER_NAMES[order]}: "
                 f"expected {name.removesuffix(other)}{'StrictOrder' if other == 'ActionOrder' else 'ActionOrder'}",
+                code="order-clash",
             )
         files = self.known.rule_groups.get(arn, self.known.rule_groups.get(name))
         if files is None:
@@ -343,6 +352,7 @@ class PolicyReader:
                 fields.get("ResourceArn"),
                 f"the rules of the managed rule group {name} are not in the documents; expected them in the map file "
                 f"(--map), rule_groups: {{{name}: [{name}.rules]}}, or {{{name}: skip}} to do without",
+                code="missing-reference",
             )
             return None
         if not files:
@@ -352,7 +362,7 @@ class PolicyReader:
             try:
                 text = decode_rules(read_bounded(path, MAX_RULE_FILE_BYTES), str(path), self.problems)
             except OSError as error:
-                self.problems.add(PolicyError(str(path), 0, 0, f"rule file {error.strerror}"))
+                self.problems.add(PolicyError(str(path), 0, 0, f"rule file {error.strerror}", code="missing-reference"))
                 continue
             if text is not None:
                 sources.append(RuleSource(str(path), text))
@@ -376,12 +386,15 @@ class PolicyReader:
                 policy.key(key),
                 f"{key} has invalid rule order, parameter: [DEFAULT_ACTION_ORDER], context: {key}; "
                 "expected RuleOrder STRICT_ORDER in StatefulEngineOptions",
+                code="order-clash",
             )
         names = [node.text.removeprefix("aws:") for node in nodes]
         for complaint in check_default_actions(names):
             given = ", ".join(node.text for node in nodes)
             policy.error(
-                policy.key(key), f"{key} cannot exist together, parameter: [{given}], context: {key}; {complaint}"
+                policy.key(key),
+                f"{key} cannot exist together, parameter: [{given}], context: {key}; {complaint}",
+                code="default-actions",
             )
         return tuple(names)
 
@@ -437,6 +450,7 @@ class PolicyReader:
                 policy.get(key),
                 f"TLS inspection configuration ARN does not exist, parameter: [{arn}]; expected its "
                 "TLSInspectionConfiguration among the documents",
+                code="missing-reference",
             )
             return None, ()
         if holding and any("app_layer" in name and name.startswith("drop") for name in stateful.default_actions):

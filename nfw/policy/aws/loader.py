@@ -105,6 +105,7 @@ def _check_once(documents: Sequence[Document]) -> None:
             document.problems.error(
                 document.place,
                 f"{document.kind} {document.arn} is already in {other.file}:{other.place.line}; expected it once",
+                code="duplicate",
             )
 
 
@@ -119,7 +120,7 @@ def _choose(documents: Sequence[Document], name: str, problems: Problems) -> Doc
                     found += [document for document in policies if arn and document.is_named(arn)]
         if not found:
             hint = suggest(name, [document.name for document in policies], nothing="given: {}")
-            problems.error(None, f"no policy {name} among the documents; {hint}")
+            problems.error(None, f"no policy {name} among the documents; {hint}", code="missing-reference")
             return None
         policies = found
     if len(policies) > 1:
@@ -136,7 +137,11 @@ def _choose(documents: Sequence[Document], name: str, problems: Problems) -> Doc
         return policies[0]
     if any(document.kind == RULE_GROUP for document in documents):
         return _implied(documents, problems)
-    problems.error(None, "no FirewallPolicy among the documents; expected one, and the rule groups it refers to")
+    problems.error(
+        None,
+        "no FirewallPolicy among the documents; expected one, and the rule groups it refers to",
+        code="missing-reference",
+    )
     return None
 
 

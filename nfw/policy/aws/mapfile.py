@@ -67,7 +67,7 @@ def read_map_file(path: Path, problems: Problems) -> MapFile:
     try:
         data = read_bounded(path, MAX_BYTES)
     except OSError as error:
-        problems.error(None, f"map file {error.strerror}")
+        problems.error(None, f"map file {error.strerror}", code="missing-reference")
         return MapFile()
     root = parse_yaml(data, problems)
     return read_map(root, path.parent, problems) if root is not None else MapFile()

@@ -121,6 +121,7 @@ def open_group(document: Document) -> tuple[Fields, Fields] | None:
         source.error(
             source.key(given[0]),
             f"{given[0]} is invalid, context: RulesSource.{_STATELESS}; expected {_STATELESS} in a STATELESS group",
+            code="wrong-kind",
         )
         return None
     if document.group_type.startswith("STATEFUL") and given[0] == _STATELESS:
@@ -128,6 +129,7 @@ def open_group(document: Document) -> tuple[Fields, Fields] | None:
             source.key(given[0]),
             f"{_STATELESS} is invalid, context: RulesSource.{_STATELESS}; expected "
             "RulesString, RulesSourceList or StatefulRules in a STATEFUL group",
+            code="wrong-kind",
         )
         return None
     return group, source
@@ -144,6 +146,7 @@ def read_capacity(document: Document) -> int | None:
         document.problems.error(
             node,
             f"Capacity capacity exceeded, parameter: [{node.value}], context: Capacity; expected up to {MAX_CAPACITY}",
+            code="over-capacity",
         )
     return node.value
 
@@ -159,7 +162,11 @@ def read_stateless_group(document: Document, reference: Reference) -> tuple[Stat
     group, source = opened
     for key in ("RuleVariables", "StatefulRuleOptions"):
         if key in group:
-            group.error(group.key(key), f"{key} cannot be provided, context: {key}; only stateful groups have it")
+            group.error(
+                group.key(key),
+                f"{key} cannot be provided, context: {key}; only stateful groups have it",
+                code="wrong-kind",
+            )
     part = source.object_of(_STATELESS, ("StatelessRules", "CustomActions"))
     if part is None:
         return None
@@ -182,6 +189,7 @@ def read_stateless_group(document: Document, reference: Reference) -> tuple[Stat
             f"StatelessRules capacity exceeded, parameter: [{units}], context: {_STATELESS}.StatelessRules; "
             f"the rules need {units} units (of each the product of its numbers of sources, destinations, ports and "
             f"protocols), and Capacity is {capacity}",
+            code="over-capacity",
         )
     rules.sort(key=lambda rule: rule.priority)
     name = own.name or document.name
@@ -212,6 +220,7 @@ def _stateless_rule(
                 f"Priority has duplicate values, parameter: [{priority}], context: "
                 f"{_STATELESS}.StatelessRules[Priority={priority}]; expected one that the rule on line "
                 f"{lines[priority]} does not have",
+                code="duplicate",
             )
         lines.setdefault(priority, node.line)
     definition = fields.object_of("RuleDefinition", ("MatchAttributes", "Actions"))
@@ -288,7 +297,11 @@ def read_custom_actions(part: Fields, key: str, context: str) -> dict[str, str]:
         if name and not _ACTION_NAME.match(name) and isinstance(node, Scalar):
             fields.constraint(node, "ActionName", "Member must satisfy regular expression pattern: ^[a-zA-Z0-9]+$")
         if name in found:
-            fields.error(node, f"ActionName has duplicate values, parameter: [{clip(name)}], context: {context}")
+            fields.error(
+                node,
+                f"ActionName has duplicate values, parameter: [{clip(name)}], context: {context}",
+                code="duplicate",
+            )
         definition = fields.object_of("ActionDefinition", ("PublishMetricAction",))
         metric = definition.object_of("PublishMetricAction", ("Dimensions",)) if definition is not None else None
         if metric is None:
@@ -468,6 +481,7 @@ def read_stateful_group(
             document.capacity,
             f"StatefulRules capacity exceeded, parameter: [{units}], context: RulesSource.StatefulRules; "
             f"the group has {units} rules, and Capacity is {capacity}",
+            code="over-capacity",
         )
     if domains is None and not sources:
         return None
@@ -514,6 +528,7 @@ def _rules_string(source: Fields, document: Document) -> RuleSource | None:
             node,
             f"Value at 'ruleGroup.rulesSource.rulesString' failed to satisfy constraint: Member must have length less "
             f"than or equal to {MAX_RULES_BYTES}; it has {size} bytes",
+            code="rules-too-long",
         )
         return None
     if not rule_texts(node.value):
@@ -745,10 +760,15 @@ def report_cycles(part: Fields, sets: Mapping[str, tuple[str, ...]], known: set[
                     None,
                     f"{reference[2]} cannot be null or empty, context: {part.where}.IPSets.{reference[2]}; "
                     f"{name} refers to it, and it is not defined",
+                    code="missing-reference",
                 )
             edges.setdefault(name, []).append(reference[2])
     for name in sorted(on_cycles(edges)):
-        part.error(None, f"{name} is invalid, context: {part.where}; it refers to itself, directly or through another")
+        part.error(
+            None,
+            f"{name} is invalid, context: {part.where}; it refers to itself, directly or through another",
+            code="cyclic-variable",
+        )
 
 
 def _read_references(group: Fields, known: MapFile, own: Own) -> dict[str, IpSetReference]:
@@ -782,6 +802,7 @@ def _read_references(group: Fields, known: MapFile, own: Own) -> dict[str, IpSet
                 f"ReferenceArn is invalid, parameter: [{arn}], context: ReferenceSets.IPSetReferences.{name.text}; "
                 "what it holds is not in the documents: expected it in the map file (--map), "
                 f"ip_sets: {{{arn}: [198.51.100.0/24]}}",
+                code="missing-reference",
             )
             continue
         found[name.text] = IpSetReference(arn, networks)

@@ -1,0 +1,81 @@
+"""Which bytes of a flow must not leave yet, because the unit they belong to was not judged."""
+
+from __future__ import annotations
+
+from engines.stateful.conversation import Conversation
+from engines.stateful.layer import Layer
+from engines.stateful.ruleset import RuleSet
+from engines.stateful.segment import BOTH
+from engines.verdict import Direction
+
+
+class Holding:
+    """One per flow. ``held[direction]`` counts from the end of that direction's stream."""
+
+    __slots__ = ("_closed", "_conversation", "_expired", "_ruleset", "_tcp", "held")
+
+    def __init__(self, ruleset: RuleSet, conversation: Conversation, tcp: bool) -> None:
+        self._ruleset = ruleset
+        self._conversation = conversation
+        self._tcp = tcp
+        self.held = [0, 0]
+        self._closed = [False, False]
+        self._expired = [False, False]  # waited long enough: bytes of an unfinished unit go on
+
+    def release(self) -> None:
+        """The flow is decided: nothing is held."""
+        self.held[:] = (0, 0)
+
+    def close(self, direction: Direction) -> None:
+        """That direction ended: its last unit stays as it is."""
+        self._closed[direction] = self._expired[direction] = True
+
+    def expire(self) -> None:
+        """Nobody can wait any longer for what is held now."""
+        for side in BOTH:
+            self._expired[side] = self._expired[side] or self.held[side] > 0
+
+    def update(self) -> str | None:
+        """Recount what must not leave yet. Answers why the flow cannot go on, if it cannot."""
+        held, conversation = self.held, self._conversation
+        held[0] = held[1] = 0
+        layer = conversation.top
+        if conversation.detector is not None:
+            if self._tcp and (self._ruleset.app_denies or self._ruleset.defaults.drop is not None):
+                for side in BOTH:
+                    held[side] = 0 if conversation.detector.final_for(side) else len(conversation.early[side])
+        elif layer is not None and layer.parser is not None:
+            if not self.enforces(layer):
+                return None
+            if layer.parser.gave_up:
+                return "app_layer_error"
+            held[0], held[1] = layer.parser.held(BOTH[0]), layer.parser.held(BOTH[1])
+        else:
+            return None
+        for side in BOTH:
+            if held[side] == 0:
+                self._expired[side] = self._closed[side]
+            elif self._expired[side]:
+                held[side] = 0
+            elif held[side] > self._ruleset.limits.hold_bytes:
+                held[side] = 0
+                return "hold_overflow"
+        return None
+
+    def enforces(self, layer: Layer) -> bool:
+        """Something could be decided against what this layer carries."""
+        return not layer.log_only and (layer.group.denies or self._ruleset.defaults.drop is not None)
+
+    def judgeable(self, direction: Direction) -> bool:
+        """Nothing is missing to say what the application is up to."""
+        if not self._tcp or self._expired[direction]:
+            return True
+        conversation = self._conversation
+        if conversation.detector is not None:
+            return conversation.detector.final_for(direction)
+        if self.held[0] or self.held[1]:
+            return False
+        layer = conversation.top
+        if layer is None or layer.parser is None or layer.parser.gave_up or layer.parser.finished or layer.log_only:
+            return True
+        return layer.known
