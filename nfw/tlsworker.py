@@ -31,6 +31,7 @@ from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, T
 from engines.tls import events as tls
 from engines.tls.altsvc import AltSvcMask
 from engines.tls.bypass import BypassList
+from engines.tls.leaf import presented_chain
 from engines.tls.revocation import Question
 from engines.tls.session import Session, State, TlsSettings
 from engines.tls.splice import Splice
@@ -176,7 +177,9 @@ class TlsWorker:
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
-        self.desk: LeafDesk[Flow] = LeafDesk(holder)
+        self.desk: LeafDesk[Flow] = LeafDesk(
+            holder, presented_chain(parse_anchors(self.policy.tls.ca.certificate_pem)[0])
+        )
         self.fetcher = fetcher = helpers.fetcher
         self.resolver = helpers.resolver
         self.names: NameDesk[Flow] | None = None

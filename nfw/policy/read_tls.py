@@ -306,8 +306,8 @@ def _check_ca(
     key_pem: bytes | None,
     now: float,
 ) -> None:
-    from engines.tls.leaf import check_ca  # loads OpenSSL, which a policy without TLS does not need
-    from nfw.ca import parse_certificate, parse_key
+    from engines.tls.leaf import check_ca, check_chain  # loads OpenSSL, which a policy without TLS does not need
+    from nfw.ca import parse_certificates, parse_key
 
     key = None
     if key_pem is not None:
@@ -318,14 +318,14 @@ def _check_ca(
     if certificate_pem is None:
         return
     try:
-        certificate = parse_certificate(certificate_pem)
+        certificate, *above = parse_certificates(certificate_pem)
     except ValueError as error:
         ca.error(ca.get("certificate"), f"CA certificate {certificate_path}: {error}")
         return
     days = (certificate.not_valid_after_utc.timestamp() - now) / 86_400
     if 0 < days < WARN_DAYS:
         ca.problems.warning(ca.get("certificate"), f"CA certificate {certificate_path} expires in {int(days)} days")
-    for complaint in check_ca(certificate, key, now):
+    for complaint in (*check_ca(certificate, key, now), *check_chain([certificate, *above])):
         if complaint.startswith("private key"):
             ca.error(ca.get("private_key"), f"CA key {key_path}: {complaint}")
         else:
