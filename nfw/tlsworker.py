@@ -837,6 +837,14 @@ class TlsWorker:
     def _count(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1
 
+    def _action(self, flow: Flow, status: str) -> str:
+        """What became of a session that ended like this: pass, drop or reject."""
+        if status in ("OK", "BYPASSED", "ABORTED", "ENDED"):
+            return "pass"
+        if status == "POLICY" and flow.decision is not None:
+            return flow.decision.verdict.value
+        return self.settings.actions.get(Status(status), self.settings.on_failure).value
+
     def _log_end(self, flow: Flow, status: str, reason: str, detail: str, app_proto: str, now: float) -> None:
         """The two records every session has, once."""
         if flow.logged:
@@ -846,12 +854,13 @@ class TlsWorker:
         if reason.endswith("_timeout"):
             self._count("timed_out")
         if status not in ("OK", "BYPASSED", "POLICY", "ABORTED", "ENDED"):
-            self._verdict("tls", self.settings.on_failure.value, reason)
+            self._verdict("tls", self._action(flow, status), reason)
         if flow.inspector is not None and self.ruleset is not None and self.ruleset.logs:
             flow.inspector.log_rest()
             self._transactions(flow, flow.inspector, now)
         at = now + self.wall
-        self.log.write(tlsrecords.tls(flow.facts, status, reason, detail, flow.session.info, flow.decision, at))
+        action = self._action(flow, status)
+        self.log.write(tlsrecords.tls(flow.facts, status, action, reason, detail, flow.session.info, flow.decision, at))
         started = flow.started + self.wall
         self.log.write(
             tlsrecords.flow(flow.facts, flow.bytes, app_proto, flow.alerted, flow.decrypted, reason, started, at)

@@ -714,6 +714,9 @@ class Session:
             self._finish(Status.PROTOCOL, "client_error", f"TLS error from the client: {error.detail}", Close.RESET)
 
     def _fail(self, status: Status, reason: str, detail: str) -> None:
+        upstream = self._half[_TO_CLIENT]
+        if status is Status.NAME_MISMATCH and upstream is not None:
+            self.info.server_names = self._settings.verifier.shown_names(upstream.connection)
         action = self._settings.actions.get(status, self._settings.on_failure)
         self._finish(status, reason, detail, _CLOSE_OF[action])
 

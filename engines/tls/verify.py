@@ -148,6 +148,9 @@ class HandshakeNotes:
     staple: bytes = b""
 
 
+_NAMES_SHOWN = 100  # a certificate may have thousands
+
+
 class UpstreamVerifier:
     """Trust of one policy. Holds the one Context all its upstream connections share: a Context with the public roots
     costs 5 ms, a connection 20 µs.
@@ -217,6 +220,16 @@ class UpstreamVerifier:
             return None
         status = _STATUS_OF.get(code, Status.INVALID)
         return Refusal(status, status.value.lower(), f"{openssl.verify_error_text(code)}: {_culprit(connection)}")
+
+    def shown_names(self, connection: SSL.Connection) -> tuple[str, ...]:
+        """DNS names of the certificate the server has shown, as far as it can be read; for people."""
+        notes: HandshakeNotes = connection.get_app_data()
+        shown = [notes.failed_certificate] if notes.failed_depth == 0 else connection.get_peer_cert_chain() or []
+        try:
+            names = _alternative_names(shown[0].to_cryptography())[0] if shown and shown[0] is not None else ()
+        except ValueError:
+            return ()
+        return tuple(printable(name) for name in names[:_NAMES_SHOWN])
 
     def judge(self, connection: SSL.Connection, host: str, unix_time: float) -> ServerChain | Refusal | Incomplete:
         """After a successful handshake: the second look, independent of OpenSSL's."""

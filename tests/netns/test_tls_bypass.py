@@ -113,7 +113,8 @@ def test_a_name_is_not_enough(firewall: Firewall) -> None:
     wait_for(lambda: firewall.events("tls")[-1]["dest_ip"] == lab.sites["evil.test"].ipv4, 5)
     refused = firewall.events("tls")[-1]
     assert refused["nfw"]["bypass_refused"] == "address"
-    assert refused["nfw"]["status"] == "NAME_MISMATCH"
+    assert (refused["nfw"]["status"], refused["nfw"]["action"]) == ("NAME_MISMATCH", "reject")
+    assert refused["tls"]["server_names"] == ["evil.test"]
     counts = next(one for one in firewall.status()["processes"] if one["name"].startswith("nfw tls"))["counts"]
     assert counts["bypass_refused"] >= 1
     assert counts["bypassed"] >= 1
