@@ -560,6 +560,15 @@ def _segment(src: bytes, dst: bytes, sport: int, dport: int, seq: int, ack: int,
     return _ip_header(src, dst, TCP, len(header)) + header
 
 
+def tcp_packet(
+    src: bytes, dst: bytes, sport: int, dport: int, seq: int, ack: int, flags: int, payload: bytes = b""
+) -> bytes:
+    """A complete IP packet with a TCP segment; packed addresses of one family."""
+    segment = _TCP.pack(sport, dport, seq, ack, 5 << 4, flags, 0xFFFF) + b"\0\0\0\0" + payload
+    segment = _with_checksum(segment, 16, _pseudo_sum(src, dst, TCP, len(segment)))
+    return _ip_header(src, dst, TCP, len(segment)) + segment
+
+
 def _ip_header(src: bytes, dst: bytes, protocol: int, length: int) -> bytes:
     if len(src) == 16:
         return Struct("!IHBB").pack(6 << 28, length, protocol, _ANSWER_TTL) + src + dst

@@ -49,12 +49,19 @@ class Answer(Generic[_W]):
 
 class LeafDesk(Generic[_W]):
     """``_W`` is what waits for an answer, a flow. ``chain``: certificates (DER) shown behind every leaf.
+    ``prepare`` has every new context before it is used.
 
     Leaf keys are this process's own, and a day old at most when a leaf is made for them; sessions keep theirs.
     """
 
-    def __init__(self, holder: socket.socket, chain: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self,
+        holder: socket.socket,
+        chain: Sequence[bytes] = (),
+        prepare: Callable[[SSL.Context], None] = lambda _: None,
+    ) -> None:
         self._holder = holder
+        self._prepare = prepare
         self._chain = tuple(chain)
         self._keys: dict[str, Any] = {"ecdsa": ec.generate_private_key(ec.SECP256R1())}
         self._since: float | None = None  # Unix time of the first leaf for these keys
@@ -122,6 +129,7 @@ class LeafDesk(Generic[_W]):
             if "leaf" in reply:
                 try:
                     context = server_context([reply["leaf"], *self._chain], question.private)
+                    self._prepare(context)
                     if question.private is self._keys.get(question.key.key_type):
                         self.cache.put(question.key, context, question.request.not_after)
                 except (ValueError, TypeError, SSL.Error) as problem:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from OpenSSL import SSL
 
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
@@ -51,6 +52,7 @@ from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
 from nfw.suggestions import Suggestions
+from nfw.tlsdebug import TlsRecorder
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
@@ -99,6 +101,7 @@ class Flow:
         "mask",
         "pending",
         "pending_end",
+        "recorded",
         "session",
         "source",
         "started",
@@ -136,6 +139,7 @@ class Flow:
         self.decision: Decision | None = None
         self.alerted = False
         self.logged = False
+        self.recorded = False  # its keys and plaintext are written to files, as the policy asks
         self.mask: AltSvcMask | None = None  # between inspection and encryption
 
     @property
@@ -177,9 +181,14 @@ class TlsWorker:
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
-        self.desk: LeafDesk[Flow] = LeafDesk(
-            holder, presented_chain(parse_anchors(self.policy.tls.ca.certificate_pem)[0])
-        )
+        self.current: Flow | None = None  # the one something is done for right now
+        self.recorder: TlsRecorder | None = None
+        if self.policy.tls.debug is not None:
+            self.recorder = TlsRecorder(self.policy.tls.debug)
+            self.settings.verifier.log_keys(self._log_keys)
+            process.tell("tls.debug: SECRETS OF CHOSEN TLS SESSIONS ARE WRITTEN TO FILES")
+        chain = presented_chain(parse_anchors(self.policy.tls.ca.certificate_pem)[0])
+        self.desk: LeafDesk[Flow] = LeafDesk(holder, chain, self._prepare)
         self.fetcher = fetcher = helpers.fetcher
         self.resolver = helpers.resolver
         self.names: NameDesk[Flow] | None = None
@@ -246,6 +255,7 @@ class TlsWorker:
 
     def _guard(self, flow: Flow, work: Any, *args: Any) -> None:
         """A bug met by one flow ends that flow, not the worker."""
+        self.current = flow
         try:
             work(*args)
             # What either side is waited for may have changed with the session's state.
@@ -259,6 +269,15 @@ class TlsWorker:
                 traceback.print_exc()
             self._count("bug")
             self._destroy(flow, "reset", time.monotonic(), "internal_error")
+
+    def _prepare(self, context: SSL.Context) -> None:
+        if self.recorder is not None:
+            context.set_keylog_callback(self._log_keys)
+
+    def _log_keys(self, _: SSL.Connection, line: bytes) -> None:
+        """OpenSSL has new keys, while something is done for the flow they are of."""
+        if self.recorder is not None and self.current is not None and self.current.recorded:
+            self.recorder.keys(line)
 
     def _tick(self, now: float) -> None:
         self.wall = time.time() - time.monotonic()  # the clock may have been set
@@ -524,12 +543,15 @@ class TlsWorker:
             case tls.Finished():
                 self._finished(flow, event, now)
             case tls.Established(info):
+                if flow.recorded and self.recorder is not None:
+                    self.recorder.begin(flow.facts, now + self.wall)
                 if self.hides_quic and info.client is not None:
                     flow.mask = AltSvcMask(info.client.alpn)
                 self.handshakes.observe(now - flow.started)
 
     def _hello(self, flow: Flow, hello: Any, now: float) -> None:
         facts = flow.facts
+        flow.recorded = self.recorder is not None and self.recorder.wants(facts, hello.sni or "")
         client, server = (facts.client, facts.client_port), (facts.server, facts.server_port)
         if self.names is not None and hello.sni is not None and self.bypass.covers(hello.sni, client, server):
             why = self.names.ask(hello.sni, facts.server, flow, now)
@@ -630,6 +652,8 @@ class TlsWorker:
         if flow.finished_at:
             return
         flow.bytes[direction] += len(data)
+        if flow.recorded and self.recorder is not None:
+            self.recorder.plaintext(flow.facts, direction, data, now + self.wall)
         if flow.decrypted:
             self.bytes[direction] += len(data)
         if inspector is None or (inspector.finished and not flow.pending[direction]):
@@ -825,6 +849,7 @@ class TlsWorker:
             "rule_hits": hits,
             "rules_omitted": omitted,
             "pcre_gave_up": self.give_ups.counts(),
+            **({"tls_debug": self.recorder.stats()} if self.recorder is not None else {}),
             "bypass_suggestions": self.suggestions.most(SUGGESTIONS_TOLD),
             "bugs": self.bugs,
             "log_dropped": self.log.dropped,
@@ -850,6 +875,8 @@ class TlsWorker:
         if flow.logged:
             return
         flow.logged = True
+        if flow.recorded and self.recorder is not None:
+            self.recorder.end(flow.facts, now + self.wall)
         self._count(f"tls_{status.lower()}")
         if reason.endswith("_timeout"):
             self._count("timed_out")

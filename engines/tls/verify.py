@@ -213,6 +213,10 @@ class UpstreamVerifier:
             connection.request_ocsp()
         return connection
 
+    def log_keys(self, write: Callable[[SSL.Connection, bytes], None]) -> None:
+        """Have ``write`` called with every line of NSS's key log; before the first connection."""
+        self._context.set_keylog_callback(write)
+
     def refusal(self, connection: SSL.Connection) -> Refusal | None:
         """After a failed handshake: the certificate's fault, or None if it was the protocol's."""
         code = openssl.verify_result(connection)

@@ -30,6 +30,7 @@ from nfw.policy.model import (
     StatelessGroup,
     Tls,
     TlsAction,
+    TlsDebug,
     TlsKeywords,
     Trust,
     Variables,
@@ -144,14 +145,27 @@ def _tls(tls: Tls, base: Path) -> list[str]:
         lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
     if tls.revocation != Revocation():
         lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation, base))}}}")
-    lines += _bypass(tls)
+    lines += _bypass(tls, base)
     lines += ["  fetch_issuers: true"] if tls.fetch_issuers else []
     lines += ["  session_holding: true"] if tls.session_holding else []
     lines += [f"  keywords: {tls.keywords.value}"] if tls.keywords is not TlsKeywords.ALL else []
     return lines
 
 
-def _bypass(tls: Tls) -> list[str]:
+def _debug(debug: TlsDebug, base: Path) -> list[str]:
+    parts = [
+        f"{key}: {_path(file, base)}"
+        for key, file in (("key_log", debug.key_log), ("capture", debug.capture))
+        if file is not None
+    ]
+    parts += [f"sni: {_list(debug.sni)}"] if debug.sni else []
+    scope = debug.scope
+    parts += _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
+    parts += [f"max_size: {debug.max_size}"] if debug.max_size != TlsDebug().max_size else []
+    return parts
+
+
+def _bypass(tls: Tls, base: Path) -> list[str]:
     lines = ["  bypass:"] if tls.bypass else []
     for one in tls.bypass:
         scope = one.scope
@@ -161,6 +175,7 @@ def _bypass(tls: Tls) -> list[str]:
         lines.append(f"  resolvers: {_list(tls.resolvers)}")
     lines += [f"  quic: {tls.quic.value}"] if tls.quic is not TlsAction.DROP else []
     lines += ["  strip_ech: false"] if not tls.strip_ech else []
+    lines += [f"  debug: {{{', '.join(_debug(tls.debug, base))}}}"] if tls.debug is not None else []
     return lines
 
 

@@ -175,6 +175,17 @@ class Revocation:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsDebug:
+    """Sessions whose keys and plaintext are written to files: those to ``sni`` (any, if empty) within ``scope``."""
+
+    key_log: Path | None = None
+    capture: Path | None = None
+    sni: tuple[str, ...] = ()
+    scope: TlsScope = field(default_factory=TlsScope)
+    max_size: int = 64 << 20  # bytes, of each file
+
+
+@dataclass(frozen=True, slots=True)
 class Tls:
     """Stage 2. Flows in a scope are decrypted; ``on_failure`` ends those that cannot be, unless ``actions`` names
     another end for the status (:class:`engines.tls.status.Status`, in small letters)."""
@@ -192,6 +203,7 @@ class Tls:
     bypass: tuple[Exemption, ...] = ()  # names whose flows are not decrypted, where resolvers say it is they
     resolvers: tuple[str, ...] = ()  # addresses of who is asked; none: those of /etc/resolv.conf
     quic: TlsAction = TlsAction.DROP  # QUIC to a scope, which cannot be decrypted
+    debug: TlsDebug | None = None
     strip_ech: bool = True  # keys for Encrypted ClientHello are taken out of DNS answers
     fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
 

@@ -21,6 +21,7 @@ from nfw.policy.model import (
     ServerCertificate,
     Tls,
     TlsAction,
+    TlsDebug,
     TlsKeywords,
     Trust,
     Variables,
@@ -43,9 +44,11 @@ KEYS = (
     "resolvers",
     "quic",
     "strip_ech",
+    "debug",
     "arn",
 )
-PASSING_KEYS = ("bypass", "resolvers", "quic", "strip_ech")
+PASSING_KEYS = ("bypass", "resolvers", "quic", "strip_ech", "debug")
+DEBUG_KEYS = ("key_log", "capture", "sni", "sources", "source_ports", "destinations", "destination_ports", "max_size")
 BYPASS_KEYS = ("sni", "sources", "source_ports", "destinations", "destination_ports")
 _BYPASS_EXAMPLE = '[{sni: ["*.bank.example"]}]'
 MAX_RESOLVERS = 3
@@ -79,7 +82,7 @@ def read_tls(
     revocation = read_revocation(section, variables, base)
     keywords = section.choice("keywords", TlsKeywords.ALL)
     fetch_issuers = section.flag("fetch_issuers", False)
-    passing = read_passing(section, variables)
+    passing = read_passing(section, variables, base)
     if ca is None:
         return None
     return Tls(
@@ -98,7 +101,7 @@ def read_tls(
     )
 
 
-def read_passing(section: Section, variables: Variables) -> dict[str, Any]:
+def read_passing(section: Section, variables: Variables, base: Path) -> dict[str, Any]:
     """The keys about what is not or cannot be decrypted (:data:`PASSING_KEYS`), as fields of
     :class:`nfw.policy.model.Tls`."""
     return {
@@ -106,7 +109,43 @@ def read_passing(section: Section, variables: Variables) -> dict[str, Any]:
         "resolvers": _read_resolvers(section),
         "quic": section.choice("quic", TlsAction.DROP),
         "strip_ech": section.flag("strip_ech", True),
+        "debug": _read_debug(section, variables, base),
     }
+
+
+def _read_debug(section: Section, variables: Variables, base: Path) -> TlsDebug | None:
+    part = section.section("debug", DEBUG_KEYS, "{capture: plain.pcapng, sni: [a.example]}")
+    if part is None:
+        return None
+    key_log, capture = part.text("key_log", "a file name"), part.text("capture", "a file name")
+    found = TlsDebug(
+        key_log=base / key_log if key_log else None,
+        capture=base / capture if capture else None,
+        sni=_read_names(part) if "sni" in part else (),
+        scope=_scope(part, variables),
+        max_size=part.size("max_size", TlsDebug().max_size, 4096, 1 << 40),
+    )
+    node = section.key("debug")
+    if found.key_log is None and found.capture is None:
+        section.error(node, "debug: expected key_log, capture, or both")
+    if not found.sni and not found.scope.sources and not found.scope.destinations:
+        section.error(node, "debug: expected sni, sources or destinations: whose sessions are written down")
+    for file in (found.key_log, found.capture):
+        if file is not None:
+            section.problems.warning(node, f"debug: SECRETS OF TLS SESSIONS ARE WRITTEN to {file}")
+    return found
+
+
+def _read_names(part: Section) -> tuple[str, ...]:
+    names: list[str] = []
+    for item in part.items("sni", '["*.bank.example"]'):
+        text = item.text if isinstance(item, Scalar) and isinstance(item.value, str) else ""
+        problem = name_problem(text) if text else "expected a host name, or *. and a domain"
+        if problem is None:
+            names.append(text.lower())
+        else:
+            part.error(item, f"sni: {problem}")
+    return tuple(names)
 
 
 def _read_bypass(section: Section, variables: Variables) -> tuple[Exemption, ...]:
@@ -116,15 +155,7 @@ def _read_bypass(section: Section, variables: Variables) -> tuple[Exemption, ...
         if part is None:
             continue
         part.require("sni", 'a list of names such as ["*.bank.example"]')
-        names: list[str] = []
-        for item in part.items("sni", '["*.bank.example"]'):
-            text = item.text if isinstance(item, Scalar) and isinstance(item.value, str) else ""
-            problem = name_problem(text) if text else "expected a host name, or *. and a domain"
-            if problem is None:
-                names.append(text.lower())
-            else:
-                part.error(item, f"sni: {problem}")
-        found.append(Exemption(tuple(names), _scope(part, variables)))
+        found.append(Exemption(_read_names(part), _scope(part, variables)))
     return tuple(found)
 
 

@@ -38,6 +38,7 @@ from nfw.policy.model import (
     StatelessGroup,
     Tls,
     TlsAction,
+    TlsDebug,
     Trust,
     Variables,
 )
@@ -385,6 +386,8 @@ class _Writer:
             found["quic"] = tls.quic.value
         if not tls.strip_ech:
             found["strip_ech"] = False
+        if tls.debug is not None:
+            found["debug"] = self._debug_settings(tls.debug)
         fetching: Json = {}
         if tls.revocation.allow:
             fetching["allow"] = [str(network) for network in tls.revocation.allow]
@@ -393,6 +396,16 @@ class _Writer:
         if fetching:
             found["revocation"] = fetching
         return found
+
+    def _debug_settings(self, debug: TlsDebug) -> Json:
+        found: Json = {
+            key: relative_path(file, self.base)
+            for key, file in (("key_log", debug.key_log), ("capture", debug.capture))
+            if file is not None
+        }
+        if debug.sni:
+            found["sni"] = list(debug.sni)
+        return {**found, **_plain_scope(debug.scope), "max_size": debug.max_size}
 
 
 class _CustomActions:
