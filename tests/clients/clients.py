@@ -237,7 +237,11 @@ def test_chromium(firewall: Firewall, version: str) -> None:
         *(["--disable-http2"] if version == "HTTP/1.1" else []),
         URL,
     ]
-    untrusting = firewall.lab.client.run(browser, 120.0, False, env={"HOME": str(home)}, cwd=home)
+    without = home / "without"  # one that was told of no CA
+    without.mkdir()
+    untrusting = firewall.lab.client.run(
+        [part.replace("/profile", "/without/profile") for part in browser], 60.0, False, env={"HOME": str(without)}
+    )
     assert '"sni"' not in untrusting.stdout, "it does not show what it does not trust"
     run(firewall, certutil, "-d", f"sql:{database}", "-N", "--empty-password")
     run(firewall, certutil, "-d", f"sql:{database}", "-A", "-t", "C,,", "-n", "nfw", "-i", str(firewall.ca))
