@@ -88,6 +88,8 @@ def tls(
         event["revocation_check"] = _revocation_check(info, info.chain, info.revocation)
     if detail:
         event["nfw"]["detail"] = detail
+    if info is not None and info.inbound:
+        event["nfw"]["inbound"] = True
     if info is not None and info.bypass:
         event["nfw"]["bypass"] = info.bypass
     if info is not None and info.bypass_refused:

@@ -11,7 +11,9 @@ Nothing leaves before its verdict: plaintext the inspector still holds stays in 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import functools
 import select
 import signal
 import socket
@@ -33,20 +35,24 @@ from engines.tls import events as tls
 from engines.tls.altsvc import AltSvcMask
 from engines.tls.bypass import BypassList
 from engines.tls.leaf import presented_chain
+from engines.tls.names import covers
 from engines.tls.revocation import Question
+from engines.tls.scope import ScopeSet
 from engines.tls.session import Session, State, TlsSettings
 from engines.tls.splice import Splice
 from engines.tls.status import FailAction, Status
-from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
+from engines.tls.verify import UpstreamVerifier, certificate_facts, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import process, tlsrecords
 from nfw.giveups import GiveUps
 from nfw.histogram import Histogram
+from nfw.keyholder import RemoteKeys
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
 from nfw.namedesk import NameDesk
-from nfw.policy.model import TlsAction, TlsKeywords
+from nfw.nativetls import NativeContext, NativeTlsError
+from nfw.policy.model import TlsAction, TlsKeywords, Upstream
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.settings import GenerationSettings, most, pack, unpack
@@ -56,7 +62,7 @@ from nfw.tlsdebug import TlsRecorder
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
-    from nfw.policy.model import Tls
+    from nfw.policy.model import Policy, Tls
 
 HIGH_WATER = 1 << 20  # bytes waiting for a socket before the other side is no longer read
 LOW_WATER = 256 * 1024
@@ -73,11 +79,24 @@ SUGGESTIONS_TOLD = 100  # names; all workers of a generation must fit in one mes
 
 @dataclass(frozen=True, slots=True)
 class Helpers:
-    """Sockets to the processes a TLS worker asks. The last two are there when the policy needs them."""
+    """Sockets to the processes a TLS worker asks. All but the first are there when the policy needs them."""
 
     holder: socket.socket
     fetcher: socket.socket | None = None
     resolver: socket.socket | None = None
+    signer: socket.socket | None = None  # the key holder, too; there the worker waits for an answer
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """Servers of one's own, as a worker knows them."""
+
+    scope: ScopeSet
+    settings: TlsSettings
+    certificates: tuple[tuple[tuple[str, ...], NativeContext], ...]  # by the names they are for
+
+    def certificate(self, name: str) -> NativeContext | None:
+        return next((context for covered, context in self.certificates if covers(covered, name)), None)
 
 
 class Flow:
@@ -94,6 +113,7 @@ class Flow:
         "facts",
         "finished_at",
         "held_since",
+        "inbound",
         "inspector",
         "key",
         "last",
@@ -139,6 +159,7 @@ class Flow:
         self.decision: Decision | None = None
         self.alerted = False
         self.logged = False
+        self.inbound: Inbound | None = None  # to a server of one's own
         self.recorded = False  # its keys and plaintext are written to files, as the policy asks
         self.mask: AltSvcMask | None = None  # between inspection and encryption
 
@@ -181,6 +202,7 @@ class TlsWorker:
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
+        self.inbound = inbound_servers(self.policy, helpers.signer)
         self.current: Flow | None = None  # the one something is done for right now
         self.recorder: TlsRecorder | None = None
         if self.policy.tls.debug is not None:
@@ -343,10 +365,17 @@ class TlsWorker:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.mark)  # by which what it leaves behind is found
             self.next_flow += 1
-            session = Session(self.settings, now, now + self.wall)
+            inbound = self._inbound(source, destination)
+            session = Session(inbound.settings if inbound else self.settings, now, now + self.wall)
             flow = Flow(self.next_flow, Side(sock), source, destination, session, now)
+            flow.inbound = inbound
+            session.info.inbound = inbound is not None
             self.flows[flow.key] = flow
             self._guard(flow, self._open, flow, now)
+
+    def _inbound(self, source: tuple[Any, ...], destination: tuple[Any, ...]) -> Inbound | None:
+        ends = packed(source[0]), packed(destination[0]), source[1], destination[1]
+        return next((one for one in self.inbound if one.scope.covers_tuple(*ends)), None)
 
     def _open(self, flow: Flow, now: float) -> None:
         if self.ruleset is not None:
@@ -531,6 +560,9 @@ class TlsWorker:
             case tls.NeedLeaf(request, key):
                 if self._verified(flow, now):
                     return
+                if flow.inbound is not None:
+                    self._own_certificate(flow, flow.inbound, now)
+                    return
                 context = self.desk.ask(key, request, flow, now, now + self.wall)
                 if context is not None:
                     _session(flow).leaf_ready(context, now)
@@ -553,12 +585,28 @@ class TlsWorker:
         facts = flow.facts
         flow.recorded = self.recorder is not None and self.recorder.wants(facts, hello.sni or "")
         client, server = (facts.client, facts.client_port), (facts.server, facts.server_port)
+        if flow.inbound is not None:
+            if flow.inbound.certificate(hello.sni or "") is None:
+                self._count("no_certificate")
+                detail = f"no certificate for {hello.sni} is given for these servers"
+                flow.session.end(self.settings.on_failure, "no_certificate", detail)
+            else:
+                self._decrypt(flow, hello, now)
+            return
         if self.names is not None and hello.sni is not None and self.bypass.covers(hello.sni, client, server):
             why = self.names.ask(hello.sni, facts.server, flow, now)
             if why is not None:
                 self._placed(flow, why, now)
         else:
             self._decrypt(flow, hello, now)
+
+    def _own_certificate(self, flow: Flow, inbound: Inbound, now: float) -> None:
+        context = inbound.certificate(flow.session.info.sni or "")
+        try:
+            assert context is not None
+            _session(flow).leaf_ready(context, now)
+        except NativeTlsError as error:
+            _session(flow).leaf_failed(str(error), now)
 
     def _resolved(self, now: float) -> None:
         assert self.names is not None
@@ -902,6 +950,38 @@ def _session(flow: Flow) -> Session:
 
 def _state(flow: Flow) -> State | None:
     return flow.session.state if isinstance(flow.session, Session) else None
+
+
+def server_files(policy: Policy) -> list[tuple[Path, Path]]:
+    """Certificate and key of every server that is inspected, in the order its key is numbered."""
+    return [files for inbound in policy.inspected_inbound for files in inbound.files or ()]
+
+
+def inbound_servers(policy: Policy, signer: socket.socket | None) -> tuple[Inbound, ...]:
+    """Raises ValueError for a certificate that cannot be used."""
+    found: list[Inbound] = []
+    number = 0
+    for inbound in policy.inspected_inbound:
+        assert policy.tls is not None
+        assert signer is not None
+        keys = RemoteKeys(signer)
+        certificates = []
+        leafs = []
+        for one in inbound.certificates:
+            chain = x509.load_pem_x509_certificates(one.certificate_pem)
+            try:
+                context = NativeContext(chain, functools.partial(keys.sign, number))
+            except NativeTlsError as error:
+                raise ValueError(f"{one.certificate}: {error}") from error
+            certificates.append((certificate_facts(chain[0]).dns_names, context))
+            leafs.append(chain[0])
+            number += 1
+        settings = tls_settings(policy.tls)
+        if policy.tls.inbound_upstream is Upstream.PINNED:
+            pinned = UpstreamVerifier(leafs, partial_chain=True)
+            settings = dataclasses.replace(settings, verifier=pinned, revocation=False)
+        found.append(Inbound(ScopeSet(inbound.scopes), settings, tuple(certificates)))
+    return tuple(found)
 
 
 def tls_settings(policy: Tls) -> TlsSettings:

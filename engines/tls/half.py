@@ -127,6 +127,10 @@ class TlsHalf:
         if self.error is None and not self.closed:
             openssl.renew_buffers(self.connection)
 
+    def servername(self) -> bytes | None:
+        """The name in the last ClientHello this side, a server, was sent."""
+        return self.connection.get_servername()
+
     def leg(self) -> Leg:
         """What was negotiated; after the handshake."""
         connection = self.connection

@@ -33,6 +33,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from OpenSSL import SSL
 
@@ -119,6 +120,12 @@ _TIMEOUTS = {
     State.LEAF: (Status.INTERNAL, "leaf_timeout", "no leaf certificate in time"),
     State.CLIENT_HANDSHAKE: (Status.PROTOCOL, "client_timeout", "the client did not finish its handshake in time"),
 }
+
+
+class HalfMaker(Protocol):
+    """Makes the half that faces the client, which shows a certificate of its own."""
+
+    def half(self, alpn: bytes, only_tls12: bool) -> TlsHalf: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,20 +265,26 @@ class Session:
         if not self._open_questions or self._findings[depth].status is Revocation.REVOKED:
             self._conclude_revocation(now)
 
-    def leaf_ready(self, context: SSL.Context, now: float) -> None:
-        """The leaf asked for by NeedLeaf, as :func:`engines.tls.leaf.server_context` prepares it."""
+    def leaf_ready(self, context: SSL.Context | HalfMaker, now: float) -> None:
+        """The leaf asked for by NeedLeaf, as :func:`engines.tls.leaf.server_context` prepares it, or whoever makes
+        the client's half without one."""
         if self._state is not State.LEAF:
             return
         assert self.info.server is not None
-        connection = SSL.Connection(context)
         alpn = self.info.server.alpn.encode("latin-1")
         if self._refused is not None and alpn and self.info.hello is not None and HTTP1 in self.info.hello.alpn:
             alpn = HTTP1  # the protocol in which an end without an answer is said and understood most plainly
-        connection.set_app_data(alpn)
-        connection.set_accept_state()
-        if self.info.server.version != "TLSv1.3":
-            limit_versions(connection, (TLS1_2,))  # never show the client a better version than the server gave
-        self._half[_TO_SERVER] = TlsHalf(connection)
+        # Never show the client a better version than the server gave.
+        only_tls12 = self.info.server.version != "TLSv1.3"
+        if isinstance(context, SSL.Context):
+            connection = SSL.Connection(context)
+            connection.set_app_data(alpn)
+            connection.set_accept_state()
+            if only_tls12:
+                limit_versions(connection, (TLS1_2,))
+            self._half[_TO_SERVER] = TlsHalf(connection)
+        else:
+            self._half[_TO_SERVER] = context.half(alpn, only_tls12)
         self._enter(State.CLIENT_HANDSHAKE, now + self._settings.client_timeout)
         self._client_handler = self._handshake_client
         self._handshake_client(self._ways[_TO_SERVER].unpark(), now)
@@ -568,7 +581,7 @@ class Session:
             return
         hello = self.info.hello
         assert hello is not None
-        if half.connection.get_servername() != hello.sni_raw:
+        if half.servername() != hello.sni_raw:
             # RFC 8446 4.1.2: a second ClientHello must repeat the first, which is the one that was judged.
             self._fail(Status.PROTOCOL, "sni_changed", "the server name changed between two ClientHellos")
             return

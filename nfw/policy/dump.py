@@ -33,6 +33,7 @@ from nfw.policy.model import (
     TlsDebug,
     TlsKeywords,
     Trust,
+    Upstream,
     Variables,
 )
 from nfw.policy.values import PortRange, protocol_name, tcp_flag_names
@@ -175,6 +176,8 @@ def _bypass(tls: Tls, base: Path) -> list[str]:
         lines.append(f"  resolvers: {_list(tls.resolvers)}")
     lines += [f"  quic: {tls.quic.value}"] if tls.quic is not TlsAction.DROP else []
     lines += ["  strip_ech: false"] if not tls.strip_ech else []
+    if tls.inbound_upstream is not Upstream.PINNED:
+        lines.append(f"  inbound_upstream: {tls.inbound_upstream.value}")
     lines += [f"  debug: {{{', '.join(_debug(tls.debug, base))}}}"] if tls.debug is not None else []
     return lines
 

@@ -24,6 +24,7 @@ from nfw.policy.model import (
     TlsDebug,
     TlsKeywords,
     Trust,
+    Upstream,
     Variables,
 )
 from nfw.policy.read_stateless import read_networks, read_ports
@@ -45,9 +46,10 @@ KEYS = (
     "quic",
     "strip_ech",
     "debug",
+    "inbound_upstream",
     "arn",
 )
-PASSING_KEYS = ("bypass", "resolvers", "quic", "strip_ech", "debug")
+PASSING_KEYS = ("bypass", "resolvers", "quic", "strip_ech", "debug", "inbound_upstream")
 DEBUG_KEYS = ("key_log", "capture", "sni", "sources", "source_ports", "destinations", "destination_ports", "max_size")
 BYPASS_KEYS = ("sni", "sources", "source_ports", "destinations", "destination_ports")
 _BYPASS_EXAMPLE = '[{sni: ["*.bank.example"]}]'
@@ -110,6 +112,7 @@ def read_passing(section: Section, variables: Variables, base: Path) -> dict[str
         "quic": section.choice("quic", TlsAction.DROP),
         "strip_ech": section.flag("strip_ech", True),
         "debug": _read_debug(section, variables, base),
+        "inbound_upstream": section.choice("inbound_upstream", Upstream.PINNED),
     }
 
 
@@ -239,8 +242,10 @@ def read_fetching(section: Section, variables: Variables, base: Path) -> dict[st
     }
 
 
-def read_inbound(node: Node | None, variables: Variables, base: Path, problems: Problems) -> tuple[InboundTls, ...]:
-    """The policy's ``inbound``: kept for conversion; nothing is decrypted by it."""
+def read_inbound(
+    node: Node | None, variables: Variables, base: Path, problems: Problems, *, check_key: bool, outbound: bool
+) -> tuple[InboundTls, ...]:
+    """The policy's ``inbound``. ``outbound``: there is a ``tls`` section, without which nothing is decrypted."""
     if node is None:
         return ()
     example = "[{certificates: [{certificate: server.pem, private_key: server.key}], scopes: [...]}]"
@@ -261,20 +266,49 @@ def read_inbound(node: Node | None, variables: Variables, base: Path, problems: 
                 arn = part.text("arn", "a text")
                 if None in paths and (paths != (None, None) or not arn):
                     part.error(None, "certificate: expected certificate and private_key, arn, or all of them")
-                certificates.append(ServerCertificate(*paths, arn))
+                certificates.append(read_server(part, *paths, arn, check_key))
         section.require("certificates", "the servers' certificates")
         section.require("scopes", f"a list such as [{_SCOPE_EXAMPLE}]")
         scopes = [_read_scope(scope, variables, problems) for scope in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
-        warn_inbound(section.node, problems)
-        found.append(InboundTls(tuple(certificates), tuple(scope for scope in scopes if scope is not None)))
+        one = InboundTls(tuple(certificates), tuple(scope for scope in scopes if scope is not None))
+        warn_inbound(section.node, one, outbound, problems)
+        found.append(one)
     return tuple(found)
 
 
-def warn_inbound(place: Place | None, problems: Problems) -> None:
-    """Whoever asks for inbound inspection must hear that there is none."""
-    problems.warning(
-        place, "connections to servers are not decrypted with the servers' certificates: this is kept, not applied"
-    )
+def read_server(
+    section: Section, certificate: Path | None, key: Path | None, arn: str, check_key: bool
+) -> ServerCertificate:
+    """A server's certificate and key, which the keys ``certificate`` and ``private_key`` of ``section`` name."""
+    if certificate is None or key is None:
+        return ServerCertificate(certificate, key, arn)
+    pem = _read_file(section, section.get("certificate"), "certificate", certificate)
+    if pem is not None:
+        from nfw.ca import parse_certificates, parse_key
+
+        try:
+            chain = parse_certificates(pem)
+        except ValueError as error:
+            section.error(section.get("certificate"), f"certificate {certificate}: {error}")
+            return ServerCertificate(certificate, key, arn)
+        key_pem = _read_file(section, section.get("private_key"), "key", key) if check_key else None
+        if key_pem is not None:
+            try:
+                if parse_key(key_pem).public_key() != chain[0].public_key():
+                    section.error(section.get("private_key"), f"key {key} does not belong to {certificate}")
+            except ValueError as error:
+                section.error(section.get("private_key"), f"key {key}: {error}")
+    return ServerCertificate(certificate, key, arn, pem or b"")
+
+
+def warn_inbound(place: Place | None, inbound: InboundTls, outbound: bool, problems: Problems) -> None:
+    """Whoever asks for inbound inspection must hear when there is none."""
+    if inbound.files is None:
+        problems.warning(
+            place, "connections to these servers are not decrypted: certificate and private_key are not given for all"
+        )
+    elif not outbound:
+        problems.warning(place, "connections to these servers are not decrypted: that needs a tls section with a CA")
 
 
 def _read_scope(node: Node, variables: Variables, problems: Problems) -> TlsScope | None:

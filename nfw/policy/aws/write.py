@@ -40,6 +40,7 @@ from nfw.policy.model import (
     TlsAction,
     TlsDebug,
     Trust,
+    Upstream,
     Variables,
 )
 from nfw.policy.read_stateful import stateful_units
@@ -386,6 +387,8 @@ class _Writer:
             found["quic"] = tls.quic.value
         if not tls.strip_ech:
             found["strip_ech"] = False
+        if tls.inbound_upstream is not Upstream.PINNED:
+            found["inbound_upstream"] = tls.inbound_upstream.value
         if tls.debug is not None:
             found["debug"] = self._debug_settings(tls.debug)
         fetching: Json = {}
