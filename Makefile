@@ -8,13 +8,14 @@ export MYPY_CACHE_DIR := $(CACHE)/mypy
 export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
 PYTEST := $(BIN)/python -m pytest -o cache_dir=$(CACHE)/pytest
 
-.PHONY: help setup demo test test-service check lint bench fuzz conformance lab install uninstall clean
+.PHONY: help setup demo test test-service check lint docs bench fuzz conformance lab install uninstall clean
 
 help:
 	@echo 'sudo make demo    nfw at work on real traffic between network namespaces, step by step'
 	@echo 'sudo make test    all checks: lint, types, unit tests, tests with real packets, the service in a container'
 	@echo '     make check   what of that needs no root'
 	@echo 'sudo make test-service   of that the service: install, boot, upgrade, uninstall (SUITE=bookworm, trixie, noble ...)'
+	@echo '     make docs    the references of policy and commands, from the program'
 	@echo 'sudo make bench   measurements (BENCH=--engines: those that need no root)'
 	@echo '     make fuzz    whatever arrives, nothing raises, hangs or grows (SECONDS=60 of each target)'
 	@echo '     make conformance   how far the rules agree with Suricata: every capture of its test suite (SURICATA=folder)'
@@ -42,6 +43,9 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy engines nfw tests/lab tests/firewall.py tests/demo.py
+
+docs: setup
+	@$(BIN)/python -m tests.reference
 
 # Rows on rules that people load; the files lie beside the checkout.
 ETOPEN ?= ../shared/rulesets/et-open

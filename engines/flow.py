@@ -539,6 +539,21 @@ class FlowTable:
         tracked = [*self._tcp.values(), *self._other.values()]
         return [t.flow for t in tracked if t.direction is TO_SERVER and t.flow is not None]
 
+    def walk(self) -> Iterator[Flow]:
+        """All flows, one at a time, with packets in between: what left meanwhile is left out, and what came too.
+
+        The first step copies pointers, about a millisecond for 100,000 flows.
+        """
+        for tracked in [*self._tcp.values(), *self._other.values()]:
+            flow = tracked.flow
+            if tracked.direction is TO_SERVER and flow is not None and flow._bucket != _NO_BUCKET:
+                yield flow
+
+    def find(self, protocol: int, key: bytes) -> Flow | None:
+        """The flow of packets with this protocol and ``Packet.key``."""
+        known = self._table(protocol).get(key)
+        return None if known is None else known.flow
+
     def expire(self, now: float, limit: int | None = None) -> list[Flow]:
         """Remove and return the flows whose idle timeout has passed. O(flows due); call it about once a second.
 

@@ -317,7 +317,11 @@ def _daemon(facts: Facts) -> Iterator[Finding]:
     if status is None:
         yield Finding("note", "daemon", "nfw is not running here", "systemctl start nfw")
         return
-    if status.get("state") != "filtering":
+    state = str(status.get("state"))
+    if state.startswith("not filtering"):  # the processes run, and packets do not come to them
+        yield Finding("error", "daemon", state, "systemctl restart nfw, and see who removes its table")
+        return
+    if state != "filtering":
         yield Finding(
             "error",
             "daemon",

@@ -8,8 +8,10 @@ One that hangs is found out too: the leader asks each of them every :data:`BEAT_
 :data:`HUNG_BEATS` questions in a row unanswered, and tells the supervisor ``alive`` as long as there is no such one.
 
 Leader -> supervisor: ``failed`` [errors], ``ready`` GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text,
-``alive``.
-Supervisor -> leader: ``status``, ``old_flows`` [...], ``end`` {"action": drop|reject}.
+``alive``, ``answer`` [number, value], ``counts`` {"rows", "since", "last"}.
+Supervisor -> leader: ``status``, ``old_flows`` [...], ``ask`` [number, kind, body], ``count``, ``end`` {"action":
+drop|reject}. What may be asked: ``flows`` and ``flush`` of :mod:`nfw.flows`, ``rules`` {"start"} and ``reset``. The
+answer to ``count``, and the last thing a leader says, are the counts of all rules.
 """
 
 from __future__ import annotations
@@ -27,16 +29,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nfw import process
+from nfw.rulecounts import Counted, CountTable, RuleRow, parts
 from nfw.settings import QUEUE_SPAN, GenerationReady, GenerationSettings, pack, unpack
 
 if TYPE_CHECKING:
+    from engines.counts import RuleCounts
     from nfw.policy.compile import Compiled
     from nfw.policy.model import Policy, Sink
+    from nfw.rulerows import Catalogue
 
 MESSAGE_BYTES = 1 << 20
 READY_SECONDS = 30.0  # a worker that has not bound its queue by then never will
 READY_AGAIN_SECONDS = 10.0  # one of a generation that runs; meanwhile nobody hears of the others
 STATUS_SECONDS = 1.0
+RULE_ROWS = 1000  # described in an answer: at most 700 bytes each
+COUNT_ROWS = 5000  # without words, in a message
 ERRORS_TOLD = 1000  # of a policy; a message has to hold them all
 RESTART_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # waits before the n-th restart within a minute
 BEAT_SECONDS = 2.0  # between two questions whether the processes live
@@ -118,10 +125,20 @@ def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "") -
     cache = default_cache(process.tell)
     with paused_gc():
         loaded = load_policy(policy, *more, map_file=map_file or None, name=name, check_key=False, cache=cache)
+        _import_workers(loaded)
         compiled = compile_policy(loaded, cache)
         gc.collect()
         gc.freeze()  # the compiled rules stay shared: no collector ever writes to their pages
     return compiled
+
+
+def _import_workers(policy: Policy) -> None:
+    """What the processes run, before the rules are compiled: then a switch does not wait for it, and its objects are
+    frozen with all others."""
+    from nfw import worker  # noqa: F401
+
+    if policy.tls is not None:
+        from nfw import keyholder, revocationfetcher, tlsworker  # noqa: F401
 
 
 class Leader:
@@ -136,6 +153,9 @@ class Leader:
         self.flows_known = 0
         self.restarts = 0
         self.started = time.time()
+        self.catalogue: Catalogue | None = None
+        self.table: CountTable | None = None
+        self.counted_since = self.started
 
     def run(self) -> None:
         """Until told to end or the supervisor is gone."""
@@ -151,21 +171,26 @@ class Leader:
         self._say("ready", ready)
         self._watch()
         self._stop_children()
+        self._tell_counts()
 
     # -- start -----------------------------------------------------------------------------------------------------
 
     def _start(self) -> GenerationReady:
         from nfw.policy.errors import PolicyErrors
+        from nfw.rulerows import Catalogue
 
         try:
             settings = self.settings
             compiled = load_compiled(settings.policy, *settings.more, map_file=settings.map_file, name=settings.name)
         except PolicyErrors as errors:
             raise StartError(*[str(error) for error in errors.errors]) from errors
+        compiled_at = time.monotonic()
         policy = compiled.policy
         workers = policy.workers if isinstance(policy.workers, int) else len(os.sched_getaffinity(0))
         workers = max(1, min(workers, QUEUE_SPAN))
         port: int | None = None
+        self.catalogue = Catalogue(compiled)
+        self.table = CountTable(self.catalogue.rows, workers * (1 if compiled.scopes is None else 2))
         if compiled.scopes is not None:
             port = self._start_tls(policy, compiled, workers)
         self._start_packet_workers(compiled, workers)
@@ -186,8 +211,10 @@ class Leader:
             log_events=policy.log.events,
             log_format=policy.log.format.value,
             log_sinks=[sink_settings(sink) for sink in policy.log.sinks],
+            log_flows=policy.log.flow_interval if "flow" in policy.log.wanted else 0,
             log_stats=policy.log.stats_interval if "stats" in policy.log.wanted else 0,
             warnings=tuple(str(warning) for warning in policy.warnings),
+            compiled=compiled_at,
         )
 
     def _start_packet_workers(self, compiled: Compiled, workers: int) -> None:
@@ -195,8 +222,9 @@ class Leader:
 
         for index in range(workers):
 
-            def start(control: socket.socket, queue: int = self.settings.queue_first + index) -> None:
-                worker.run(compiled, self.settings, queue, control, self.log)
+            def start(control: socket.socket, index: int = index) -> None:
+                self._count_in(index)
+                worker.run(compiled, self.settings, self.settings.queue_first + index, control, self.log)
 
             self.children.append(Child(f"nfw packet {index}", start))
 
@@ -251,16 +279,23 @@ class Leader:
             def start(control: socket.socket, index: int = index) -> None:
                 for _, side in (*channels, *fetcher_channels, *resolver_channels, *signer_channels):
                     side.close()
+                counts = self._count_in(workers + index)
                 helpers = tlsworker.Helpers(
                     holder=channels[index][0],
                     fetcher=fetcher_channels[index][0] if fetcher_channels else None,
                     resolver=resolver_channels[index][0] if resolver_channels else None,
                     signer=signer_channels[index][0] if signer_channels else None,
                 )
-                tlsworker.run(compiled, self.settings, sockets[index], port, helpers, control, self.log)
+                tlsworker.run(compiled, self.settings, sockets[index], port, helpers, control, self.log, counts)
 
             self.children.append(Child(f"nfw tls {index}", start))
         return port
+
+    def _count_in(self, slot: int) -> RuleCounts:
+        """In a child: its slot of the counts; answers those of TLS statuses."""
+        assert self.catalogue is not None
+        assert self.table is not None
+        return self.catalogue.attach(self.table, slot)
 
     def _wait_ready(self) -> None:
         for child in self.children:
@@ -384,6 +419,11 @@ class Leader:
         elif kind == "old_flows":
             self._ask("old_flows", body, [child for child in self.children if child.title.startswith("nfw packet")])
             self._say("flows_known", None)
+        elif kind == "count":
+            self._tell_counts()
+        elif kind == "ask":
+            number, what, asked = body
+            self._say("answer", [number, self._told_of(what, asked)])
         elif kind == "end":
             self._ask("end", body, self.children)
             self.stopping = True
@@ -402,6 +442,71 @@ class Leader:
                 {"name": child.title, "pid": child.pid, **answers.get(child.title, {})} for child in self.children
             ],
         }
+
+    def _told_of(self, what: str, asked: Any) -> Any:
+        if what == "flows":
+            return self._flows(asked)
+        if what == "flush":
+            return self._flush(asked)
+        if what == "rules":
+            return self._rules(int(asked["start"]))
+        if what == "reset" and self.table is not None:
+            self.table.reset()
+            self.counted_since = time.time()
+            return {"since": self.counted_since}
+        return {"error": f"this generation does not know {what!r}"}
+
+    def _counted(self, start: int, count: int | None = None) -> list[tuple[RuleRow, Counted]]:
+        """``count`` rules from number ``start`` on, or all, with their counts; times are since the epoch."""
+        if self.catalogue is None or self.table is None:
+            return []
+        rows = self.catalogue.told()[start:][:count]
+        if not rows:
+            return []
+        first, stop = rows[0][0], rows[-1][0] + 1
+        sums = self.table.sums(first, stop)
+        wall = time.time() - time.monotonic()
+        found = ((row, sums[at - first]) for at, row in rows)
+        return [(row, one._replace(last=one.last + wall if one.last else 0.0)) for row, one in found]
+
+    def _rules(self, start: int) -> dict[str, Any]:
+        """:data:`RULE_ROWS` rules from number ``start`` on."""
+        page = [[*row, *one] for row, one in self._counted(start, RULE_ROWS)]
+        total = len(self.catalogue.told()) if self.catalogue is not None else 0
+        return {"total": total, "rows": page, "since": self.counted_since}
+
+    def _tell_counts(self) -> None:
+        rows = [[row.digest, *one] for row, one in self._counted(0)]
+        pieces = list(parts(rows, COUNT_ROWS))
+        for number, piece in enumerate(pieces, 1):
+            self._say("counts", {"rows": piece, "since": self.counted_since, "last": number == len(pieces)})
+
+    def _flows(self, asked: dict[str, Any]) -> Any:
+        """One page of one process's flows; without a process, which there are."""
+        title = asked.get("process")
+        if not title:
+            return {"processes": [child.title for child in self.children if _has_flows(child)]}
+        children = [child for child in self.children if child.title == title and _has_flows(child)]
+        page = self._ask("flows", asked, children).get(str(title))
+        if page is None or page.get("token", asked.get("token")) != asked.get("token"):  # an older question's, too late
+            return {"error": f"{title} did not answer in time"}
+        return page
+
+    def _flush(self, asked: dict[str, Any]) -> int:
+        """``flows``: [process, :data:`nfw.pipeline.FlowName`] each. ``sessions``: of TLS workers, after the rest."""
+        ended = 0
+        for child in self.children:
+            body: Any = []
+            if asked["sessions"] and child.title.startswith("nfw tls"):
+                body = [name[5] for process, name in asked["flows"] if process == child.title]
+            elif not asked["sessions"] and child.title.startswith("nfw packet"):
+                # Whatever worker's it was: packets that follow may be any one's to judge.
+                body = [
+                    [*name[:5], name[5] if process == child.title else 0, name[6]] for process, name in asked["flows"]
+                ]
+            if body:
+                ended += self._ask("flush", body, [child]).get(child.title) or 0
+        return ended
 
     def _ask(self, kind: str, body: Any, children: list[Child]) -> dict[str, Any]:
         """Send to all, then collect what each answers within :data:`STATUS_SECONDS`."""
@@ -445,6 +550,10 @@ class Leader:
     def _say(self, kind: str, value: Any) -> None:
         with contextlib.suppress(OSError):
             self.supervisor.send(pack(kind, value))
+
+
+def _has_flows(child: Child) -> bool:
+    return child.title.startswith(("nfw packet", "nfw tls"))
 
 
 def _answer(child: Child, kind: str, until: float) -> Any:

@@ -20,7 +20,12 @@ UDP has a mark of its own kind (``Disposition.INSPECT_UDP`` and so on) because i
 conntrack alone knows which side of an open flow is the client. A datagram of an older generation that comes from the
 server is stamped ``REPLY``, so that no worker takes it for the beginning of a flow.
 
-Base chains stay as long as the table: the kernel drops every queued packet of the namespace when a hook goes.
+``ct packets`` in a rule switches connection accounting on (net.netfilter.nf_conntrack_acct) for flows that begin from
+then on, and needs no right to write sysctls. It stays on: nobody can tell who else counts on it.
+
+Base chains stay as long as the table: the kernel drops every queued packet of the namespace when a hook goes. The
+forward chain's policy is to drop although its rules decide everything: a packet that is on its way through the hook
+while the table is replaced sees the old chain without its rules.
 
 nft 1.0.6 cannot combine two registers (``ct mark set ct mark & x | meta mark & y``), so each rule that copies a mark
 has its constants written out. The queue rule is nft's own statement where the kernel has it, else the compat target.
@@ -163,7 +168,7 @@ table inet {self.table} {{
     counter name unjudged drop
   }}
   chain forward {{
-    type filter hook forward priority -150; policy accept;
+    type filter hook forward priority -150; policy drop;
     meta mark & {f} == @judged {clear} accept
     goto unjudged
   }}
@@ -184,6 +189,9 @@ table inet {self.table} {{
   }}
   chain fragments {{
     type filter hook prerouting priority -450; policy accept;
+  }}
+  chain accounting {{
+    ct packets 0 return comment "never jumped to: that it is here makes the kernel count what each flow carries"
   }}
 }}
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import stat
@@ -24,6 +25,7 @@ from nfw.sinks import Counters, Sink, split
 MESSAGE_BYTES = 60_000  # one socket message; well under the socket buffer so that several fit
 SOCKET_BYTES = 8 << 20  # about a second of heavy logging while the writer is busy rotating
 FLUSH_SECONDS = 0.1
+WAIT_SECONDS = 0.2
 STOP_SECONDS = 1.0  # for what is queued when the writer is told to stop; under a flood there is no end to it
 
 
@@ -186,7 +188,7 @@ def run_writer(receiver: socket.socket, sinks: Sequence[Sink], counters: Counter
     signal.signal(signal.SIGHUP, lambda *_: state.update(reopen=True))
     signal.signal(signal.SIGTERM, lambda *_: state.update(stop=True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    receiver.settimeout(0.2)
+    receiver.setblocking(False)
     while True:
         if state["reopen"]:
             state["reopen"] = False
@@ -196,8 +198,9 @@ def run_writer(receiver: socket.socket, sinks: Sequence[Sink], counters: Counter
             stop_at = stop_at or time.monotonic() + STOP_SECONDS
             if time.monotonic() >= stop_at:
                 break
+        _wait(receiver, sinks)
         data = None
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(BlockingIOError):
             data = receiver.recv(MESSAGE_BYTES * 2)
         if data == b"" or (data is None and state["stop"]):
             break
@@ -210,3 +213,16 @@ def run_writer(receiver: socket.socket, sinks: Sequence[Sink], counters: Counter
             counters.put([sink.lost for sink in sinks])
     for sink in sinks:
         sink.close()
+    if counters is not None:
+        counters.put([sink.lost for sink in sinks])
+
+
+def _wait(receiver: socket.socket, sinks: Sequence[Sink]) -> None:
+    """Until there is something to read, or a sink takes more of what waits for it, :data:`WAIT_SECONDS` at most."""
+    poll = select.poll()
+    poll.register(receiver, select.POLLIN)
+    for sink in sinks:
+        socket_of_sink = sink.blocked()
+        if socket_of_sink >= 0:
+            poll.register(socket_of_sink, select.POLLOUT)
+    poll.poll(WAIT_SECONDS * 1000)

@@ -171,7 +171,9 @@ def _process(process: Mapping[str, Any], counts: Counts, rules: Rules) -> None:
         add("nfw_bugs", (), process["bugs"])
     if "log_dropped" in process:
         add("nfw_log_dropped_lines", ("writer_busy",), process["log_dropped"])
-    for engine, name in (("stateless", "stateless_hits"), ("stateful", "rule_hits")):
+    if process.get("stateless_default_hits"):
+        add("nfw_rule_hits", ("stateless", "default"), process["stateless_default_hits"])
+    for engine, name in (("stateless", "stateless_hits"), ("stateful", "rule_hits"), ("tls", "scope_hits")):
         for rule, hits in (process.get(name) or {}).items():
             if hits:
                 add("nfw_rule_hits", (engine, rules.label(engine, str(rule))), hits)

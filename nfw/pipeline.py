@@ -30,10 +30,11 @@ from engines.stateful.app.detect import looks_like_quic
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment
 from engines.stateful.stream import HalfStream, Status
 from engines.stateless.filter import StatelessMatch
-from engines.stateless.rule import StatelessAction
+from engines.stateless.rule import StatelessAction, StatelessRule
 from engines.tls.ech import without_ech
 from engines.verdict import Decision, Direction, RuleRef, Scope, Verdict
 from nfw import events
+from nfw.flows.ledger import Ledger, Settled
 from nfw.marks import Disposition
 from nfw.policy.model import OpenFlowsOf, Refusal, StreamException, TlsAction
 from nfw.tuples import flow_tuple
@@ -51,6 +52,7 @@ HELD_PACKETS_PER_FLOW = 64
 HELD_PACKETS = 4096  # of a worker; the kernel's queue is longer than this, so the queue itself never fills by holding
 HOLD_SECONDS = 0.25  # below the smallest retransmission time-outs people notice, above any segment's spacing
 OLD_FLOWS = 200_000  # remembered 5-tuples of the generation before
+FLUSHED_FLOWS = 200_000  # remembered 5-tuples of flows ended by hand; beyond, the first is what any midstream flow is
 SETTLED_KEYS = 65_536  # of flows the kernel has taken over, while packets queued before that may still come
 SETTLED_SECONDS = 10.0  # far more than any packet waits in the queue
 DROP_EVENTS_PER_SECOND = 100  # drop records of packets that belong to no flow; the rest is only counted
@@ -93,6 +95,10 @@ class Effects(Protocol):
 
     def event(self, event: dict[str, Any]) -> None:
         """Log one EVE record."""
+
+
+# Protocol, client, its port, server, its port, the flow's number in the table (0: not there), key of its packets.
+FlowName = tuple[int, bytes, int, bytes, int, int, bytes]
 
 
 class Endpoints(NamedTuple):
@@ -139,6 +145,8 @@ class Pipeline:
         self.holding: OrderedDict[int, Flow] = OrderedDict()  # flows with held packets, oldest first
         self.held_packets = 0
         self.old_flows: set[bytes] = set()
+        self.flushed: OrderedDict[bytes, None] = OrderedDict()  # TCP flows ended by hand, oldest first
+        self.ledger = Ledger()
         # Flows marked PASS or DROP that have left the table, by protocol and key, oldest first: packets of theirs that
         # were queued before the mark was set must not be taken for mid-stream, nor their answer undo the mark.
         self.settled: OrderedDict[tuple[int, bytes], tuple[Answer, float]] = OrderedDict()
@@ -166,7 +174,7 @@ class Pipeline:
         self.bytes += len(data)
         if packet.problem is not None:
             return self._drop("invalid_packet", packet, now)
-        match = self.filter.match(packet)
+        match = self.filter.match(packet, now)
         if match.action is not StatelessAction.FORWARD:
             return self._stateless(packet, match, now)
         self.forwarded += 1
@@ -221,16 +229,24 @@ class Pipeline:
         if match.action is StatelessAction.DROP:
             if match.rule is None:
                 return self._drop("stateless_default", packet, now)
-            rule = match.rule
-            ref = RuleRef("stateless", rule.priority, rule.name or rule.group, rule.file, rule.line)
-            return self._drop("stateless_rule", packet, now, ref)
+            return self._drop("stateless_rule", packet, now, stateless_ref(match.rule))
         self._count("stateless_pass")
         self._verdict("stateless", "pass", "stateless_default" if match.rule is None else "stateless_rule")
         # The kernel may take over only when the answer to the replies is known to be the same.
         settled = packet.protocol == UDP or (packet.protocol == TCP and not self._flag_rules)
         if settled and self.filter.action_of_reply(packet) is StatelessAction.PASS:
+            if packet.key:
+                self._passed(packet, match, now)
             return Answer.PASS
         return Answer.ONCE
+
+    def _passed(self, packet: Packet, match: StatelessMatch, now: float) -> None:
+        """A flow that never was in the flow table."""
+        reason = "stateless_default" if match.rule is None else "stateless_rule"
+        rule = None if match.rule is None else stateless_ref(match.rule)
+        ends = (packet.src, packet.sport, packet.dst, packet.dport)
+        counted = (1, 0), (packet.end, 0)
+        self.ledger.add(Settled(packet.key, packet.protocol, *ends, now, *counted, None, reason, rule, "", ""))
 
     def _track(self, packet_id: int, packet: Packet, tracked: Tracked, old: bool, ours: bool, now: float) -> Answer:
         if tracked.ended is not None:
@@ -264,14 +280,19 @@ class Pipeline:
             return self._drop(f"invalid_{tracked.reason or 'packet'}", packet, now, flow=flow)
         context = flow.context
         if context is None:
+            if self.flushed and kind is Kind.NEW and packet.protocol == TCP:
+                self.flushed.pop(_tuple(packet), None)  # the client has begun anew
             if kind is Kind.NEW and packet.protocol == TCP and self._in_scope(packet):
                 self.table.remove(flow)
                 self._count("tls")
                 self._verdict("flow", "tls", "tls_scope")
                 return Answer.TLS
-            inspector = Inspector(self.ruleset, _facts(flow), now) if self.inspects else None
-            context = flow.context = Context(inspector)
+            context = flow.context = Context(self._inspector(flow, now) if self.inspects else None)
         return self._inspect(packet_id, packet, flow, context, tracked.direction, tracked.established, now)
+
+    def _inspector(self, flow: Flow, now: float) -> Inspector:
+        """Whoever judges a new flow."""
+        return Inspector(self.ruleset, flow_facts(flow), now)
 
     def _settled(self, packet: Packet, made: Flow | None, now: float) -> Answer | None:
         """The answer to a packet of a flow that the kernel has taken over meanwhile; ``made``: what it made of it."""
@@ -286,19 +307,54 @@ class Pipeline:
     def _settle(self, flow: Flow, answer: Answer, now: float) -> Answer:
         """``flow`` leaves the table: from here on it is the kernel's."""
         self.table.remove(flow)
-        settled, until = self.settled, now + SETTLED_SECONDS
+        self._note(flow, answer)
         for key in flow.keys:
-            settled[flow.protocol, key] = (answer, until)
-            settled.move_to_end((flow.protocol, key))
-        while len(settled) > SETTLED_KEYS:
-            settled.popitem(last=False)
+            self._remember(flow.protocol, key, answer, now)
         return answer
+
+    def _remember(self, protocol: int, key: bytes, answer: Answer, now: float) -> None:
+        settled = self.settled
+        settled[protocol, key] = (answer, now + SETTLED_SECONDS)
+        settled.move_to_end((protocol, key))
+        if len(settled) > SETTLED_KEYS:
+            settled.popitem(last=False)
+
+    def _note(self, flow: Flow, answer: Answer) -> None:
+        context: Context | None = flow.context
+        decision = context.decision if context is not None else None
+        inspector = context.inspector if context is not None else None
+        refused = None
+        if answer is Answer.DROP_FLOW:
+            refused = (decision.verdict if decision is not None else Verdict.DROP).value
+        self.ledger.add(
+            Settled(
+                flow.keys[0],
+                flow.protocol,
+                flow.client,
+                flow.client_port,
+                flow.server,
+                flow.server_port,
+                flow.created,
+                (flow.packets[0], flow.packets[1]),
+                (flow.bytes[0], flow.bytes[1]),
+                refused,
+                decision.reason if decision is not None else "no_match",
+                decision.rule if decision is not None else None,
+                inspector.app_proto if inspector is not None else "",
+                inspector.server_name if inspector is not None else "",
+                flow.id,
+            )
+        )
 
     def _in_scope(self, packet: Packet) -> bool:
         return self.scopes is not None and self.scopes.covers(packet)
 
     def _midstream(self, packet: Packet, old: bool, now: float) -> Answer | None:
         """TCP of which no handshake was seen: opened under an older policy, or never seen at all. None: take it up."""
+        if self.flushed and _tuple(packet) in self.flushed:
+            if self.policy.open_flows.action is Refusal.REJECT:
+                self._reset(packet)
+            return self._drop("flushed", packet, now)
         if old or (self.old_flows and _tuple(packet) in self.old_flows):
             if not self._ends_open(packet):
                 return _bare_reset(packet)
@@ -619,6 +675,33 @@ class Pipeline:
                 return
             self.old_flows.add(item)
 
+    def flush(self, flows: Iterable[FlowName], now: float) -> int:
+        """End flows by hand; how many of them were in the table.
+
+        What follows of TCP is dropped or rejected as ``open_flows`` says, until a SYN begins anew. Of UDP the client's
+        next datagram begins anew and until then the server's are dropped, by the kernel as soon as it has the mark.
+        """
+        ended = 0
+        for protocol, client, client_port, server, server_port, number, key in flows:
+            flow = self.table.find(protocol, key)
+            if flow is not None and flow.id == number:
+                self._ended(flow, now, CloseReason.FLUSHED.value)
+                ended += self.table.remove(flow)
+            if protocol not in (TCP, UDP):
+                continue
+            ports = client_port.to_bytes(2, "big"), server_port.to_bytes(2, "big")
+            there, back = client + server + ports[0] + ports[1], server + client + ports[1] + ports[0]
+            for each in (there, back):  # or packets still queued would be taken for the settled flow's
+                self.settled.pop((protocol, each), None)
+                self.ledger.discard(protocol, each)
+            if protocol == TCP:
+                self.flushed[flow_tuple(protocol, client, client_port, server, server_port)] = None
+                if len(self.flushed) > FLUSHED_FLOWS:
+                    self.flushed.popitem(last=False)
+            else:
+                self._remember(protocol, back, Answer.ENDED, now)
+        return ended
+
     # -- records ---------------------------------------------------------------------------------------------------
 
     def _closed(self, flow: Flow, now: float) -> None:
@@ -764,11 +847,17 @@ def _bare_reset(packet: Packet) -> Answer | None:
     return Answer.ONCE if packet.tcp_flags & RST and not packet.payload else None
 
 
+def stateless_ref(rule: StatelessRule) -> RuleRef:
+    """The name of a stateless rule."""
+    return RuleRef("stateless", rule.priority, rule.name or rule.group, rule.file, rule.line)
+
+
 def _tuple(packet: Packet) -> bytes:
     return flow_tuple(packet.protocol, packet.src, packet.sport, packet.dst, packet.dport)
 
 
-def _facts(flow: Flow) -> FlowFacts:
+def flow_facts(flow: Flow) -> FlowFacts:
+    """What an inspector is told of a flow."""
     return FlowFacts(flow.id, flow.protocol, flow.client, flow.server, flow.client_port, flow.server_port)
 
 

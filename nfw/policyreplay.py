@@ -122,7 +122,7 @@ class _Entry:
         return {UDP: _UDP, ICMP: _ICMP, ICMPV6: _ICMP}.get(protocol, _OTHER)
 
 
-class _Tracing(Pipeline):
+class Tracing(Pipeline):
     """Remembers why it answered what it answered: ``said`` of the last packet, ``decided`` by the inspector."""
 
     def __init__(
@@ -165,7 +165,14 @@ class PolicyReplay:
     Acts for the pipeline (:class:`nfw.pipeline.Effects`). Times are seconds since 1970, from the capture.
     """
 
-    def __init__(self, compiled: Compiled, event: Callable[[dict[str, Any]], None], *, inspect_tls: bool) -> None:
+    def __init__(
+        self,
+        compiled: Compiled,
+        event: Callable[[dict[str, Any]], None],
+        *,
+        inspect_tls: bool,
+        pipeline: type[Tracing] = Tracing,
+    ) -> None:
         self.verdicts: dict[Counted, int] = {}
         self.intercepted = self.injected = 0
         self._event = event
@@ -178,7 +185,7 @@ class PolicyReplay:
         self._injected_before = 0
         self._due = 0.0
         self.now = 0.0
-        self.pipeline = _Tracing(compiled, self, self._in_scope, inspect_tls)
+        self.pipeline = pipeline(compiled, self, self._in_scope, inspect_tls)
 
     @property
     def incomplete(self) -> int:

@@ -182,6 +182,7 @@ SETTINGS: Mapping[str, Callable[[ReplayOptions, str], ReplayOptions]] = {
     "stream.reassembly.depth": _session("depth", _size),
     "stream.reassembly.toserver-chunk-size": _session("chunk_to_server", _size),
     "stream.reassembly.toclient-chunk-size": _session("chunk_to_client", _size),
+    "app-layer.protocols.mqtt.max-msg-length": _app("mqtt_packet", _size),
     _HTTP + "lzma-enabled": _app("lzma", _bool),
     _HTTP + "response-body-decompress-layer-limit": _app("decode_layers", _size),
     _HTTP + "request-body-limit": _app("request_body", _size),

@@ -63,6 +63,8 @@ ISSUER_JOBS = 128
 MAX_JOBS = 1024  # open at the same time; more are answered UNKNOWN at once
 MAX_WAITING = 65_536  # per certificate
 MAX_FINDINGS = 16_384
+REFRESH_SHARE = 0.1  # of its life before the end of a CRL, the next one is fetched
+REFRESH_WITHIN = 86400.0  # seconds since anybody has asked for it
 MAX_CRLS = 64  # indexes in memory, at most this many
 MAX_SERIALS = 4_000_000  # and of this many entries together, some 400 MB
 NEGATIVE_SECONDS = 20.0  # a responder that failed is left alone as long
@@ -199,6 +201,16 @@ class Store:
             os.unlink(name, dir_fd=self._folder)
 
 
+@dataclass(slots=True)
+class _Known:
+    """A CRL that is there: where from, whose, when its successor is due, when somebody asked for it last."""
+
+    url: str
+    issuer: x509.Certificate
+    refresh_at: float
+    used: float
+
+
 class CrlShelf:
     """CRLs by URL and issuer, each fetched and indexed once for everybody who needs it."""
 
@@ -211,6 +223,7 @@ class CrlShelf:
         self._pool = ThreadPoolExecutor(CRL_THREADS, thread_name_prefix="crl")
         self._coming: dict[str, Future[CrlIndex | Finding]] = {}
         self._indexes: OrderedDict[str, tuple[CrlIndex | Finding, float]] = OrderedDict()  # and until when
+        self._known: dict[str, _Known] = {}  # what is in _indexes, and how to get its successor
 
     def index(self, url: str, issuer: x509.Certificate, seconds: float) -> CrlIndex | Finding:
         """The CRL at ``url`` as the issuer's, or why there is none within ``seconds``."""
@@ -219,6 +232,8 @@ class CrlShelf:
             known = self._indexes.get(key)
             if known is not None and known[1] > self._clock():
                 self._indexes.move_to_end(key)
+                if key in self._known:
+                    self._known[key].used = self._clock()
                 return known[0]
             future = self._coming.get(key)
             if future is None:
@@ -229,6 +244,45 @@ class CrlShelf:
             return future.result(max(0.0, seconds))
         except FutureTimeoutError:
             return _unknown("crl", "timeout", url)
+
+    def refresh(self) -> None:
+        """Fetch the successors of those CRLs that end soon and are in use."""
+        now = self._clock()
+        with self._lock:
+            for key, known in self._known.items():
+                due = now >= known.refresh_at and now - known.used < REFRESH_WITHIN
+                if due and key not in self._coming and len(self._coming) < MAX_CRLS:
+                    known.refresh_at = now + NEGATIVE_SECONDS
+                    self._coming[key] = self._pool.submit(self._renew, key, known)
+
+    def _renew(self, key: str, known: _Known) -> CrlIndex | Finding:
+        """As :meth:`_load`, but what there is stays until there is something newer."""
+        found: CrlIndex | Finding = _unknown("crl", "internal", known.url)
+        try:
+            data = self._get(known.url, CRL_SECONDS)
+            now = self._clock()
+            found = revocation.read_crl(data, known.issuer, now)
+            if isinstance(found, CrlIndex):
+                self._store.put(key, data)
+        except FetchError as error:
+            found = _unknown("crl", error.reason, known.url)
+        finally:
+            with self._lock:
+                self._coming.pop(key, None)
+                if isinstance(found, CrlIndex):
+                    self._keep(key, found, min(found.next_update, now + revocation.MAX_AGE), known.url, known.issuer)
+        return found
+
+    def _keep(self, key: str, found: CrlIndex | Finding, until: float, url: str, issuer: x509.Certificate) -> None:
+        """With the lock held."""
+        now = self._clock()
+        self._indexes[key] = found, until
+        self._indexes.move_to_end(key)
+        self._known.pop(key, None)
+        if isinstance(found, CrlIndex):
+            life = until - max(found.this_update, until - revocation.MAX_AGE)
+            self._known[key] = _Known(url, issuer, until - life * REFRESH_SHARE, now)
+        self._bound()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -260,16 +314,15 @@ class CrlShelf:
         finally:
             with self._lock:
                 self._coming.pop(key, None)
-                self._indexes[key] = found, until
-                self._indexes.move_to_end(key)
-                self._bound()
+                self._keep(key, found, until, url, issuer)
 
     def _bound(self) -> None:
         def entries() -> int:
             return sum(len(one.serials) for one, _ in self._indexes.values() if isinstance(one, CrlIndex))
 
         while len(self._indexes) > 1 and (len(self._indexes) > MAX_CRLS or entries() > MAX_SERIALS):
-            self._indexes.popitem(last=False)
+            key, _ = self._indexes.popitem(last=False)
+            self._known.pop(key, None)
 
 
 @dataclass(slots=True)
@@ -346,6 +399,7 @@ class Fetcher:
 
     def settle(self, now: float) -> None:
         """Give the answers that have come, and UNKNOWN to those who have waited long enough."""
+        self._shelf.refresh()
         while True:
             try:
                 key, finding = self._done.get_nowait()

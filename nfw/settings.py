@@ -64,7 +64,9 @@ class GenerationReady:
     log_format: str = "eve"
     log_sinks: Sequence[dict[str, Any]] = ()  # as nfw.sinks.make wants them
     log_stats: int = 0  # seconds between records, 0: none are wanted
+    log_flows: int = 0  # the same, of records of flows that are open
     warnings: tuple[str, ...] = ()
+    compiled: float = 0.0  # time.monotonic() when the rules were compiled, before any process was started
 
 
 def most(hits: Mapping[str, int], bound: int = RULES_TOLD) -> tuple[dict[str, int], int]:

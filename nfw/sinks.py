@@ -1,7 +1,9 @@
 """Where the log writer puts records: files, journald, syslog, Unix sockets, several at once.
 
 No sink waits, so none can hold up another: sockets are non-blocking, and what a reader does not take is kept up to
-:data:`BUFFER_BYTES` (streams) or not at all (datagrams), then dropped and counted. The first loss is said on standard
+:data:`BUFFER_BYTES`, then dropped and counted; without a reader, streams keep as much, datagrams nothing. Linux queues
+no more than ``net.unix.max_dgram_qlen`` datagrams (10) at a Unix socket, far fewer than one message of a worker has
+lines, so a reader that keeps up well is slow all the time. The first loss is said on standard
 error, and so is the end of it, with the number of lines; sinks in EVE format get a ``log_dropped`` record too. Only a
 file's disk can make the writer itself wait; then the channel from the workers fills, which they count (``nfw/log.py``).
 """
@@ -24,7 +26,7 @@ from typing import Any, Protocol
 from nfw import awslog, events
 from nfw.policy.read_log import FACILITIES, parse_remote
 
-BUFFER_BYTES = 4 << 20  # of one stream sink, waiting for its reader
+BUFFER_BYTES = 4 << 20  # of one sink, waiting for its reader
 SEND_BYTES = 256 * 1024
 RETRY_SECONDS = 1.0  # between two attempts to reach a reader that is not there
 CALM_SECONDS = 2.0  # without a loss, and a sink is said to work again
@@ -46,11 +48,14 @@ class Output(Protocol):
     def tend(self) -> int:
         """Go on with what waits; how many lines that was kept are lost after all."""
 
+    def blocked(self) -> int:
+        """The socket that is to be written to as soon as it can be, -1 for none."""
+
     def reopen(self) -> None:
         """SIGHUP."""
 
-    def close(self) -> None:
-        """Give up; never waits."""
+    def close(self) -> int:
+        """Give up; never waits. How many lines that was kept are lost."""
 
 
 class Sink:
@@ -79,11 +84,15 @@ class Sink:
         """At least a few times a second."""
         self._noted(self._output.tend(), wrote=False)
 
+    def blocked(self) -> int:
+        """The socket that is to be written to as soon as it can be, -1 for none; :meth:`tend` does it."""
+        return self._output.blocked()
+
     def reopen(self) -> None:
         self._output.reopen()
 
     def close(self) -> None:
-        self._output.close()
+        self._noted(self._output.close(), wrote=False)
 
     def _shaped(self, lines: Sequence[tuple[str, bytes]]) -> Sequence[tuple[str, bytes]]:
         if self._firewall is None:
@@ -144,14 +153,18 @@ class FileOutput:
     def tend(self) -> int:
         return 0
 
+    def blocked(self) -> int:
+        return -1
+
     def reopen(self) -> None:
         try:
             self._file.reopen()
         except OSError as error:
             say(f"cannot reopen the event log {self._file.path}: {error.strerror}")
 
-    def close(self) -> None:
+    def close(self) -> int:
         self._file.close()
+        return 0
 
 
 class DatagramOutput:
@@ -163,34 +176,63 @@ class DatagramOutput:
         self._frame = frame
         self._sock: socket.socket | None = None
         self._due = 0.0
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
 
     def write(self, lines: Sequence[tuple[str, bytes]]) -> int:
-        for number, (kind, line) in enumerate(lines):
-            if not self._connected():
-                return len(lines) - number
-            assert self._sock is not None
-            try:
-                self._sock.send(self._frame(kind, line))
-            except OSError as error:
-                if error.errno == errno.EMSGSIZE:
-                    return 1 + self.write(lines[number + 1 :])
-                if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
-                    self.close()
-                return len(lines) - number
-        return 0
+        if not self._connected():
+            return len(lines)
+        lost = 0
+        for kind, line in lines:
+            data = self._frame(kind, line)
+            if self._size + len(data) > BUFFER_BYTES:
+                lost += self._flush()
+            if self._size + len(data) > BUFFER_BYTES:
+                lost += 1
+            else:
+                self._waiting.append(data)
+                self._size += len(data)
+        return lost + self._flush()
 
     def tend(self) -> int:
-        return 0
+        return self._flush()
+
+    def blocked(self) -> int:
+        return self._sock.fileno() if self._sock is not None and self._waiting else -1
 
     def reopen(self) -> None:
-        self.close()
-        self._due = 0.0
-
-    def close(self) -> None:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
+        self._due = 0.0
+
+    def close(self) -> int:
+        return self._flush() + self._hang_up()
+
+    def _hang_up(self) -> int:
+        """Nobody is there; whoever comes gets what is said from then on."""
+        self.reopen()
         self._due = time.monotonic() + RETRY_SECONDS
+        lost, self._size = len(self._waiting), 0
+        self._waiting.clear()
+        return lost
+
+    def _flush(self) -> int:
+        lost = 0
+        while self._waiting and self._connected():
+            assert self._sock is not None
+            data = self._waiting[0]
+            try:
+                self._sock.send(data)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
+                    return lost + self._hang_up()
+                lost += 1
+            self._waiting.popleft()
+            self._size -= len(data)
+        return lost
 
     def _connected(self) -> bool:
         if self._sock is not None:
@@ -240,13 +282,17 @@ class StreamOutput:
         self._flush()
         return 0
 
+    def blocked(self) -> int:
+        return self._sock.fileno() if self._sock is not None and self._waiting else -1
+
     def reopen(self) -> None:
         self._hang_up()
         self._due = 0.0
 
-    def close(self) -> None:
+    def close(self) -> int:
         self._flush()
         self._hang_up()
+        return len(self._waiting)
 
     def _hang_up(self) -> None:
         if self._sock is not None:

@@ -8,12 +8,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import random
 import socket
 import struct
 import termios
 
 READ_BYTES = 256 * 1024  # measured: larger reads gain nothing, smaller ones cost
 IP_TRANSPARENT, IPV6_TRANSPARENT, IP_BIND_ADDRESS_NO_PORT, TCP_REPAIR, SO_MARK = 19, 75, 24, 19, 36
+OUR_PORTS = (10_000, 32_767)
+"""Where our connections with clients' addresses come from. Clients themselves use higher ports (Linux from 32768,
+others from 49152): were one port both, the client's next connection from it would be taken for ours, and lost."""
+_ATTEMPTS = 8  # to find a port that is free
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, no time: close sends RST
 
 
@@ -125,6 +130,15 @@ class Side:
 def dial(family: int, source: str, destination: tuple[str, int], mark: int) -> tuple[Side, int]:
     """Start connecting to ``destination`` from the foreign address ``source``: the socket, and 0 or EINPROGRESS, or
     the errno of what went wrong. Raises OSError when there is no descriptor left for a socket."""
+    for _ in range(_ATTEMPTS):
+        side, result = _dial(family, source, random.randint(*OUR_PORTS), destination, mark)
+        if result not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+            return side, result
+        side.close("close")
+    return _dial(family, source, 0, destination, mark)
+
+
+def _dial(family: int, source: str, port: int, destination: tuple[str, int], mark: int) -> tuple[Side, int]:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
@@ -134,7 +148,9 @@ def dial(family: int, source: str, destination: tuple[str, int], mark: int) -> t
         else:
             sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
         sock.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-        sock.bind((source, 0))
+        # One port may serve several destinations at the same time.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((source, port))
         return Side(sock), sock.connect_ex(destination)
     except OSError as error:
         return Side(sock), error.errno or errno.EIO

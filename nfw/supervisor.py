@@ -17,15 +17,19 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nfw import __version__, events, log, process, sinks
 from nfw.conntrack import Conntrack
 from nfw.control import ControlServer, Deferred, Reply, Request
 from nfw.exporter import Address, Exporter, is_private
+from nfw.flows.desk import FlowDesk
+from nfw.flows.recorder import Recorder
 from nfw.generation import MESSAGE_BYTES, describe
 from nfw.hostnet import GenerationPlan, HostNet, HostNetError
 from nfw.marks import Disposition, MarkLayout
+from nfw.rulecounts import Book, Kept, RuleRow, together
 from nfw.settings import (
     DEFAULT_CONTROL,
     DEFAULT_LOG,
@@ -44,6 +48,8 @@ SILENT_SECONDS = 15.0  # without a word that all of the generation lives; its le
 END_SECONDS = 5.0  # for the old generation to write its last records
 OLD_FLOWS_PER_MESSAGE = 8000
 STATUS_SECONDS = 3.0
+COUNTS_SECONDS = 60.0  # between two looks at what the rules have counted; a leader that is killed takes as much along
+COUNTS_FILE = "rule-counts"
 RESTART_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)  # waits before the n-th start within a minute
 QUEUE_SPANS = 4  # current, coming and two that are still ending
 BUSY_SECONDS = 2.0  # for the processes of a killed supervisor to be gone
@@ -63,6 +69,7 @@ class Options:
     queue_base: int = DEFAULT_QUEUE_BASE
     log: str | None = None
     metrics: Address | None = None  # where Prometheus may scrape
+    state: str = ""  # folder in which counts of rules are kept from one start to the next; empty: they are not
     on_exit: str = "closed"  # closed: traffic stays blocked until the next start; cleanup: the kernel as it was
 
 
@@ -79,6 +86,7 @@ class Generation:
     hangs: bool = False
     answer: Callable[[Reply], None] | None = None
     waiting_status: list[tuple[Callable[[Reply], None], float]] = field(default_factory=list)  # and until when
+    asked: dict[int, tuple[Callable[[Any], None], float]] = field(default_factory=dict)  # by number, and until when
 
 
 class Supervisor:
@@ -94,6 +102,11 @@ class Supervisor:
         self.coming: Generation | None = None
         self.ending: list[tuple[Generation, float]] = []
         self.number = 0
+        self.questions = 0  # put to leaders
+        self.book = Book()
+        self.save_failed = False
+        self.counts_due = time.monotonic() + COUNTS_SECONDS
+        self.after_ending: list[Callable[[], None]] = []  # for whoever needs the last word of older generations
         self.retiring: list[int] = []  # numbers of generations that have been replaced but have not ended
         self.stopping = False
         self.exit_status = 0
@@ -111,6 +124,7 @@ class Supervisor:
         self.log_sender, self.log_receiver = log.channel()
         self.log_pid = 0
         self.control: ControlServer | None = None
+        self.recorder = Recorder(options.control, self.log_sender)
         self.exporter: Exporter | None = None
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -140,6 +154,10 @@ class Supervisor:
             if self.exporter is not None:
                 self.exporter.close()
             raise
+        if self.options.state:
+            problem = self.book.load(Path(self.options.state, COUNTS_FILE))
+            if problem is not None:
+                say(problem)
         say("closed: nothing is forwarded until the first policy runs")
         self._begin(self.options.policy, self._first)
         try:
@@ -190,7 +208,8 @@ class Supervisor:
 
     def _wait(self) -> float:
         waits = self.coming or self.ending or self.restart_at is not None or self.log_due is not None
-        return 0.2 if waits or (self.current is not None and self.current.waiting_status) else 1.0
+        asked = self.current is not None and (self.current.waiting_status or self.current.asked)
+        return 0.2 if waits or asked else 1.0
 
     def _on_signal(self, number: int, _: object) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
@@ -206,10 +225,16 @@ class Supervisor:
         for generation in [one for one in (self.coming, self.current) if one is not None]:
             self._end(generation, "drop")
         for generation, _ in self.ending:
+            generation.sock.settimeout(END_SECONDS)
+            while self._hear_last(generation):
+                pass
             with contextlib.suppress(subprocess.TimeoutExpired):
                 generation.leader.wait(END_SECONDS)
             generation.leader.kill()
             generation.leader.wait()
+            self._last_words(generation)
+        self._save_counts()
+        self.recorder.close()
         self.log_sender.close()
         if self.log_pid:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
@@ -348,6 +373,13 @@ class Supervisor:
             for answer, _ in generation.waiting_status:
                 answer(Reply(True, self._status(generation, body), ()))
             generation.waiting_status = []
+        elif kind == "counts":
+            self._told_counts(generation, body)
+        elif kind == "answer":
+            number, value = body
+            taken = generation.asked.pop(number, None)
+            if taken is not None:
+                taken[0](value)
 
     def _switch(self, generation: Generation) -> None:
         ready = generation.ready
@@ -373,6 +405,7 @@ class Supervisor:
         except (HostNetError, OSError) as error:
             self._failed(generation, [str(error)])
             return
+        took = time.monotonic() - ready.compiled
         self.current, self.coming = generation, None
         generation.alive = time.monotonic()
         self.restart_at = None
@@ -385,6 +418,7 @@ class Supervisor:
         say(
             f"generation {number} filters: policy {ready.name!r}, queues {ready.queue_first}-{ready.queue_last}"
             + (f", TLS port {ready.tproxy_port}" if ready.tproxy_port else "")
+            + f"; switched {took * 1e3:.0f} ms after it was compiled"
         )
         notify(f"READY=1\nSTATUS=Filtering: policy {ready.name!r}, generation {number}")
         if generation.answer is not None:
@@ -452,6 +486,42 @@ class Supervisor:
             generation.sock.send(pack("end", {"action": action}))
         self._forget(generation)
         self.ending.append((generation, time.monotonic() + END_SECONDS))
+        self.selector.register(generation.sock, selectors.EVENT_READ, lambda: self._hear_last(generation))
+
+    def _hear_last(self, generation: Generation) -> bool:
+        """What a generation that has been told to end still says: what its rules have counted. False: nothing more."""
+        try:
+            data = generation.sock.recv(MESSAGE_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            with contextlib.suppress(KeyError, ValueError):
+                self.selector.unregister(generation.sock)
+            return False
+        kind, body = unpack(data)
+        if kind == "counts":
+            self._told_counts(generation, body)
+        return True
+
+    def _told_counts(self, generation: Generation, body: Mapping[str, Any]) -> None:
+        number = generation.settings.number
+        self.book.tell(number, body["rows"], float(body["since"]))
+        if body["last"] and generation is self.current:
+            self._save_counts()
+
+    def _save_counts(self) -> None:
+        if not self.options.state:
+            return
+        try:
+            self.book.save(Path(self.options.state, COUNTS_FILE))
+        except OSError as error:
+            if not self.save_failed:
+                say(f"counts of rules cannot be kept: {error}")
+            self.save_failed = True
+        else:
+            self.save_failed = False
 
     def _forget(self, generation: Generation) -> None:
         with contextlib.suppress(KeyError, ValueError):
@@ -459,6 +529,7 @@ class Supervisor:
         for answer, _ in generation.waiting_status:
             answer(Reply(False, None, ("the generation ended while it was asked",)))
         generation.waiting_status = []
+        self._unanswered(generation, "the generation ended while it was asked", None)
         if generation is self.coming:
             self.coming = None
         if generation is self.current:
@@ -481,6 +552,7 @@ class Supervisor:
             generation.leader.wait(1.0)
         generation.leader.kill()
         code = generation.leader.wait()
+        self.book.fold(generation.settings.number)
         text = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
         if coming and generation.answer is not None:
             generation.answer(Reply(False, None, (f"the generation ended while it started: {text}",)))
@@ -519,18 +591,37 @@ class Supervisor:
                     continue
                 generation.leader.kill()
                 generation.leader.wait()
-            generation.sock.close()
+            self._last_words(generation)
         if self.ending and not still:
             self._retire()
         self.ending = still
+        if not still:
+            waiting, self.after_ending = self.after_ending, []
+            for work in waiting:
+                work()
         if self.log_pid:
             pid, status = os.waitpid(self.log_pid, os.WNOHANG)
             if pid:
                 say(f"the log writer ended: {describe(status)}; starting it again")
                 self.log_pid, self.log_due = 0, self.log_started + 1.0
 
+    def _last_words(self, generation: Generation) -> None:
+        """The leader is gone: what it said last is read, what it counted is kept."""
+        generation.sock.setblocking(False)
+        while self._hear_last(generation):
+            pass
+        with contextlib.suppress(KeyError, ValueError):
+            self.selector.unregister(generation.sock)
+        generation.sock.close()
+        self.book.fold(generation.settings.number)
+
     def _deadlines(self) -> None:
         now = time.monotonic()
+        if now >= self.counts_due:
+            self.counts_due = now + COUNTS_SECONDS
+            if self.current is not None:
+                with contextlib.suppress(OSError):
+                    self.current.sock.send(pack("count", None))
         if self.coming is not None and now - self.coming.started > START_SECONDS:
             self._failed(self.coming, [f"the policy did not load within {START_SECONDS:.0f} s"])
         if self.restart_at is not None and now >= self.restart_at and self.coming is None:
@@ -544,11 +635,14 @@ class Supervisor:
             for answer, until in waiting:
                 if until <= now:
                     answer(Reply(False, None, (f"the generation did not answer within {STATUS_SECONDS:.0f} s",)))
+            self._unanswered(self.current, f"the generation did not answer within {STATUS_SECONDS:.0f} s", now)
         if self.stats_due is not None and now >= self.stats_due:
             self.stats_due = now + self.stats_every
             self._write_stats()
         if self.exporter is not None:
             self.exporter.tend()
+        ready = self.current.ready if self.current is not None else None
+        self.recorder.tend(ready.log_flows if ready is not None else 0, now)
         if self._lives(now):
             notify("WATCHDOG=1")
 
@@ -574,6 +668,10 @@ class Supervisor:
             return self._apply(request)
         if request.command == "status":
             return self._ask_status()
+        if request.command in ("rules", "rules_reset"):
+            return self._rules(request)
+        if request.command in ("flows", "flush"):
+            return self._flows(request)
         if request.command == "ping":
             return Reply(True, {"version": __version__, "pid": os.getpid()}, ())
         return Reply(False, None, (f"unknown command {request.command!r}",))
@@ -607,8 +705,77 @@ class Supervisor:
             generation.sock.send(pack("status", None))
         return deferred
 
+    def _put(self, generation: Generation, what: str, body: Any, answer: Callable[[Any], None]) -> None:
+        """Ask a leader; ``answer`` gets what it says, or ``{"error": text}``."""
+        self.questions += 1
+        generation.asked[self.questions] = (answer, time.monotonic() + STATUS_SECONDS)
+        with contextlib.suppress(OSError):
+            generation.sock.send(pack("ask", [self.questions, what, body]))
+
+    def _unanswered(self, generation: Generation, why: str, now: float | None) -> None:
+        for number, (answer, until) in list(generation.asked.items()):
+            if now is None or until <= now:
+                del generation.asked[number]
+                answer({"error": why})
+
+    def _rules(self, request: Request) -> Reply | Deferred:
+        """Counts of rules: a page from number ``start`` on, or ``rules_reset``. Waits for the last word of generations
+        that are ending."""
+        start = request.args.get("start", 0)
+        if not isinstance(start, int) or isinstance(start, bool) or start < 0:
+            return Reply(False, None, ("start is the number of a rule, from 0",))
+        deferred = Deferred()
+
+        def ask() -> None:
+            generation = self.current
+            if generation is None:
+                deferred.resolve(Reply(False, None, ("no policy filters: there are no rules",)))
+            elif request.command == "rules":
+                self._put(generation, "rules", {"start": start}, answer)
+            else:
+                self._put(generation, "reset", None, reset)
+
+        def answer(value: Any) -> None:
+            if not isinstance(value, dict) or "rows" not in value:
+                deferred.resolve(_unreadable(value))
+                return
+            rows = [self._with_kept(row, value["since"]) for row in value["rows"]]
+            deferred.resolve(Reply(True, {"total": value["total"], "rows": rows}, ()))
+
+        def reset(value: Any) -> None:
+            if not isinstance(value, dict) or "since" not in value:
+                deferred.resolve(_unreadable(value))
+                return
+            self.book.reset()
+            self._save_counts()
+            deferred.resolve(Reply(True, {"since": value["since"]}, ()))
+
+        if self.ending:
+            self.after_ending.append(ask)
+        else:
+            ask()
+        return deferred
+
+    def _with_kept(self, row: list[Any], since: float) -> dict[str, Any]:
+        """A rule of the leader's answer with what earlier generations counted."""
+        named = RuleRow(*row[: len(RuleRow._fields)])
+        hits, octets, flows, last = row[len(RuleRow._fields) :]
+        counted = together(self.book.kept(named.digest), Kept(hits, octets, flows, last, since))
+        fields = {**named._asdict(), **counted._asdict()}
+        del fields["digest"]
+        return fields
+
+    def _flows(self, request: Request) -> Reply | Deferred:
+        """See :mod:`nfw.flows.desk`."""
+        generation = self.current
+        if generation is None:
+            return Reply(False, None, ("no policy filters: there are no flows",))
+        number = generation.settings.number
+        desk = FlowDesk(self.layout, number, lambda what, body, answer: self._put(generation, what, body, answer))
+        return desk.page(request.args) if request.command == "flows" else desk.flush(request.args)
+
     def _status(self, generation: Generation, body: dict[str, Any]) -> dict[str, Any]:
-        ready = generation.ready
+        ready, settings = generation.ready, generation.settings
         kernel = self._kernel()
         # Somebody may have flushed the rule set, or run `nfw cleanup`: processes alone do not filter.
         gone = kernel.get("counters") == {}
@@ -617,6 +784,12 @@ class Supervisor:
             "pid": os.getpid(),
             "state": "not filtering: table inet nfw is gone; restart nfw" if gone else "filtering",
             "name": ready.name if ready else "",
+            "policy_source": {
+                "file": settings.policy,
+                "more": list(settings.more),
+                "map": settings.map_file,
+                "name": settings.name,
+            },
             "log": self.log_path,
             "log_writer": self._log_status(),
             "kernel": kernel,
@@ -705,6 +878,11 @@ def _interpreter() -> str:
         if os.access(program, os.X_OK):
             return program
     return sys.executable
+
+
+def _unreadable(value: Any) -> Reply:
+    text = value.get("error") if isinstance(value, dict) else None
+    return Reply(False, None, (str(text or "the generation gave an answer that cannot be read"),))
 
 
 def _drain(fd: int) -> None:

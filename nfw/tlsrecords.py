@@ -94,10 +94,14 @@ def tls(
         event["nfw"]["bypass"] = info.bypass
     if info is not None and info.bypass_refused:
         event["nfw"]["bypass_refused"] = info.bypass_refused
+    if info is not None and info.remarks:
+        event["nfw"]["remarks"] = info.remarks
     if info is not None and info.passed:
         event["nfw"]["passed"] = info.passed
     if info is not None and info.chain is not None and info.chain.completed:
         event["nfw"]["issuers_fetched"] = True
+    if info is not None and info.chain is not None and info.chain.timestamps is not None:
+        event["nfw"]["sct"] = info.chain.timestamps.value
     if info is not None and info.chain is not None and info.chain.exception not in (None, "passed"):
         event["nfw"]["second_path"] = info.chain.exception
     if decision is not None:

@@ -30,10 +30,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from OpenSSL import SSL
 
+from engines.counts import RuleCounts
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
 from engines.tls.altsvc import AltSvcMask
 from engines.tls.bypass import BypassList
+from engines.tls.knownbad import KNOWN_BAD
 from engines.tls.leaf import presented_chain
 from engines.tls.names import covers
 from engines.tls.revocation import Question
@@ -41,9 +43,11 @@ from engines.tls.scope import ScopeSet
 from engines.tls.session import Session, State, TlsSettings
 from engines.tls.splice import Splice
 from engines.tls.status import FailAction, Status
+from engines.tls.transparency import Logs
 from engines.tls.verify import UpstreamVerifier, certificate_facts, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import process, tlsrecords
+from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
 from nfw.histogram import Histogram
 from nfw.keyholder import RemoteKeys
@@ -52,9 +56,11 @@ from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
 from nfw.namedesk import NameDesk
 from nfw.nativetls import NativeContext, NativeTlsError
-from nfw.policy.model import TlsAction, TlsKeywords, Upstream
+from nfw.policy.model import Refusal, TlsAction, TlsKeywords, Upstream, WithoutSni
+from nfw.policy.read_tls import public_keys
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
+from nfw.rulerows import STATUSES, status_row
 from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
 from nfw.suggestions import Suggestions
@@ -72,6 +78,7 @@ TICK_SECONDS = 0.1  # how late the log and what is held or about to be reset may
 SWEEP_SECONDS = 1.0  # how late every other deadline may be; a look at all sessions costs
 # Upper bounds in seconds of the handshake histogram's buckets; the last one has none.
 HANDSHAKE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+RECHECK_SECONDS = 2.0  # at least, between two questions about the certificates of an open session
 ACCEPTS = 64  # between two looks at the other sockets
 MESSAGE_BYTES = 1 << 20
 SUGGESTIONS_TOLD = 100  # names; all workers of a generation must fit in one message of the leader
@@ -121,7 +128,9 @@ class Flow:
         "mask",
         "pending",
         "pending_end",
+        "recheck_at",
         "recorded",
+        "scope",
         "session",
         "source",
         "started",
@@ -154,11 +163,13 @@ class Flow:
         self.finished_at = 0.0
         self.started = now
         self.last = now  # something was read or sent; of a finished session: something more was delivered
+        self.recheck_at = 0.0  # when revocation is looked at again
         self.connecting = False
         self.cut = False  # a peer reset it: what came before is delivered, then the reset is passed on
         self.decision: Decision | None = None
         self.alerted = False
         self.logged = False
+        self.scope: int | None = None  # the first that covers it
         self.inbound: Inbound | None = None  # to a server of one's own
         self.recorded = False  # its keys and plaintext are written to files, as the policy asks
         self.mask: AltSvcMask | None = None  # between inspection and encryption
@@ -184,8 +195,11 @@ class TlsWorker:
         helpers: Helpers,
         leader: socket.socket,
         log: socket.socket,
+        statuses: RuleCounts | None = None,
     ) -> None:
         self.policy = compiled.policy
+        self.scopes = compiled.scopes
+        self.statuses = RuleCounts(len(STATUSES)) if statuses is None else statuses
         self.ruleset = compiled.ruleset
         self.give_ups = GiveUps(compiled.ruleset, process.tell)
         self.port = port
@@ -198,6 +212,7 @@ class TlsWorker:
         assert self.policy.tls is not None
         self.settings = tls_settings(self.policy.tls)
         self.hides_quic = self.policy.tls.quic is not TlsAction.PASS
+        self.recheck = self.policy.tls.revocation.check and self.policy.tls.revocation.recheck
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
@@ -234,6 +249,7 @@ class TlsWorker:
             self.epoll.register(self.resolver.fileno(), select.EPOLLIN)
         self.sides: dict[int, tuple[Flow, Side]] = {}
         self.flows: OrderedDict[int, Flow] = OrderedDict()
+        self.listings = Listings(lambda now: session_flows(self.flows, now))
         self.brisk: dict[int, Flow] = {}  # flows to look at every tick: held, or to be reset once delivered
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
         self.next_sweep = 0.0
@@ -309,19 +325,36 @@ class TlsWorker:
         if now < self.next_sweep:
             return
         self.next_sweep = now + SWEEP_SECONDS
+        self.listings.expire(now)
         for flow in list(self.flows.values()):
             deadline = flow.session.deadline
+            if self.recheck and flow.decrypted and flow.session.state is State.RELAY:
+                self._guard(flow, self._recheck, flow, now)
             if flow.finished_at or now - flow.last > self.idle_seconds or (deadline is not None and now >= deadline):
                 self._guard(flow, self._check, flow, now)
         if self.names is not None:
             for flow in self.names.overdue(now):
                 if flow.key in self.flows:
                     self._guard(flow, self._placed, flow, "no_answer", now)
-        self.desk.ask_again(now, lambda flow: flow.key in self.flows and _state(flow) is State.LEAF)
+        self.desk.ask_again(now, lambda flow: flow.key in self.flows and flow.session.state is State.LEAF)
         if self.revocations is not None:
             self.revocations.ask_again(
-                now, lambda flow: flow.key in self.flows and _state(flow) in (State.ISSUERS, State.REVOCATION)
+                now, lambda flow: flow.key in self.flows and flow.session.state in (State.ISSUERS, State.REVOCATION)
             )
+
+    def _recheck(self, flow: Flow, now: float) -> None:
+        """The answer an open session rests on has ended: ask again. It goes on unless somebody says REVOKED."""
+        found = flow.session.info.revocation
+        if found is None or not found.finding.settled or now < flow.recheck_at:
+            return
+        unix = now + self.wall
+        if not flow.recheck_at or unix < found.finding.until:
+            flow.recheck_at = now + max(RECHECK_SECONDS, found.finding.until - unix)
+            return
+        flow.recheck_at = now + RECHECK_SECONDS
+        for question in flow.session.info.questions:
+            self._ask_revocation(flow, question, now)
+        self._drain(flow, now)
 
     def _check(self, flow: Flow, now: float) -> None:
         """What time alone brings about."""
@@ -366,7 +399,8 @@ class TlsWorker:
             sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.mark)  # by which what it leaves behind is found
             self.next_flow += 1
             inbound = self._inbound(source, destination)
-            session = Session(inbound.settings if inbound else self.settings, now, now + self.wall)
+            settings = inbound.settings if inbound else self.settings
+            session = Session(settings, now, now + self.wall, destination[0].partition("%")[0])
             flow = Flow(self.next_flow, Side(sock), source, destination, session, now)
             flow.inbound = inbound
             session.info.inbound = inbound is not None
@@ -378,6 +412,11 @@ class TlsWorker:
         return next((one for one in self.inbound if one.scope.covers_tuple(*ends)), None)
 
     def _open(self, flow: Flow, now: float) -> None:
+        if self.scopes is not None:
+            facts = flow.facts
+            flow.scope = self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
+            if flow.scope is not None:
+                self.scopes.counts.add(flow.scope, 0, now, flow=True)
         if self.ruleset is not None:
             flow.inspector = Inspector(self.ruleset, flow.facts, now, decrypted=True)
             syn = Segment(Direction.TO_SERVER, False, b"", b"", None, now)
@@ -863,6 +902,17 @@ class TlsWorker:
             self._destroy(flow, "reset" if action == "reject" else "silent", now, "policy_change")
         self.stopping = True
 
+    def flush(self, numbers: list[int]) -> int:
+        """End sessions by hand, as ``open_flows`` says; how many of them were open."""
+        now, ended = time.monotonic(), 0
+        how = "reset" if self.policy.open_flows.action is Refusal.REJECT else "silent"
+        for number in numbers:
+            flow = self.flows.get(number)
+            if flow is not None and not flow.finished_at:
+                self._destroy(flow, how, now, "flushed")
+                ended += 1
+        return ended
+
     def _command(self) -> None:
         try:
             data = self.leader.recv(MESSAGE_BYTES)
@@ -875,6 +925,10 @@ class TlsWorker:
         reply: Any = None
         if kind == "stats":
             reply = self.stats()
+        elif kind == "flows":
+            reply = self.listings.page(body, time.monotonic())
+        elif kind == "flush":
+            reply = self.flush(body)
         elif kind == "end":
             self.end_all(str(body.get("action", "drop")))
         with contextlib.suppress(OSError):
@@ -895,6 +949,10 @@ class TlsWorker:
             "revocation": self.revocations.stats() if self.revocations is not None else {},
             "leaf_cache": {"hits": self.desk.cache.hits, "misses": self.desk.cache.misses},
             "rule_hits": hits,
+            "scope_hits": {
+                f"scope {number}": hits
+                for number, hits in enumerate(self.scopes.counts.own_hits() if self.scopes is not None else (), 1)
+            },
             "rules_omitted": omitted,
             "pcre_gave_up": self.give_ups.counts(),
             **({"tls_debug": self.recorder.stats()} if self.recorder is not None else {}),
@@ -926,6 +984,10 @@ class TlsWorker:
         if flow.recorded and self.recorder is not None:
             self.recorder.end(flow.facts, now + self.wall)
         self._count(f"tls_{status.lower()}")
+        carried = sum(flow.bytes)
+        self.statuses.add(status_row(status), carried, now, flow=True)
+        if self.scopes is not None and flow.scope is not None:
+            self.scopes.counts.octets[flow.scope] += carried
         if reason.endswith("_timeout"):
             self._count("timed_out")
         if status not in ("OK", "BYPASSED", "POLICY", "ABORTED", "ENDED"):
@@ -946,10 +1008,6 @@ def _session(flow: Flow) -> Session:
     """The session of a flow that is being decrypted; no other asks for a leaf or for revocation."""
     assert isinstance(flow.session, Session)
     return flow.session
-
-
-def _state(flow: Flow) -> State | None:
-    return flow.session.state if isinstance(flow.session, Session) else None
 
 
 def server_files(policy: Policy) -> list[tuple[Path, Path]]:
@@ -986,14 +1044,12 @@ def inbound_servers(policy: Policy, signer: socket.socket | None) -> tuple[Inbou
 
 def tls_settings(policy: Tls) -> TlsSettings:
     """The session settings of a policy. Raises ValueError when no trusted root can be read."""
-    pem = policy.trust.pem
-    if policy.trust.system:
-        pem += system_roots()
-    anchors, _ = parse_anchors(pem)
+    public = parse_anchors(system_roots())[0] if policy.trust.system else []
+    anchors = parse_anchors(policy.trust.pem)[0] + public
     if not anchors:
         raise ValueError("no trusted root certificate could be read")
     own = x509.load_pem_x509_certificate(policy.ca.certificate_pem)
-    refused = {spki_sha256(own), *map(bytes.fromhex, policy.distrust.keys)}
+    refused = {spki_sha256(own), *KNOWN_BAD, *map(bytes.fromhex, policy.distrust.keys)}
     refused.update(spki_sha256(certificate) for certificate in parse_anchors(policy.distrust.pem)[0])
     chosen = {Status[name.upper()]: action for name, action in policy.actions}
     check = policy.revocation.check
@@ -1003,12 +1059,20 @@ def tls_settings(policy: Tls) -> TlsSettings:
     passed = frozenset(status for status, action in chosen.items() if action is TlsAction.PASS)
     return TlsSettings(
         UpstreamVerifier(
-            anchors, refused_keys=frozenset(refused), passed=passed, stapling=check, fetch_issuers=policy.fetch_issuers
+            anchors,
+            refused_keys=frozenset(refused),
+            passed=passed,
+            stapling=check,
+            fetch_issuers=policy.fetch_issuers,
+            public=frozenset(anchor.fingerprint(hashes.SHA256()) for anchor in public),
+            logs=Logs(public_keys(policy.transparency.pem)),
+            require_timestamps=policy.transparency.require,
         ),
         ca_id=own.fingerprint(hashes.SHA256()),
         on_failure=FailAction(policy.on_failure.value),
         actions={status: FailAction(action.value) for status, action in chosen.items() if status not in passed},
         revocation=check,
+        verify_address=policy.without_sni is WithoutSni.ADDRESS,
     )
 
 
@@ -1029,11 +1093,12 @@ def run(
     helpers: Helpers,
     leader: socket.socket,
     log: socket.socket,
+    statuses: RuleCounts | None = None,
 ) -> None:
     """The TLS worker process. Tells the leader ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
-        worker = TlsWorker(compiled, settings, listeners, port, helpers, leader, log)
+        worker = TlsWorker(compiled, settings, listeners, port, helpers, leader, log, statuses)
     except (OSError, ValueError) as error:
         leader.sendall(f"error: {error}".encode())
         sys.exit(1)

@@ -24,8 +24,10 @@ RULE_NAMES = 5000  # signatures' texts, from the alerts seen
 
 Span = tuple[str, str]  # text, style: "", "bold", "dim", "good", "bad", "chosen"
 Line = list[Span]
+Table = tuple[str, Sequence[tuple[str, str, str]]]  # title, rows: a figure, a text, the text's style
 
 _SHOWN = ("alert", "drop", "tls", "http", "log_dropped")  # in the list of events
+_CUT = "~"
 _HELP = "q quit  / filter  up/down choose  Enter open  p pause  c clear"
 
 
@@ -80,6 +82,7 @@ class View:
     _at: float = 0.0
     _signatures: dict[str, str] = field(default_factory=dict)
     _open: Mapping[str, Any] | None = None
+    _top: int = 0  # first line shown of an opened record
 
     # -- what comes in ---------------------------------------------------------------------------------------------
 
@@ -105,7 +108,8 @@ class View:
     def record(self, event: Mapping[str, Any], now: float) -> None:
         """One record of the log."""
         kind = event.get("event_type")
-        if kind == "flow":
+        ours = event.get("nfw")
+        if kind == "flow" and not (isinstance(ours, Mapping) and ours.get("final") is False):  # or it would count twice
             flow = event.get("flow")
             if isinstance(flow, Mapping):
                 sides = [flow.get(f"bytes_{side}", 0) for side in ("toserver", "toclient")]
@@ -129,6 +133,8 @@ class View:
         """A key: a character, or ``up``, ``down``, ``enter``, ``escape``, ``backspace``."""
         if self.editing:
             self._edit(name)
+        elif self.opened and name in ("up", "k", "down", "j"):
+            self._top = max(0, self._top + (1 if name in ("down", "j") else -1))
         elif self.opened:
             self.opened = name not in ("escape", "enter", "q", "backspace")
         elif name == "q":
@@ -146,7 +152,7 @@ class View:
         elif name == "enter":
             found = self._found()
             if self.chosen < len(found):
-                self._open, self.opened = found[self.chosen], True
+                self._open, self.opened, self._top = found[self.chosen], True, 0
 
     def _edit(self, name: str) -> None:
         if name in ("enter", "escape"):
@@ -177,17 +183,14 @@ class View:
     def _page(self, width: int, height: int, clock: str) -> list[Line]:
         lines = [self._head(width, clock), self._traffic(), self._health()]
         room = max(0, height - len(lines) - 1)
-        tall = max(2, (room * 3 // 10)) if room >= 8 else 0
-        if tall:
+        most = max(2, (room * 3 // 10)) if room >= 8 else 0
+        if most:
             half = (width - 2) // 2
-            lines += _beside(
-                _table("talkers, last minute", self._sized(self.talkers), half, tall),
-                _table("names, last minute", [(f"{n}x", t, "") for t, n in self.names.most(self.filter)], half, tall),
-                half,
+            names = [(f"{count}x", text, "") for text, count in self.names.most(self.filter)]
+            lines += _tables(
+                ("talkers, last minute", self._sized(self.talkers)), ("names, last minute", names), half, most
             )
-            lines += _beside(
-                _table("rules hit", self._hits(), half, tall), _table("refused", self._refused(), half, tall), half
-            )
+            lines += _tables(("rules hit", self._hits()), ("refused", self._refused()), half, most)
         left = height - len(lines) - 1
         if left > 1:
             lines.append([(f" events ({len(self._found())}) ".center(width, "-"), "dim")])
@@ -262,7 +265,7 @@ class View:
     def _hits(self) -> list[tuple[str, str, str]]:
         rows = []
         for hits, (engine, rule) in self._since("nfw_rule_hits"):
-            text = f"{rule} {self._signatures.get(rule, '')}".rstrip() if engine == "stateful" else f"stateless {rule}"
+            text = f"{rule} {self._signatures.get(rule, '')}".rstrip() if engine == "stateful" else f"{engine} {rule}"
             rows.append((count(hits), clean(text), ""))
         return [row for row in rows if self.filter in row[1].lower()]
 
@@ -295,10 +298,17 @@ class View:
         lines: list[Line] = [[(f" this flow's records ({len(same)}) ".center(width, "-"), "dim")]] if same else []
         lines += [[(describe(event, brief=True), _style(event))] for event in same[-(height // 3) :]]
         lines.append([(" record ".center(width, "-"), "dim")])
+        body: list[Line] = []
         for line in text.splitlines():
             shown = clean(line)
-            lines += [[(shown[at : at + width], "")] for at in range(0, len(shown), max(1, width))]
-        return [*lines[: height - 1], [("Esc back", "dim")]]
+            body += [[(shown[at : at + width], "")] for at in range(0, len(shown), max(1, width))]
+        room = max(1, height - 1 - len(lines))
+        self._top = min(self._top, max(0, len(body) - room))
+        below = len(body) - room - self._top
+        foot = "Esc back" + (f"  up/down scroll, {below} lines below" if below > 0 or self._top else "")
+        lines = [*lines, *body[self._top : self._top + room]]
+        lines += [[] for _ in range(height - 1 - len(lines))]
+        return [*lines[: height - 1], [(foot, "dim")]]
 
     def _rate(self, metric: str, label: str = "") -> float:
         """Of the series of a metric that have ``label`` among their labels; all of them without one."""
@@ -319,6 +329,12 @@ def count(value: float) -> str:
 def _style(event: Mapping[str, Any]) -> str:
     kind = event.get("event_type")
     return "bad" if kind in ("drop", "log_dropped") else "bold" if kind == "alert" else ""
+
+
+def _tables(left: Table, right: Table, width: int, most: int) -> list[Line]:
+    """Two side by side, as tall as the longer one needs, at most so tall."""
+    tall = min(most, 1 + max(1, len(left[1]), len(right[1])))
+    return _beside(_table(*left, width, tall), _table(*right, width, tall), width)
 
 
 def _table(title: str, rows: Sequence[tuple[str, str, str]], width: int, height: int) -> list[Line]:
@@ -351,18 +367,17 @@ def _column(character: str) -> int:
 
 
 def _cut(line: Line, width: int) -> Line:
-    """As much of a line as there is room for."""
+    """As much of a line as there is room for, with a mark where it was cut."""
+    if sum(_columns(text) for text, _ in line) <= width:
+        return line
     made: Line = []
-    left = width
+    left = width - len(_CUT)
     for text, style in line:
-        if _columns(text) > left:
-            kept = ""
-            for character in text:
-                left -= _column(character)
-                if left < 0:
-                    break
-                kept += character
-            return [*made, (kept, style)] if kept else made
-        made.append((text, style))
-        left -= _columns(text)
+        kept = ""
+        for character in text:
+            left -= _column(character)
+            if left < 0:
+                return [*made, (kept + _CUT, style)] if width >= len(_CUT) else made
+            kept += character
+        made.append((kept, style))
     return made

@@ -16,6 +16,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from nfw import process
+from nfw.flows.listing import Listings, pipeline_flows
 from nfw.giveups import GiveUps
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
@@ -47,6 +48,7 @@ class Worker:
         self.marks = {
             answer: self.layout.compose(settings.number, Disposition(answer)) for answer in Answer if answer > 0
         }
+        self.listings = Listings(lambda now: pipeline_flows(self.pipeline, now))
         self.give_ups = GiveUps(self.pipeline.ruleset, process.tell)
         self.bugs = 0
         self.answers = [0] * (max(Answer) + 3)  # packets by answer, from HOLD on
@@ -112,6 +114,7 @@ class Worker:
     def _tick(self, now: float) -> float:
         """What is judged because its time is up comes from the network too."""
         self.give_ups.look(now)
+        self.listings.expire(now)
         try:
             return self.pipeline.tick(now)
         except Exception:  # noqa: BLE001 - as in on_packet
@@ -155,6 +158,10 @@ class Worker:
             reply = self.stats()
         elif kind == "old_flows":
             self.pipeline.remember_old_flows(body)
+        elif kind == "flows":
+            reply = self.listings.page(body, time.monotonic())
+        elif kind == "flush":
+            reply = self.pipeline.flush(body, time.monotonic())
         elif kind == "end":
             self.stopping = True
         with contextlib.suppress(OSError):

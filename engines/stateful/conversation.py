@@ -26,6 +26,8 @@ _TO_CLIENT = Direction.TO_CLIENT
 # Protocols another one may start inside of (CONNECT, Upgrade, STARTTLS) or be found in (DNS): parsed even if rules ask
 # only for the name of what a flow speaks.
 _CARRIERS = frozenset({"http", "http2", "smtp", "ftp"})
+# Protocols whose client names the server it wants.
+_NAMING = frozenset({"tls", "quic"})
 # The key of the EVE object for a protocol whose name differs from it.
 _LOG_KEYS = {"http2": "http", "doh2": "http", "http1": "http"}
 
@@ -40,7 +42,7 @@ class Conversation:
 
     ``protocols``: the names rules may ask for. ``named``: the rules that ask only for the protocol were judged.
     ``early``: bytes before detection had an answer. ``transactions``: (EVE object's name, transaction id, fields) of
-    what is to be logged; whoever takes them empties the list.
+    what is to be logged; whoever takes them empties the list. ``server_name``: SNI, if the protocol was parsed.
     """
 
     __slots__ = (
@@ -58,6 +60,7 @@ class Conversation:
         "layers",
         "named",
         "protocols",
+        "server_name",
         "transactions",
     )
 
@@ -71,6 +74,7 @@ class Conversation:
         self.early = (bytearray(), bytearray())
         self.layers: list[Layer] = []
         self.named = [False, False]
+        self.server_name = ""
         self.transactions: list[tuple[str, int, dict[str, object]]] = []
         self._outer: Transaction | None = None  # the exchange after which that was
         self._original = ""  # what it was before another protocol began inside it
@@ -87,8 +91,9 @@ class Conversation:
             return
         if self._other_side is not None:
             self._listen(direction, data)
-        if self.layers and self.layers[-1].parser is not None and not self.layers[-1].parser.tunnel:
-            self._parse(self.layers[-1], direction, data, now)
+        layer = self.layers[-1] if self.layers else None
+        if layer is not None and layer.parser is not None and not layer.parser.tunnel:
+            self._parse(layer, direction, data, now)
 
     def name_only(self, direction: Direction, data: bytes) -> None:
         """The next bytes of a flow that nobody looks into: only the protocol's name is of interest."""
@@ -277,6 +282,9 @@ class Conversation:
         parser.feed(direction, data)
         if parser.name != layer.name:
             self._renamed(layer, parser.name)
+        if not self.server_name and layer.name in _NAMING and parser.transactions:
+            names = parser.transactions[0].buffer("tls.sni", _TO_SERVER)
+            self.server_name = names[0].decode("ascii", "backslashreplace") if names else ""
         if parser.expects:
             for expected in parser.expects:
                 self._ruleset.expectations.add(self._facts.client, self._facts.server, expected, now)

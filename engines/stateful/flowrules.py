@@ -16,6 +16,7 @@ from engines.stateful.segment import FlowFacts, Segment
 from engines.verdict import Direction
 
 _TO_SERVER = Direction.TO_SERVER
+_NONE: frozenset[int] = frozenset()  # one for all flows: most match nothing
 
 
 class Match(NamedTuple):
@@ -36,19 +37,22 @@ class FlowRules:
 
     ``segment``: what is judged now. ``found``: the matches so far; what a match leaves behind (flowbits ...) counts at
     once. ``tuples``: source, source port, destination, destination port per direction. ``payload_bytes``: of each
-    direction so far. ``established``: the handshake is over.
+    direction so far. ``established``: the handshake is over. ``opening``: a TLS session is held while its hello is
+    judged; the client's connection is established then and the server's is not, so rules that ask for either apply.
     """
 
     __slots__ = (
         "_allowed",
         "_asked",
         "_conversation",
+        "_matched",
         "_reachable",
         "_ruleset",
         "established",
         "flowbits",
         "flowints",
         "found",
+        "opening",
         "payload_bytes",
         "segment",
         "tuples",
@@ -65,10 +69,12 @@ class FlowRules:
         self.established = False
         self.segment = Segment(_TO_SERVER, False, b"", b"", None, now)
         self.found: list[Match] = []
+        self.opening = False
         # Bit n: header n was asked whether it covers the flow, and did.
         self._asked = [0, 0]
         self._allowed = [0, 0]
         self._reachable: dict[tuple[int, bool], bool] = {}
+        self._matched: frozenset[int] = _NONE  # rules that this flow was counted for
 
     # -- headers ---------------------------------------------------------------------------------------------------
 
@@ -105,7 +111,7 @@ class FlowRules:
 
     def applies(self, rule: Rule, direction: Direction) -> bool:
         """Everything about a rule but its buffers."""
-        if rule.established is not None and rule.established is not self.segment.established:
+        if rule.established is not None and rule.established is not self.segment.established and not self.opening:
             return False
         if rule.header and not self._covers(rule, direction):
             return False
@@ -122,7 +128,7 @@ class FlowRules:
             if not test(segment):
                 return False
         for size in signature.stream_sizes:
-            if not self._stream_size(size.side, size.test):
+            if not self.stream_size(size.side, size.test):
                 return False
         if signature.flowbit_checks and not self.flowbits.check(signature.flowbit_checks):
             return False
@@ -133,7 +139,8 @@ class FlowRules:
             return self._ruleset.address_bits.check(signature.xbit_checks, source, destination, segment.now)
         return True
 
-    def _stream_size(self, side: str, test: Any) -> bool:
+    def stream_size(self, side: str, test: Any) -> bool:
+        """``stream_size`` holds of the payload bytes so far."""
         client, server = self.payload_bytes
         match side:
             case "client":
@@ -146,6 +153,10 @@ class FlowRules:
 
     # -- matches ---------------------------------------------------------------------------------------------------
 
+    def found_in(self, rule: Rule, tx: Transaction, direction: Direction, proto: str) -> None:
+        """A match in a transaction of protocol ``proto``."""
+        self.hit(rule, direction, True, proto, tx)
+
     def hit(
         self, rule: Rule, direction: Direction, acts_on_flow: bool, proto: str = "", tx: Transaction | None = None
     ) -> None:
@@ -155,8 +166,13 @@ class FlowRules:
         proto = proto or self._conversation.app_proto
         found.append(Match(rule.index, tx_id, len(found), rule, acts_on_flow, direction, proto, tx))
         ruleset = self._ruleset
-        ruleset.hits[rule.index] += 1
-        ruleset.last_hit[rule.index] = self.segment.now
+        counts, index = ruleset.counts, rule.index
+        counts.hits[index] += 1
+        counts.octets[index] += self.segment.octets
+        counts.last[index] = self.segment.now
+        if index not in self._matched:
+            self._matched |= {index}
+            counts.flows[index] += 1
         if rule.changes:
             signature = rule.signature
             self.flowbits.apply(signature.flowbit_sets)

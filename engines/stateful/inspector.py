@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engines.stateful.actions import carry_out
-from engines.stateful.app import Transaction
 from engines.stateful.conversation import Conversation
 from engines.stateful.flowbits import FlowBits, FlowInts
 from engines.stateful.flowrules import FlowRules
@@ -105,6 +104,11 @@ class Inspector:
     def app_proto(self) -> str:
         """What the bytes are, "" if not known: on a decrypted flow what TLS carries."""
         return self._conversation.app_proto
+
+    @property
+    def server_name(self) -> str:
+        """The name the client asked for in TLS or QUIC; "" when there is none or nobody asked for it to be read."""
+        return self._session.facts.sni if self._session is not None else self._conversation.server_name
 
     @property
     def transactions(self) -> list[tuple[str, int, dict[str, object]]]:
@@ -201,7 +205,7 @@ class Inspector:
             self._tls = layer
             return _NOTHING
         self._layers.insert(0, layer)
-        return self._judge_now(_TO_SERVER, now, established=False, defaults=False)
+        return self._judge_opening(_TO_SERVER, now)
 
     def not_decrypted(self) -> None:
         """The flow is passed on as it is: what follows are the bytes on the wire, from the first on."""
@@ -216,7 +220,14 @@ class Inspector:
         self._session.saw_server(chain)
         if self._tls is not None:
             return _NOTHING
-        return self._judge_now(_TO_CLIENT, now, established=False, defaults=False)
+        return self._judge_opening(_TO_CLIENT, now)
+
+    def _judge_opening(self, direction: Direction, now: float) -> Outcome:
+        """What the handshake of a decrypted flow has said, before there is any plaintext."""
+        self._rules.opening = True
+        outcome = self._judge_now(direction, now, established=False, defaults=False)
+        self._rules.opening = False
+        return outcome
 
     def close(self, direction: Direction, now: float) -> Outcome:
         """That direction ended. What was held is judged as it is and may go unless the decision is against it."""
@@ -265,8 +276,7 @@ class Inspector:
             self._layers.insert(0, self._tls)
             self._tls = None
         if self._layers:
-            self._app_rules(direction, with_packet or watching)
-            overflow = self._too_many_transactions()
+            overflow = self._app_rules(direction, with_packet or watching)
             problem = problem or overflow
         if (with_packet or not watching) and not self._conversation.named[direction]:
             self._protocol_rules(direction)
@@ -320,8 +330,11 @@ class Inspector:
             return True
         return bool(segment.stream) and self.held[segment.direction] < len(segment.stream)
 
-    def _app_rules(self, direction: Direction, with_packet: bool) -> None:
-        rules = self._rules
+    def _app_rules(self, direction: Direction, with_packet: bool) -> str | None:
+        """Rules on application protocols and their transactions. Answers why the flow cannot go on, if it cannot."""
+        rules, limit = self._rules, self._limits.max_transactions
+        window, sides = self._payload.window, (direction,) if self._watching else BOTH
+        problem = None
         for layer in self._layers:
             if with_packet and layer.group.per_packet:
                 key = (layer.name, direction)
@@ -331,23 +344,12 @@ class Inspector:
                 for rule in covered:
                     if direction in rule.directions and rules.applies(rule, direction):
                         rules.hit(rule, direction, True, layer.name)
-
-            def found(rule: Rule, tx: Transaction, side: Direction, name: str = layer.name) -> None:
-                rules.hit(rule, side, True, name, tx)
-
-            layer.inspect(rules.applies, found, self._payload.window, (direction,) if self._watching else BOTH)
-
-    def _too_many_transactions(self) -> str | None:
-        """Forget the oldest. Answers why the flow cannot go on, if something could have been decided against them."""
-        problem = None
-        for layer in self._layers:
-            if (
-                layer.parser is not None
-                and len(layer.parser.transactions) > self._limits.max_transactions
-                and layer.give_up_oldest(self._limits.max_transactions)
-                and self._holding.enforces(layer)
-            ):
-                problem = "transaction_overflow"
+            layer.inspect(rules.applies, rules.found_in, window, sides)
+            parser = layer.parser
+            if parser is not None and len(parser.transactions) > limit:
+                layer.give_up_oldest(limit)
+                if self._holding.enforces(layer):  # something could have been decided against them
+                    problem = "transaction_overflow"
         return problem
 
     def _protocol_rules(self, direction: Direction) -> None:

@@ -19,6 +19,7 @@ from engines.stateful.ruleset import AppGroup, BufferGroup, Rule
 from engines.verdict import Direction
 
 _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
+_ANSWER = Direction.TO_CLIENT  # complete last, so asked first
 
 
 class _State:
@@ -58,38 +59,45 @@ class Layer:
         self._rules = rules
         self._states: dict[int, _State] = {}
 
+    @property
+    def transactions(self) -> MutableSequence[Transaction]:
+        """Those that are not over and judged yet."""
+        return self._mine if self.parser is None else self.parser.transactions
+
     def inspect(
         self,
         applies: Callable[[Rule, Direction], bool],
-        found: Callable[[Rule, Transaction, Direction], None],
+        found: Callable[[Rule, Transaction, Direction, str], None],
         payload: bytes,
         directions: Sequence[Direction] = _BOTH,
     ) -> None:
         """Judge what is new in all transactions. ``applies`` answers for header and state of the flow, ``found`` is
-        told of each match, ``payload`` is what rules see that also have conditions on the payload; ``directions``: the
-        sides to judge now."""
-        transactions = self._mine if self.parser is None else self.parser.transactions
+        told of each match and the protocol's name, ``payload`` is what rules see that also have conditions on the
+        payload; ``directions``: the sides to judge now."""
+        transactions = self.transactions
         if not transactions:
             return
+        states = self._states
         finished = 0
         for tx in transactions:
-            state = self._states.get(tx.id)
+            state = states.get(tx.id)
             if state is None:
-                state = self._states[tx.id] = _State()
+                state = states[tx.id] = _State()
+            seen = state.progress
             for direction in directions:
                 progress = tx.progress(direction)
-                if progress > 0 and progress != state.progress[direction]:
+                if progress > 0 and progress != seen[direction]:
                     self.known = self.known or tx.tells
-                    state.progress[direction] = progress
+                    seen[direction] = progress
                     self._inspect(tx, state, direction, applies, found, payload)
-            if self._settled(tx):
+            if tx.is_complete(_ANSWER) and self._settled(tx):
                 finished += 1
         if finished:
             self._prune(transactions)
 
     def pending(self, direction: Direction) -> bool:
         """Something of that side was not judged yet."""
-        for tx in self._mine if self.parser is None else self.parser.transactions:
+        for tx in self.transactions:
             progress = tx.progress(direction)
             state = self._states.get(tx.id)
             if progress > 0 and (state is None or state.progress[direction] != progress):
@@ -112,14 +120,12 @@ class Layer:
                     self.log(self.name, tx)
             self.log = None
 
-    def give_up_oldest(self, limit: int) -> bool:
-        """Forget transactions beyond ``limit``; True when there were any."""
-        if self.parser is None or len(self.parser.transactions) <= limit:
-            return False
-        for tx in self.parser.transactions[:-limit]:
-            self._states.pop(tx.id, None)
-        del self.parser.transactions[:-limit]
-        return True
+    def give_up_oldest(self, limit: int) -> None:
+        """Forget transactions beyond ``limit``."""
+        if self.parser is not None:
+            for tx in self.parser.transactions[:-limit]:
+                self._states.pop(tx.id, None)
+            del self.parser.transactions[:-limit]
 
     def _prune(self, transactions: MutableSequence[Transaction]) -> None:
         keep = []
@@ -135,7 +141,7 @@ class Layer:
     def _settled(self, tx: Transaction) -> bool:
         """Both sides have said everything, and all of it was judged."""
         state = self._states[tx.id]
-        for side in (_BOTH[1], _BOTH[0]):  # the answer is complete last
+        for side in _BOTH:
             if not tx.is_complete(side):
                 return False
             progress = tx.progress(side)
@@ -149,12 +155,12 @@ class Layer:
         state: _State,
         direction: Direction,
         applies: Callable[[Rule, Direction], bool],
-        found: Callable[[Rule, Transaction, Direction], None],
+        found: Callable[[Rule, Transaction, Direction, str], None],
         payload: bytes,
     ) -> None:
         group = self.group
         pending = state.pending[direction]
-        candidates = set(pending)
+        candidates = set(pending) if pending else set()
         seen = state.seen[direction]
         fetched: dict[tuple[str, Direction], Sequence[bytes]] = {}
         appeared = tx.appeared
@@ -202,7 +208,7 @@ class Layer:
             else:
                 pending.pop(index, None)
                 done.add(index)
-                found(rule, tx, direction)
+                found(rule, tx, direction, self.name)
 
     @staticmethod
     def _search(buffer: BufferGroup, instances: Sequence[bytes], seen: dict[int, int], candidates: set[int]) -> None:

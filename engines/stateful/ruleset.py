@@ -5,9 +5,8 @@
     Signature ──order──► Rule (rank = index) ──┬─ PacketGroup per IP protocol: ip_only, per packet, per stream chunk
                                                └─ AppGroup per application protocol: per packet, per transaction buffer
 
-Immutable once compiled and made to be shared by forked workers; only the counters (``hits``, ``last_hit``,
-``default_hits``) and what is remembered across flows (``thresholds``, ``address_bits``, ``expectations``) change, in
-each process for itself.
+Immutable once compiled and made to be shared by forked workers; only the counters (``counts``) and what is remembered
+across flows (``thresholds``, ``address_bits``, ``expectations``) change, in each process for itself.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import NamedTuple
 
+from engines.counts import RuleCounts
+from engines.stateful.app import frames as raw_frames
 from engines.stateful.app import http2_frames
 from engines.stateful.app.digests import ALGORITHMS
 from engines.stateful.defaults import Defaults, make_defaults
@@ -33,7 +34,9 @@ from engines.verdict import Direction, RuleRef
 
 PAYLOAD = "payload"
 # Buffers that may grow while their side of the transaction goes on; any other is final once it is there.
-GROWING_BUFFERS = frozenset({"file.data", "http.request_body", "http.response_body", "dcerpc.stub_data"})
+GROWING_BUFFERS = frozenset(
+    {"file.data", "http.request_body", "http.response_body", "dcerpc.stub_data", *raw_frames.GROWING}
+)
 # Buffers that may get more instances while it goes on, each of them final.
 COLLECTING_BUFFERS = frozenset(
     {
@@ -44,10 +47,11 @@ COLLECTING_BUFFERS = frozenset(
         "ftp.reply",
         "ftp.completion_code",
         *http2_frames.NAMES,
+        *(name for name in BUFFERS if name.startswith("mqtt.")),
     }
 )
 # Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
-_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.")
+_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.", "mqtt.")
 
 # The same bytes as file.data to the client: searched once for the patterns of both.
 _RESPONSE_BODY = "http.response_body"
@@ -201,7 +205,7 @@ class AppGroup:
 
 
 class RuleSet:
-    """See the module's text. ``rules[i]`` was hit ``hits[i]`` times, last at ``last_hit[i]`` (seconds; 0.0 never)."""
+    """See the module's text. Row *i* of ``counts`` is of ``rules[i]``, its hits are matches; default actions follow."""
 
     __slots__ = (
         "_app_groups",
@@ -211,12 +215,10 @@ class RuleSet:
         "_regexes",
         "address_bits",
         "app_denies",
-        "default_hits",
+        "counts",
         "defaults",
         "expectations",
         "headers",
-        "hits",
-        "last_hit",
         "limits",
         "logs",
         "needs_protocol",
@@ -242,13 +244,9 @@ class RuleSet:
         self.order = order
         self.defaults = defaults
         self.limits = limits
-        self.hits = [0] * len(rules)
-        self.last_hit = [0.0] * len(rules)
+        self.counts = RuleCounts(len(rules) + len(defaults.all))
         self.overflowed = 0  # matches beyond ``limits.max_alerts`` of their packet
-        self.default_hits = [0] * len(defaults.all)
-        self.thresholds = ThresholdTable(limits.max_thresholds)
-        self.address_bits = AddressBits(limits.max_address_bits)
-        self.expectations = Expectations(limits.max_expectations)
+        self.forget()
         # A rule that has conditions on a transaction's buffers and on the payload around it.
         self.tx_payload = any(rule.tx and rule.payload for rule in rules)
         aware = [rule for rule in rules if rule.app_protos or rule.tx or rule.signature.app_layer_protocols]
@@ -269,6 +267,12 @@ class RuleSet:
         self._app_groups = {name: _app_group(placed, name, shared) for name in sorted(names)}
         self._other_app = _app_group(placed, "", shared)
 
+    def forget(self) -> None:
+        """Nothing is remembered across flows: thresholds, xbits and hostbits, announced connections."""
+        self.thresholds = ThresholdTable(self.limits.max_thresholds)
+        self.address_bits = AddressBits(self.limits.max_address_bits)
+        self.expectations = Expectations(self.limits.max_expectations)
+
     def packet_group(self, protocol: int) -> PacketGroup:
         """The rules for an IP protocol number."""
         return self._packet_groups.get(protocol, self._other_packets)
@@ -280,12 +284,13 @@ class RuleSet:
     def hit_counts(self) -> dict[str, int]:
         """``gid:sid`` -> hits of every rule that was hit, and the name of every default action -> its hits."""
         counts: dict[str, int] = {}
-        for rule, hits in zip(self.rules, self.hits, strict=True):
+        counted = self.counts.own_hits()
+        for rule, hits in zip(self.rules, counted, strict=False):
             if hits:
                 name = f"{rule.signature.ref.gid}:{rule.signature.ref.id}"
                 counts[name] = counts.get(name, 0) + hits
         for action in self.defaults.all:
-            counts[action.name] = self.default_hits[action.index]
+            counts[action.name] = counted[len(self.rules) + action.index]
         return counts
 
     def gave_up(self) -> dict[RuleRef, int]:
@@ -341,8 +346,9 @@ def compile_ruleset(
     asked = {condition.match.buffer for rule in rules for condition in rule.tx}
     hashes = frozenset(asked.intersection(ALGORITHMS))
     frames = not asked.isdisjoint(http2_frames.NAMES | http2_frames.ON_CONNECTION)
-    if hashes or frames or captures:
-        app = replace(limits.app, hashes=hashes, http2_frames=frames, lines_alone=captures)
+    pieces = frozenset(asked.intersection(raw_frames.BUFFERS))
+    if hashes or frames or pieces or captures:
+        app = replace(limits.app, hashes=hashes, http2_frames=frames, frames=pieces, lines_alone=captures)
         limits = replace(limits, app=app)
     return RuleSet(rules, tuple(headers.all), order, defaults, limits, store)
 

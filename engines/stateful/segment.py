@@ -48,6 +48,11 @@ class Segment:
     events: frozenset[str] = frozenset()  # of decoding, as the decode-event keyword names them
     vlans: tuple[int, ...] | None = None  # outermost first; None: not seen
 
+    @property
+    def octets(self) -> int:
+        """Length of the packet from the IP header on, of a piece of plaintext its own."""
+        return len(self.stream) if self.packet is None else int(self.packet.end)
+
 
 @dataclass(frozen=True, slots=True)
 class Alert:

@@ -14,13 +14,14 @@ _TCP = 6
 class Undecided:
     """One per flow. ``decrypted``: the bytes are plaintext of a TLS session."""
 
-    __slots__ = ("_holding", "_logged", "_protocol", "_ruleset", "decrypted")
+    __slots__ = ("_counted", "_holding", "_logged", "_protocol", "_ruleset", "decrypted")
 
     def __init__(self, ruleset: RuleSet, holding: Holding, protocol: int, decrypted: bool) -> None:
         self._ruleset = ruleset
         self._holding = holding
         self._protocol = protocol
         self.decrypted = decrypted
+        self._counted = 0  # bit n: this flow was counted for action n
         self._logged: set[tuple[int, Direction]] = set()  # alerts that were logged once
 
     def decide(self, segment: Segment, app_proto: str, alerts: list[Alert]) -> Decision | None:
@@ -36,16 +37,22 @@ class Undecided:
             if drop is None and key in self._logged:
                 continue
             self._logged.add(key)
-            ruleset.default_hits[action.index] += 1
+            self._count(action, segment)
             blocked = "allowed" if drop is None else "blocked"
             alerts.append(Alert(action.signature, blocked, segment.direction, app_proto, {}, segment.now))
         if drop is None:
             return None
-        ruleset.default_hits[drop.index] += 1
+        self._count(drop, segment)
         # Bytes that count as seen must never get out later, when another packet of the flow is let through.
         held = self._holding.held
         whole_flow = self.decrypted or (self._protocol == _TCP and bool(segment.stream or held[0] or held[1]))
         return Decision(Verdict.DROP, Scope.FLOW if whole_flow else Scope.PACKET, f"default_{drop.name}", drop.ref)
+
+    def _count(self, action: DefaultAction, segment: Segment) -> None:
+        new = not self._counted >> action.index & 1
+        self._counted |= 1 << action.index
+        row = len(self._ruleset.rules) + action.index
+        self._ruleset.counts.add(row, segment.octets, segment.now, flow=new)
 
     def _applies(self, action: DefaultAction, segment: Segment) -> bool:
         condition = action.condition

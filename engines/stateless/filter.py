@@ -34,6 +34,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from engines.address import Network, merge, span
+from engines.counts import RuleCounts
 from engines.packet import TCP, UDP, Packet
 from engines.stateless.rule import PortRange, StatelessAction, StatelessRule, TcpFlagsMatch
 
@@ -49,6 +50,9 @@ MAX_CHUNKS = 4
 # Fewer boundaries than this are found as fast without a first step.
 _FEW_BOUNDS = 32
 _PORTS = 1 << 16
+
+# Rows of the counts behind those of the rules.
+DEFAULT, UDP_FRAGMENT, OTHER_FRAGMENT = -1, -2, -3
 
 
 class _Bits(NamedTuple):
@@ -103,8 +107,10 @@ class StatelessMatch:
 class StatelessFilter:
     """``rules`` in any order; equal ranks are tried in the order given.
 
-    Counts every packet once: in ``hits`` at the index its rule has in :attr:`rules`, in ``default_hits``, or in one of
-    the two fragment counts. Not safe for concurrent use.
+    Counts every packet once in ``counts``, at the index its rule has in :attr:`rules` or in one of the last rows:
+    :data:`OTHER_FRAGMENT`, :data:`UDP_FRAGMENT`, :data:`DEFAULT`. A flow there is one direction of a conversation,
+    counted when it is first met; one that comes back after :data:`MEMO_LIMIT` others counts once more. Not safe for
+    concurrent use.
     """
 
     def __init__(
@@ -117,32 +123,48 @@ class StatelessFilter:
         fragments_counters: Sequence[str] = (),
     ) -> None:
         self.rules: tuple[StatelessRule, ...] = tuple(sorted(rules, key=lambda rule: rule.rank))
-        self.hits = [0] * len(self.rules)
-        self.default_hits = 0
-        self.udp_fragment_hits = 0
-        self.other_fragment_hits = 0
         self._matches = [StatelessMatch(rule.action, rule, rule.counters) for rule in self.rules]
-        self._default = StatelessMatch(default, None, tuple(default_counters), "default")
         self._udp_fragment = StatelessMatch(fragments, None, tuple(fragments_counters), "fragment_default")
-        self._other_fragment = StatelessMatch(StatelessAction.DROP, None, (), "fragment")
+        # In the order of the last rows.
+        self._matches.append(StatelessMatch(StatelessAction.DROP, None, (), "fragment"))
+        self._matches.append(self._udp_fragment)
+        self._matches.append(StatelessMatch(default, None, tuple(default_counters), "default"))
+        self.counts = RuleCounts(len(self._matches))
         self._remembered = 0
         self._compile()
+
+    @property
+    def counts(self) -> RuleCounts:
+        """Replaced before the first packet by who shares them."""
+        return self._counts
+
+    @counts.setter
+    def counts(self, counts: RuleCounts) -> None:
+        self._counts = counts
+        # Every packet is counted: one attribute less to look up for each column.
+        self._hits, self._octets, self._flows, self._last = counts.hits, counts.octets, counts.flows, counts.last
+
+    @property
+    def hits(self) -> list[int]:
+        """Packets by rule, those counted here."""
+        return self.counts.own_hits()[: len(self.rules)]
+
+    @property
+    def default_hits(self) -> int:
+        """Packets no rule matched, those counted here."""
+        return self.counts.own_hits()[DEFAULT]
 
     @property
     def counters(self) -> dict[str, int]:
         """Named counters, all that rules and defaults mention, 0 included. Added up when asked for."""
         counted: dict[str, int] = {}
-        for match, hits in (
-            *zip(self._matches, self.hits, strict=True),
-            (self._default, self.default_hits),
-            (self._udp_fragment, self.udp_fragment_hits),
-        ):
+        for match, hits in zip(self._matches, self.counts.own_hits(), strict=True):
             for name in match.counters:
                 counted[name] = counted.get(name, 0) + hits
         return counted
 
-    def match(self, packet: Packet) -> StatelessMatch:
-        """Result for one packet, as from :func:`engines.packet.decode`, and count it.
+    def match(self, packet: Packet, now: float = 0.0) -> StatelessMatch:
+        """Result for one packet, as from :func:`engines.packet.decode`, and count it. ``now``: seconds, any epoch.
 
         A packet with a ``problem`` is matched on what could be read of it: never by a rule with ports or TCP flags.
         """
@@ -151,14 +173,15 @@ class StatelessFilter:
         index = memo.get(packet.key)
         if index is None:
             if packet.fragment:
-                return self._match_fragment(packet)
-            index = self._search(packet, packet.src, packet.dst, packet.sport, packet.dport)
-            if packet.key:
-                self._remember(memo, packet.key, index)
-        if index < 0:
-            self.default_hits += 1
-            return self._default
-        self.hits[index] += 1
+                index = UDP_FRAGMENT if packet.protocol == UDP else OTHER_FRAGMENT
+            else:
+                index = self._search(packet, packet.src, packet.dst, packet.sport, packet.dport)
+                if packet.key:
+                    self._remember(memo, packet.key, index)
+            self._flows[index] += 1
+        self._hits[index] += 1
+        self._octets[index] += packet.end
+        self._last[index] = now
         return self._matches[index]
 
     def action_of_reply(self, packet: Packet) -> StatelessAction:
@@ -166,7 +189,7 @@ class StatelessFilter:
         if packet.fragment:
             return self._udp_fragment.action if packet.protocol == UDP else StatelessAction.DROP
         index = self._search(packet, packet.dst, packet.src, packet.dport, packet.sport)
-        return self._default.action if index < 0 else self._matches[index].action
+        return self._matches[index].action
 
     def first(self, protocol: int, src: bytes, dst: bytes, sport: int, dport: int, tcp_flags: int) -> int:
         """Index in :attr:`rules` of the first that matches such a packet, -1 for none. Counts and remembers nothing."""
@@ -180,15 +203,8 @@ class StatelessFilter:
         self._remembered += 1
         memo[key] = index
 
-    def _match_fragment(self, packet: Packet) -> StatelessMatch:
-        if packet.protocol == UDP:
-            self.udp_fragment_hits += 1
-            return self._udp_fragment
-        self.other_fragment_hits += 1
-        return self._other_fragment
-
     def _search(self, packet: Packet | _Probe, src: bytes, dst: bytes, sport: int, dport: int) -> int:
-        """Index of the first matching rule, -1 for none."""
+        """Index of the first matching rule, :data:`DEFAULT` for none."""
         protocol = packet.protocol
         ports = False
         if not packet.key or (protocol != TCP and protocol != UDP):
@@ -227,7 +243,7 @@ class StatelessFilter:
                 summary &= field.summaries[index]
                 found.append((field, index))
         if not summary:
-            return -1
+            return DEFAULT
         return _first_rule(summary, [*(field.values[index] for field, index in found), first])
 
     def _compile(self) -> None:
@@ -293,7 +309,7 @@ def _flag_table(rules: Sequence[StatelessRule], flagless: int) -> list[int]:
 
 
 def _first_rule(summary: int, fields: Sequence[_Bits]) -> int:
-    """The first rule that all fields allow, -1 for none. ``summary``: of all of them, not 0."""
+    """The first rule that all fields allow, DEFAULT for none. ``summary``: of all of them, not 0."""
     for _ in range(MAX_CHUNKS):
         lowest = summary & -summary
         chunk = lowest.bit_length() - 1

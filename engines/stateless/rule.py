@@ -43,14 +43,14 @@ class TcpFlagsMatch:
         if not 0 <= self.masks <= ALL_TCP_FLAGS or not 0 <= self.flags <= ALL_TCP_FLAGS:
             raise ValueError(f"TCP flags and masks are 0 to 255, not {self.flags} and {self.masks}")
         if self.flags & ~self.masks:
-            raise ValueError(f"TCP flags {_flag_names(self.flags & ~self.masks)} are not among the masks")
+            raise ValueError(f"TCP flags {flag_names(self.flags & ~self.masks)} are not among the masks")
 
     def matches(self, tcp_flags: int) -> bool:
         return tcp_flags & self.masks == self.flags
 
     def __str__(self) -> str:
-        masks = "" if self.masks == ALL_TCP_FLAGS else f", masks: [{_flag_names(self.masks)}]"
-        return f"{{flags: [{_flag_names(self.flags)}]{masks}}}"
+        masks = "" if self.masks == ALL_TCP_FLAGS else f", masks: [{flag_names(self.masks)}]"
+        return f"{{flags: [{flag_names(self.flags)}]{masks}}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,5 +116,5 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _flag_names(bits: int) -> str:
+def flag_names(bits: int) -> str:
     return ", ".join(name for index, name in enumerate(_FLAG_NAMES) if bits >> index & 1)

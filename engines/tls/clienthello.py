@@ -56,6 +56,7 @@ _HTTP_METHODS = (
 )
 
 _HOST_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
+_ADDRESS_CHARACTERS = frozenset(b"0123456789abcdef:.[]%")
 _HOST_MAX = 253  # RFC 1035 2.3.4, in text form without the trailing dot
 _LABEL_MAX = 63
 
@@ -240,7 +241,7 @@ def normalise_host(raw: bytes) -> tuple[str | None, str | None]:
         name = name[:-1]
     if not name or len(name) > _HOST_MAX:
         return None, "invalid"
-    if b":" in name or name.startswith(b"["):
+    if (b":" in name or name.startswith(b"[")) and _ADDRESS_CHARACTERS.issuperset(name):
         return None, "ip_literal"
     labels = name.split(b".")
     if any(not label or len(label) > _LABEL_MAX or not _HOST_CHARACTERS.issuperset(label) for label in labels):

@@ -47,9 +47,11 @@ class SessionInfo:
     chain: ServerChain | None = None
     leaf: LeafRequest | None = None
     revocation: Conclusion | None = None
+    questions: tuple[Question, ...] = ()  # that were asked about revocation
     revocation_action: str = ""  # pass, drop or reject
     passed: list[str] = field(default_factory=list)  # statuses the policy let pass
     certificate_requested: bool = False
+    remarks: list[str] = field(default_factory=list)  # odd, but no reason to refuse; short stable tokens
     plaintext: list[int] = field(default_factory=lambda: [0, 0])  # bytes decrypted, by Direction
     forwarded: list[int] = field(default_factory=lambda: [0, 0])  # bytes let through, by Direction
     truncated: list[bool] = field(default_factory=lambda: [False, False])  # way ended without close_notify
@@ -70,7 +72,8 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class ConnectUpstream:
-    """Connect to the original destination; answer ``upstream_connected()`` or ``upstream_failed()``."""
+    """Connect to the original destination; answer ``upstream_connected()`` or ``upstream_failed()``. ``sni`` is the
+    name the server has to prove, or the address, where the client asked for no name and the policy allows that."""
 
     sni: str
 

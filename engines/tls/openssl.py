@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 from OpenSSL._util import ffi, lib  # type: ignore[attr-defined,unused-ignore]
 
 _ffi: Any = ffi
@@ -18,19 +18,37 @@ MODE_RELEASE_BUFFERS: int = _lib.SSL_MODE_RELEASE_BUFFERS
 """SSL_CTX_set_mode(3): give the record buffers (17 KB each) back while idle."""
 
 
-def expect_server(connection: SSL.Connection, host: str, unix_time: float) -> None:
-    """Have the handshake verify ``host`` (dNSName only, no partial wildcards) as of ``unix_time``.
+def expect_server(connection: SSL.Connection, host: str, unix_time: float, address: bytes = b"") -> None:
+    """Have the handshake verify ``host`` (dNSName only, no partial wildcards) as of ``unix_time``; or the iPAddress
+    ``address`` (packed) where there is one.
 
     X509_VERIFY_PARAM_set1_host(3), X509_check_host(3).
     """
     parameters = _lib.SSL_get0_param(connection._ssl)
+    _lib.X509_VERIFY_PARAM_set_time(parameters, int(unix_time))
+    if address:
+        if _lib.X509_VERIFY_PARAM_set1_ip(parameters, address, len(address)) != 1:
+            raise ValueError(f"not an address: {address!r}")
+        return
     _lib.X509_VERIFY_PARAM_set_hostflags(
         parameters, _lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
     )
     name = host.encode("ascii")
     if _lib.X509_VERIFY_PARAM_set1_host(parameters, name, len(name)) != 1:
         raise ValueError(f"not a host name: {host!r}")
-    _lib.X509_VERIFY_PARAM_set_time(parameters, int(unix_time))
+
+
+def for_servers(store: crypto.X509Store) -> None:
+    """Have what is verified with this store alone be fit for a TLS server, as in a handshake.
+
+    X509_STORE_set_purpose(3).
+    """
+    _lib.X509_STORE_set_purpose(store._store, _lib.X509_PURPOSE_SSL_SERVER)
+
+
+def has_extended_master_secret(connection: SSL.Connection) -> bool:
+    """RFC 7627; of a TLS 1.2 connection. SSL_get_extms_support(3)."""
+    return bool(_lib.SSL_get_extms_support(connection._ssl) == 1)
 
 
 def verify_result(connection: SSL.Connection) -> int:

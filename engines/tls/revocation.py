@@ -229,6 +229,8 @@ def judge_ocsp(
             return unknown(f"responder_{response.response_status.name.lower()}")
         if any(extension.critical for extension in response.extensions):
             return unknown("critical_extension")
+        if method == "ocsp" and any(isinstance(one.value, x509.OCSPNonce) for one in response.extensions):
+            return unknown("other_nonce")  # we sent none: this was said to somebody else
         single = _single_response(response, certificate, issuer)
         if single is None:
             return unknown("other_certificate")

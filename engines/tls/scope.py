@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engines.address import PortSet, PrefixSet
+from engines.counts import RuleCounts
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 PortRange = tuple[int, int]
@@ -50,11 +51,12 @@ class PacketLike(Protocol):
 class ScopeSet:
     """Any number of scopes, compiled. Asked once per new TCP flow, so a loop over the scopes is cheap enough."""
 
-    __slots__ = ("_scopes", "scopes")
+    __slots__ = ("_scopes", "counts", "scopes")
 
     def __init__(self, scopes: Iterable[TlsScope]) -> None:
         self.scopes = tuple(scopes)
         self._scopes = tuple(_Compiled(scope) for scope in self.scopes)
+        self.counts = RuleCounts(len(self.scopes))  # sessions, counted by whoever terminates them
 
     def covers(self, packet: PacketLike) -> bool:
         """Whether the packet, in the direction client to server, belongs to a connection to be intercepted."""
@@ -63,6 +65,13 @@ class ScopeSet:
     def covers_tuple(self, source: bytes, destination: bytes, source_port: int, destination_port: int) -> bool:
         """As :meth:`covers`, for a TCP connection given as packed addresses (4 or 16 bytes) and ports."""
         return any(scope.covers(source, destination, source_port, destination_port) for scope in self._scopes)
+
+    def first(self, source: bytes, destination: bytes, source_port: int, destination_port: int) -> int | None:
+        """Index of the first scope that covers a connection, None if none does."""
+        for index, scope in enumerate(self._scopes):
+            if scope.covers(source, destination, source_port, destination_port):
+                return index
+        return None
 
 
 class _Compiled:

@@ -12,6 +12,7 @@ exception shows in the log:
 from __future__ import annotations
 
 import datetime
+import ipaddress
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class SecondPath:
             self._agreed.move_to_end(key)
             return Opinion(exception=exception)
         try:
-            verifier = self._builder.time(_moment(unix_time)).build_server_verifier(x509.DNSName(host))
+            verifier = self._builder.time(_moment(unix_time)).build_server_verifier(_subject(host))
             verifier.verify(leaf, list(presented))
         except (verification.VerificationError, ValueError) as error:
             if _only_self_issued_are_too_many(path):
@@ -139,6 +140,13 @@ def _is_ca(certificate: x509.Certificate) -> bool:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except (x509.ExtensionNotFound, ValueError):
         return False
+
+
+def _subject(host: str) -> x509.DNSName | x509.IPAddress:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _moment(unix: float) -> datetime.datetime:

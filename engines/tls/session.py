@@ -31,12 +31,14 @@ Left out: sockets, inspection, fetching what revocation is judged by, resumption
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from OpenSSL import SSL
 
+from engines.tls import openssl
 from engines.tls.clienthello import HELLO_CAP, TLS1_2, TLS1_3, ClientHello, ClientHelloReader, NotTls, is_grease
 from engines.tls.events import (
     Close,
@@ -58,7 +60,7 @@ from engines.tls.events import (
 )
 from engines.tls.half import UNNAMED_ALERT, TlsError, TlsHalf
 from engines.tls.leaf import LeafKey, LeafRequest, leaf_key_type
-from engines.tls.revocation import Finding, Revocation, begin, conclude, fresher
+from engines.tls.revocation import Conclusion, Finding, Revocation, begin, conclude, fresher
 from engines.tls.status import FailAction, Status
 from engines.tls.verify import HandshakeNotes, Incomplete, Refusal, ServerChain, UpstreamVerifier, limit_versions
 from engines.verdict import Direction
@@ -81,6 +83,21 @@ HTTP1 = b"http/1.1"
 
 REFUSE_AFTER = 1.0
 """Seconds a client that is refused after its handshake has for its request."""
+
+_FALLBACK = 0x5600  # TLS_FALLBACK_SCSV
+
+# Alerts (RFC 8446 6.2) that say what a plain RST cannot, by our reason; only ``reject`` says anything.
+_ALERTS = {
+    "decode_error": 50,
+    "sslv2": 70,
+    "client_version": 70,
+    "inappropriate_fallback": 86,
+    "alpn_not_allowed": 120,
+    "sni_changed": 47,
+}
+# Alerts of the server that mean its client and not us.
+_SERVER_ALERTS = {"protocol version": 70, "inappropriate fallback": 86, "no application protocol": 120}
+_RETRY_REQUEST = hashlib.sha256(b"HelloRetryRequest").digest()  # RFC 8446 4.1.3: a ServerHello with this random
 
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
@@ -133,7 +150,8 @@ class TlsSettings:
     """What all sessions of a policy share.
 
     ``ca_id`` tells CAs apart in leaf cache keys (SHA-256 of the certificate, say). ``on_failure`` is the action for
-    every status that ``actions`` does not name. ``alpn``: protocols that may be offered upstream; None mirrors the
+    every status that ``actions`` does not name. ``verify_address``: a client that names no server may go on, and the
+    server's address is verified. ``alpn``: protocols that may be offered upstream; None mirrors the
     client's list. ``revocation``: check it; what is passed then is the verifier's to know. Timeouts in seconds, each
     for one state; whoever is asked about revocation answers within its own, shorter, budget.
     """
@@ -144,6 +162,7 @@ class TlsSettings:
     actions: Mapping[Status, FailAction] = field(default_factory=dict)
     alpn: frozenset[bytes] | None = None
     revocation: bool = False
+    verify_address: bool = False
     hello_timeout: float = 10.0
     connect_timeout: float = 10.0
     upstream_timeout: float = 10.0
@@ -169,6 +188,8 @@ class Session:
         "_open_questions",
         "_reader",
         "_refused",
+        "_second",
+        "_server",
         "_settings",
         "_state",
         "_unix_time",
@@ -177,7 +198,8 @@ class Session:
         "info",
     )
 
-    def __init__(self, settings: TlsSettings, now: float, unix_time: float) -> None:
+    def __init__(self, settings: TlsSettings, now: float, unix_time: float, address: str = "") -> None:
+        """``address`` is the one the client wants to talk to."""
         self._settings = settings
         self._unix_time = unix_time
         self._events: list[Event] = []
@@ -187,6 +209,8 @@ class Session:
         self._findings: dict[int, Finding] = {}  # on the server's chain, by depth
         self._open_questions: set[int] = set()
         self._refused: Refusal | None = None  # said to the client once it has had its handshake
+        self._server = address  # what it has to prove to be: the name asked for, or the address
+        self._second: ClientHelloReader | None = None  # of the ClientHello after our HelloRetryRequest
         self._connection_open = False  # the owner has, or is making, an upstream connection
         self.info = SessionInfo()
         self._state = State.HELLO
@@ -229,10 +253,9 @@ class Session:
     def proceed(self, now: float) -> None:
         """The ClientHello may go on: asks for the upstream connection."""
         if self._state is State.HELD:
-            assert self.info.sni is not None
             self._connection_open = True
             self._enter(State.CONNECTING, now + self._settings.connect_timeout)
-            self._events.append(ConnectUpstream(self.info.sni))
+            self._events.append(ConnectUpstream(self._server))
 
     def release(self) -> bytes:
         """The flow is not to be decrypted after all: the bytes the client has sent. Only while the hello is held; the
@@ -249,15 +272,18 @@ class Session:
             return
         half = self._half[_TO_CLIENT]
         assert half is not None
-        assert self.info.sni is not None
-        verdict = self._settings.verifier.complete(half.connection, self.info.sni, self._unix_time, issuers)
+        verdict = self._settings.verifier.complete(half.connection, self._server, self._unix_time, issuers)
         if isinstance(verdict, Refusal):
             self._fail(verdict.status, verdict.reason, verdict.detail)
         else:
             self._accept(verdict, now)
 
     def revocation_found(self, depth: int, finding: Finding, now: float) -> None:
-        """An answer to NeedRevocation; ``depth`` is the question's. REVOKED of any certificate ends the waiting."""
+        """An answer to NeedRevocation; ``depth`` is the question's. REVOKED of any certificate ends the waiting, and
+        an open session whose owner has asked again."""
+        if self._state is State.RELAY:
+            self._revoked_since(depth, finding)
+            return
         if self._state is not State.REVOCATION or depth not in self._open_questions:
             return
         self._open_questions.discard(depth)
@@ -398,9 +424,8 @@ class Session:
             return
         hello = self.info.hello
         assert hello is not None
-        assert hello.sni is not None
         connection = self._settings.verifier.connection(
-            hello.sni, self._unix_time, self._alpn_to_offer(hello), hello.versions
+            self._server, self._unix_time, self._alpn_to_offer(hello), hello.versions
         )
         self._half[_TO_CLIENT] = TlsHalf(connection)
         self._enter(State.UPSTREAM_HANDSHAKE, now + self._settings.upstream_timeout)
@@ -456,7 +481,9 @@ class Session:
             return
         self.info.hello = result
         self.info.sni = result.sni
-        refusal = _offer_problem(result) or self._alpn_problem(result)
+        self._server = result.sni or self._server
+        by_address = self._settings.verify_address and bool(self._server)
+        refusal = _offer_problem(result, by_address) or self._alpn_problem(result)
         if refusal is not None:
             self._fail(refusal.status, refusal.reason, refusal.detail)
             return
@@ -468,7 +495,6 @@ class Session:
     def _handshake_upstream(self, data: bytes, now: float) -> None:
         half = self._half[_TO_CLIENT]
         assert half is not None
-        assert self.info.sni is not None
         notes: HandshakeNotes = half.connection.get_app_data()
         try:
             taken = half.handshake(data)
@@ -476,17 +502,19 @@ class Session:
             self.info.certificate_requested = notes.certificate_requested
             self._send(_TO_SERVER, half.output())
             refusal = self._settings.verifier.refusal(half.connection) or self._upstream_fault(error)
-            self._fail(refusal.status, refusal.reason, refusal.detail)
+            self._fail(refusal.status, refusal.reason, refusal.detail, _SERVER_ALERTS.get(error.alert))
             return
         self._send(_TO_SERVER, half.output())
         if taken is None:
             return
         self.info.certificate_requested = notes.certificate_requested
-        verdict = self._settings.verifier.judge(half.connection, self.info.sni, self._unix_time)
+        verdict = self._settings.verifier.judge(half.connection, self._server, self._unix_time)
         if isinstance(verdict, Refusal):
             self._fail(verdict.status, verdict.reason, verdict.detail)
             return
         self.info.server = half.leg()
+        if self.info.server.version == "TLSv1.2" and not openssl.has_extended_master_secret(half.connection):
+            self.info.remarks.append("no_extended_master_secret")
         self._upstream_handler = self._park_upstream
         if taken < len(data):
             self._park_upstream(data[taken:], now)
@@ -499,6 +527,7 @@ class Session:
     def _accept(self, verdict: ServerChain, now: float) -> None:
         self.info.chain = verdict
         self.info.passed = [fault.status.value for fault in verdict.passed]
+        self.info.remarks += verdict.leaf.remarks
         if self._settings.revocation and not verdict.unverified:
             self._check_revocation(now)
         else:
@@ -520,9 +549,21 @@ class Session:
         if not questions:
             self._conclude_revocation(now)
             return
+        self.info.questions = tuple(questions)
         self._open_questions = {question.depth for question in questions}
         self._enter(State.REVOCATION, now + self._settings.revocation_timeout)
         self._events.append(NeedRevocation(tuple(questions)))
+
+    def _revoked_since(self, depth: int, finding: Finding) -> None:
+        passes = Status.REVOKED in self._settings.verifier.passed
+        if finding.status is Revocation.REVOKED and not passes:
+            self.info.revocation = Conclusion(finding, depth)
+            action = self._settings.actions.get(Status.REVOKED, self._settings.on_failure)
+            self.info.revocation_action = action.value
+            detail = f"while the session was open: {finding.reason} by {finding.method} {finding.source}".rstrip()
+            self._fail(Status.REVOKED, "revoked", detail)
+        elif self.info.revocation is not None and depth == self.info.revocation.depth and finding.settled:
+            self.info.revocation = Conclusion(finding, depth)
 
     def _conclude_revocation(self, now: float) -> None:
         self._open_questions.clear()
@@ -562,6 +603,11 @@ class Session:
     def _handshake_client(self, data: bytes, now: float) -> None:
         half = self._half[_TO_SERVER]
         assert half is not None
+        if self._second is not None:
+            again = self._second_hello(data)
+            if again is None:
+                return
+            data = again
         try:
             taken = half.handshake(data)
         except TlsError as error:
@@ -576,13 +622,15 @@ class Session:
                 return
             self._fail(Status.PROTOCOL, reason, f"handshake with the client failed: {error.detail}")
             return
-        self._send(_TO_CLIENT, half.output())
+        answer = half.output()
+        self._send(_TO_CLIENT, answer)
         if taken is None:
+            if answer[11:43] == _RETRY_REQUEST:
+                self._second = ClientHelloReader(self._settings.hello_cap)
             return
         hello = self.info.hello
         assert hello is not None
         if half.servername() != hello.sni_raw:
-            # RFC 8446 4.1.2: a second ClientHello must repeat the first, which is the one that was judged.
             self._fail(Status.PROTOCOL, "sni_changed", "the server name changed between two ClientHellos")
             return
         self.info.client = half.leg()
@@ -600,6 +648,33 @@ class Session:
             self._ways[_TO_SERVER].park(data[taken:])
         self._unpark(_TO_SERVER)
         self._unpark(_TO_CLIENT)
+
+    def _second_hello(self, data: bytes) -> bytes | None:
+        """What the client sends after a HelloRetryRequest, once its ClientHello is whole and names the same server:
+        RFC 8446 4.1.2, it must repeat the first, which is the one that was judged."""
+        assert self._second is not None
+        assert self.info.hello is not None
+        early = self._second.raw
+        if not early and data[:1] == b"\x14":  # change_cipher_spec, for middleboxes
+            early, data = data[:6], data[6:]
+            self._half[_TO_SERVER].connection.bio_write(early)  # type: ignore[union-attr]
+        if not data:
+            return None
+        result = self._second.feed(data)
+        if result is None:
+            return None
+        self._second = None
+        if isinstance(result, NotTls):
+            self._half[_TO_SERVER] = None
+            self._fail(
+                Status.PROTOCOL, "second_hello", f"no second ClientHello: {result.reason}", _ALERTS["decode_error"]
+            )
+            return None
+        if result.sni_raw != self.info.hello.sni_raw:
+            self._half[_TO_SERVER] = None  # nothing is encrypted yet, so the alert is not either
+            self._fail(Status.PROTOCOL, "sni_changed", "the server name changed between two ClientHellos")
+            return None
+        return result.raw
 
     def _hear_request(self, data: bytes, now: float) -> None:
         """A client that is refused while it writes would report that, not what happened."""
@@ -726,11 +801,14 @@ class Session:
         else:
             self._finish(Status.PROTOCOL, "client_error", f"TLS error from the client: {error.detail}", Close.RESET)
 
-    def _fail(self, status: Status, reason: str, detail: str) -> None:
+    def _fail(self, status: Status, reason: str, detail: str, alert: int | None = None) -> None:
         upstream = self._half[_TO_CLIENT]
         if status is Status.NAME_MISMATCH and upstream is not None:
             self.info.server_names = self._settings.verifier.shown_names(upstream.connection)
         action = self._settings.actions.get(status, self._settings.on_failure)
+        alert = _ALERTS.get(reason, alert)
+        if alert is not None and action is FailAction.REJECT and self._half[_TO_SERVER] is None:
+            self._send(_TO_CLIENT, bytes((21, 3, 3, 0, 2, 2, alert)))
         self._finish(status, reason, detail, _CLOSE_OF[action])
 
     def _complete(self) -> None:
@@ -808,14 +886,17 @@ class _Way:
 _CLOSE_OF = {FailAction.DROP: Close.SILENT, FailAction.REJECT: Close.RESET}
 
 
-def _offer_problem(hello: ClientHello) -> Refusal | None:
-    if hello.sni is None:
-        if hello.sni_problem == "invalid":
-            return Refusal(Status.NAME_MISMATCH, "sni_invalid", "the server name asked for is not a host name")
+def _offer_problem(hello: ClientHello, by_address: bool) -> Refusal | None:
+    if hello.sni_problem == "invalid":
+        return Refusal(Status.NAME_MISMATCH, "sni_invalid", "the server name asked for is not a host name")
+    if hello.sni is None and not by_address:
         detail = (
             "the server name asked for is an address" if hello.sni_problem == "ip_literal" else "no server name (SNI)"
         )
         return Refusal(Status.NO_SNI, "no_sni", detail)
     if TLS1_2 not in hello.versions and TLS1_3 not in hello.versions:
         return Refusal(Status.PROTOCOL, "client_version", "the client offers neither TLS 1.2 nor 1.3")
+    if _FALLBACK in hello.ciphers and TLS1_3 not in hello.versions:
+        detail = "the client fell back below TLS 1.3 (RFC 7507)"
+        return Refusal(Status.PROTOCOL, "inappropriate_fallback", detail)
     return None

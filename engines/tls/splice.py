@@ -23,6 +23,7 @@ from engines.tls.events import (
     SendUpstream,
     SessionInfo,
 )
+from engines.tls.session import State
 from engines.tls.status import FailAction, Status
 from engines.verdict import Direction
 
@@ -55,6 +56,15 @@ class Splice:
         self._ended = [False, False]  # the sender's FIN came
         self._fin = [False, False]  # and went on
         self._arrived(_TO_SERVER, hello)
+
+    @property
+    def state(self) -> State:
+        """As far as a session has that, too."""
+        if self._done:
+            return State.DONE
+        if self._connected:
+            return State.RELAY
+        return State.CONNECTING if self._dialling else State.HELD
 
     def wants(self, direction: Direction) -> bool:
         """As :meth:`engines.tls.session.Session.wants`."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import ipaddress
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -31,6 +32,7 @@ from engines.tls.clienthello import TLS1_2, TLS1_3
 from engines.tls.revocation import Staples
 from engines.tls.secondpath import SecondPath
 from engines.tls.status import Status
+from engines.tls.transparency import Logs, Timestamps
 
 CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:@SECLEVEL=2"
 """TLS 1.2: forward secrecy and AEAD only. Level 2 refuses RSA below 2048 bits, SHA-1 and MD5 signatures."""
@@ -40,6 +42,8 @@ _FACTS_CACHE = 1024  # certificates whose parsed facts are kept; a site's interm
 _PRESENTED_MAX = 24  # certificates of a server's message the second path check may choose from
 _MIN_RSA_BITS = 2048
 _MIN_EC_BITS = 224  # 112 bits of strength, as OpenSSL's level 2
+_USUAL_EXPONENT = 65537
+_LONG_LIFE_DAYS = 398  # of a leaf's life
 _WEAK_HASHES = frozenset(("md5", "sha1"))
 _SUBJECT_MAX = 200  # characters of a peer-chosen name that go into a reason
 
@@ -64,6 +68,10 @@ _STATUS_OF = {
 }
 
 _NO_ISSUER = frozenset((2, 20, 21))
+# Faults of the path OpenSSL chose, which it never goes back on: another path may have none. The last two: name
+# constraints of an issuer.
+_PATH_FAULTS = _NO_ISSUER | frozenset((47, 48))
+_OTHER_PATHS = 8  # that are tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,7 @@ class ServerCertificate:
     ``sha256`` is the fingerprint of the DER, ``spki_sha256`` of the public key. ``dns_names`` and ``addresses``
     (packed) come from the subjectAltName; dates are Unix seconds. ``problem`` is set when the certificate must not be
     used by a TLS server although OpenSSL accepts it, ``weak_key`` and ``weak_signature`` say what is too weak.
+    ``remarks`` are tokens for the log: odd, but no reason to refuse.
     """
 
     sha256: bytes
@@ -96,6 +105,7 @@ class ServerCertificate:
     problem: str | None = None
     weak_key: str | None = None
     weak_signature: str | None = None
+    remarks: tuple[str, ...] = ()
     certificate: x509.Certificate | None = field(default=None, repr=False, compare=False)
     der: bytes = field(default=b"", repr=False)
 
@@ -114,6 +124,7 @@ class ServerChain:
     exception: str | None = None
     staple: bytes = b""
     completed: bool = False  # with issuers the server did not send
+    timestamps: Timestamps | None = None  # of a leaf below a public root
 
     @property
     def unverified(self) -> bool:
@@ -145,6 +156,7 @@ class HandshakeNotes:
     failed_certificate: crypto.X509 | None = field(default=None, repr=False)
     passed: list[Refusal] = field(default_factory=list)
     incomplete: bool = False
+    path_fault: Refusal | None = None  # of the path OpenSSL chose; the server is refused unless there is another
     staple: bytes = b""
 
 
@@ -157,8 +169,10 @@ class UpstreamVerifier:
 
     ``anchors``: trusted roots (or, with ``partial_chain``, intermediates). ``refused_keys``: SHA-256 of public keys
     that must not occur in a chain: our own CA's, and distrusted ones; anchors that have one are left out. ``passed``:
-    verdicts the policy lets pass. ``stapling``: ask servers for a stapled OCSP response. ``fetch_issuers``: a chain
-    that ends in the air is :class:`Incomplete`, not refused.
+    verdicts the policy lets pass. ``public``: SHA-256 of the anchors below which certificates are to be public;
+    ``logs`` say whether they are, and those that are not are INVALID if ``require_timestamps``. ``stapling``: ask
+    servers for a stapled OCSP response. ``fetch_issuers``: a chain that ends in the air is :class:`Incomplete`, not
+    refused.
     """
 
     def __init__(
@@ -170,10 +184,16 @@ class UpstreamVerifier:
         passed: frozenset[Status] = frozenset(),
         stapling: bool = False,
         fetch_issuers: bool = False,
+        public: frozenset[bytes] = frozenset(),
+        logs: Logs | None = None,
+        require_timestamps: bool = False,
     ) -> None:
         self._refused = refused_keys
         self.passed = passed
         self._stapling = stapling
+        self._public = public
+        self._logs = logs or Logs()
+        self._require_timestamps = require_timestamps
         self.staples = Staples()
         self._facts: OrderedDict[bytes, ServerCertificate] = OrderedDict()
         context = SSL.Context(SSL.TLS_CLIENT_METHOD)
@@ -188,6 +208,7 @@ class UpstreamVerifier:
         for anchor in trusted:
             store.add_cert(crypto.X509.from_cryptography(anchor))
         self.anchors = len(trusted)
+        openssl.for_servers(store)
         self._store = store
         self._second = SecondPath(trusted, _CHAIN_DEPTH)
         if stapling:
@@ -200,12 +221,15 @@ class UpstreamVerifier:
     ) -> SSL.Connection:
         """A client connection over memory buffers that will only finish its handshake with a server that proves to be
         ``host`` at ``unix_time``. ``alpn`` is offered in this order; ``versions`` are those of 1.2 and 1.3 to offer.
+        ``host`` may be an address; then no name is asked for, and the certificate must have the address.
         """
         connection = SSL.Connection(self._context)
         connection.set_app_data(HandshakeNotes())
         connection.set_connect_state()
-        connection.set_tlsext_host_name(host.encode("ascii"))
-        openssl.expect_server(connection, host, unix_time)
+        address = packed_address(host)
+        if not address:
+            connection.set_tlsext_host_name(host.encode("ascii"))
+        openssl.expect_server(connection, host, unix_time, address)
         if alpn:
             connection.set_alpn_protos(list(alpn))
         limit_versions(connection, versions)
@@ -223,7 +247,10 @@ class UpstreamVerifier:
         if code == 0:
             return None
         status = _STATUS_OF.get(code, Status.INVALID)
-        return Refusal(status, status.value.lower(), f"{openssl.verify_error_text(code)}: {_culprit(connection)}")
+        detail = f"{openssl.verify_error_text(code)}: {_culprit(connection)}"
+        if status is Status.NAME_MISMATCH and (problem := _malformed(connection)) is not None:
+            return Refusal(Status.INVALID, "malformed_certificate", f"certificate does not parse: {problem}")
+        return Refusal(status, status.value.lower(), detail)
 
     def shown_names(self, connection: SSL.Connection) -> tuple[str, ...]:
         """DNS names of the certificate the server has shown, as far as it can be read; for people."""
@@ -242,7 +269,13 @@ class UpstreamVerifier:
         verified = connection.get_verified_chain() or presented
         if openssl.verify_result(connection) != 0 or not verified:
             return Refusal(Status.PROTOCOL, "no_certificate", "the server showed no certificate")
-        if notes.incomplete:
+        if notes.incomplete or notes.path_fault is not None:
+            other = self._other_path(presented, unix_time)
+            if other is not None:
+                notes.incomplete = False
+                return self._judge_path(other, presented, notes, host, unix_time)
+            if notes.path_fault is not None:
+                return notes.path_fault
             try:
                 return Incomplete(verified[-1].to_cryptography())
             except ValueError as error:
@@ -261,10 +294,8 @@ class UpstreamVerifier:
                 presented.append(crypto.load_certificate(crypto.FILETYPE_ASN1, der))
         if not presented:
             return Refusal(Status.PROTOCOL, "no_certificate", "the server showed no certificate")
-        self._store.set_time(datetime.datetime.fromtimestamp(int(unix_time), datetime.UTC))
         try:
-            context = crypto.X509StoreContext(self._store, presented[0], presented[1:])
-            verified = context.get_verified_chain()
+            verified = self._path(presented[0], presented[1:], unix_time)
         except crypto.X509StoreContextError as error:
             status = _STATUS_OF.get(error.errors[0], Status.INVALID)
             fault = Refusal(
@@ -275,6 +306,24 @@ class UpstreamVerifier:
             notes.passed.append(fault)
             verified = connection.get_verified_chain() or presented
         return self._judge_path(verified, presented, notes, host, unix_time)
+
+    def _path(self, leaf: crypto.X509, others: Sequence[crypto.X509], unix_time: float) -> list[crypto.X509]:
+        """Raises X509StoreContextError where there is none. Names and key strength are not judged here."""
+        self._store.set_time(datetime.datetime.fromtimestamp(int(unix_time), datetime.UTC))
+        return crypto.X509StoreContext(self._store, leaf, list(others)).get_verified_chain()
+
+    def _other_path(self, presented: Sequence[crypto.X509], unix_time: float) -> list[crypto.X509] | None:
+        """A path that avoids one of several certificates of the same authority: OpenSSL takes the first that fits."""
+        others = list(presented[1:_PRESENTED_MAX])
+        try:
+            subjects = [one.to_cryptography().subject for one in others]
+        except ValueError:
+            return None
+        doubtful = [at for at, subject in enumerate(subjects) if subjects.count(subject) > 1]
+        for at in doubtful[:_OTHER_PATHS]:
+            with contextlib.suppress(crypto.X509StoreContextError):
+                return self._path(presented[0], [*others[:at], *others[at + 1 :]], unix_time)
+        return None
 
     def _judge_path(
         self,
@@ -292,7 +341,8 @@ class UpstreamVerifier:
                 Status.INVALID, "malformed_certificate", f"certificate does not parse: {printable(str(error))}"
             )
         passed = list(notes.passed)
-        for fault in self._faults(certificates, host):
+        timestamps = self._timestamps(certificates)
+        for fault in self._faults(certificates, host, timestamps):
             if fault.status not in self.passed:
                 return fault
             if all(fault.status is not other.status for other in passed):
@@ -306,9 +356,19 @@ class UpstreamVerifier:
                 if fault.status not in self.passed:
                     return fault
                 passed.append(fault)
-        return ServerChain(certificates, tuple(passed), exception, notes.staple, notes.incomplete)
+        return ServerChain(certificates, tuple(passed), exception, notes.staple, notes.incomplete, timestamps)
 
-    def _faults(self, certificates: Sequence[ServerCertificate], host: str) -> Iterable[Refusal]:
+    def _timestamps(self, certificates: Sequence[ServerCertificate]) -> Timestamps | None:
+        if len(certificates) < 2 or certificates[-1].sha256 not in self._public:
+            return None
+        leaf, issuer = certificates[0].certificate, certificates[1].certificate
+        assert leaf is not None
+        assert issuer is not None
+        return self._logs.judge(leaf, issuer)
+
+    def _faults(
+        self, certificates: Sequence[ServerCertificate], host: str, timestamps: Timestamps | None
+    ) -> Iterable[Refusal]:
         """What is wrong with the path, gravest first."""
         leaf, anchor = certificates[0], certificates[-1]
         for certificate in certificates:
@@ -323,8 +383,12 @@ class UpstreamVerifier:
                 yield Refusal(Status.WEAK, "weak_signature", f"{certificate.subject}: {certificate.weak_signature}")
         if leaf.problem is not None:
             yield Refusal(Status.INVALID, "wrong_usage", leaf.problem)
-        if not names.covers(leaf.dns_names, host):
+        address = packed_address(host)
+        if not (address in leaf.addresses if address else names.covers(leaf.dns_names, host)):
             yield Refusal(Status.NAME_MISMATCH, "name_mismatch", f"{leaf.subject} does not cover {host}")
+        if self._require_timestamps and timestamps in (Timestamps.ABSENT, Timestamps.INVALID):
+            detail = f"{leaf.subject}: timestamps of certificate transparency are {timestamps.value}"
+            yield Refusal(Status.INVALID, f"sct_{timestamps.value}", detail)
 
     def _parsed(self, certificates: Sequence[crypto.X509]) -> list[x509.Certificate]:
         """Those of the server's other certificates that parse; whoever needs one of the rest does without."""
@@ -386,6 +450,14 @@ def parse_anchors(pem: bytes) -> tuple[list[x509.Certificate], list[str]]:
     return certificates, problems
 
 
+def packed_address(host: str) -> bytes:
+    """The address ``host`` is, packed; b"" for a name."""
+    try:
+        return ipaddress.ip_address(host).packed
+    except ValueError:
+        return b""
+
+
 def spki_sha256(certificate: x509.Certificate) -> bytes:
     """SHA-256 of the DER SubjectPublicKeyInfo; names a key however often it is certified."""
     return _key_sha256(certificate.public_key())
@@ -410,6 +482,7 @@ def certificate_facts(certificate: x509.Certificate) -> ServerCertificate:
         problem=_usage_problem(certificate),
         weak_key=_weak_key(certificate.public_key()),
         weak_signature=_weak_signature(certificate),
+        remarks=_remarks(certificate),
         certificate=certificate,
         der=der,
     )
@@ -438,7 +511,10 @@ def _verification_callback(
         notes.failed_certificate = certificate
         status = _STATUS_OF.get(code, Status.INVALID)
         if status not in passed:
-            return False
+            if code in _PATH_FAULTS and notes.path_fault is None:
+                detail = f"{openssl.verify_error_text(code)}: {_culprit(connection)}"
+                notes.path_fault = Refusal(status, status.value.lower(), detail)
+            return code in _PATH_FAULTS  # for now
         if all(status is not other.status for other in notes.passed):
             detail = f"{openssl.verify_error_text(code)}: {_culprit(connection)}"
             notes.passed.append(Refusal(status, status.value.lower(), detail))
@@ -450,6 +526,18 @@ def _verification_callback(
 def _note_staple(connection: SSL.Connection, staple: bytes, _data: object) -> bool:
     connection.get_app_data().staple = staple
     return True  # judged later: False would say bad_certificate_status_response, whatever the policy
+
+
+def _malformed(connection: SSL.Connection) -> str | None:
+    """What is malformed about the certificate that failed: OpenSSL takes names it cannot read for none."""
+    notes: HandshakeNotes = connection.get_app_data()
+    if notes.failed_certificate is None:
+        return None
+    try:
+        certificate_facts(notes.failed_certificate.to_cryptography())
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        return printable(str(error))
+    return None
 
 
 def _culprit(connection: SSL.Connection) -> str:
@@ -504,6 +592,20 @@ def _weak_key(key: object) -> str | None:
     if isinstance(key, ec.EllipticCurvePublicKey):
         return f"elliptic curve key of {key.key_size} bits" if key.key_size < _MIN_EC_BITS else None
     return "DSA key" if isinstance(key, dsa.DSAPublicKey) else None
+
+
+def _remarks(certificate: x509.Certificate) -> tuple[str, ...]:
+    """CA/Browser Forum BR 6.1.6: an exponent of at least 65537, a modulus of whole bytes; 6.3.2: 398 days of life."""
+    found = []
+    key = certificate.public_key()
+    if isinstance(key, rsa.RSAPublicKey):
+        if key.public_numbers().e < _USUAL_EXPONENT:
+            found.append("rsa_exponent")
+        if key.key_size % 8:
+            found.append("rsa_modulus")
+    if (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days > _LONG_LIFE_DAYS:
+        found.append("long_lived")
+    return tuple(found)
 
 
 def _weak_signature(certificate: x509.Certificate) -> str | None:

@@ -17,12 +17,14 @@ from nfw import __version__
 # name -> (module, attribute, line in --help). Help needs no import of the module.
 COMMANDS = {
     "run": ("nfw.cli.daemon", "run", "Run the firewall in the foreground."),
-    "policy": ("nfw.cli.policy", "policy", "Check, show, apply or convert a policy."),
+    "policy": ("nfw.cli.policy", "policy", "Check, show, test, apply or convert a policy."),
     "status": ("nfw.cli.daemon", "status", "Show what the running firewall does."),
     "top": ("nfw.cli.top", "top", "Watch the running firewall live."),
+    "flows": ("nfw.cli.flows", "flows", "List, capture or flush the flows of the running firewall."),
     "logs": ("nfw.cli.logs", "logs", "Show the event log as lines for a person."),
     "doctor": ("nfw.cli.doctor", "doctor", "Check this machine, and say how to mend what is wrong."),
     "rules": ("nfw.cli.rules", "rules", "Check rule files."),
+    "explain": ("nfw.cli.explain", "explain", "Say what a policy does with a flow, and why."),
     "replay": ("nfw.cli.replay", "replay", "Run rules, or a policy, over a capture."),
     "tls": ("nfw.cli.tls", "tls", "Show which names TLS inspection does not suit."),
     "ca": ("nfw.cli.ca", "ca", "Create, import, rotate, export or show the CA that TLS inspection signs with."),

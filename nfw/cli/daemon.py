@@ -83,6 +83,14 @@ def mark_mask_option(function: Any) -> Any:
     help="Serve metrics to Prometheus on HOST:PORT (:9469 is loopback) or on a Unix socket.  [default: off]",
 )
 @click.option(
+    "--state",
+    envvar="STATE_DIRECTORY",
+    default="",
+    metavar="FOLDER",
+    show_envvar=True,
+    help="Keep the counts of rules there from one start to the next.  [default: they begin anew]",
+)
+@click.option(
     "--on-exit",
     type=click.Choice(["closed", "cleanup"]),
     default="closed",
@@ -98,6 +106,7 @@ def run(
     queue_base: int,
     log_file: str | None,
     metrics: Any,
+    state: str,
     on_exit: str,
 ) -> int:
     """Run the firewall in the foreground until SIGTERM or Ctrl-C."""
@@ -118,6 +127,7 @@ def run(
         queue_base=queue_base,
         log=log_file,
         metrics=metrics,
+        state=os.path.abspath(state) if state else "",
         on_exit=on_exit,
     )
     try:

@@ -1,9 +1,10 @@
-"""``nfw policy check``, ``show``, ``apply`` and ``convert``."""
+"""``nfw policy check``, ``show``, ``apply``, ``convert`` and ``test``."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,16 @@ from nfw.cli.options import control_option, json_option, policy_options, timeout
 from nfw.control import ControlClient
 
 if TYPE_CHECKING:
+    from nfw.explain import Explainer
     from nfw.policy import Policy
+    from nfw.policytest import Result, TestFile
 
 APPLY_SECONDS = 180.0  # the daemon gives a policy 120 s to start
 
 
 @click.group(cls=NearestGroup)
 def policy() -> None:
-    """Check, show, apply or convert a policy."""
+    """Check, show, test, apply or convert a policy."""
 
 
 @policy.command()
@@ -196,3 +199,84 @@ def describe(summary: dict[str, Any]) -> str:
             f"TLS inspection of {count(scopes, 'scope')}" if scopes else "no TLS inspection",
         ]
     )
+
+
+@policy.command("test")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--junit", "report", metavar="FILE", help="Also write the results as JUnit XML.")
+@json_option
+def run_policy_tests(files: tuple[str, ...], report: str | None, as_json: bool) -> int:
+    """Check that policies do what test FILEs expect of them: flows described in YAML, or captures.
+
+    \b
+    policy: egress.yaml
+    defaults: {src: 10.0.0.5}
+    tests:
+      - name: the package mirror
+        flow: {dst: 198.51.100.7, sni: deb.debian.org}     # keys: the options of `nfw explain`, with _ for -
+        expect: {verdict: pass, rule: 1200020}             # also tls: terminate | bypass | none, alerts: [SID, ...]
+
+    Verdicts are pass, alert (passes and is logged), drop and reject. The firewall need not run.
+    """
+    from nfw.policy.errors import PolicyErrors
+    from nfw.policytest import junit, load_tests, result_json, run_tests
+
+    try:
+        loaded = load_tests(files)
+    except PolicyErrors as refused:
+        raise Failure(*(str(error) for error in refused), "nothing was tested") from None
+    explainers = _explainers(loaded)
+    results: dict[str, list[Result]] = {}
+    for each in loaded:
+        results[each.path] = list(run_tests(each, explainers[each.path]))
+        if not as_json:
+            _show_results(each.path, results[each.path])
+    failed = sum(not result.passed for found in results.values() for result in found)
+    passed = sum(map(len, results.values())) - failed
+    if report is not None:
+        Path(report).write_bytes(junit(results))
+    if as_json:
+        listed = [result_json(result) for found in results.values() for result in found]
+        emit_json({"passed": passed, "failed": failed, "tests": listed})
+    else:
+        emit(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+def _explainers(loaded: Sequence[TestFile]) -> dict[str, Explainer]:
+    """By test file; a policy that several name is compiled once. Every error of every policy at once."""
+    from nfw.cache import default_cache
+    from nfw.explain import Explainer
+    from nfw.policy.compile import compile_policy
+    from nfw.policy.errors import PolicyErrors
+    from nfw.policy.loader import load_policy
+
+    cache = default_cache(tell)
+    made: dict[Any, Explainer] = {}
+    found: dict[str, Explainer] = {}
+    errors: dict[str, None] = {}
+    for each in loaded:
+        key = (each.policies, each.map_file, each.name)
+        try:
+            if key not in made:
+                policy = load_policy(*each.policies, map_file=each.map_file, name=each.name, cache=cache)
+                made[key] = Explainer(compile_policy(policy, cache), cache)
+            found[each.path] = made[key]
+        except PolicyErrors as refused:
+            errors.update(dict.fromkeys(str(error) for error in refused))
+    if errors:
+        raise Failure(*errors, "nothing was tested")
+    return found
+
+
+def _show_results(path: str, results: Sequence[Result]) -> None:
+    from nfw.policytest import difference_lines
+
+    emit(path)
+    for result in results:
+        if result.passed:
+            emit(f"  ok    {result.test.name}: {result.seen}")
+            continue
+        emit(f"  FAIL  {result.test.name} ({path}:{result.test.line})")
+        for line in difference_lines(result):
+            emit(f"        {line}")

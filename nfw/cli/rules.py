@@ -1,14 +1,17 @@
-"""``nfw rules check`` and ``nfw rules keywords``."""
+"""``nfw rules check``, ``nfw rules keywords`` and ``nfw rules hits``."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nfw.cli.app import Failure, NearestGroup, emit, emit_json, tell
-from nfw.cli.options import json_option
+from nfw.cli.options import control_option, json_option, timeout_option
+from nfw.control import ControlClient
 
 if TYPE_CHECKING:
     from nfw.policy.model import Variables
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=NearestGroup)
 def rules() -> None:
-    """Check rule files, list what rules can say."""
+    """Check rule files, list what rules can say, show which were hit."""
 
 
 @rules.command()
@@ -89,6 +92,161 @@ def keywords(markdown: bool, as_json: bool) -> int:
             note = "" if row.status == "works" else f"  [{row.status}]"
             emit(f"{row.name:<{width}}  {row.kind:<9}  {row.summary}{note}")
     return 0
+
+
+_ORDERS: dict[str, Callable[[dict[str, Any]], float]] = {
+    "hits": lambda row: -row["hits"],
+    "bytes": lambda row: -row["octets"],
+    "last": lambda row: -row["last"],
+    "policy": lambda row: 0,
+}
+_RULES = ("rule", "scope")  # what a policy can do without when it is never hit
+_HEAD = ("ENGINE", "RULE", "ACTION", "HITS", "UNIT", "BYTES", "FLOWS", "LAST HIT", "WHERE", "TEXT")
+
+
+@rules.command()
+@click.option("--unused", is_flag=True, help="Only rules and TLS scopes that were never hit, and since when.")
+@click.option(
+    "--sort",
+    type=click.Choice(list(_ORDERS)),
+    default="policy",
+    show_default=True,
+    help="policy: in the order they are tried.",
+)
+@click.option("--group", "groups", multiple=True, metavar="NAME", help="Only rules of this group; may be repeated.")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Choice(["stateless", "stateful", "tls"]),
+    help="Only rules of this engine; may be repeated.",
+)
+@click.option("--limit", type=click.IntRange(min=0), default=0, metavar="N", help="Only the first N.  [default: all]")
+@click.option("--reset", is_flag=True, help="Count anew from here on; shows nothing.")
+@json_option
+@control_option
+@timeout_option(10.0)
+def hits(
+    control: str,
+    timeout: float,
+    unused: bool,
+    sort: str,
+    groups: tuple[str, ...],
+    engines: tuple[str, ...],
+    limit: int,
+    reset: bool,
+    as_json: bool,
+) -> None:
+    """Show how often each rule of the running policy was hit.
+
+    Hits are packets for stateless rules and default actions, matches for stateful rules, sessions for TLS scopes and
+    statuses. Bytes are those of the packets that hit; what the kernel forwards by itself after a verdict is not among
+    them (`nfw flows` has that). Counts go on when a policy is applied that has the same rule.
+    """
+    client = ControlClient(control, timeout)
+    if reset:
+        since = _asked(client, "rules_reset")["since"]
+        tell(f"nfw: counted anew since {_time(since)}")
+        return
+    rows: list[dict[str, Any]] = []
+    while True:
+        page = _asked(client, "rules", start=len(rows))
+        rows += page["rows"]
+        if len(rows) >= page["total"] or not page["rows"]:
+            break
+    rows = [row for row in rows if not engines or row["engine"] in engines]
+    if groups:
+        unknown = sorted(set(groups) - {row["group"] for row in rows})
+        if unknown:
+            raise Failure(f"nfw: the running policy has no rules in group {', '.join(unknown)}")
+        rows = [row for row in rows if row["group"] in groups]
+    counted = sum(row["kind"] in _RULES for row in rows)
+    if unused:
+        rows = [row for row in rows if row["kind"] in _RULES and not row["hits"]]
+    elif not as_json:
+        rows = [row for row in rows if row["kind"] != "status" or row["hits"]]
+    rows.sort(key=_ORDERS[sort])
+    shown = rows[:limit] if limit else rows
+    if as_json:
+        emit_json([_plain(row) for row in shown])
+        return
+    for line in (_unused if unused else _hit_table)(shown):
+        emit(line)
+    if unused:
+        tell(f"{len(rows)} of {counted} rules were not hit")
+
+
+def _asked(client: ControlClient, command: str, **args: Any) -> dict[str, Any]:
+    reply = client.request(command, **args)
+    if not reply.ok or not isinstance(reply.data, dict):
+        raise Failure(*(f"nfw: {line}" for line in reply.errors or ("an answer that cannot be read",)))
+    return reply.data
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for ``--json``: times as in the event log, null for never."""
+    from nfw.events import timestamp
+
+    made = {name: value for name, value in row.items() if name not in ("octets", "last", "began")}
+    made["bytes"] = row["octets"]
+    made["last_hit"] = timestamp(row["last"]) if row["last"] else None
+    made["counted_since"] = timestamp(row["began"])
+    return made
+
+
+def _hit_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return _table(
+        _HEAD,
+        [
+            (
+                row["engine"],
+                _name(row),
+                row["action"] or "-",
+                str(row["hits"]),
+                row["unit"],
+                str(row["octets"]),
+                str(row["flows"]),
+                _time(row["last"]) if row["last"] else "never",
+                row["at"] or "-",
+                row["text"],
+            )
+            for row in rows
+        ],
+    )
+
+
+def _unused(rows: Sequence[dict[str, Any]]) -> list[str]:
+    head = ("ENGINE", "RULE", "ACTION", "NOT HIT SINCE", "WHERE", "TEXT")
+    return _table(
+        head,
+        [
+            (row["engine"], _name(row), row["action"], _time(row["began"]), row["at"] or "-", row["text"])
+            for row in rows
+        ],
+    )
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['group']}:{row['id']}" if row["group"] else str(row["id"])
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    from nfw.logview import clean
+
+    cells = [head, *(tuple(clean(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    numbers = {"HITS", "BYTES", "FLOWS"}
+    return [
+        "  ".join(
+            cell.rjust(width) if name in numbers else cell.ljust(width)
+            for name, cell, width in zip(head, row, widths, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def _time(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 def _variables(written: tuple[str, ...]) -> Variables:

@@ -32,9 +32,11 @@ from nfw.policy.model import (
     TlsAction,
     TlsDebug,
     TlsKeywords,
+    Transparency,
     Trust,
     Upstream,
     Variables,
+    WithoutSni,
 )
 from nfw.policy.values import PortRange, protocol_name, tcp_flag_names
 
@@ -148,6 +150,11 @@ def _tls(tls: Tls, base: Path) -> list[str]:
         lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation, base))}}}")
     lines += _bypass(tls, base)
     lines += ["  fetch_issuers: true"] if tls.fetch_issuers else []
+    if tls.without_sni is not WithoutSni.REFUSE:
+        lines.append(f"  without_sni: {tls.without_sni.value}")
+    if tls.transparency != Transparency():
+        logs = _list(_path(file, base) for file in tls.transparency.logs)
+        lines.append(f"  transparency: {{logs: {logs}, require: {str(tls.transparency.require).lower()}}}")
     lines += ["  session_holding: true"] if tls.session_holding else []
     lines += [f"  keywords: {tls.keywords.value}"] if tls.keywords is not TlsKeywords.ALL else []
     return lines
@@ -214,6 +221,7 @@ def _revocation(revocation: Revocation, base: Path) -> list[str]:
         parts.append(f"allow: {_list(str(network) for network in revocation.allow)}")
     if revocation.cache != Revocation().cache:
         parts.append(f"cache: {_path(revocation.cache, base)}")
+    parts += ["recheck: true"] if revocation.recheck else []
     return parts
 
 
@@ -293,6 +301,8 @@ def _log(log: Log, base: Path) -> list[str]:
         lines.append(f"  events: {_list(log.events)}")
     if log.format is not default.format:
         lines.append(f"  format: {log.format.value}")
+    if log.flow_interval != default.flow_interval:
+        lines.append(f"  flow_interval: {log.flow_interval}")
     if log.stats_interval != default.stats_interval:
         lines.append(f"  stats_interval: {log.stats_interval}")
     if log.sinks:

@@ -191,6 +191,24 @@ class Revocation:
     unknown: TlsAction = TlsAction.REJECT
     allow: tuple[Network, ...] = ()
     cache: Path = Path("/var/lib/nfw/revocation")
+    recheck: bool = False  # open flows, whenever the answer they rest on ends; those of the revoked are closed
+
+
+class WithoutSni(enum.Enum):
+    """What a client that names no server gets: nothing, or a server whose certificate has the address."""
+
+    REFUSE = "refuse"
+    ADDRESS = "address"
+
+
+@dataclass(frozen=True, slots=True)
+class Transparency:
+    """Certificate transparency of chains that end in one of the system's roots. ``logs``: files of the public keys
+    (PEM) of trusted logs, ``pem`` what is in them; ``require``: refuse certificates without a valid timestamp."""
+
+    logs: tuple[Path, ...] = ()
+    require: bool = False
+    pem: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +243,8 @@ class Tls:
     inbound_upstream: Upstream = Upstream.PINNED
     debug: TlsDebug | None = None
     strip_ech: bool = True  # keys for Encrypted ClientHello are taken out of DNS answers
+    without_sni: WithoutSni = WithoutSni.REFUSE
+    transparency: Transparency = Transparency()
     fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
 
 
@@ -394,6 +414,7 @@ class Log:
     events: tuple[str, ...] = DEFAULT_LOG_EVENTS
     format: LogFormat = LogFormat.EVE
     sinks: tuple[Sink, ...] = ()
+    flow_interval: int = 0  # seconds between ``flow`` records of a flow that stays open, 0: only when it is over
     stats_interval: int = 60  # seconds between ``stats`` records; Suricata's stats.interval
 
     @property

@@ -5,15 +5,16 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
-from nfw.policy.errors import shorten, suggest
+from nfw.policy.errors import Problems, shorten, suggest
 from nfw.policy.fields import Section, open_section
 from nfw.policy.model import LOG_EVENTS, Log, LogFormat, Sink, SinkKind
 from nfw.policy.yamlpos import Node
 
-KEYS = ("path", "max_size", "keep", "events", "format", "sinks", "stats_interval")
+KEYS = ("path", "max_size", "keep", "events", "format", "sinks", "stats_interval", "flow_interval")
 MAX_SINKS = 8
 MAX_UNIX_PATH = 107  # bytes, sockaddr_un
 MAX_STATS_INTERVAL = 86_400
+MIN_FLOW_INTERVAL, MAX_FLOW_INTERVAL = 10, 86_400
 FACILITIES = (
     "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
     "ntp", "security", "console", "solaris-cron", *(f"local{number}" for number in range(8)),
@@ -39,7 +40,7 @@ def read_log(section: Section, base: Path) -> Log:
     nodes = part.items("sinks", f"[{_EXAMPLE}]", may_be_empty=True)
     if len(nodes) > MAX_SINKS:
         part.error(nodes[MAX_SINKS], f"sinks: expected at most {MAX_SINKS}, got {len(nodes)}")
-    sinks = [sink for node in nodes[:MAX_SINKS] if (sink := _read_sink(node, part, base)) is not None]
+    sinks = [sink for node in nodes[:MAX_SINKS] if (sink := _read_sink(node, part.problems, base)) is not None]
     return Log(
         path=base / path if path else None,
         max_size=part.size("max_size", default.max_size, 64 << 10, 1 << 40),
@@ -47,13 +48,30 @@ def read_log(section: Section, base: Path) -> Log:
         events=_events(part),
         format=part.choice("format", default.format),
         sinks=tuple(sinks),
+        flow_interval=_flow_interval(part),
         stats_interval=part.integer("stats_interval", 1, MAX_STATS_INTERVAL, default.stats_interval),
     )
 
 
-def _read_sink(node: Node, parent: Section, base: Path) -> Sink | None:
+def _flow_interval(part: Section) -> int:
+    value = part.integer("flow_interval", 0, MAX_FLOW_INTERVAL, 0)
+    if 0 < value < MIN_FLOW_INTERVAL:
+        part.error(
+            part.get("flow_interval"),
+            f"flow_interval: {value} is out of range; expected 0 (off) or {MIN_FLOW_INTERVAL} to {MAX_FLOW_INTERVAL}",
+        )
+        return 0
+    return value
+
+
+def read_destination(node: Node, base: Path, problems: Problems) -> Sink | None:
+    """A sink that stands for a destination of AWS's: in AWS's format, unless it says another."""
+    return _read_sink(node, problems, base, LogFormat.AWS)
+
+
+def _read_sink(node: Node, problems: Problems, base: Path, default_format: LogFormat = LogFormat.EVE) -> Sink | None:
     every = tuple(dict.fromkeys(key for keys in _SINK_KEYS.values() for key in keys))
-    part = open_section(node, "log sink", every, _EXAMPLE, parent.problems)
+    part = open_section(node, "log sink", every, _EXAMPLE, problems)
     if part is None:
         return None
     kind_node = part.require("type", " or ".join(kind.value for kind in SinkKind))
@@ -82,7 +100,7 @@ def _read_sink(node: Node, parent: Section, base: Path) -> Sink | None:
     return Sink(
         kind=kind,
         events=_events(part),
-        format=part.choice("format", LogFormat.EVE),
+        format=part.choice("format", default_format),
         path=path,
         max_size=part.size("max_size", default.max_size, 64 << 10, 1 << 40),
         keep=part.integer("keep", 0, 1000, default.keep),

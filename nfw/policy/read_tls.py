@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.tls.bypass import Exemption, name_problem
 from engines.tls.scope import TlsScope
@@ -23,12 +23,17 @@ from nfw.policy.model import (
     TlsAction,
     TlsDebug,
     TlsKeywords,
+    Transparency,
     Trust,
     Upstream,
     Variables,
+    WithoutSni,
 )
 from nfw.policy.read_stateless import read_networks, read_ports
 from nfw.policy.yamlpos import Mapping, Node, Scalar, Sequence
+
+if TYPE_CHECKING:
+    from engines.tls.transparency import LogKey
 
 KEYS = (
     "ca",
@@ -39,6 +44,8 @@ KEYS = (
     "actions",
     "revocation",
     "fetch_issuers",
+    "without_sni",
+    "transparency",
     "session_holding",
     "keywords",
     "bypass",
@@ -54,7 +61,8 @@ DEBUG_KEYS = ("key_log", "capture", "sni", "sources", "source_ports", "destinati
 BYPASS_KEYS = ("sni", "sources", "source_ports", "destinations", "destination_ports")
 _BYPASS_EXAMPLE = '[{sni: ["*.bank.example"]}]'
 MAX_RESOLVERS = 3
-REVOCATION_KEYS = ("check", "revoked", "unknown", "allow", "cache")
+FETCHING_KEYS = ("allow", "cache", "recheck")
+REVOCATION_KEYS = ("check", "revoked", "unknown", *FETCHING_KEYS)
 CERTIFICATE_ACTIONS = ("expired", "not_yet_valid", "untrusted", "name_mismatch", "invalid", "weak", "must_staple")
 FLOW_ACTIONS = ("no_sni", "protocol", "not_tls")  # nothing is left that could be decrypted, so none can be passed
 SCOPE_KEYS = ("sources", "source_ports", "destinations", "destination_ports")
@@ -98,6 +106,8 @@ def read_tls(
         distrust=distrust,
         revocation=revocation,
         fetch_issuers=fetch_issuers,
+        without_sni=section.choice("without_sni", WithoutSni.REFUSE),
+        transparency=read_transparency(section, base),
         arn=section.text("arn", "a text"),
         **passing,
     )
@@ -235,11 +245,63 @@ def read_revocation(section: Section, variables: Variables, base: Path) -> Revoc
 
 
 def read_fetching(section: Section, variables: Variables, base: Path) -> dict[str, Any]:
-    """``allow`` and ``cache`` of ``tls.revocation``."""
+    """``allow``, ``cache`` and ``recheck`` of ``tls.revocation``."""
     return {
+        "recheck": section.flag("recheck", False),
         "allow": read_networks(section, "allow", variables),
         "cache": base / section.text("cache", "a directory", default=str(Revocation().cache)),
     }
+
+
+def read_transparency(section: Section, base: Path) -> Transparency:
+    """``tls.transparency``."""
+    part = section.section("transparency", ("logs", "require"), "{logs: [ct-logs.pem], require: true}")
+    if part is None:
+        return Transparency()
+    files: list[Path] = []
+    pem: list[bytes] = []
+    for item in part.items("logs", "[ct-logs.pem]"):
+        if not isinstance(item, Scalar) or not item.text:
+            part.error(item, "logs: expected a PEM file of the logs' public keys")
+            continue
+        path = base / item.text
+        content = _read_file(part, item, "log file", path)
+        if content is None:
+            continue
+        try:
+            found = public_keys(content)
+        except ValueError as error:
+            part.error(item, f"log file {path} holds a key that cannot be read: {error}")
+            continue
+        if not found:
+            part.error(item, f"log file {path} holds no public key; expected PEM (-----BEGIN PUBLIC KEY-----)")
+        files.append(path)
+        pem.append(content if content.endswith(b"\n") else content + b"\n")
+    require = part.flag("require", False)
+    if require and not files:
+        part.error(part.get("require"), "require: expected logs, the keys by which timestamps are verified")
+    return Transparency(tuple(files), require, b"".join(pem))
+
+
+_PUBLIC_KEY = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
+
+
+def public_keys(pem: bytes) -> list[LogKey]:
+    """The EC and RSA public keys in ``pem``. Raises ValueError for one that cannot be read, or is of another kind."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    found: list[LogKey] = []
+    for number, block in enumerate(_PUBLIC_KEY.findall(pem), 1):
+        try:
+            key = serialization.load_pem_public_key(block)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise ValueError(f"key {number}: {error}") from None
+        if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
+            raise ValueError(f"key {number} is neither EC nor RSA")
+        found.append(key)
+    return found
 
 
 def read_inbound(

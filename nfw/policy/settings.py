@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nfw.policy.errors import Problems
 from nfw.policy.fields import Section, describe, open_section
@@ -25,27 +25,45 @@ from nfw.policy.model import (
     Stateful,
     TlsAction,
     TlsKeywords,
+    Transparency,
     Trust,
     Variables,
     WhenFull,
+    WithoutSni,
 )
 from nfw.policy.read_log import read_log
 from nfw.policy.read_stateful import FILE_KEYS, RuleFiles, read_rule_files
 from nfw.policy.read_tls import (
+    FETCHING_KEYS,
     PASSING_KEYS,
     read_actions,
     read_distrust,
     read_fetching,
     read_passing,
+    read_transparency,
     read_trust,
 )
 from nfw.policy.variables import read_own_variables
 from nfw.policy.yamlpos import Mapping as MappingNode
 from nfw.policy.yamlpos import Node, Scalar
 
+if TYPE_CHECKING:
+    from nfw.policy.aws.firewall_policy import Logging
+
 KEYS = ("variables", "tls", "stateful", "open_flows", "flows", "fail_open", "workers", "log")
 FLOWS_KEYS = ("max_flows", "tcp_idle", "tcp_opening", "udp", "icmp", "other", "when_full")
-TLS_KEYS = ("trust", "on_failure", "keywords", "actions", "distrust", "fetch_issuers", "revocation", *PASSING_KEYS)
+TLS_KEYS = (
+    "trust",
+    "on_failure",
+    "keywords",
+    "actions",
+    "distrust",
+    "fetch_issuers",
+    "revocation",
+    "without_sni",
+    "transparency",
+    *PASSING_KEYS,
+)
 MAX_WORKERS = 64  # queues of one generation; a router with more cores than that is not this program's
 MAX_FLOWS = 1 << 24
 MAX_TIMEOUT = 86_400  # seconds; a longer idle flow is better forgotten
@@ -63,6 +81,8 @@ class Settings:
     distrust: Distrust = field(default_factory=Distrust)
     fetch_issuers: bool = False
     passing: dict[str, Any] = field(default_factory=dict)  # fields of Tls: what is not decrypted
+    without_sni: WithoutSni = WithoutSni.REFUSE
+    transparency: Transparency = field(default_factory=Transparency)
     revocation: Revocation = field(default_factory=Revocation)  # AWS has what to do, not how it is found out
     stream_depth: int | None = None
     rule_files: RuleFiles = field(default_factory=RuleFiles)
@@ -73,8 +93,9 @@ class Settings:
     log: Log = field(default_factory=Log)
     log_events: bool = False  # whether the log's events were chosen
 
-    def applied(self, policy: Policy, tcp_idle: int | None, events: tuple[str, ...] | None) -> Policy:
-        """``policy`` with these settings. What AWS documents say of idle time and events goes before."""
+    def applied(self, policy: Policy, tcp_idle: int | None, logging: Logging | None) -> Policy:
+        """``policy`` with these settings. What AWS documents say of idle time and events goes before; their log
+        destinations come to the sinks."""
         tls, stateful = policy.tls, policy.stateful
         if tls is not None:
             tls = replace(
@@ -86,14 +107,23 @@ class Settings:
                 distrust=self.distrust,
                 fetch_issuers=self.fetch_issuers,
                 **self.passing,
-                revocation=replace(tls.revocation, allow=self.revocation.allow, cache=self.revocation.cache),
+                without_sni=self.without_sni,
+                transparency=self.transparency,
+                revocation=replace(
+                    tls.revocation,
+                    allow=self.revocation.allow,
+                    cache=self.revocation.cache,
+                    recheck=self.revocation.recheck,
+                ),
             )
         if self.stream_depth is not None:
             stateful = replace(stateful, stream_depth=self.stream_depth)
         flows = self.flows if tcp_idle is None else replace(self.flows, tcp_idle=tcp_idle)
         log = self.log
-        if events is not None and not self.log_events:
-            log = replace(log, events=tuple(event for event in LOG_EVENTS if event in events))
+        if logging is not None:
+            if not self.log_events:
+                log = replace(log, events=tuple(event for event in LOG_EVENTS if event in logging.events))
+            log = replace(log, sinks=(*log.sinks, *(sink for sink in logging.sinks if sink not in log.sinks)))
         return replace(
             policy,
             tls=tls,
@@ -115,7 +145,7 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         return Settings()
     section.where = ""
     tls = section.section("tls", TLS_KEYS, "{on_failure: reject}")
-    revocation = tls.section("revocation", ("allow", "cache"), "{allow: [10.0.0.0/8]}") if tls is not None else None
+    revocation = tls.section("revocation", FETCHING_KEYS, "{allow: [10.0.0.0/8]}") if tls is not None else None
     stateful = section.section("stateful", ("stream_depth", *FILE_KEYS), "{stream_depth: 1mb}")
     log = section.get("log")
     return Settings(
@@ -127,6 +157,8 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         distrust=read_distrust(tls, base) if tls is not None else Distrust(),
         fetch_issuers=tls.flag("fetch_issuers", False) if tls is not None else False,
         passing=read_passing(tls, DEFAULT_VARIABLES, base) if tls is not None else {},
+        without_sni=tls.choice("without_sni", WithoutSni.REFUSE) if tls is not None else WithoutSni.REFUSE,
+        transparency=read_transparency(tls, base) if tls is not None else Transparency(),
         revocation=Revocation(**read_fetching(revocation, DEFAULT_VARIABLES, base))
         if revocation is not None
         else Revocation(),

@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from tests.bench import etopen, pure
+from tests.bench import etopen, large, logs, pure
 from tests.bench.measure import HEAD, Row, figure
 from tests.bench.through_the_lab import LabRows
 from tests.firewall import Firewall
@@ -27,10 +28,11 @@ def rows(seconds: int, turns: int, etopen_rules: Path, engines_only: bool) -> It
     if not engines_only:
         yield from _through_the_lab(seconds, turns)
     yield from pure.rows(turns)
-    try:
-        yield from etopen.rows(etopen_rules, turns)
-    except Exception as error:
-        yield error
+    for measure in (partial(large.rows, turns), partial(etopen.rows, etopen_rules, turns)):
+        try:
+            yield from measure()
+        except Exception as error:
+            yield error
 
 
 def _through_the_lab(seconds: int, turns: int) -> Iterator[Row | Exception]:
@@ -40,6 +42,10 @@ def _through_the_lab(seconds: int, turns: int) -> Iterator[Row | Exception]:
                 yield measure()
             except Exception as error:  # the other rows are worth having
                 yield error
+    try:
+        yield logs.row(2 * seconds, turns)
+    except Exception as error:
+        yield error
 
 
 def main() -> int:

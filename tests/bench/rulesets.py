@@ -11,6 +11,7 @@ from pathlib import Path
 from engines.stateless.rule import StatelessAction, StatelessRule
 
 RULES = 1000
+LARGE = 10_000
 FEW = 10
 
 # The default stream depth of 1 MiB: what is beyond it no stream rule can match, and the kernel forwards it.
@@ -86,6 +87,24 @@ def few_policy(folder: Path) -> str:
     """A policy of ten stream rules, which are written to ``folder``."""
     (folder / "bench.rules").write_text(stateful_rules(FEW))
     return PACKETS
+
+
+def large_policy(folder: Path, count: int = LARGE) -> str:
+    """A policy of ``count`` stateless and ``count`` stateful rules. The latter, which are written to ``folder``, are of
+    all kinds: stream rules, names, blocks of addresses."""
+    chance = random.Random(5)
+    lines = [stateful_rules(count // 2)]
+    for sid in range(count // 2 + 1, count + 1):
+        if sid % 2:
+            name = "".join(chance.choices(string.ascii_lowercase, k=12))
+            options = f'tls.sni; content:"{name}.example"; nocase; endswith; flow:to_server;'
+            lines.append(f"drop tls $HOME_NET any -> $EXTERNAL_NET any ({options} sid:{sid};)\n")
+        else:
+            block = IPv4Network((chance.getrandbits(32) & 0xFFFFFF00, 24))
+            lines.append(f"drop ip {block} any -> $HOME_NET any (sid:{sid};)\n")
+    (folder / "large.rules").write_text("".join(lines))
+    rules = "".join(f"    - {rule}\n" for rule in stateless_rules(count))
+    return f"name: large\nstateless:\n  default: forward\n  rules:\n{rules}stateful: {{rule_files: [large.rules]}}\n"
 
 
 def stateless_rules(count: int) -> list[StatelessRule]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.bench.measure import Row, by_turns
-from tests.bench.rulesets import PACKETS, RULES, TLS, WHOLE, stateful_rules
+from tests.bench.rulesets import LARGE, PACKETS, RULES, TLS, WHOLE, large_policy, stateful_rules
 from tests.firewall import Firewall, pids_named, wait_for
 from tests.lab import Lab
 
@@ -24,6 +25,8 @@ BULK_LEAST = 0.6
 NO_NFW = "router without nfw"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _GIB = 1 << 30
+SWITCH_MS = 100.0
+_SWITCHED = re.compile(r"; switched (\d+) ms after it was compiled")
 
 # One client that opens a connection, asks, closes and does it again; no session is resumed.
 _CONNECT = """\
@@ -51,6 +54,7 @@ class LabRows:
         self.packets = firewall.policy("packets", PACKETS)
         self.whole = firewall.policy("whole", WHOLE)
         self.tls = firewall.policy("tls", TLS)
+        self.large = firewall.policy("large", large_policy(firewall.dir))
 
     def all(self) -> list[Callable[[], Row]]:
         """Every row, to be called in this order."""
@@ -65,6 +69,7 @@ class LabRows:
             self.download,
             self.connections,
             self.apply,
+            self.switch,
         ]
 
     # -- rows ------------------------------------------------------------------------------------------------------
@@ -149,6 +154,20 @@ class LabRows:
             check, applied = by_turns(lambda: self.timed("policy", "check", str(self.packets)), apply, self.turns)
         note = f"switched after {statistics.median(switched):.2f} s"
         return Row(f"nfw policy apply, {RULES:,} rules", "nfw policy check", check, applied, "s", "less", note=note)
+
+    def switch(self) -> Row:
+        """From the moment a big policy is compiled until the kernel asks its processes, as the daemon says it."""
+
+        def measured(policy: Path) -> float:
+            with self.running(policy):
+                seen = self.firewall.output.stat().st_size
+                self.firewall.apply(policy)
+                return float(_SWITCHED.findall(self.firewall.output.read_text()[seen:])[-1])
+
+        self.firewall.cli("policy", "check", str(self.large), timeout=300)  # what it has parsed, a start need not
+        small, large = by_turns(lambda: measured(self.packets), lambda: measured(self.large), self.turns)
+        name = f"switch after compiling, {LARGE:,} + {LARGE:,} rules"
+        return Row(name, f"{RULES:,} rules", small, large, "ms", "less", cap=SWITCH_MS)
 
     # -- tools -----------------------------------------------------------------------------------------------------
 

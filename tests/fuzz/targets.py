@@ -18,6 +18,7 @@ from engines.decode.layers import Layers
 from engines.packet import decode, icmp_unreachable, port_unreachable, quoted, tcp_options, tcp_reset
 from engines.stateful.app import AppParser
 from engines.stateful.app.certificate import read_certificate
+from engines.stateful.app.frames import BUFFERS as FRAMES
 from engines.stateful.app.http2 import Http2Parser
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
@@ -31,6 +32,11 @@ from engines.stateful.thresholdconfig import parse_threshold_config
 from engines.tls.clienthello import ClientHello, ClientHelloReader
 from engines.verdict import Direction
 from engines.watch.segments import OverlapPolicy
+from nfw.policy.aws.documents import is_aws, parse_file
+from nfw.policy.aws.loader import load_documents
+from nfw.policy.check import check_policy
+from nfw.policy.errors import CODES, PolicyError, PolicyErrors, Problems
+from nfw.policy.loader import load_policy_text
 from nfw.watch import Watcher, WatchOptions
 
 CORPUS = Path(__file__).parents[1] / "corpus"
@@ -52,6 +58,31 @@ class Target:
     seeds: Callable[[], list[bytes]]
     words: tuple[bytes, ...] = ()
     size: int = 4096
+
+
+# -- policies ----------------------------------------------------------------------------------------------------------
+
+
+def policy(data: bytes) -> None:
+    """A policy file or an AWS document is loaded and checked, or refused with messages that have a place and advice."""
+    path = Path("/nowhere/policy.yaml")
+    told: list[PolicyError] = []
+    errors: tuple[PolicyError, ...] = ()
+    try:
+        loaded = parse_file(path, data, Problems(str(path)))
+        if is_aws(loaded):
+            found = load_documents([loaded], Problems(str(path)), map_file=None, name="", check_key=False, now=0.0)
+        else:
+            found = load_policy_text(data, path, now=0.0)
+        told = [*found.warnings, *check_policy(found)]
+    except PolicyErrors as refused:
+        errors = refused.errors
+        told = [*errors, *refused.warnings]
+    assert all(error.advice for error in errors)
+    for problem in told:
+        assert problem.file.startswith("/nowhere"), problem
+        assert str(problem).isprintable(), problem
+        assert problem.to_json()["code"] in CODES, problem
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
@@ -126,6 +157,10 @@ def protocol(make: Callable[[AppLimits, bool], AppParser], prefix: str, data: by
         parser.unparsed(side)
     for tx in parser.transactions:
         tx.log_fields()
+
+
+def _with_frames(make: Callable[[AppLimits, bool], AppParser], limits: AppLimits, hold_body: bool) -> AppParser:
+    return make(replace(limits, frames=frozenset(FRAMES)), hold_body)
 
 
 def _http2_with_frames(limits: AppLimits, hold_body: bool) -> AppParser:
@@ -277,6 +312,12 @@ def _hex(folder: str, *, prefix: bytes = b"\0") -> list[bytes]:
     return [prefix + bytes.fromhex(path.read_text()) for path in sorted((CORPUS / folder).glob("*.hex"))]
 
 
+def _policies() -> list[bytes]:
+    folder = Path(__file__).parents[1] / "golden"
+    files = [*(folder / "policy").glob("*.yaml"), *(folder / "aws").glob("*.json")]
+    return [file.read_bytes() for file in sorted(files) if file.stat().st_size < 8000]
+
+
 def _rules() -> list[bytes]:
     files = sorted((CORPUS / "rules").glob("*.rules"))
     return [rule.text.encode("utf-8", "surrogateescape") for path in files for rule in rule_texts(path.read_text())]
@@ -356,7 +397,30 @@ _MAIL_WORDS = (
 )  # fmt: skip
 
 
+_POLICY_WORDS = (
+    *(
+        b"&a ",
+        b"*a",
+        b"<<: ",
+        b"!Ref ",
+        b"!!str ",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b": ",
+        b"- ",
+        b"\n",
+        b"\0",
+        b"\xef\xbb\xbf",
+        b"\xff",
+    ),
+    *(b"null", b".nan", b"1e999", b"-1", b"9" * 40, b"$HOME_NET", b"!any", b'{"Fn::Sub": "', b'"Resources": {', b"\t"),
+)
+
+
 def _all() -> Iterator[Target]:
+    yield Target("policy", policy, _policies, _POLICY_WORDS, 8000)
     yield Target("rules", rules, _rules, _RULE_WORDS, 9000)
     yield Target("thresholds", thresholds, _thresholds, (b", ", b"track by_src", b"ip ", b"[", b"!", b"\n", b"\\\n"))
     yield Target("regex", regex, _expressions, _REGEX_WORDS, 300)
@@ -368,6 +432,10 @@ def _all() -> Iterator[Target]:
         seeds = _framed_dns if name == "dns" else partial(_hex, folder)
         yield Target(name, run, seeds, words.get(name, (TURN, b"\r\n", b"\xff\xff")), 20_000)
     yield Target("http2-frames", partial(protocol, _http2_with_frames, "http"), partial(_hex, "http2"), (TURN,))
+    for name in ("http", "dns", "sip", "smb", "websocket"):
+        folder = {"http": "http1"}.get(name, name)
+        run = partial(protocol, partial(_with_frames, PARSERS[name]), "frame.")
+        yield Target(f"{name}-pieces", run, _framed_dns if name == "dns" else partial(_hex, folder), (TURN,), 20_000)
     for name, make in UDP_PARSERS.items():
         yield Target(f"{name}-udp", partial(protocol, make, name), partial(_hex, name), (TURN,))
     yield Target("flow-tcp", partial(inspector, 6), _flows, _HTTP_WORDS, 20_000)

@@ -271,6 +271,12 @@ def test_watchdog(machine: Machine) -> None:
     drop_in(machine, "")
 
 
+def test_restart_never_opens(machine: Machine) -> None:
+    for _ in range(2):
+        machine.systemctl("restart", "nfw")
+        assert filters(machine, "two")
+
+
 def test_journald(machine: Machine) -> None:
     """What was forbidden, as fields of the journal; `journalctl` finds it by kind."""
     write_policy(machine, "journal", TLS + JOURNALD)
@@ -290,12 +296,6 @@ def test_journald(machine: Machine) -> None:
     assert machine.status()["log_writer"]["dropped"]["journald"] == 0
     write_policy(machine, "two", TLS)
     machine.systemctl("reload", "nfw")
-
-
-def test_restart_never_opens(machine: Machine) -> None:
-    for _ in range(2):
-        machine.systemctl("restart", "nfw")
-        assert filters(machine, "two")
 
 
 def test_logrotate(machine: Machine) -> None:

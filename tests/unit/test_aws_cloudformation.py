@@ -221,7 +221,19 @@ def test_json_and_its_long_forms(tmp_path: Path) -> None:
     [
         ("!Ref Egress,", "!Ref Egres,", '"Egres" is no resource or parameter of the template; did you mean "Egress"?'),
         ("!GetAtt Edge.RuleGroupArn", "!GetAtt Edgy.RuleGroupArn", '"Edgy" is not a resource of the template; did you'),
-        ("!Ref Egress,", "!ImportValue Egress,", "Fn::ImportValue leads out of the template"),
+        (
+            "!Ref Egress,",
+            "!ImportValue Egress,",
+            '"Fn::ImportValue Egress" is kept outside of the template; expected its value in the map file: parameters',
+        ),
+        (
+            '"10.0.0.0/16"',
+            '"{{resolve:ssm:/net/home:3}}"',
+            '"{{resolve:ssm:/net/home:3}}" is kept outside of the templ',
+        ),
+        ("!Ref Egress,", "!Transform {Name: x},", "Fn::Transform leads out of the template"),
+        ('"10.0.0.0/16"', "!Select [0, !Cidr [10.0.0.0/8, 0, 8]]", "Fn::Cidr: expected [block, count up to 256, host"),
+        ('"10.0.0.0/16"', "!Select [0, !Cidr [any, 1, 8]]", "Fn::Cidr: expected [block, count up to 256, host bits]"),
         ("!Ref Egress,", "!GetAZs x,", "Fn::GetAZs leads out of the template"),
         ("Ports, prod, tls", "Ports, prod, ssh", "Fn::FindInMap: the template's Mappings hold no such key"),
         ("Select [0,", "Select [9,", "Fn::Select: wrong arguments"),
@@ -289,7 +301,189 @@ def test_what_surrounds_a_policy_may_lead_out_of_the_template(tmp_path: Path) ->
     )
     loaded = load(tmp_path, text)
     assert loaded.log.events == ("alert", "drop")
-    assert any("Fn::ImportValue leads out of the template" in str(warning) for warning in loaded.warnings)
+    assert any('"Fn::ImportValue logs" is kept outside' in str(warning) for warning in loaded.warnings)
+
+
+# -- what published templates hold ---------------------------------------------------------------------------------
+
+PUBLISHED = """AWSTemplateFormatVersion: "2010-09-09"
+Metadata:
+  AWS::CloudFormation::Interface: {ParameterGroups: [{Label: {default: Network}, Parameters: [VpcCidr, ImageId]}]}
+Parameters:
+  VpcCidr: {Type: String, Default: 10.2.0.0/16, AllowedPattern: '^[0-9./]+$', ConstraintDescription: a block}
+  ImageId: {Type: 'AWS::SSM::Parameter::Value<AWS::EC2::Image::Id>', Default: /aws/service/ami/latest}
+  Allowed: {Type: 'AWS::SSM::Parameter::Value<CommaDelimitedList>', Default: /firewall/names}
+  Capacity: {Type: Number, Default: 100, MinValue: 1, MaxValue: 30000}
+  Zone: {Type: AWS::EC2::AvailabilityZone::Name, Default: us-east-1a}
+Resources:
+  Vpc:
+    Type: AWS::EC2::VPC
+    DeletionPolicy: Retain
+    Properties: {CidrBlock: !Ref VpcCidr, Tags: [{Key: Name, Value: !Sub "${AWS::StackName}"}]}
+  Partners:
+    Type: AWS::EC2::PrefixList
+    Properties:
+      PrefixListName: partners
+      AddressFamily: IPv4
+      MaxEntries: 5
+      Entries: [{Cidr: 203.0.113.0/24, Description: one}, {Cidr: 198.51.100.0/25}]
+  Server:
+    Type: AWS::EC2::Instance
+    DependsOn: [IngressFirewall, EgressFirewall]
+    Properties:
+      ImageId: !Ref ImageId
+      UserData: {'Fn::Base64': !Sub "#!/bin/bash\necho ${AWS::StackName}\n"}
+  Route:
+    Type: AWS::EC2::Route
+    Properties: {VpcEndpointId: !Select [1, !Split [":", !Select [0, !GetAtt EgressFirewall.EndpointIds]]]}
+  Lambda:
+    Type: AWS::Lambda::Function
+    Properties: {Code: {ZipFile: !Sub 'arn = "${Names.RuleGroupArn}"'}, Role: !GetAtt LambdaRole.Arn}
+  Custom:
+    Type: AWS::CloudFormation::CustomResource
+    Version: "1.0"
+    Properties: {ServiceToken: !GetAtt Lambda.Arn}
+  Names:
+    Type: AWS::NetworkFirewall::RuleGroup
+    Properties:
+      RuleGroupName: !Sub "${AWS::StackName}-names"
+      Type: STATEFUL
+      Capacity: !Ref Capacity
+      Description: >-
+        folded over
+        two lines
+      EncryptionConfiguration: {Type: AWS_OWNED_KMS_KEY}
+      SummaryConfiguration: {RuleOptions: [SID, MSG]}
+      Tags: [{Key: Name, Value: !Sub "${AWS::StackName}-names"}]
+      RuleGroup:
+        RuleVariables: {IPSets: {HOME_NET: {Definition: [!GetAtt Vpc.CidrBlock, !ImportValue shared-cidr]}}}
+        StatefulRuleOptions: {RuleOrder: STRICT_ORDER}
+        RulesSource:
+          RulesSourceList: {TargetTypes: [HTTP_HOST, TLS_SNI], Targets: !Ref Allowed, GeneratedRulesType: ALLOWLIST}
+  Later:
+    Type: AWS::NetworkFirewall::RuleGroup
+    Properties:
+      RuleGroupName: later
+      Type: STATEFUL
+      Capacity: 10
+      RuleGroup:
+        ReferenceSets: {IPSetReferences: {PARTNERS: {ReferenceArn: !GetAtt Partners.Arn}}}
+        StatefulRuleOptions: {RuleOrder: STRICT_ORDER}
+        RulesSource: {RulesString: "# filled by a function\ndrop ip @PARTNERS any -> any any (sid:1;)"}
+  Empty:
+    Type: AWS::NetworkFirewall::RuleGroup
+    Properties:
+      RuleGroupName: empty
+      Type: STATEFUL
+      Capacity: 10
+      RuleGroup: {RulesSource: {RulesString: "#will be updated"}, StatefulRuleOptions: {RuleOrder: STRICT_ORDER}}
+  EgressPolicy:
+    Type: AWS::NetworkFirewall::FirewallPolicy
+    Properties:
+      FirewallPolicyName: egress
+      FirewallPolicy:
+        StatelessDefaultActions: ['aws:forward_to_sfe']
+        StatelessFragmentDefaultActions: ['aws:forward_to_sfe']
+        StatefulDefaultActions: ['aws:drop_established_app_layer_to_server']
+        StatefulEngineOptions:
+          RuleOrder: STRICT_ORDER
+          StreamExceptionPolicy: REJECT
+          FlowTimeouts: {TcpIdleTimeoutSeconds: 600}
+        StatefulRuleGroupReferences:
+          - {ResourceArn: !Ref Names, Priority: 100}
+          - {ResourceArn: !GetAtt Later.RuleGroupArn, Priority: 200}
+          - {ResourceArn: !Ref Empty, Priority: 250}
+          - ResourceArn: !Sub >-
+              arn:${AWS::Partition}:network-firewall:${AWS::Region}:aws-managed:stateful-rulegroup/AbusedLegitStrictOrder
+            Priority: 300
+            Override: {Action: DROP_TO_ALERT}
+        PolicyVariables:
+          RuleVariables:
+            HOME_NET: {Definition: [!Select [1, !Cidr [!GetAtt Vpc.CidrBlock, 2, 8]], "{{resolve:ssm:/net/home}}"]}
+  IngressPolicy:
+    Type: AWS::NetworkFirewall::FirewallPolicy
+    Properties:
+      FirewallPolicyName: ingress
+      FirewallPolicy: {StatelessDefaultActions: ['aws:pass'], StatelessFragmentDefaultActions: ['aws:pass']}
+  EgressFirewall:
+    Type: AWS::NetworkFirewall::Firewall
+    Properties:
+      FirewallName: egress-gate
+      FirewallPolicyArn: !Ref EgressPolicy
+      VpcId: !Ref Vpc
+      SubnetMappings: [{SubnetId: !Ref Subnet, IPAddressType: DUALSTACK}]
+      DeleteProtection: false
+      EnabledAnalysisTypes: [TLS_SNI]
+  IngressFirewall:
+    Type: AWS::NetworkFirewall::Firewall
+    Properties: {FirewallName: ingress-gate, FirewallPolicyArn: !GetAtt IngressPolicy.FirewallPolicyArn}
+  Second:
+    Type: AWS::NetworkFirewall::VpcEndpointAssociation
+    Properties: {FirewallArn: !Ref EgressFirewall, VpcId: !Ref Vpc}
+  EgressLogging:
+    Type: AWS::NetworkFirewall::LoggingConfiguration
+    Properties:
+      FirewallArn: !Ref EgressFirewall
+      LoggingConfiguration:
+        LogDestinationConfigs:
+          - LogType: ALERT
+            LogDestinationType: CloudWatchLogs
+            LogDestination: {logGroup: !Sub "/${AWS::StackName}/alert"}
+          - {LogType: TLS, LogDestinationType: S3, LogDestination: {bucketName: !Ref Bucket, prefix: tls}}
+  IngressLogging:
+    Type: AWS::NetworkFirewall::LoggingConfiguration
+    Properties:
+      FirewallArn: !Ref IngressFirewall
+      LoggingConfiguration:
+        LogDestinationConfigs:
+          - {LogType: FLOW, LogDestinationType: KinesisDataFirehose, LogDestination: {deliveryStream: flows}}
+Outputs:
+  Arn: {Value: !GetAtt Names.RuleGroupArn, Export: {Name: !Sub "${AWS::StackName}-arn"}}
+"""
+MAPPED = """\
+parameters: {shared-cidr: 10.3.0.0/16, /firewall/names: [.example.com, api.example.net], /net/home: 10.4.0.0/16}
+rule_groups: {AbusedLegitStrictOrder: skip}
+log_destinations:
+  /stack/alert: {type: journald}
+  S3: {type: file, path: tls.json, format: eve}
+"""
+
+
+def test_what_published_templates_hold(tmp_path: Path) -> None:
+    (tmp_path / "template.yaml").write_text(PUBLISHED)
+    (tmp_path / "map.yaml").write_text(MAPPED)
+    files = {"map_file": tmp_path / "map.yaml", "now": NOW.timestamp()}
+    loaded = load_policy(tmp_path / "template.yaml", name="egress-gate", **files)
+    names, later, empty, managed = loaded.stateful.groups
+    assert (names.name, names.capacity, managed.drop_to_alert) == ("stack-names", 100, True)
+    assert names.domains is not None
+    assert names.domains.targets == (".example.com", "api.example.net")
+    assert names.variables.addresses == {"HOME_NET": ("10.2.0.0/16", "10.3.0.0/16")}
+    assert later.references["PARTNERS"].networks == ("203.0.113.0/24", "198.51.100.0/25")
+    assert loaded.variables.addresses["HOME_NET"] == ("10.2.1.0/24", "10.4.0.0/16")
+    assert loaded.flows.tcp_idle == 600
+    assert (loaded.log.events, len(empty.sources)) == ((), 1)
+    assert [(sink.kind.value, sink.events, sink.format.value) for sink in loaded.log.sinks] == [
+        ("journald", ("alert", "drop"), "aws"),
+        ("file", ("tls",), "eve"),
+    ]
+    assert [warning.message.partition(";")[0] for warning in loaded.warnings] == [
+        'resource Second: type "AWS::NetworkFirewall::VpcEndpointAssociation" is ignored',
+        '"Bucket" is no resource or parameter of the template',
+        "managed rule group AbusedLegitStrictOrder is skipped: it has no rules",
+    ]
+    ingress = load_policy(tmp_path / "template.yaml", name="ingress", **files)
+    assert (ingress.log.events, ingress.log.sinks) == (("flow",), ())
+
+
+def test_what_is_kept_elsewhere_is_asked_for_by_name(tmp_path: Path) -> None:
+    (tmp_path / "template.yaml").write_text(PUBLISHED)
+    with pytest.raises(PolicyErrors) as caught:
+        load_policy(tmp_path / "template.yaml", name="egress")
+    asked = [error.message for error in caught.value if "expected its value in the map file" in error.message]
+    assert len(asked) == 3
+    for name in ("shared-cidr", "/net/home", "Allowed"):
+        assert any(f'{{"{name}": ...}}' in message for message in asked)
 
 
 def test_texts_put_together_are_bounded(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +27,10 @@ READY = Path(__file__).parents[2] / "rules"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CA, rule files and the golden documents."""
     directory = golden_folder(tmp_path_factory.mktemp("convert"))
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    (directory / "logs.pem").write_bytes(
+        key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
     ca.create("Other CA", directory / "certs", NOW)
     (directory / "t.config").write_text("suppress gen_id 0, sig_id 0, track by_src, ip 192.0.2.1\n")
     (directory / "c.config").write_text("config classification: ours,Our own,1\n")
@@ -273,7 +279,9 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
             "trust": draw(st.sampled_from([["system"], ["ca.pem"], ["system", "certs/ca.pem"]])),
             "revocation": {
                 "revoked": draw(st.sampled_from(["pass", "drop", "reject"])),
-                **draw(st.sampled_from([{}, {"allow": ["10.0.0.0/8", "fd00::/8"], "cache": "answers"}])),
+                **draw(
+                    st.sampled_from([{}, {"allow": ["10.0.0.0/8", "fd00::/8"], "cache": "answers", "recheck": True}])
+                ),
             },
             "actions": draw(st.sampled_from([{"weak": "pass"}, {"expired": "drop", "not_tls": "drop"}])),
             "distrust": draw(st.sampled_from([["ab" * 32], ["ca.pem"], ["cd" * 32, "certs/ca.pem"]])),
@@ -298,6 +306,8 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
             "quic": draw(st.sampled_from(["pass", "drop", "reject"])),
             "strip_ech": draw(st.booleans()),
             "resolvers": draw(st.sampled_from([["192.0.2.53"], ["192.0.2.53", "2001:db8::53"]])),
+            "without_sni": draw(st.sampled_from(["refuse", "address"])),
+            **draw(st.sampled_from([{}, {"transparency": {"logs": ["logs.pem"], "require": True}}])),
         }
     if draw(st.booleans()):
         certificate = {"certificate": "certs/ca.pem", "private_key": "certs/ca.key"}

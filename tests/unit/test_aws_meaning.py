@@ -213,6 +213,109 @@ def test_ip_set_references(tmp_path: Path) -> None:
     assert covered(loaded, 1) == ([OUTSIDE], [INSIDE, OUTSIDE])
 
 
+PREFIX_LIST = "arn:aws:ec2:us-east-1:123456789012:prefix-list/pl-1"
+
+
+@pytest.mark.parametrize(
+    ("content", "networks"),
+    [
+        ("203.0.113.0/24\n", ("203.0.113.0/24",)),
+        ("# partners\n\n203.0.113.0/24  # one\n2001:db8::/32\n198.51.100.7", None),
+        ('{"Entries": [{"Cidr": "203.0.113.0/24", "Description": "one"}, {"Cidr": "2001:db8::/32"}]}', None),
+    ],
+)
+def test_ip_sets_in_files_are_read_anew_each_time(
+    tmp_path: Path, content: str, networks: tuple[str, ...] | None
+) -> None:
+    """As AWS refreshes what is referred to: with every load, so with every apply."""
+    body = stateful(
+        "drop ip @PARTNERS any -> any any (sid:1;)",
+        ReferenceSets={"IPSetReferences": {"PARTNERS": {"ReferenceArn": PREFIX_LIST}}},
+    )
+    for text, expected in ((content, networks), ("192.0.2.0/24", ("192.0.2.0/24",))):
+        (tmp_path / "partners.txt").write_text(text)
+        known = f"ip_sets: {{'{PREFIX_LIST}': partners.txt}}"
+        loaded = load(tmp_path, policy(groups=("g",)), group("g", body), known=known)
+        found = loaded.stateful.groups[0].references["PARTNERS"].networks
+        assert found == expected or (expected is None and {"2001:db8::/32"} < set(found))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "map.yaml:1:"),
+        ("", "partners.txt: no address in this file; expected one address or block a line"),
+        ("10.0.0.0/8\nten\n", "partners.txt:2:1:"),
+        ('{"Entries": [', "partners.txt:1:14: not valid JSON"),
+        ("\udcff", "partners.txt:1:1: byte 0xff is not valid UTF-8"),
+    ],
+)
+def test_wrong_files_of_ip_sets(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "partners.txt").write_bytes(content.encode("utf-8", "surrogateescape"))
+    found = refusal(tmp_path, policy(), known=f"ip_sets: {{'{PREFIX_LIST}': partners.txt}}")
+    assert any(line.startswith(message) for line in found), found
+
+
+LOGGING = {
+    "FirewallArn": "arn:aws:network-firewall:us-east-1:123456789012:firewall/gate",
+    "LoggingConfiguration": {
+        "LogDestinationConfigs": [
+            {"LogType": "ALERT", "LogDestinationType": "S3", "LogDestination": {"bucketName": "logs", "prefix": "a"}},
+            {"LogType": "TLS", "LogDestinationType": "S3", "LogDestination": {"bucketName": "logs", "prefix": "t"}},
+            {"LogType": "FLOW", "LogDestinationType": "CloudWatchLogs", "LogDestination": {"logGroup": "/flow"}},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("known", "events", "sinks"),
+    [
+        ("", ("alert", "drop", "flow", "tls"), []),
+        ("logs: {type: journald}", ("flow",), [("journald", ("alert", "drop", "tls"), "aws")]),
+        (
+            "{S3: {type: file, path: s3.json}, CloudWatchLogs: {type: syslog, format: eve}}",
+            (),
+            [("file", ("alert", "drop", "tls"), "aws"), ("syslog", ("flow",), "eve")],
+        ),
+        (
+            "{/flow: {type: unix_dgram, path: flow.sock}, S3: {type: journald}, CloudWatchLogs: {type: syslog}}",
+            (),
+            [("journald", ("alert", "drop", "tls"), "aws"), ("unix_dgram", ("flow",), "aws")],
+        ),
+    ],
+)
+def test_destinations_of_logs(tmp_path: Path, known: str, events: tuple[str, ...], sinks: list[object]) -> None:
+    mapped = f"log_destinations: {known if known.startswith('{') else '{' + known + '}'}"
+    loaded = load(tmp_path, policy(), LOGGING, known=mapped)
+    assert loaded.log.events == events
+    assert [(sink.kind.value, sink.events, sink.format.value) for sink in loaded.log.sinks] == sinks
+    assert len(loaded.warnings) == 3 - sum({"S3": 2}.get(name, 1) for name in _mapped(known))
+    assert "log_destinations" in "".join(map(str, loaded.warnings)) or not loaded.warnings
+
+
+def _mapped(known: str) -> list[str]:
+    """Destinations of LOGGING that the map file has a sink for."""
+    return (["S3"] if "S3:" in known or "logs:" in known else []) + (
+        ["flow"] if "/flow" in known or "Watch" in known else []
+    )
+
+
+def test_logging_of_another_firewall_is_left_alone(tmp_path: Path) -> None:
+    gate = {
+        "Firewall": {"FirewallName": "gate", "FirewallArn": LOGGING["FirewallArn"], "FirewallPolicyArn": f"{ARN}other"}
+    }
+    loaded = load(tmp_path, policy(FirewallPolicyArn=f"{ARN}mine"), LOGGING, gate)
+    assert loaded.log.events == ("alert", "drop", "flow", "tls")  # the default: nothing was asked for
+    assert not any("LogDestination" in str(warning) for warning in loaded.warnings)
+
+
+def test_a_wrong_destination(tmp_path: Path) -> None:
+    found = refusal(tmp_path, policy(), LOGGING, known="log_destinations: {S3: {type: bucket}}")
+    assert found == ['map.yaml:1:31: type: expected file, journald, syslog, unix_stream or unix_dgram, got "bucket"']
+
+
 # -- order and overrides -------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """What AWS's documentation says becomes of packets: a row a sentence, documents in, packets through the pipeline.
 
+Each row is also replayed as a capture and explained, and both have to say the same of every packet.
+
 Sources, by the word in front of each row: service model (M), developer guide on rule actions (A), evaluation order and
 default actions (E), limitations (L), domain lists (D), stream exception policy (S), best practices guide (B).
 """
@@ -7,8 +9,10 @@ default actions (E), limitations (L), domain lists (D), stream exception policy 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import ssl
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,13 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.packet import Packet as Scapy
 from scapy.packet import Raw
 
+from nfw.capture import Captured
+from nfw.explain import Explainer
 from nfw.marks import Disposition
 from nfw.pipeline import Answer, Pipeline
 from nfw.policy.compile import compile_policy
 from nfw.policy.loader import load_policy
+from nfw.policyreplay import replay_policy
 from tests.unit.awskit import ARN, counting, group, policy, stateful, stateless, stateless_rule, write
 from tests.unit.test_pipeline import Recorder
 
@@ -34,7 +41,9 @@ class Line:
     def __init__(self, directory: Path, documents: list[Any], port: int = 80, client: str = CLIENT) -> None:
         self.effects = Recorder()
         compiled = compile_policy(load_policy(*write(directory, *documents), now=0.0))
+        self.compiled = replace(compiled, filter=copy.deepcopy(compiled.filter))  # for others: it counts
         self.pipeline = Pipeline(compiled, 5, self.effects, 0.0)
+        self.sent: list[Captured] = []
         self.client, self.port = client, port
         self.seq, self.ack = 1000, 5000
         self.number = 0
@@ -42,6 +51,7 @@ class Line:
 
     def send(self, packet: Scapy) -> str:
         """``.`` let through, ``x`` dropped, ``h`` held for now."""
+        self.sent.append(Captured(len(self.sent) + 1, 1000.0, 101, bytes(packet)))
         if self.settled:
             return self.settled
         self.number += 1
@@ -115,9 +125,20 @@ def walk(line: Line, steps: list[Any]) -> str:
     answers = [line.step(step) for step in steps]
     line.pipeline.tick(1001.0)  # no packet is held as long as that
     later = dict(line.effects.verdicts)
-    return "".join(
+    fates = "".join(
         answer if answer != "h" else "," if later[number] else "X" for number, answer in enumerate(answers, 1)
     )
+    says_the_same_elsewhere(line, fates.replace(",", ".").replace("X", "x"))
+    return fates
+
+
+def says_the_same_elsewhere(line: Line, fates: str) -> None:
+    """The same packets as a capture, replayed and explained. Replay says only how many were refused."""
+    line.compiled.ruleset.forget()
+    assert replay_policy(line.sent, line.compiled, lambda _: None).dropped == fates.count("x")
+    explained, _ = Explainer(line.compiled).captured(lambda: line.sent)
+    steps = sorted((step.packet, step.verdict in ("drop", "reject")) for each in explained for step in each.steps)
+    assert "".join("x" if refused else "." for _, refused in steps) == fates
 
 
 # -- stateless -----------------------------------------------------------------------------------------------------

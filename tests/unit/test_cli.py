@@ -172,7 +172,7 @@ def test_completion(nfw: Nfw, shell: str) -> None:
 def test_completion_knows_the_commands() -> None:
     environment = {**os.environ, "_NFW_COMPLETE": "bash_complete", "COMP_WORDS": "nfw policy ", "COMP_CWORD": "2"}
     done = subprocess.run([sys.executable, "-m", "nfw"], env=environment, capture_output=True, text=True, check=False)
-    assert [line.split(",")[1] for line in done.stdout.split()] == ["apply", "check", "convert", "show"]
+    assert [line.split(",")[1] for line in done.stdout.split()] == ["apply", "check", "convert", "show", "test"]
 
 
 # -- policy --------------------------------------------------------------------------------------------------------

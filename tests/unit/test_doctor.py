@@ -122,6 +122,7 @@ BROKEN: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
     ("no CA", {"ca": Certificate("/x", "cannot be read")}, [("error", "CA")]),
     ("not running", {"status": None}, [("note", "daemon")]),
     ("closed", {"status": {"state": "closed"}}, [("error", "daemon")]),
+    ("flushed", {"status": {"state": "not filtering: table inet nfw is gone"}}, [("error", "daemon")]),
     (
         "a worker hangs",
         {"status": {**STATUS, "processes": [{"name": "nfw packet 0", "pid": 2}]}},

@@ -30,7 +30,7 @@ table inet nfw {
     counter name unjudged drop
   }
   chain forward {
-    type filter hook forward priority -150; policy accept;
+    type filter hook forward priority -150; policy drop;
     meta mark & 0xfff00000 == @judged meta mark set meta mark & 0x000fffff accept
     goto unjudged
   }
@@ -51,6 +51,9 @@ table inet nfw {
   }
   chain fragments {
     type filter hook prerouting priority -450; policy accept;
+  }
+  chain accounting {
+    ct packets 0 return comment "never jumped to: that it is here makes the kernel count what each flow carries"
   }
 }
 """

@@ -412,7 +412,7 @@ def test_hits_are_counted() -> None:
     flow = Flow(rules).handshake()
     flow.now = 5.0
     flow.data(UP, b"x")
-    assert (rules.hits, rules.last_hit, rules.hit_counts()) == ([1, 1], [5.0, 5.0], {"1:1": 1, "1:2": 1})
+    assert (rules.counts.hits, rules.counts.last, rules.hit_counts()) == ([1, 1], [5.0, 5.0], {"1:1": 1, "1:2": 1})
 
 
 # -- streams ---------------------------------------------------------------------------------------------------------
@@ -770,6 +770,13 @@ def test_session_holding_judges_the_name_first() -> None:
     assert flow.data(UP, EVIL) == "accept!"  # a pass on the name is a pass (AWS)
     bad = decrypted(f'reject tls {ANY} (tls.sni; content:"example"; sid:1;)')
     assert bad._say(bad.inspector.tls_hello(FACTS, 0.0, session_holding=True)) == "reject! 1"
+
+
+@pytest.mark.parametrize("state", ["established", "not_established"])
+def test_a_held_session_is_established_on_the_clients_side_only(state: str) -> None:
+    """AWS: the ClientHello counts as not established; domain lists, which ask for established, decide all the same."""
+    held = decrypted(f'drop tls {ANY} (flow:to_server,{state}; tls.sni; content:"example"; sid:1;)')
+    assert held._say(held.inspector.tls_hello(FACTS, 0.0, session_holding=True)) == "drop! 1"
 
 
 @pytest.mark.parametrize(

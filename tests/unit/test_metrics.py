@@ -214,6 +214,16 @@ def test_rules_and_series_are_bounded() -> None:
     assert small.refused > 0
 
 
+def test_defaults_and_scopes_are_rules_too() -> None:
+    value = status()
+    value["processes"][1]["stateless_default_hits"] = 3
+    value["processes"][2]["scope_hits"] = {"scope 1": 4, "scope 2": 0}
+    found = exposed(value, metrics.Totals(), metrics.Rules())
+    assert found["nfw_rule_hits_total engine=stateless rule=default"] == 3
+    assert found["nfw_rule_hits_total engine=tls rule=scope 1"] == 4
+    assert "nfw_rule_hits_total engine=tls rule=scope 2" not in found
+
+
 @pytest.mark.parametrize(
     ("hits", "bound", "kept", "omitted"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,7 +34,8 @@ def sids(rules: str, *talk: tuple[Direction, bytes], cut: int = 0) -> list[int]:
     for side, data in talk:
         for at in range(0, len(data), cut or len(data)):
             piece = data[at : at + (cut or len(data))]
-            found += [alert.rule.sid for alert in flow.inspect(Segment(side, True, piece, piece, object(), 0.0)).alerts]
+            packet = SimpleNamespace(end=len(piece))
+            found += [alert.rule.sid for alert in flow.inspect(Segment(side, True, piece, piece, packet, 0.0)).alerts]
     return found
 
 

@@ -128,9 +128,9 @@ def test_equal_pattern_sets_are_built_once() -> None:
 
 def test_hit_counts_name_rules_and_default_actions() -> None:
     rules = compiled(MIXED, "strict", ("drop_strict", "alert_strict"))
-    rules.hits[0] = 3
-    rules.hits[7] = 1
-    rules.default_hits[1] = 2
+    rules.counts.hits[0] = 3
+    rules.counts.hits[7] = 1
+    rules.counts.hits[len(rules.rules) + 1] = 2
     assert rules.hit_counts() == {"1:1": 3, "1:8": 1, "drop_strict": 0, "alert_strict": 2}
 
 

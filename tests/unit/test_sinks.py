@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -310,7 +311,10 @@ def test_a_stuck_reader(tmp_path: Path, capfd: pytest.CaptureFixture[str], monke
 
 
 @pytest.mark.parametrize("kind", ["syslog", "journald", "unix_dgram"])
-def test_a_dead_and_a_stuck_datagram_reader(tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_dead_and_a_stuck_datagram_reader(
+    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "BUFFER_BYTES", 20_000)
     path = str(tmp_path / "sock")
     sink = make(settings(kind, path=path, address=path), KINDS, "p")
     assert flood(sink, 0.2) < 500
@@ -379,7 +383,56 @@ def test_the_writer_feeds_all_and_counts_for_the_supervisor(tmp_path: Path) -> N
     assert sending.dropped == 0
     assert len((tmp_path / "all").read_text().splitlines()) == 3000
     assert len((tmp_path / "alerts").read_text().splitlines()) == 1000
-    assert counters.get(4) == [0, 3000, 0, 0]
+    assert counters.get(4) == [0, 3000, 0, 3000]
+
+
+@pytest.mark.parametrize("kind", ["syslog", "journald", "unix_dgram"])
+def test_a_reader_of_datagrams_that_keeps_up_loses_none(tmp_path: Path, kind: str) -> None:
+    """Although the kernel holds no more than ten of the hundreds of lines that come at once."""
+    sender, receiver = log.channel()
+    path = str(tmp_path / "sock")
+    counters = Counters()
+    with sender, receiver, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(path)
+        server.settimeout(10)
+
+        def write() -> None:
+            sender.close()
+            made = make(settings(kind, path=path, address=path), KINDS, "p")
+            log.run_writer(receiver, [made], counters)
+
+        pid = process.fork(write, title="log test")
+        try:
+            sending = LogSender(sender, None, KINDS)
+            for number in range(1000):
+                sending.write(event("flow", n=number))
+            sending.flush()
+            for number in range(1000):
+                assert f'"n":{number}}}'.encode() in server.recv(65536)
+        finally:
+            os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
+    assert counters.get(1) == [0]
+
+
+def test_what_waits_when_the_writer_ends_is_counted(tmp_path: Path) -> None:
+    path = str(tmp_path / "sock")
+    sink = make(settings("unix_dgram", path=path), KINDS, "p")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(path)
+        sink.put(batch(*(event("flow", n=number) for number in range(1000))))
+        assert sink.lost == 0
+        sink.close()
+        taken = 0
+        server.setblocking(False)
+        while True:
+            try:
+                server.recv(65536)
+            except BlockingIOError:
+                break
+            taken += 1
+    assert 0 < taken < 1000
+    assert sink.lost == 1000 - taken
 
 
 def test_counters_are_shared_between_processes() -> None:

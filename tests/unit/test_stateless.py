@@ -11,6 +11,7 @@ import pytest
 
 from engines.packet import Packet, decode
 from engines.stateless import filter as module
+from engines.stateless.explain import misfit
 from engines.stateless.filter import StatelessFilter
 from engines.stateless.rule import StatelessAction, StatelessRule, TcpFlagsMatch
 
@@ -144,6 +145,7 @@ def test_one_rule_one_packet(fields: dict[str, Any], header: dict[str, Any], mat
         assert (found.action, found.rule) == ((DROP, one) if matches else (FORWARD, None))
     assert (engine.hits, engine.default_hits) == (([2], 0) if matches else ([0], 2))
     assert (match_slow([one], subject) is one) == matches
+    assert (misfit(one, subject) == "") == matches
 
 
 def test_the_lowest_priority_number_decides() -> None:
@@ -196,7 +198,7 @@ def test_fragments_meet_no_rule() -> None:
     tcp = engine.match(packet(protocol=6, fragment=0x2000))
     assert (udp.action, udp.reason, udp.rule) == (FORWARD, "fragment_default", None)
     assert (tcp.action, tcp.reason, tcp.rule) == (DROP, "fragment", None)
-    assert (engine.udp_fragment_hits, engine.other_fragment_hits, engine.hits) == (1, 1, [0])
+    assert engine.counts.hits == [0, 1, 1, 0]
     assert engine.action_of_reply(packet(protocol=17, fragment=9)) is FORWARD
     assert engine.action_of_reply(packet(protocol=1, fragment=9)) is DROP
 
@@ -240,11 +242,13 @@ def test_the_memo_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_agrees_with_the_slow_twin(seed: int) -> None:
     rng = random.Random(seed)
     rules = [random_rule(rng, priority) for priority in rng.sample(range(1, 65536), rng.choice([1, 3, 20, 70]))]
-    engine = StatelessFilter(rules, rng.choice(list(StatelessAction)))
+    default = rng.choice(list(StatelessAction))
+    engine = StatelessFilter(rules, default)
     total = 0
     for _ in range(150):
         subject = random_packet(rng)
         slow = match_slow(rules, subject)
+        assert next((each for each in engine.rules if not misfit(each, subject)), None) is slow
         for _ in range(rng.choice([1, 2])):
             found = engine.match(subject)
             total += 1
@@ -258,7 +262,7 @@ def test_agrees_with_the_slow_twin(seed: int) -> None:
             subject.tcp_flags,
         )
         reply = match_slow(rules, back)
-        assert engine.action_of_reply(subject) is (engine._default.action if reply is None else reply.action)
+        assert engine.action_of_reply(subject) is (default if reply is None else reply.action)
     assert sum(engine.hits) + engine.default_hits == total
 
 

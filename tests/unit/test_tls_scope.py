@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from engines.tls.explain import misfit
 from engines.tls.scope import ScopeSet, TlsScope
 
 
@@ -58,3 +59,4 @@ OFFICE = TlsScope(
 )
 def test_covers(scopes: list, row: tuple, expected: bool) -> None:
     assert ScopeSet(scopes).covers(packet(*row)) is expected
+    assert any(not misfit(scope, packet(*row)) for scope in scopes) is expected

@@ -140,6 +140,32 @@ def test_a_record_is_chosen_and_opened() -> None:
     assert press(view, "q").quit
 
 
+def test_an_opened_record_is_scrolled() -> None:
+    view = filled()
+    view.record(event("tls", tls={"sni": "last.test", **{f"field{number}": number for number in range(30)}}), 101.0)
+    lines = text(press(view, "enter"))
+    assert re.fullmatch(r"Esc back  up/down scroll, \d+ lines below", lines[-1])
+    assert '  "field29": 29' not in lines
+    lines = text(press(view, *["down"] * 100))
+    assert '  "field29": 29' in lines
+    assert lines[-1] == "Esc back  up/down scroll, 0 lines below"
+    lines = text(press(view, *["up"] * 100))
+    assert '  "sni": "last.test",' in lines
+
+
+def test_tables_are_as_tall_as_what_is_in_them_and_cut_texts_are_marked() -> None:
+    view = filled()
+    few = text(view)
+    assert "rules hit" in few[few.index(next(line for line in few if "talkers" in line)) + 3]
+    for number in range(30):
+        view.record(event("tls", tls={"sni": f"{number:02}-" + "long" * 20}, nfw={"status": "OK"}), 101.0)
+    lines = text(view)
+    row = next(line for line in lines if "02-longlong" in line and "1x" in line)
+    assert row.endswith("lo~")
+    assert len(row) == 80
+    assert sum("1x " in line for line in lines) == 5  # with the title three tenths of what there is
+
+
 def test_an_opened_record_shows_its_flow() -> None:
     view = filled()
     for kind in ("alert", "tls", "drop"):

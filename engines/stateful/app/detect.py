@@ -257,6 +257,13 @@ def _ntp(data: bytes) -> bool | None:
     return len(data) in {48, 68, 72} and 1 <= (data[0] >> 3 & 7) <= 4 and 1 <= data[0] & 7 <= 5
 
 
+def _mqtt_answer(data: bytes) -> bool | None:
+    """CONNACK (MQTT 5.0, section 3.2), and nothing behind it: the client waits for it."""
+    if data[0] != 0x20 or (len(data) > 1 and not 2 <= data[1] < 0x80) or (len(data) > 2 and data[2] > 1):
+        return False
+    return None if len(data) < 4 or len(data) < 2 + data[1] else len(data) == 2 + data[1]
+
+
 _SIP_MESSAGE = re.compile(rb"\s*(?:[A-Z]{3,16} [^\r\n]{1,1024} SIP/\d|SIP/\d\.\d \d{3})")
 _SIP_REQUEST = _prefix(*(method + scheme for method in METHODS for scheme in (b" sip:", b" sips:")))
 
@@ -313,6 +320,7 @@ _TO_CLIENT: list[tuple[str, _Probe]] = [
     ("dcerpc", looks_like_pdu),
     ("sip", _prefix(b"SIP/2.0")),
     ("http2", _http2_server),
+    ("mqtt", _mqtt_answer),
     ("dns", _dns_tcp(True)),
 ]
 _UDP_TO_SERVER: list[tuple[str, _Probe]] = [

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from dnslib import QTYPE, RCODE
 
+from engines.stateful.app.frames import FrameTransaction
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
 from engines.stateful.app.transaction import BaseParser, BaseTransaction
 from engines.verdict import Direction
@@ -283,3 +284,5 @@ class DnsParser(BaseParser):
         tx.finish(direction)
         tx.skip(Direction.TO_CLIENT if direction is Direction.TO_SERVER else Direction.TO_SERVER)
         self.transactions.append(tx)
+        if self._limits.frames:
+            self.transactions.append(FrameTransaction(self.take_id(), direction, {"frame.dns.pdu": data}))

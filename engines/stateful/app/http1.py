@@ -28,19 +28,35 @@ from collections.abc import Callable
 
 from engines.stateful.app import http1_syntax as syntax
 from engines.stateful.app.bodies import Body
+from engines.stateful.app.frames import GrowingFrame
 from engines.stateful.app.http_transaction import Head, HttpTransaction, parse_fields
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
 from engines.stateful.app.transaction import BaseParser
 from engines.stateful.app.uri import is_host
 from engines.verdict import Direction
 
+_FRAMES = ("frame.http1.request", "frame.http1.response")
 _State = Callable[["_Side", bytes, int], int]
 
 
 class _Side:
     """One direction of the connection."""
 
-    __slots__ = ("body", "buffer", "direction", "fed", "hold", "last", "left", "line", "other", "skip", "state", "tx")
+    __slots__ = (
+        "body",
+        "buffer",
+        "direction",
+        "fed",
+        "frame",
+        "hold",
+        "last",
+        "left",
+        "line",
+        "other",
+        "skip",
+        "state",
+        "tx",
+    )
 
     def __init__(self, direction: Direction, state: _State) -> None:
         self.direction = direction
@@ -48,6 +64,7 @@ class _Side:
         self.buffer = bytearray()  # an incomplete line or head, at most AppLimits.head
         self.line = b""  # the start line whose fields are being collected
         self.fed = 0  # bytes seen before the data being parsed
+        self.frame: GrowingFrame | None = None  # the message as on the wire, where rules ask
         self.hold = -1  # offset in the stream from which nothing may leave; -1: nothing held
         self.left = 0  # bytes of the current body or chunk still to come
         self.tx: HttpTransaction | None = None
@@ -76,11 +93,16 @@ class Http1Parser(BaseParser):
 
     def feed(self, direction: Direction, data: bytes) -> None:
         side = self._sides[direction]
-        if not self.gave_up and not self.tunnel:
+        size = len(data)
+        if side.left > size and not (self.gave_up or side.skip or side.other or side.frame or self._sides[0].line):
+            # The middle of a body, as most of what is transferred: no state can change.
+            side.left -= size
+            self._take_body(side, data, 0, size)
+        elif not self.gave_up and not self.tunnel:
             if direction is Direction.TO_CLIENT and self._sides[0].state == self._short_line:
                 self._short_request(self._sides[0])  # it was answered, so it was complete
             self._run(side, data)
-        side.fed += len(data)
+        side.fed += size
 
     def close(self, direction: Direction) -> None:
         if self.gave_up or self.tunnel:
@@ -133,8 +155,10 @@ class Http1Parser(BaseParser):
             if side.skip:
                 position = _skip(side, data, position)
                 continue
-            other, start = side.other, position
+            other, start, frame = side.other, position, side.frame
             position = side.state(side, data, position)
+            if frame is not None:
+                frame.extend(data[start:position])
             if other is not None:
                 self._inspect_other(side, other, data[start:position])
             if self.gave_up:
@@ -296,6 +320,7 @@ class Http1Parser(BaseParser):
         method = parts[0]
         head = Head(line.lstrip(syntax.SPACE), parts, parse_fields(block, events), block)
         tx = self._new_request(side, head)
+        self._open_frame(side, line, block)
         for event in events:
             tx.add_event(event)
         if self.gave_up:
@@ -326,6 +351,15 @@ class Http1Parser(BaseParser):
             self._start_body(side, tx, self._body_length)
         else:
             self._message_end(side)
+
+    def _open_frame(self, side: _Side, line: bytes, block: bytes) -> None:
+        """A message begins with this head."""
+        name = _FRAMES[side.direction]
+        if name in self._limits.frames:
+            room = self._limits.head + (self._limits.response_body if side.direction else self._limits.request_body)
+            side.frame = GrowingFrame(self.take_id(), side.direction, name, room)
+            side.frame.extend(line + b"\r\n" + block)
+            self.transactions.append(side.frame)
 
     def _new_request(self, side: _Side, head: Head) -> HttpTransaction:
         tx = self._expect_request(side)
@@ -397,6 +431,7 @@ class Http1Parser(BaseParser):
             side.tx, side.hold = None, -1
             return
         tx.set_head(side.direction, head)
+        self._open_frame(side, line, block)
         method = b"" if request is None else request.first
         if status == b"101" or (method == b"CONNECT" and status.startswith(b"2") and len(status) == 3):
             self._message_end(side)
@@ -656,6 +691,9 @@ class Http1Parser(BaseParser):
             body.finish()
             tx.body_changed(side.direction, body)
         tx.finish(side.direction)
+        if side.frame is not None:
+            side.frame.end()
+            side.frame = None
         side.tx, side.body, side.other, side.hold, side.last = None, None, None, -1, tx
         side.buffer.clear()
         side.state = self._line

@@ -168,8 +168,9 @@ class HttpTransaction(BaseTransaction):
 
     def body_changed(self, direction: Direction, body: Body) -> None:
         """The body grew or stopped growing: pass its events on."""
-        for event in body.events:
-            self.add_event(event)
+        if body.events:
+            for event in body.events:
+                self.add_event(event)
         if self._form is not None and direction is Direction.TO_SERVER and body.size > self._form_fed:
             self._form.feed(body.since(self._form_fed))
             self._form_fed = body.size

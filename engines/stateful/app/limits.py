@@ -46,6 +46,10 @@ class AppLimits:
     # Long-header packets of one side before its hello is complete; a hello with post-quantum shares needs two or three,
     # a lossy path repeats them. -> event crypto_frag_too_long, gave_up
     quic_packets: int = 64
+    # How much of one MQTT packet rules see. -> the rest is not searched
+    mqtt_packet: int = 64 << 10
+    # Packets of MQTT without their answer; servers grant 20 and more. -> event too_many_transactions, oldest given up
+    mqtt_open: int = 1024
     # RFC 4253, section 4.2 allows 255 bytes for the version and any number of lines before it. -> gave_up
     ssh_banner: int = 4 << 10
     # RFC 4253, section 6.1: packets of 35,000 bytes must be understood; a KEXINIT is 1 to 2 KiB. -> no HASSH, event
@@ -60,6 +64,8 @@ class AppLimits:
     file_names: int = 256
     # Digests of whole files that rules ask for, by buffer; the rule set fills this in.
     hashes: frozenset[str] = frozenset()
+    # Frames that rules ask for, by buffer; the rule set fills this in.
+    frames: frozenset[str] = frozenset()
     # Whether what HTTP/2 frames say is kept for rules; the rule set fills this in, too.
     http2_frames: bool = False
     # Whether rules on the request line of HTTP/1 are judged before its head is complete, as Suricata does; for captures

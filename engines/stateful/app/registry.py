@@ -11,6 +11,7 @@ from engines.stateful.app.ftp import FtpDataParser, FtpParser
 from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.app.http2 import Http2Parser
 from engines.stateful.app.limits import AppLimits
+from engines.stateful.app.mqtt import MqttParser
 from engines.stateful.app.quic import QuicParser
 from engines.stateful.app.sip import SipParser
 from engines.stateful.app.smb import SmbParser
@@ -44,6 +45,7 @@ PARSERS: dict[str, Factory] = {
     "ftp": FtpParser,
     "ftp-data": FtpDataParser,
     "websocket": WebSocketParser,
+    "mqtt": MqttParser,
 }
 
 # Over UDP: one feed is one datagram.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from engines.stateful.app.frames import FrameTransaction
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
 from engines.stateful.app.transaction import BaseParser, BaseTransaction
 from engines.verdict import Direction
@@ -64,6 +65,11 @@ class SipTransaction(BaseTransaction):
         self.finish(direction)
         self.skip(direction.reply)
 
+    def body_size(self) -> int:
+        """What Content-Length says, in bytes."""
+        length = (self.values(b"content-length") or [b"0"])[0]
+        return int(length) if length.isdigit() and len(length) < 10 else 0
+
     def values(self, name: bytes) -> list[bytes]:
         """The values of a field by its lower-case name."""
         return [value for field, value in self.fields if field == name]
@@ -116,6 +122,7 @@ class SipParser(BaseParser):
         self._udp = udp
         self._buffers = (bytearray(), bytearray())
         self._skip = [0, 0]  # bytes of a body to come
+        self._waits = [False, False]  # a head is complete whose body rules on frames wait for
 
     def feed(self, direction: Direction, data: bytes) -> None:
         if self.gave_up:
@@ -123,12 +130,16 @@ class SipParser(BaseParser):
         if self._udp:
             data = data.lstrip(b"\r\n")
             if data:  # an empty line keeps a binding alive (RFC 5626, section 3.5.1)
-                self._message(direction, _HEAD_END.split(data, 1)[0])
+                found = _HEAD_END.search(data)
+                tx = self._message(direction, data if found is None else data[: found.start()])
+                if self._limits.frames:
+                    self._frames(direction, tx.response, data, len(data) if found is None else found.end())
             return
         skipped = min(self._skip[direction], len(data))
         self._skip[direction] -= skipped
         buffer = self._buffers[direction]
-        searched = max(len(buffer) - 3, 0)
+        searched = 0 if self._waits[direction] else max(len(buffer) - 3, 0)
+        self._waits[direction] = False
         buffer += data[skipped:]
         while not self._skip[direction]:
             start = len(buffer) - len(buffer.lstrip(b"\r\n"))
@@ -139,10 +150,14 @@ class SipParser(BaseParser):
                 if len(buffer) > self._limits.head:
                     self.give_up("head_too_long")
                 break
+            if self._limits.frames and not self._whole(direction, buffer, found.start(), found.end()):
+                self._waits[direction] = True
+                break
             tx = self._message(direction, bytes(buffer[: found.start()]))
+            size = tx.body_size()
+            if self._limits.frames:
+                self._frames(direction, tx.response, bytes(buffer[: found.end() + size]), found.end())
             del buffer[: found.end()]
-            length = (tx.values(b"content-length") or [b"0"])[0]
-            size = int(length) if length.isdigit() and len(length) < 10 else 0
             available = min(size, len(buffer))
             del buffer[:available]
             self._skip[direction] = size - available
@@ -153,6 +168,20 @@ class SipParser(BaseParser):
 
     def held(self, direction: Direction) -> int:
         return 0 if self.gave_up else len(self._buffers[direction])
+
+    def _whole(self, direction: Direction, buffer: bytearray, head: int, body: int) -> bool:
+        """The message is there with as much of its body as rules on frames see."""
+        size = SipTransaction(0, direction, bytes(buffer[:head])).body_size()
+        return len(buffer) - body >= min(size, self._limits.head)
+
+    def _frames(self, direction: Direction, response: bool, message: bytes, body: int) -> None:
+        """The pieces of a message; ``body``: where its body begins."""
+        line, end, rest = message[:body].partition(b"\n")
+        kind = "frame.sip.response." if response else "frame.sip.request."
+        headers = rest[: -2 if rest.endswith(b"\r\n") else -1]  # without the empty line
+        pieces = {kind + "line": line + end, kind + "headers": headers, kind + "body": message[body:]}
+        frames = {"frame.sip.pdu": message, **pieces}
+        self.transactions.append(FrameTransaction(self.take_id(), direction, frames))
 
     def _message(self, direction: Direction, head: bytes) -> SipTransaction:
         tx = SipTransaction(self.take_id(), direction, head)

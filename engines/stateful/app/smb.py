@@ -24,13 +24,14 @@ from typing import NamedTuple, TypeVar
 
 from engines.stateful.app.dcerpc import Call, CallTransaction, Dialogue, looks_like_pdu
 from engines.stateful.app.files import File, Files
+from engines.stateful.app.frames import FrameTransaction
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
 from engines.stateful.app.transaction import BaseParser
 from engines.verdict import Direction
 
 _V = TypeVar("_V")
 _UP, _DOWN = Direction.TO_SERVER, Direction.TO_CLIENT
-_HEADER1, _HEADER2 = 32, 64
+_HEADER1, _HEADER2, _HEADER3 = 32, 64, 52
 _RECORD = re.compile(rb"\0[\s\S]{3}[\xfe\xff]SMB")
 _PIPE_TRANSCEIVE = 0x0011C017
 _PENDING = 0x103
@@ -270,14 +271,17 @@ class SmbParser(BaseParser):
         start = at + 4
         if len(buffer) - start < seen:
             message = bytes(buffer[start : start + _ENOUGH])
-            if len(message) < _ENOUGH or not self._is_file_data(direction, message):
+            if len(message) < _ENOUGH or self._limits.frames or not self._is_file_data(direction, message):
                 return at
             message = bytes(buffer[start:])
             self._messages(direction, message)
             side.skip = size - len(message)
             return len(buffer)
         if not buffer[at]:
-            self._messages(direction, bytes(buffer[start : start + seen]))
+            message = bytes(buffer[start : start + seen])
+            self._messages(direction, message)
+            if self._limits.frames:
+                self._frames(direction, bytes(buffer[at:start]), message)
         side.skip = max(size - (len(buffer) - start), 0)
         if not side.skip:
             side.transfer = None
@@ -333,6 +337,28 @@ class SmbParser(BaseParser):
             and at <= _ENOUGH - 16
             and (known is False or looks_like_pdu(message[at : at + 16]) is False)
         )
+
+    def _frames(self, direction: Direction, head: bytes, record: bytes) -> None:
+        """The pieces of a record that rules on frames ask for."""
+
+        def add(kind: str, hdr: bytes, data: bytes) -> None:
+            made = {f"frame.smb.{kind}.pdu": hdr + data, f"frame.smb.{kind}.hdr": hdr, f"frame.smb.{kind}.data": data}
+            self.transactions.append(FrameTransaction(self.take_id(), direction, made))
+
+        add("nbss", head, record)
+        if record[:4] == b"\xffSMB":
+            add("smb1", record[:_HEADER1], record[_HEADER1:])
+        elif record[:4] == b"\xfdSMB":
+            add("smb3", record[:_HEADER3], record[_HEADER3:])
+        for _ in range(_MAX_CHAIN):
+            if len(record) < _HEADER2 or record[:4] != b"\xfeSMB":
+                break
+            following = _number(record, 20, 4)
+            message = record[:following] if following else record
+            add("smb2", message[:_HEADER2], message[_HEADER2:])
+            if following < _HEADER2:
+                break
+            record = record[following:]
 
     def _messages(self, direction: Direction, record: bytes) -> None:
         kind = record[:4]

@@ -11,12 +11,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
+from engines.stateful.app.frames import FrameTransaction
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
 from engines.stateful.app.transaction import BaseParser, BaseTransaction
 from engines.verdict import Direction
 
 _FIN, _COMPRESSED, _MASKED = 0x80, 0x40, 0x80
 _CONTINUATION = 0
+_PREFIX = "frame.websocket."
 _CONTROL = 8  # opcodes from here on
 _DEFLATE_TAIL = b"\0\0\xff\xff"  # RFC 7692, section 7.2.2: left out by the sender
 _OPCODES = {0: "continuation", 1: "text", 2: "binary", 8: "connection_close", 9: "ping", 10: "pong"}
@@ -113,6 +115,10 @@ class WebSocketParser(BaseParser):
             return None
         payload = _unmask(bytes(buffer[start : start + visible]), mask)
         self._payload(direction, side, buffer[at], mask, payload, visible < size)
+        if self._limits.frames:
+            header, data = bytes(buffer[at:start]), bytes(buffer[start : start + visible])
+            made = {_PREFIX + "pdu": header + data, _PREFIX + "header": header, _PREFIX + "data": data}
+            self.transactions.append(FrameTransaction(self.take_id(), direction, made))
         end = start + size
         if end > len(buffer):
             side.skip = end - len(buffer)

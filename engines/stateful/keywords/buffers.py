@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engines.stateful.app import http2_frames
+from engines.stateful.app import frames, http2_frames
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind
 from engines.stateful.keywords.draft import BASE64_DATA, PAYLOAD, ContentDraft, RuleDraft
 from engines.stateful.match import Base64Decode
@@ -29,6 +29,7 @@ FTP = frozenset({"ftp"})
 DCERPC = frozenset({"dcerpc", "smb"})
 SMB = frozenset({"smb"})
 SIP = frozenset({"sip"})
+MQTT = frozenset({"mqtt"})
 JA3 = frozenset({"tls", "quic"})
 FILES = frozenset({"http", "http1", "http2", "doh2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
 
@@ -174,6 +175,21 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("sip.user_agent", SIP, None, _I, multiple=True),
     BufferInfo("sip.content_type", SIP, None, _I, multiple=True),
     BufferInfo("sip.content_length", SIP, None, _I, multiple=True),
+    *(
+        BufferInfo(f"mqtt.{name}", MQTT, None, "mqtt-keywords.html", multiple=True)
+        for name in (
+            "connect.clientid",
+            "connect.username",
+            "connect.password",
+            "connect.willtopic",
+            "connect.willmessage",
+            "connect.protocol_string",
+            "publish.topic",
+            "publish.message",
+            "subscribe.topic",
+            "unsubscribe.topic",
+        )
+    ),
     BufferInfo("smb.named_pipe", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_named_pipe",)),
     BufferInfo("smb.share", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_share",)),
     BufferInfo("smb.ntlmssp_user", SMB, TO_SERVER, "smb-keywords.html"),
@@ -210,6 +226,18 @@ _VALUES: tuple[BufferInfo, ...] = (
     BufferInfo("file.md5", FILES, None, _F, multiple=True),
     BufferInfo("file.sha1", FILES, None, _F, multiple=True),
     BufferInfo("file.sha256", FILES, None, _F, multiple=True),
+    *(
+        BufferInfo(f"mqtt.{name}", MQTT, None, "mqtt-keywords.html", multiple=True)
+        for name in (
+            "type",
+            "flags",
+            "qos",
+            "reason_code",
+            "protocol_version",
+            "connect.flags",
+            "connack.session_present",
+        )
+    ),
     BufferInfo("smb.version", SMB, None, "smb-keywords.html"),
     BufferInfo("ftp.dynamic_port", FTP, None, _P),
     BufferInfo("ftp.mode", FTP, None, _P),
@@ -218,6 +246,10 @@ _VALUES: tuple[BufferInfo, ...] = (
     BufferInfo("ftpdata_command", frozenset({"ftp-data"}), None, _P),
     BufferInfo("ssl_version", TLS, None, _T),
     BufferInfo("ssl_state", TLS, None, _T, multiple=True),
+    *(
+        BufferInfo(name, HTTP1 if proto == "http1" else frozenset({proto}), None, "intro.html", multiple=True)
+        for name, proto in frames.BUFFERS.items()
+    ),
     *(BufferInfo(name, HTTP2, None, "http2-keywords.html", multiple=True) for name in sorted(http2_frames.NAMES)),
 )
 

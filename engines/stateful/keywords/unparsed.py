@@ -23,9 +23,6 @@ _BUFFERS: dict[str, str] = {
     "llmnr.response.rrname",
     "mdns": "mdns.queries.rrname mdns.answers.rrname mdns.authorities.rrname mdns.additionals.rrname "
     "mdns.response.rrname",
-    "mqtt": "mqtt.connect.clientid mqtt.connect.username mqtt.connect.password mqtt.connect.willtopic "
-    "mqtt.connect.willmessage mqtt.connect.protocol_string mqtt.publish.topic mqtt.publish.message "
-    "mqtt.subscribe.topic mqtt.unsubscribe.topic",
     "ntp": "ntp.reference_id",
     "pgsql": "pgsql.query",
     "quic": "quic.ua quic.cyu.hash quic.cyu.string",
@@ -39,8 +36,6 @@ _VALUES: dict[str, str] = {
     "krb5": "krb5_msg_type krb5_err_code krb5.ticket_encryption krb5.weak_encryption",
     "ldap": "ldap.request.operation ldap.responses.operation ldap.responses.count ldap.responses.result_code",
     "modbus": "modbus",
-    "mqtt": "mqtt.type mqtt.flags mqtt.qos mqtt.reason_code mqtt.protocol_version mqtt.connect.flags "
-    "mqtt.connack.session_present",
     "nfs": "nfs_procedure nfs_version nfs3_procedure",
     "ntp": "ntp.version ntp.stratum ntp.mode",
     "rfb": "rfb.sectype rfb.secresult",

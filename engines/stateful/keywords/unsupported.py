@@ -8,7 +8,7 @@ UNSUPPORTED: dict[str, str] = {
         "needs scripts run by the engine": "lua luaxform",
         "needs data sets": "dataset datarep iprep",
         "needs whole files": "filemagic file.magic filesize",
-        "is not built yet": "frame asn1 rpc l3_proto replace byterange config tls.store"
+        "is not built yet": "asn1 rpc l3_proto replace byterange config tls.store"
         " "
         "ssh.protoversion ssh.softwareversion ip.src ip.dst tenant_id ether.hdr sctp.hdr sctp.chunk_type "
         "sctp.chunk_cnt sctp.vtag sctp.chunk_data flow.age flow.bytes flow.pkts rdp.cookie template.buffer",

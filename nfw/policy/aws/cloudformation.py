@@ -1,8 +1,10 @@
 """CloudFormation templates: resources of AWS::NetworkFirewall with what refers within the template filled in.
 
-``Ref`` and ``Fn::GetAtt`` of a resource become its logical id, by which references are resolved; of a parameter its
-value, from the map file or its default. ``Fn::Sub``, ``Fn::Join``, ``Fn::Select``, ``Fn::Split``, ``Fn::FindInMap`` and
-``Fn::If`` are computed. Anything that leads out of the template (``Fn::ImportValue``, macros) is an error that says so.
+``Ref`` and ``Fn::GetAtt`` of a resource become its logical id, by which references are resolved, or the property the
+attribute is a copy of (``VPC.CidrBlock``); of a parameter its value, from the map file or its default. ``Fn::Sub``,
+``Fn::Join``, ``Fn::Select``, ``Fn::Split``, ``Fn::Cidr``, ``Fn::FindInMap`` and ``Fn::If`` are computed. What is kept
+elsewhere (``Fn::ImportValue``, parameters of SSM, ``{{resolve:...}}``) is a parameter of the map file by its name.
+Anything else that leads out of the template (macros) is an error that says so.
 
 Source: AWS CloudFormation user guide, "Intrinsic function reference", "Condition functions", and the resource types
 AWS::NetworkFirewall::RuleGroup, ::FirewallPolicy, ::TLSInspectionConfiguration, ::LoggingConfiguration, ::Firewall.
@@ -10,6 +12,8 @@ AWS::NetworkFirewall::RuleGroup, ::FirewallPolicy, ::TLSInspectionConfiguration,
 
 from __future__ import annotations
 
+import ipaddress
+import itertools
 import re
 from dataclasses import dataclass, field
 
@@ -31,11 +35,15 @@ _TYPES = {
 # Of resources that surround a policy only this is of use here.
 _NEEDED = {
     FIREWALL: ("FirewallName", "FirewallPolicyArn"),
-    LOGGING: ("FirewallName", "LoggingConfiguration"),
+    LOGGING: ("FirewallName", "FirewallArn", "LoggingConfiguration"),
 }
 _SHORT = {"!Ref": "Ref", "!Condition": "Condition"}
-_COMPUTED = ("Fn::Join", "Fn::Select", "Fn::Split", "Fn::FindInMap")
-_FUNCTIONS = ("Ref", "Condition", "Fn::GetAtt", "Fn::Sub", "Fn::If", *_COMPUTED)
+_COMPUTED = ("Fn::Join", "Fn::Select", "Fn::Split", "Fn::FindInMap", "Fn::Cidr")
+_FUNCTIONS = ("Ref", "Condition", "Fn::GetAtt", "Fn::Sub", "Fn::If", "Fn::ImportValue", *_COMPUTED)
+_PREFIX_LIST = "AWS::EC2::PrefixList"
+_IN_SSM = "AWS::SSM::Parameter::"
+_DYNAMIC = re.compile(r"\{\{resolve:(?:ssm|ssm-secure|secretsmanager):([^{}]+)\}\}")
+MAX_SUBNETS = 256  # of Fn::Cidr
 _BASE64 = "Fn::Base64"
 # Where a template is deployed is not known here; a map file's parameters can say.
 _PSEUDO = {
@@ -89,6 +97,8 @@ def find_resources(root: Mapping, loaded: Loaded, given: dict[str, str]) -> None
     )
     for key, value in resources.entries:
         kind = text_of(entry(value, "Type"))
+        if kind == _PREFIX_LIST:
+            loaded.prefix_lists[key.text] = _prefix_list(value, template)
         if kind not in _TYPES:
             if kind.startswith("AWS::NetworkFirewall::"):
                 known = suggest(kind, _TYPES, nothing="known types: {}")
@@ -98,6 +108,21 @@ def find_resources(root: Mapping, loaded: Loaded, given: dict[str, str]) -> None
         if condition is not None and not _judge(_function("Condition", condition), template):
             continue
         _add(key, value, kind, loaded, template)
+
+
+def _prefix_list(value: Node, template: _Template) -> Node | None:
+    """The CIDR blocks of a prefix list of the template's; None where they cannot be told. Only those that a rule group
+    refers to matter, so nothing is said here."""
+    told, template.problems = template.problems, Problems(template.problems.file)
+    try:
+        entries = _resolve(entry(entry(value, "Properties"), "Entries") or value, template, "")
+    except _GoneError:
+        return None
+    finally:
+        template.problems = told
+    blocks = [entry(each, "Cidr") for each in entries.items] if isinstance(entries, Sequence) else []
+    found = tuple(block for block in blocks if block is not None)
+    return Sequence(found, value.line, value.column, len(found) + 1) if found else None
 
 
 def _add(key: Scalar, value: Node, type_name: str, loaded: Loaded, template: _Template) -> None:
@@ -136,6 +161,7 @@ def _add(key: Scalar, value: Node, type_name: str, loaded: Loaded, template: _Te
             group_type=text_of(entry(resolved, "Type")),
             capacity=entry(resolved, "Capacity"),
             own=entry(entry(value, "Metadata"), "nfw"),
+            firewall=text_of(entry(resolved, "FirewallArn") or entry(resolved, name_key)) if kind == LOGGING else "",
         )
     )
 
@@ -173,7 +199,7 @@ def _resolve(node: Node, template: _Template, key: str) -> Node:
         if call is not None and not (call[0] == "Condition" and key):
             return _typed(_call(call[0], call[1], node, template), key)
         if isinstance(node, Scalar):
-            return _typed(node, key)
+            return _typed(_dynamic(node, template), key)
         if isinstance(node, Sequence):
             items: list[Node] = []
             for item in node.items:
@@ -205,11 +231,38 @@ def _typed(node: Node, key: str) -> Node:
     return node
 
 
+def _dynamic(node: Scalar, template: _Template) -> Scalar:
+    """``{{resolve:ssm:NAME}}`` within a text."""
+    if not isinstance(node.value, str) or "{{resolve:" not in node.value:
+        return node
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1].strip()
+        known = template.given.get(name, template.given.get(name.partition(":")[0]))
+        if known is None:
+            raise _elsewhere(template, node, found[0], name)
+        return known
+
+    text = _DYNAMIC.sub(value, node.value)
+    return Scalar(text, text, node.line, node.column, node.style)
+
+
+def _elsewhere(template: _Template, place: Node, what: str, name: str) -> _GoneError:
+    message = f"{shorten(what)} is kept outside of the template; expected its value in the map file: parameters: "
+    template.problems.error(place, message + f"{{{shorten(name)}: ...}}", code="missing-reference")
+    return _GoneError()
+
+
 def _call(name: str, argument: Node, place: Node, template: _Template) -> Node:
     if name == "Ref":
         return _reference(text_of(argument), place, template)
     if name == "Fn::GetAtt":
-        return _scalar(_attribute(argument, place, template), place)
+        return _attribute(argument, place, template)
+    if name == "Fn::ImportValue":
+        export = _text(_resolve(argument, template, ""), place, template)
+        if export in template.given:
+            return _parameter(template.given[export], "", place, template)
+        raise _elsewhere(template, place, f"Fn::ImportValue {export}", export)
     if name == "Fn::Sub":
         return _substitute(argument, place, template)
     if name == "Fn::If":
@@ -236,6 +289,10 @@ def _reference(name: str, place: Node, template: _Template) -> Node:
         return _parameter(template.given[name], name, place, template)
     if name in template.parameters:
         default = entry(template.parameters[name], "Default")
+        if isinstance(default, Scalar) and text_of(entry(template.parameters[name], "Type")).startswith(_IN_SSM):
+            if default.text not in template.given:
+                raise _elsewhere(template, place, f"parameter {name} of SSM", name)
+            return _parameter(template.given[default.text], name, place, template)
         if isinstance(default, Scalar):
             return _parameter(default.text, name, place, template)
         raise _gone(
@@ -252,8 +309,8 @@ def _reference(name: str, place: Node, template: _Template) -> Node:
 
 
 def _parameter(value: str, name: str, place: Node, template: _Template) -> Node:
-    kind = text_of(entry(template.parameters.get(name), "Type"))
-    if kind == "CommaDelimitedList" or kind.startswith("List<"):
+    kind = text_of(entry(template.parameters.get(name), "Type")).removeprefix(f"{_IN_SSM}Value<")
+    if kind.startswith(("CommaDelimitedList", "List<")):
         items = tuple(_scalar(item.strip(), place) for item in value.split(","))
         return Sequence(items, place.line, place.column, len(items) + 1)
     if kind == "Number" and re.fullmatch(r"[0-9]{1,9}", value):
@@ -261,16 +318,18 @@ def _parameter(value: str, name: str, place: Node, template: _Template) -> Node:
     return _scalar(value, place)
 
 
-def _attribute(argument: Node, place: Node, template: _Template) -> str:
-    """``Id.Attribute``: of resources of AWS Network Firewall all that is asked for is the ARN."""
+def _attribute(argument: Node, place: Node, template: _Template) -> Node:
+    """``Id.Attribute``: the property of that name, or the resource's logical id in place of its ARN."""
     if isinstance(argument, Sequence):
         name = text_of(argument.items[0]) if argument.items else ""
+        attribute = text_of(argument.items[1]) if len(argument.items) > 1 else ""
     else:
-        name = text_of(argument).partition(".")[0]
+        name, _, attribute = text_of(argument).partition(".")
     if name not in template.resources:
         hint = suggest(name, template.resources)
         raise _gone(template, place, f"{shorten(name)} is not a resource of the template; {hint}")
-    return name
+    kept = entry(entry(template.resources[name], "Properties"), attribute)
+    return _scalar(name, place) if kept is None else _resolve(kept, template, "")
 
 
 def _substitute(argument: Node, place: Node, template: _Template) -> Node:
@@ -289,7 +348,7 @@ def _substitute(argument: Node, place: Node, template: _Template) -> Node:
         if name in own:
             return _text(_resolve(own[name], template, ""), place, template)
         if "." in name and name not in template.parameters and name not in template.given:
-            return _attribute(_scalar(name, place), place, template)
+            return _text(_attribute(_scalar(name, place), place, template), place, template)
         return _text(_reference(name, place, template), place, template)
 
     text = _VARIABLE.sub(value, text_node.value)
@@ -310,6 +369,8 @@ def _compute(name: str, arguments: tuple[Node, ...], place: Node, template: _Tem
         index = _text(arguments[0], place, template)
         if index.isascii() and index.isdigit() and len(index) < 9 and int(index) < len(arguments[1].items):
             return arguments[1].items[int(index)]
+    if name == "Fn::Cidr" and len(arguments) in (2, 3):
+        return _subnets([_text(argument, place, template) for argument in arguments], place, template)
     if name == "Fn::FindInMap" and len(arguments) == 3:
         found: Node | None = template.mappings
         for argument in arguments:
@@ -318,6 +379,24 @@ def _compute(name: str, arguments: tuple[Node, ...], place: Node, template: _Tem
             return found
         raise _gone(template, place, "Fn::FindInMap: the template's Mappings hold no such key")
     raise _gone(template, place, f"{name}: wrong arguments; see the intrinsic functions of CloudFormation")
+
+
+def _subnets(arguments: list[str], place: Node, template: _Template) -> Node:
+    """Fn::Cidr: the first ``count`` blocks of ``bits`` host bits within a block."""
+    block, *rest = arguments
+    try:
+        count, bits = (int(text[:6]) for text in (*rest, "8")[:2])
+        network = ipaddress.ip_network(block, strict=False)
+        if not 1 <= count <= MAX_SUBNETS or not 1 <= bits <= network.max_prefixlen:
+            raise ValueError
+        parts = itertools.islice(network.subnets(new_prefix=network.max_prefixlen - bits), count)
+        items = tuple(_scalar(str(part), place) for part in parts)
+    except ValueError:
+        message = (
+            f"Fn::Cidr: expected [block, count up to {MAX_SUBNETS}, host bits], got {shorten(', '.join(arguments))}"
+        )
+        raise _gone(template, place, message) from None
+    return Sequence(items, place.line, place.column, len(items) + 1)
 
 
 def _judge(node: Node, template: _Template) -> bool:

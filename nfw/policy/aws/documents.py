@@ -78,6 +78,7 @@ class Document:
     group_type: str = ""
     capacity: Node | None = None
     own: Node | None = None
+    firewall: str = ""  # of a LoggingConfiguration: the ARN, name or logical id of its firewall
 
     def is_named(self, reference: str) -> bool:
         """Whether a reference means this one: by ARN, by logical id, or by name where it has no ARN of its own."""
@@ -100,6 +101,7 @@ class Loaded:
     problems: Problems
     template: bool = False
     documents: list[Document] = field(default_factory=list)
+    prefix_lists: dict[str, Node | None] = field(default_factory=dict)  # of a template, by logical id
 
 
 def expand(paths: Iterable[Path], problems: Problems, map_file: Path | None) -> list[Path]:
@@ -216,6 +218,7 @@ def _document(kind: str, root: Mapping, loaded: Loaded) -> Document:
         text=loaded.text,
         group_type=text_of(entry(beside, "Type")) or text_of(entry(root, "Type")),
         capacity=entry(beside, "Capacity") or entry(root, "Capacity"),
+        firewall=(arn or name) if kind == LOGGING else "",
     )
 
 

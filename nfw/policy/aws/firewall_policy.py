@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from engines.stateless.rule import StatelessAction, StatelessRule
 from nfw.cache import Cache
-from nfw.policy.aws.documents import LOGGING, RULE_GROUP, TLS, Document
+from nfw.policy.aws.documents import FIREWALL, LOGGING, RULE_GROUP, TLS, Document, entry, text_of
 from nfw.policy.aws.fields import Fields, clip, open_fields
 from nfw.policy.aws.mapfile import MapFile
 from nfw.policy.aws.metadata import read_own
@@ -30,9 +30,11 @@ from nfw.policy.errors import PolicyError, Problems, suggest
 from nfw.policy.files import read_bounded
 from nfw.policy.model import (
     DEFAULT_VARIABLES,
+    LOG_EVENTS,
     InboundTls,
     RuleOrder,
     RuleSource,
+    Sink,
     Stateful,
     StatefulGroup,
     Stateless,
@@ -65,6 +67,8 @@ STREAM_EXCEPTIONS = {
 }
 MAX_REFERENCES = 20  # of each kind
 MAX_PRIORITY = 65535
+# Type of destination -> what its name is called.
+DESTINATIONS = {"S3": "bucketName", "CloudWatchLogs": "logGroup", "KinesisDataFirehose": "deliveryStream"}
 LOG_TYPES: dict[str, tuple[str, ...]] = {"ALERT": ("alert", "drop"), "FLOW": ("flow",), "TLS": ("tls",)}
 
 
@@ -462,27 +466,61 @@ class PolicyReader:
         return replace(tls, session_holding=holding) if tls is not None else None, inbound
 
 
-def read_logging(documents: Iterable[Document]) -> tuple[str, ...] | None:
-    """The events that LoggingConfiguration asks for; None where there is no such document."""
-    events: list[str] | None = None
-    for document in documents:
-        if document.kind != LOGGING or document.body is None:
-            continue
+@dataclass(frozen=True, slots=True)
+class Logging:
+    """What a LoggingConfiguration comes to: the events that go to the event log, and sinks for the others."""
+
+    events: tuple[str, ...] = ()
+    sinks: tuple[Sink, ...] = ()
+
+
+def read_logging(documents: Iterable[Document], policy: Document, known: MapFile) -> Logging | None:
+    """What the LoggingConfiguration of the policy's firewall asks for; None where there is no such document.
+
+    Where a destination is, the map file's ``log_destinations`` says, by its name or its type; what it does not name
+    goes to the event log.
+    """
+    given = list(documents)
+    events: list[str] = []
+    sinks: dict[str, Sink] = {}
+    found = [
+        each for each in given if each.kind == LOGGING and each.body is not None and _of_policy(each, policy, given)
+    ]
+    for document in found:
+        assert document.body is not None
         root = open_fields(document.body, "LoggingConfiguration", ("LogDestinationConfigs",), document.problems)
-        events = events or []
         names = ("LogType", "LogDestinationType", "LogDestination")
         for fields in root.objects("LogDestinationConfigs", names) if root is not None else ():
             for name in names:
                 if name not in fields:
                     fields.missing(name, "all of " + ", ".join(names))
-            events += fields.enumerated("LogType", LOG_TYPES, ())
-            kinds = {"S3": "", "CloudWatchLogs": "", "KinesisDataFirehose": ""}
-            fields.enumerated("LogDestinationType", kinds, "")
-            fields.members("LogDestination")
-            fields.problems.warning(
-                fields.key("LogDestination"), "LogDestination is not used: records go to the event log of this machine"
-            )
-    return tuple(events) if events is not None else None
+            wanted = fields.enumerated("LogType", LOG_TYPES, ())
+            kind = fields.enumerated("LogDestinationType", {name: name for name in DESTINATIONS}, "")
+            members = {key.text: node for key, node in fields.members("LogDestination")}
+            node = members.get(DESTINATIONS.get(kind, ""))
+            called = node.text if isinstance(node, Scalar) else ""
+            at = next((name for name in (called, kind) if name and name in known.log_destinations), "")
+            if not at:
+                events += wanted
+                named = clip(called) or kind
+                fields.problems.warning(
+                    fields.key("LogDestination"),
+                    f"LogDestination {named}: its records go to the event log of this machine; expected a sink in the "
+                    f"map file, log_destinations: {{{named}: {{type: journald}}}}",
+                )
+                continue
+            sink = sinks.get(at, replace(known.log_destinations[at], events=()))
+            both = {*sink.events, *wanted}
+            sinks[at] = replace(sink, events=tuple(event for event in LOG_EVENTS if event in both))
+    return Logging(tuple(events), tuple(sinks.values())) if found else None
+
+
+def _of_policy(logging: Document, policy: Document, documents: Iterable[Document]) -> bool:
+    """Whether a LoggingConfiguration is that of the firewall that has the policy; where that is not given, it is."""
+    firewalls = [each for each in documents if each.kind == FIREWALL]
+    mine = [each for each in firewalls if logging.firewall in (each.arn, each.name, each.logical_id)]
+    arns = [text_of(entry(each.body, "FirewallPolicyArn")) for each in mine if logging.firewall]
+    return not any(arns) or any(arn and policy.is_named(arn) for arn in arns)
 
 
 def _complained(fields: Fields) -> bool:

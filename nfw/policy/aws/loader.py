@@ -25,8 +25,10 @@ from nfw.policy.aws.firewall_policy import PolicyReader, read_logging
 from nfw.policy.aws.mapfile import MapFile, read_map, read_map_file
 from nfw.policy.aws.rule_group import ORDER_NAMES, group_order, is_stateless
 from nfw.policy.errors import Problems, suggest
+from nfw.policy.fields import Section
 from nfw.policy.model import Policy, RuleOrder
 from nfw.policy.settings import read_settings
+from nfw.policy.values import parse_address_item
 from nfw.policy.yamlpos import Mapping, Node, Scalar
 from nfw.policy.yamlpos import Sequence as SequenceNode
 
@@ -51,6 +53,10 @@ def load_documents(
         find_documents(loaded)
         for root in templates(loaded):
             find_resources(root, loaded, known.parameters)
+        for key, node in loaded.prefix_lists.items():
+            if node is not None and key not in known.ip_sets:
+                wrapped = Section(_object({key: node}, node), "AWS::EC2::PrefixList", (key,), loaded.problems)
+                known.ip_sets[key] = wrapped.values(key, "[{Cidr: 198.51.100.0/24}]", parse_address_item)
     documents = [document for loaded in files for document in loaded.documents]
     _check_once(documents)
     chosen = _choose(documents, name, problems)
@@ -59,7 +65,7 @@ def load_documents(
         settings = read_settings(known.settings, known.settings_base, known.settings_problems or nearby)
         reader = PolicyReader(chosen, documents, known, settings, nearby, check_key=check_key, now=now)
         parts = reader.read()
-        events = read_logging(documents)
+        logging = read_logging(documents, chosen, known)
         # Rules of a policy that did not load whole (a variable is missing) would all be wrong: the cause is enough.
         if not any(found.errors for found in (problems, nearby, *(loaded.problems for loaded in files))):
             parts.stateful = reader.parse(parts.stateful, parts.variables, cache)
@@ -73,7 +79,7 @@ def load_documents(
             stateful=parts.stateful,
             arn=parts.arn,
         )
-        policy = settings.applied(policy, parts.tcp_idle, events)
+        policy = settings.applied(policy, parts.tcp_idle, logging)
     for each in (*(loaded.problems for loaded in files), nearby):
         problems.merge(each)
     problems.raise_if_any()

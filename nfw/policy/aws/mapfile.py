@@ -5,11 +5,15 @@
     home_net: [10.0.0.0/16]                       # the VPC's CIDR, HOME_NET where the policy sets none
     certificates:
       arn:aws:acm:...:certificate/1: {certificate: ca.pem, private_key: ca.key}
-    ip_sets:
+    ip_sets:                                      # lists, or files of one block a line (or of EC2's JSON)
       arn:aws:ec2:...:prefix-list/pl-1: [198.51.100.0/24]
+      arn:aws:ec2:...:prefix-list/pl-2: partners.txt
     rule_groups:                                  # managed ones, by name or ARN: rule files, or skip
       ThreatSignaturesMalwareStrictOrder: [malware.rules]
-    parameters: {Environment: prod, AWS::Region: eu-west-1}     # of a CloudFormation template
+    parameters: {Environment: prod, AWS::Region: eu-west-1}     # of a CloudFormation template, exports, SSM
+    log_destinations:                             # by name of log group, bucket or stream, or by type of destination
+      /firewall/alert: {type: journald}
+      S3: {type: file, path: s3.json}
     settings: {open_flows: {which: all, action: drop}}          # keys of a policy that AWS has no fields for
 
 A template may hold the same under ``Metadata: {nfw: ...}``.
@@ -23,10 +27,14 @@ from pathlib import Path
 from nfw.policy.errors import Problems
 from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.files import read_bounded
+from nfw.policy.jsonpos import parse_json
+from nfw.policy.model import Sink
+from nfw.policy.read_log import read_destination
 from nfw.policy.values import parse_address_item
-from nfw.policy.yamlpos import MAX_BYTES, Mapping, Node, Scalar, Sequence, parse_yaml
+from nfw.policy.yamlpos import MAX_BYTES, Mapping, Node, Scalar, Sequence, decode_utf8, parse_yaml
 
-KEYS = ("home_net", "certificates", "ip_sets", "rule_groups", "parameters", "settings")
+MAX_IP_SET_BYTES = 64 << 20  # AWS's million of blocks
+KEYS = ("home_net", "certificates", "ip_sets", "rule_groups", "parameters", "log_destinations", "settings")
 SKIP = "skip"
 
 
@@ -46,6 +54,7 @@ class MapFile:
     ip_sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     rule_groups: dict[str, tuple[Path, ...]] = field(default_factory=dict)  # empty: to be skipped
     parameters: dict[str, str] = field(default_factory=dict)
+    log_destinations: dict[str, Sink] = field(default_factory=dict)  # without events: they are the document's
     settings: Node | None = None
     settings_base: Path = Path()
     settings_problems: Problems | None = None
@@ -57,6 +66,7 @@ class MapFile:
         self.ip_sets |= other.ip_sets
         self.rule_groups |= other.rule_groups
         self.parameters |= other.parameters
+        self.log_destinations |= other.log_destinations
         if other.settings is not None:
             self.settings = other.settings
             self.settings_base, self.settings_problems = other.settings_base, other.settings_problems
@@ -89,6 +99,9 @@ def read_map(node: Node, base: Path, problems: Problems) -> MapFile:
         files = entry.text("certificate", "a file name"), entry.text("private_key", "a file name")
         found.certificates[key.text] = CertificateFiles(base / files[0], base / files[1], entry)
     for key, value in _entries(section, "ip_sets", "[198.51.100.0/24]"):
+        if isinstance(value, Scalar) and isinstance(value.value, str) and value.value:
+            found.ip_sets[key.text] = read_ip_set(base / value.value, value, problems)
+            continue
         wrapped = Section(Mapping(((key, value),), key.line, key.column), "ip_sets", (key.text,), problems)
         found.ip_sets[key.text] = wrapped.values(key.text, "[198.51.100.0/24]", parse_address_item)
     for key, value in _entries(section, "rule_groups", "[malware.rules]"):
@@ -100,9 +113,50 @@ def read_map(node: Node, base: Path, problems: Problems) -> MapFile:
             found.parameters[key.text] = ",".join(item.text for item in value.items if isinstance(item, Scalar))
         else:
             problems.error(value, f"parameters: expected a text, got {describe(value)}")
+    for key, value in _entries(section, "log_destinations", "{type: journald}"):
+        sink = read_destination(value, base, problems)
+        if sink is not None:
+            found.log_destinations[key.text] = sink
     found.settings = section.get("settings")
     found.settings_base, found.settings_problems = base, problems
     return found
+
+
+def read_ip_set(path: Path, place: Node, problems: Problems) -> tuple[str, ...]:
+    """A file with one address or block a line, ``#`` for comments; or what ``aws ec2 get-managed-prefix-list-entries``
+    prints. What is wrong with its lines is said with their place in it."""
+    try:
+        data = read_bounded(path, MAX_IP_SET_BYTES)
+    except OSError as error:
+        problems.error(place, f"ip_sets: {path} {error.strerror}", code="missing-reference")
+        return ()
+    inside = Problems(str(path))
+    items: list[Scalar] = []
+    if data.lstrip()[:1] == b"{":
+        for root in parse_json(data, inside):
+            entries = next((value for key, value in _of(root) if key.text == "Entries"), None)
+            for each in entries.items if isinstance(entries, Sequence) else ():
+                items += [value for key, value in _of(each) if key.text == "Cidr" and isinstance(value, Scalar)]
+    else:
+        text = decode_utf8(data, inside)
+        for number, line in enumerate((text or "").splitlines(), 1):
+            bare = line.partition("#")[0].strip()
+            if bare:
+                items.append(Scalar(bare, bare, number, 1))
+    networks: list[str] = []
+    for item in items:
+        try:
+            networks.append(parse_address_item(item.text))
+        except ValueError as error:
+            inside.error(item, str(error))
+    if not networks and not inside.errors:
+        inside.error(None, "no address in this file; expected one address or block a line")
+    problems.merge(inside)
+    return tuple(networks)
+
+
+def _of(node: Node) -> tuple[tuple[Scalar, Node], ...]:
+    return node.entries if isinstance(node, Mapping) else ()
 
 
 def _files(value: Node, problems: Problems) -> list[str]:

@@ -531,7 +531,7 @@ def _rules_string(source: Fields, document: Document) -> RuleSource | None:
             code="rules-too-long",
         )
         return None
-    if not rule_texts(node.value):
+    if not node.value.strip():
         source.problems.aws_refuses(node, "RulesString cannot be null or empty, context: RulesSource")
     return inline_source(node, document.text, document.file)
 

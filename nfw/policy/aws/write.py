@@ -39,9 +39,11 @@ from nfw.policy.model import (
     Tls,
     TlsAction,
     TlsDebug,
+    Transparency,
     Trust,
     Upstream,
     Variables,
+    WithoutSni,
 )
 from nfw.policy.read_stateful import stateful_units
 from nfw.policy.values import tcp_flag_names
@@ -290,7 +292,8 @@ class _Writer:
                     "Scopes": [_scope(scope) for scope in inbound.scopes],
                 }
             )
-        name, own = self._name("Tls", f"{policy.name}-tls", tls.arn if tls is not None else "")
+        arn = tls.arn if tls is not None else ""
+        name, own = self._name("Tls", arn.rpartition(":tls-configuration/")[2] or f"{policy.name}-tls", arn)
         own.pop("name", None)
         properties = {
             "TLSInspectionConfigurationName": name,
@@ -391,11 +394,18 @@ class _Writer:
             found["inbound_upstream"] = tls.inbound_upstream.value
         if tls.debug is not None:
             found["debug"] = self._debug_settings(tls.debug)
+        if tls.without_sni is not WithoutSni.REFUSE:
+            found["without_sni"] = tls.without_sni.value
+        if tls.transparency != Transparency():
+            logs = [relative_path(file, self.base) for file in tls.transparency.logs]
+            found["transparency"] = {"logs": logs, "require": tls.transparency.require}
         fetching: Json = {}
         if tls.revocation.allow:
             fetching["allow"] = [str(network) for network in tls.revocation.allow]
         if tls.revocation.cache != Revocation().cache:
             fetching["cache"] = relative_path(tls.revocation.cache, self.base)
+        if tls.revocation.recheck:
+            fetching["recheck"] = True
         if fetching:
             found["revocation"] = fetching
         return found

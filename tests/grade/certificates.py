@@ -1,0 +1,894 @@
+"""What is wrong with a server's certificate."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from OpenSSL import SSL
+
+from tests.grade import pki, tls12
+from tests.grade.bench import (
+    ADDRESS,
+    ADDRESS6,
+    HOST,
+    OK,
+    SPARE,
+    Bench,
+    CannotRunError,
+    Probe,
+    Seen,
+    ServerSide,
+    answer,
+    check,
+    path,
+    run_probe,
+    run_probes,
+    server_context,
+    with_socket,
+)
+from tests.grade.case import case, probes
+from tests.grade.pki import DAY, Issued, authority, basic, dns, eku, ext, key_usage, leaf, name, rsa_key, san
+
+EXPIRED, NOT_YET, UNTRUSTED = ("EXPIRED",), ("NOT_YET_VALID",), ("UNTRUSTED",)
+NAME, INVALID, WEAK, PROTOCOL = ("NAME_MISMATCH",), ("INVALID",), ("WEAK",), ("PROTOCOL",)
+TLS12 = (SSL.TLS1_2_VERSION, SSL.TLS1_2_VERSION)
+
+
+def scripted(chain: list[bytes], cipher: int = tls12.ECDHE_ECDSA_AES128) -> Any:
+    """A server of TLS 1.2 that shows any bytes as its certificates, and cannot prove that it has the key."""
+
+    def handler(side: ServerSide) -> None:
+        hello = tls12.read_hello(side.sock)
+        flight = tls12.server_hello(hello, cipher=cipher) + tls12.certificates(chain)
+        flight += tls12.key_exchange(algorithm=0x0403 if cipher == tls12.ECDHE_ECDSA_AES128 else 0x0401) + tls12.DONE
+        for at in range(0, len(flight), 16000):
+            side.write(tls12.record(tls12.HANDSHAKE, flight[at : at + 16000]))
+        hear(side)
+
+    return handler
+
+
+def hear(side: ServerSide) -> None:
+    """Read records to the end; application data is what matters."""
+    kind, body = tls12.read_record(side.sock)
+    while kind >= 0:
+        if kind == tls12.DATA:
+            side.got += body
+        kind, body = tls12.read_record(side.sock)
+
+
+def middle(by: Issued, common: str = "Middle", **how: Any) -> Issued:
+    return authority(common, by, **how)
+
+
+@probes("C01", "leaf expired", "EXPIRED")
+def _(bench: Bench) -> list[Probe]:
+    now = time.time()
+    one = leaf(bench.trust.root, HOST, start=now - 4 * DAY, end=now - 60)
+    return [Probe("expired", server_context(one), EXPIRED)]
+
+
+@probes("C02", "intermediate expired; with and without another valid path", "EXPIRED; served with another path")
+def _(bench: Bench) -> list[Probe]:
+    now = time.time()
+    dead = middle(bench.trust.root, start=now - 4 * DAY, end=now - DAY)
+    alive = middle(bench.trust.root, key=dead.key)
+    one = leaf(dead, HOST)
+    return [
+        Probe("expired intermediate", server_context(one), EXPIRED),
+        Probe("C02b: valid one first", server_context([one.der, alive.der, dead.der], one.key)),
+        Probe("C02b: expired one first", server_context([one.der, dead.der, alive.der], one.key)),
+    ]
+
+
+@probes("C03", "trust anchor expired", "EXPIRED, the reason names the anchor")
+def _(bench: Bench) -> list[Probe]:
+    return [
+        Probe("anchor", server_context(leaf(bench.trust.expired, HOST)), EXPIRED, reason="Expired Root"),
+        Probe("below", server_context(leaf(middle(bench.trust.expired), HOST)), EXPIRED, reason="Expired Root"),
+    ]
+
+
+@probes("C04", "not yet valid: leaf, intermediate, root; a few minutes early", "NOT_YET_VALID")
+def _(bench: Bench) -> list[Probe]:
+    root, later = bench.trust.root, time.time() + DAY
+    return [
+        Probe("leaf", server_context(leaf(root, HOST, start=later, end=later + DAY)), NOT_YET),
+        Probe("intermediate", server_context(leaf(middle(root, start=later, end=later + DAY), HOST)), NOT_YET),
+        Probe("root", server_context(leaf(bench.trust.future, HOST)), NOT_YET),
+        Probe("four minutes early", server_context(leaf(root, HOST, start=time.time() + 240)), NOT_YET),
+    ]
+
+
+@probes("C05", "valid chain, other name", "NAME_MISMATCH, nothing minted")
+def _(bench: Bench) -> list[Probe]:
+    other = server_context(leaf(bench.trust.root, "other.grade.test"))
+    return [
+        Probe("tls 1.3", other, NAME),
+        Probe("chain of two", server_context(leaf(middle(bench.trust.root), "x.test")), NAME),
+    ]
+
+
+@probes("C06", "an allowed SNI towards another's address", "UNTRUSTED / NAME_MISMATCH")
+def _(bench: Bench) -> list[Probe]:
+    key = pki.EcKey()
+    self_made = leaf(Issued(b"", key, name("allowed.grade.test")), "allowed.grade.test", key=key)
+    evil = leaf(bench.trust.root, "evil.grade.test")
+    return [
+        Probe("self-signed for it", server_context([self_made.der], key), UNTRUSTED, "allowed.grade.test", SPARE),
+        Probe("evil's own", server_context(evil), NAME, "allowed.grade.test", SPARE),
+    ]
+
+
+@probes("C07", "self-signed leaf", "UNTRUSTED")
+def _(_bench: Bench) -> list[Probe]:
+    key = pki.EcKey()
+    one = leaf(Issued(b"", key, name(HOST)), HOST, key=key)
+    plain = authority(HOST, key=key, extensions=[dns(HOST)])
+    return [
+        Probe("with a profile", server_context([one.der], key), UNTRUSTED),
+        Probe("bare", server_context([plain.der], key), UNTRUSTED),
+    ]
+
+
+@probes("C08", "untrusted root, sent along or not", "UNTRUSTED")
+def _(bench: Bench) -> list[Probe]:
+    one = leaf(bench.trust.unknown, HOST)
+    return [
+        Probe("sent", server_context([one.der, bench.trust.unknown.der], one.key), UNTRUSTED),
+        Probe("not sent", server_context(one), UNTRUSTED),
+    ]
+
+
+@probes("C09", "a root of a trusted one's name and another key", "UNTRUSTED")
+def _(bench: Bench) -> list[Probe]:
+    fake = authority("Grade Root")
+    one = leaf(fake, HOST)
+    same = leaf(fake, HOST, extensions=[basic(False), key_usage("digital_signature"), eku(), dns(HOST)])
+    return [
+        Probe("sent", server_context([one.der, fake.der], one.key), UNTRUSTED),
+        Probe("not sent", server_context(one), UNTRUSTED),
+        Probe("no key identifiers", server_context(same), ("UNTRUSTED", "INVALID")),
+    ]
+
+
+@probes("C10", "signature does not fit", "INVALID")
+def _(bench: Bench) -> list[Probe]:
+    root = bench.trust.root
+    between = middle(root, signature=lambda one: pki.flip(one, -2))
+    return [
+        Probe("signature", server_context(leaf(root, HOST, signature=lambda one: pki.flip(one, -2))), INVALID),
+        Probe("serial", server_context(leaf(root, HOST, tamper=lambda one: pki.flip(one, 16))), INVALID),
+        Probe("intermediate", server_context(leaf(between, HOST)), INVALID),
+    ]
+
+
+@probes("C11", "signed by nfw's own CA, which the trust store has", "UNTRUSTED")
+def _(bench: Bench) -> list[Probe]:
+    own = own_ca(bench)
+    one = leaf(own, HOST)
+    return [
+        Probe("root sent", server_context([one.der, own.der], one.key), UNTRUSTED),
+        Probe("root not sent", server_context([one.der], one.key), UNTRUSTED),
+    ]
+
+
+def own_ca(bench: Bench) -> Issued:
+    """nfw's CA, as whoever has stolen its key has it."""
+    certificate = x509.load_pem_x509_certificate(bench.firewall.ca.read_bytes())
+    key = pki.EcKey()
+    loaded = serialization.load_pem_private_key((bench.firewall.dir / "ca.key").read_bytes(), None)
+    assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+    key.key = loaded
+    return Issued(certificate.public_bytes(serialization.Encoding.DER), key, certificate.subject.public_bytes())
+
+
+@probes("C12", "roots known to be bad, though in the trust file; a root distrusted by the policy", "UNTRUSTED")
+def _(bench: Bench) -> list[Probe]:
+    found = [Probe("distrusted", server_context(leaf(bench.trust.distrusted, HOST)), UNTRUSTED)]
+    below = leaf(middle(bench.trust.distrusted), HOST)
+    found.append(Probe("below a distrusted one", server_context(below), UNTRUSTED))
+    for label, root in bench.trust.known_bad().items():
+        # Its key is not at hand, so the signature is wrong: were the root trusted, that would be the verdict.
+        one = leaf(Issued(root, pki.EcKey(), name(label)), HOST, extensions=[basic(False), eku(), dns(HOST)])
+        found.append(Probe(label, server_context([one.der, root], one.key), UNTRUSTED))
+    return found
+
+
+@probes("C13", "leaf with RSA of 512, 768, 1016, 1024 bits", "WEAK")
+def _(bench: Bench) -> list[Probe]:
+    return [
+        Probe(f"{size} bits", server_context(leaf(bench.trust.root, HOST, key=rsa_key(size)), versions=TLS12), WEAK)
+        for size in (512, 768, 1016, 1024)
+    ]
+
+
+@probes("C14", "intermediate or root with RSA of 1024 bits", "WEAK")
+def _(bench: Bench) -> list[Probe]:
+    return [
+        Probe("intermediate", server_context(leaf(middle(bench.trust.root, key=rsa_key(1024)), HOST)), WEAK),
+        Probe("root", server_context(leaf(bench.trust.weak, HOST)), WEAK),
+    ]
+
+
+@probes("C15", "odd RSA keys", "WEAK for exponent 1; else served, and logged where it shows")
+def _(bench: Bench) -> list[Probe]:
+    def remarked(record: dict[str, Any], _seen: Seen) -> str:
+        return "" if record["nfw"].get("remarks") else f"no remark in {record['nfw']}"
+
+    root = bench.trust.root
+    shared = rsa_key(2048)
+    twin = pki.RsaKey(2048, prime=shared.p)
+    return [
+        Probe(
+            "exponent 1",
+            server_context(leaf(root, HOST, key=rsa_key(2048, 1))),
+            ("WEAK", "INVALID"),
+            reason="e must be",
+        ),
+        Probe("exponent 3", server_context(leaf(root, HOST, key=rsa_key(2048, 3))), extra=remarked),
+        Probe("2049 bits", server_context(leaf(root, HOST, key=rsa_key(2049))), extra=remarked),
+        Probe("a prime in common with another", server_context(leaf(root, HOST, key=twin))),
+    ]
+
+
+@probes("C16", "P-192 or DSA key", "WEAK, or no common cipher")
+def _(bench: Bench) -> list[Probe]:
+    weak_or_none = ("WEAK", "PROTOCOL")
+    small = pki.EcKey(ec.SECP192R1())
+    found = [
+        Probe("P-192 leaf", scripted(path(leaf(bench.trust.root, HOST, key=small))), weak_or_none, direct=False),
+        Probe("P-192 intermediate", server_context(leaf(middle(bench.trust.root, key=small), HOST)), WEAK),
+    ]
+    from cryptography.hazmat.primitives.asymmetric import dsa
+
+    key = dsa.DSAParameterNumbers(*_DSA).parameters().generate_private_key()
+    spki = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    holder = pki.EcKey()
+    holder.spki = spki
+    found.append(
+        Probe(
+            "DSA",
+            scripted(path(leaf(bench.trust.root, HOST, key=holder))),
+            ("WEAK", "PROTOCOL", "INVALID"),
+            direct=False,
+        )
+    )
+    return found
+
+
+# DSA parameters of 1024 bits, made with `openssl dsaparam 1024`; their secrecy is of no matter.
+_DSA = (
+    int(
+        "93d316cacde7a165538abd2406acc339ed7583c703a3f693b22ed3877754789f8c87e1c5550e9e2c0f71c9e45a839149a711fd7c80ceb0b8"
+        "3925d632c640a214907ff72a946dde4cf6ea8d6e8db26a927fb25e077999e80486e8d7c9b82e68bcee8e77ebda874be3342c8e9d92509c1b"
+        "7aca51d97d09f96403614d855db42799",
+        16,
+    ),
+    int("eabd2602a40e9c52fc4f916323ca12b71087128952f2d7507212b1d3", 16),
+    int(
+        "59739aec9b86c76cfea8738a8b558cb2afdeaf231d8d1048480163294e9f346ea8ba05a9adb483be9200c827a2dcb4ffed802677de3993c1"
+        "6841eb4048676fef40f655e5debe8781d2ce97d0e76477acb1472b492ff52e08d22da3d7466fc052fb4c6d6c4f71ce4291eb2abea101fac8"
+        "257a6b0164dbebffd4d20c48183562ec",
+        16,
+    ),
+)
+
+
+@probes("C17", "MD5 and MD4 signatures, leaf and intermediate", "WEAK")
+def _(bench: Bench) -> list[Probe]:
+    top = middle(bench.trust.root, "Rsa Middle", key=rsa_key(2048))
+    found = []
+    for digest in ("md5", "md4"):
+        statuses = WEAK if digest == "md5" else ("WEAK", "INVALID")
+        below = middle(top, f"{digest} Middle", digest=digest)
+        found.append(Probe(f"{digest} leaf", server_context(leaf(top, HOST, digest=digest)), statuses))
+        found.append(Probe(f"{digest} intermediate", server_context(leaf(below, HOST)), statuses))
+    return found
+
+
+@probes("C18", "SHA-1 signatures", "WEAK for leaf and intermediate, served below a root that signed itself so")
+def _(bench: Bench) -> list[Probe]:
+    top = middle(bench.trust.root, "Rsa Middle", key=rsa_key(2048))
+    return [
+        Probe("leaf", server_context(leaf(top, HOST, digest="sha1")), WEAK),
+        Probe("leaf, ECDSA", server_context(leaf(bench.trust.root, HOST, digest="sha1")), WEAK),
+        Probe("intermediate", server_context(leaf(middle(top, "Old Middle", digest="sha1"), HOST)), WEAK),
+        Probe("root", server_context(leaf(bench.trust.sha1, HOST))),
+    ]
+
+
+@probes("C19", "intermediate of X.509 version 1", "INVALID")
+def _(bench: Bench) -> list[Probe]:
+    return [Probe("v1", server_context(leaf(middle(bench.trust.root, version=1), HOST)), INVALID)]
+
+
+@probes("C20", "intermediate that is no CA", "INVALID")
+def _(bench: Bench) -> list[Probe]:
+    root = bench.trust.root
+    none = middle(root, extensions=[key_usage("key_cert_sign")])
+    false = middle(root, extensions=[basic(False), key_usage("key_cert_sign", "digital_signature")])
+    return [
+        Probe("no basicConstraints", server_context(leaf(none, HOST)), INVALID),
+        Probe("CA:FALSE", server_context(leaf(false, HOST)), INVALID),
+    ]
+
+
+@probes("C21", "a leaf that issues", "INVALID")
+def _(bench: Bench) -> list[Probe]:
+    host = leaf(bench.trust.root, "mine.grade.test")
+    return [Probe("leaf as CA", server_context(leaf(host, HOST)), INVALID)]
+
+
+@probes("C22", "path length", "INVALID where too long; self-issued certificates are not counted")
+def _(bench: Bench) -> list[Probe]:
+    root = bench.trust.root
+    top = middle(root, "Short", length=0)
+    fine = leaf(top, HOST)
+    low = leaf(middle(top, "Too Deep"), HOST)
+    again = authority("Short", top, subject=top.subject)
+    two = leaf(middle(middle(root, "One", length=1), "Two"), HOST)
+    return [
+        Probe("kept", server_context(fine)),
+        Probe("kept, one", server_context(two)),
+        Probe("violated", server_context(low), INVALID),
+        Probe("self-issued", server_context(leaf(again, HOST))),
+    ]
+
+
+@probes("C23", "name constraints", "INVALID where broken")
+def _(bench: Bench) -> list[Probe]:
+    root = bench.trust.root
+
+    def below(
+        label: str,
+        permitted: list[x509.GeneralName] | None = None,
+        excluded: list[x509.GeneralName] | None = None,
+        expected: Any = INVALID,
+        host: str = HOST,
+        **how: Any,
+    ) -> Probe:
+        between = middle(root, "Bound", extra=[ext(x509.NameConstraints(permitted, excluded), True)])
+        names = how.pop("names", (host,))
+        return Probe(label, server_context(leaf(between, *names, **how)), expected, host)
+
+    place, other = x509.DNSName("grade.test"), x509.DNSName("other.test")
+    address = x509.IPAddress(ipaddress.ip_network("198.51.100.0/24"))
+    here = x509.IPAddress(ipaddress.ip_address("198.51.100.7"))
+    company = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Good")])
+    bad = name(HOST, ("2.5.4.10", "Evil"))
+    return [
+        below("excluded", None, [place]),
+        below("permitted, missed", [other]),
+        below("permitted, kept", [place], expected=OK),
+        below("excluded, kept", None, [other], expected=OK),
+        below("one name of two outside", [place], names=(HOST, "x.other.test")),
+        below("excluded address", None, [address], alternative=san(x509.DNSName(HOST), here)),
+        below("permitted dirName, missed", [x509.DirectoryName(company), place], subject=bad),
+        below("leading dot", [x509.DNSName(".other.test")]),
+        below("excluded below a wildcard", None, [x509.DNSName("bad.grade.test")], names=("*.grade.test",)),
+        below(
+            "common name alone", [place], names=(), subject=name("x.other.test"), alternative=dns(HOST), expected=(OK)
+        ),
+    ]
+
+
+@probes("C24", "intermediate whose keyUsage lacks keyCertSign", "INVALID")
+def _(bench: Bench) -> list[Probe]:
+    one = middle(bench.trust.root, usage=("digital_signature", "crl_sign"))
+    return [Probe("no keyCertSign", server_context(leaf(one, HOST)), INVALID)]
+
+
+@probes("C25", "extended key usage of something else", "INVALID")
+def _(bench: Bench) -> list[Probe]:
+    root = bench.trust.root
+    client, code = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.CODE_SIGNING
+    return [
+        Probe("leaf clientAuth", server_context(leaf(root, HOST, purposes=eku(client))), INVALID),
+        Probe("leaf codeSigning", server_context(leaf(root, HOST, purposes=eku(code))), INVALID),
+        Probe("intermediate clientAuth", server_context(leaf(middle(root, extra=[eku(client)]), HOST)), INVALID),
+    ]
+
+
+@probes("C26", "extended key usage absent, or any", "served / INVALID")
+def _(bench: Bench) -> list[Probe]:
+    any_usage = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
+    return [
+        Probe("absent", server_context(leaf(bench.trust.root, HOST, purposes=None))),
+        Probe("any", server_context(leaf(bench.trust.root, HOST, purposes=eku(any_usage))), INVALID),
+    ]
+
+
+@probes("C27", "key usage that does not allow to sign a handshake", "INVALID")
+def _(bench: Bench) -> list[Probe]:
+    one = leaf(bench.trust.root, HOST, usage=("key_agreement",))
+    return [
+        Probe("keyAgreement, 1.3", server_context(one), INVALID),
+        Probe("keyAgreement, 1.2", scripted(path(one)), ("INVALID", "PROTOCOL"), direct=False),
+    ]
+
+
+@probes("C28", "leaf with keyCertSign, no CA", "INVALID")
+def _(bench: Bench) -> list[Probe]:
+    one = leaf(bench.trust.root, HOST, usage=("digital_signature", "key_cert_sign"))
+    return [Probe("keyCertSign", server_context(one), INVALID)]
+
+
+@probes("C29", "leaf that is a CA", "INVALID")
+def _(bench: Bench) -> list[Probe]:
+    return [Probe("CA:TRUE", server_context(leaf(bench.trust.root, HOST, constraints=basic(True))), INVALID)]
+
+
+@probes("C30", "wildcard", "one label served; none and two are NAME_MISMATCH")
+def _(bench: Bench) -> list[Probe]:
+    wild = server_context(leaf(bench.trust.root, "*.example.test"))
+    return [
+        Probe("one label", wild, OK, "www.example.test"),
+        Probe("apex", wild, NAME, "example.test"),
+        Probe("two labels", wild, NAME, "a.b.example.test"),
+    ]
+
+
+@probes("C31", "odd wildcards", "NAME_MISMATCH")
+def _(bench: Bench) -> list[Probe]:
+    def wild(pattern: str, host: str | None = HOST) -> Probe:
+        return Probe(pattern, server_context(leaf(bench.trust.root, pattern)), ("NAME_MISMATCH", "INVALID"), host)
+
+    return [
+        wild("*"),
+        wild("*.test", "grade.test"),
+        wild("s*.grade.test"),
+        wild("site.*.test"),
+        wild("*.*.test"),
+        wild("*", ADDRESS),
+        wild("*.0.113.10", ADDRESS),
+    ]
+
+
+@probes("C32", "wildcard over a public suffix", "NAME_MISMATCH over a registry's, served over a company's")
+def _(bench: Bench) -> list[Probe]:
+    return [
+        Probe("*.co.uk", server_context(leaf(bench.trust.root, "*.co.uk")), ("NAME_MISMATCH", "INVALID"), "bank.co.uk"),
+        Probe("*.github.io", server_context(leaf(bench.trust.root, "*.github.io")), OK, "someone.github.io"),
+    ]
+
+
+@probes("C33", "common name instead of subjectAltName", "NAME_MISMATCH")
+def _(bench: Bench) -> list[Probe]:
+    none = leaf(bench.trust.root, subject=name(HOST))
+    differs = leaf(bench.trust.root, "other.grade.test", subject=name(HOST))
+    return [
+        Probe("no SAN", server_context(none), ("NAME_MISMATCH", "INVALID")),
+        Probe("SAN differs", server_context(differs), NAME),
+    ]
+
+
+@probes("C34", "odd bytes in names", "NAME_MISMATCH")
+def _(bench: Bench) -> list[Probe]:
+    root = bench.trust.root
+    statuses = ("NAME_MISMATCH", "INVALID")
+
+    def odd(label: str, text: str) -> Probe:
+        return Probe(label, server_context(leaf(root, HOST, alternative=dns(text))), statuses)
+
+    empty = leaf(root, HOST, alternative=("2.5.29.17", False, pki.seq()))
+    return [
+        odd("NUL", f"{HOST}\0.evil.test"),
+        odd("trailing dot", f"{HOST}."),
+        odd("trailing space", f"{HOST} "),
+        odd("empty name", ""),
+        Probe("empty SAN", server_context(empty), statuses),
+        Probe("NUL in CN", server_context(leaf(root, "x.test", subject=name(f"{HOST}\0.evil.test"))), statuses),
+    ]
+
+
+@probes("C35", "internationalised names", "A-labels served, raw UTF-8 and homographs are NAME_MISMATCH")
+def _(bench: Bench) -> list[Probe]:
+    root = bench.trust.root
+    label = "xn--bcher-kva.grade.test"
+    raw = leaf(root, HOST, alternative=dns("bücher.grade.test".encode().decode("latin-1")))
+    statuses = ("NAME_MISMATCH", "INVALID")
+    return [
+        Probe("A-label", server_context(leaf(root, label)), OK, label),
+        Probe("raw UTF-8 in SAN", server_context(raw), statuses, label),
+        Probe("homograph", server_context(leaf(root, "xn--pple-43d.test")), NAME, "apple.test"),
+        Probe("wildcard", server_context(leaf(root, "*.grade.test")), OK, label),
+    ]
+
+
+@probes("C37", "an address instead of a name", "iPAddress served; dNSName, common name, mapped address blocked")
+def _(bench: Bench) -> list[Probe]:
+    root = bench.trust.root
+    right = san(x509.IPAddress(ipaddress.ip_address(ADDRESS)))
+    six = san(x509.IPAddress(ipaddress.ip_address(ADDRESS6)))
+    mapped = san(x509.IPAddress(ipaddress.ip_address(f"::ffff:{ADDRESS}")))
+    other = san(x509.IPAddress(ipaddress.ip_address("203.0.113.11")))
+    subject = name("host")
+    statuses = ("NAME_MISMATCH", "INVALID")
+
+    def at(label: str, alternative: Any, expected: Any, address: str = ADDRESS, subject: bytes = subject) -> Probe:
+        one = leaf(root, subject=subject, alternative=alternative)
+        return Probe(label, server_context(one), expected, address, address)
+
+    return [
+        at("iPAddress", right, OK),
+        at("iPAddress, IPv6", six, OK, ADDRESS6),
+        at("another address", other, statuses),
+        at("in a dNSName", dns(ADDRESS), statuses),
+        at("in the CN", dns("x.test"), statuses, subject=name(ADDRESS)),
+        at("mapped into IPv6", mapped, statuses),
+    ]
+
+
+@case("C38", "intermediate missing, to be had by AIA", "fetched once, served, logged")
+def _(bench: Bench) -> str:
+    top = middle(bench.trust.root, "Aia Top")
+    low = middle(top, "Aia Low", extra=[pki.access(issuers=[bench.web.put("c38-top.cer", top.der)])])
+    pointer = pki.access(issuers=[bench.web.put("c38-low.cer", low.der)])
+    one = leaf(low, HOST, extra=[pointer])
+
+    def fetched(record: dict[str, Any], _seen: Seen) -> str:
+        return "" if record["nfw"].get("issuers_fetched") else f"not logged as fetched: {record['nfw']}"
+
+    seen = run_probes(
+        bench,
+        [
+            Probe("two missing", server_context([one.der], one.key), extra=fetched),
+            Probe("one missing", server_context([one.der, low.der], one.key), extra=fetched),
+        ],
+    )
+    asked = bench.web.asked("c38-low.cer"), bench.web.asked("c38-top.cer")
+    check(asked[0] == 1 and asked[1] <= 2, f"asked for {asked[0]} and {asked[1]} times")
+    return f"{seen}; fetched {asked[0]} and {asked[1]} times"
+
+
+@case("C39", "AIA as a trap", "UNTRUSTED within the budget; nobody but the responder is asked")
+def _(bench: Bench) -> str:
+    root = bench.trust.root
+    hidden = middle(root, "Hidden")
+    web = bench.web
+    loop = middle(Issued(b"", pki.EcKey(), name("Loop")), "Loop", extra=[pki.access(issuers=[web.url("c39-loop.cer")])])
+    web.put("c39-loop.cer", loop.der)
+
+    @with_socket
+    def endless(side: ServerSide) -> None:
+        side.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n")
+        for _ in range(1024):
+            side.write(bytes(1 << 20))
+
+    @with_socket
+    def slow(side: ServerSide) -> None:
+        side.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(12):
+            side.write(b"0")
+            time.sleep(1)
+
+    inner: list[str] = []
+    spy = bench.serving(handler=lambda side: inner.append("asked"))
+    with spy as trap:
+        targets = {
+            "loop": web.url("c39-loop.cer"),
+            "1 GB": web.put("c39-endless.cer", endless),
+            "slow": web.put("c39-slow.cer", slow),
+            "redirect to loopback": web.put("c39-r1.cer", lambda _: redirect(f"http://127.0.0.1:{trap.port}/")),
+            "redirect to metadata": web.put("c39-r2.cer", lambda _: redirect("http://169.254.169.254/")),
+            "redirect to file": web.put("c39-r3.cer", lambda _: redirect("file:///etc/passwd")),
+            "ldap": "ldap://203.0.113.10/cn=x",
+            "file": "file:///etc/passwd",
+            "https": f"https://{ADDRESS}:{trap.port}/x.cer",
+            "router itself": "http://127.0.0.1/x.cer",
+            "outside what is allowed": "http://10.1.0.2:8000/x.cer",
+        }
+        found = []
+        began = time.monotonic()
+        for label, url in targets.items():
+            by = hidden if label != "loop" else loop
+            one = leaf(by, HOST, extra=[pki.access(issuers=[url])])
+            found.append(Probe(label, server_context([one.der], one.key), UNTRUSTED))
+        threads = [threading.Thread(target=lambda p=probe: results.append(run_probe(bench, p))) for probe in found]
+        results: list[str] = []
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        wrong = [one for one in results if one]
+        check(not wrong, "; ".join(wrong))
+        check(not inner, "a forbidden address was asked")
+    return f"{len(found)} blocked in {time.monotonic() - began:.1f} s, no forbidden address asked"
+
+
+def redirect(url: str) -> bytes:
+    return answer(b"", "302 Found", extra=f"Location: {url}\r\n")
+
+
+@probes("C40", "odd order, duplicates, strangers, the root too", "served")
+def _(bench: Bench) -> list[Probe]:
+    root = bench.trust.root
+    top = middle(root, "Top")
+    low = middle(top, "Low")
+    one = leaf(low, HOST)
+    stranger = middle(bench.trust.unknown, "Stranger")
+    key = one.key
+    return [
+        Probe("reversed", server_context([one.der, top.der, low.der], key)),
+        Probe("duplicates", server_context([one.der, low.der, low.der, top.der, top.der], key)),
+        Probe("unrelated", server_context([one.der, stranger.der, low.der, top.der], key)),
+        Probe("root included", server_context([one.der, low.der, top.der, root.der], key)),
+        Probe("root first", server_context([one.der, root.der, top.der, low.der], key)),
+    ]
+
+
+@probes("C41", "cross-signed with a dead path, a cycle, constraints on one of two paths", "served")
+def _(bench: Bench) -> list[Probe]:
+    root, unknown = bench.trust.root, bench.trust.unknown
+    good = middle(root, "Cross")
+    dead = middle(unknown, "Cross", key=good.key)
+    one = leaf(good, HOST)
+    ring_a, ring_b = pki.EcKey(), pki.EcKey()
+    first = authority("Ring A", Issued(b"", ring_b, name("Ring B")), key=ring_a)
+    second = authority("Ring B", Issued(b"", ring_a, name("Ring A")), key=ring_b)
+    out = authority("Ring A", root, key=ring_a)
+    ring = leaf(first, HOST)
+    narrow = middle(root, "Two Ways", extra=[ext(x509.NameConstraints([x509.DNSName("other.test")], None), True)])
+    wide = middle(root, "Two Ways", key=narrow.key)
+    bound = leaf(wide, HOST)
+    return [
+        Probe("dead path first", server_context([one.der, dead.der, good.der], one.key)),
+        Probe("dead path last", server_context([one.der, good.der, dead.der], one.key)),
+        Probe("cycle", server_context([ring.der, first.der, second.der, out.der], ring.key)),
+        Probe("constrained last", server_context([bound.der, wide.der, narrow.der], bound.key)),
+        Probe("constrained first", server_context([bound.der, narrow.der, wide.der], bound.key)),
+    ]
+
+
+@probes("C42", "an unknown extension", "INVALID where critical, else served")
+def _(bench: Bench) -> list[Probe]:
+    root = bench.trust.root
+    critical, plain = ("1.3.6.1.4.1.99999.1", True, b"\x05\0"), ("1.3.6.1.4.1.99999.1", False, b"\x05\0")
+    return [
+        Probe("leaf", server_context(leaf(root, HOST, extra=[critical])), INVALID),
+        Probe("intermediate", server_context(leaf(middle(root, extra=[critical]), HOST)), INVALID),
+        Probe("root", server_context(leaf(bench.trust.critical, HOST)), INVALID),
+        Probe("not critical", server_context(leaf(middle(root, extra=[plain]), HOST, extra=[plain]))),
+    ]
+
+
+@probes("C43", "malformed: DER, duplicate extension, serial, time", "INVALID (or no handshake), no crash")
+def _(bench: Bench) -> list[Probe]:
+    root = bench.trust.root
+    statuses = ("INVALID", "PROTOCOL")
+
+    def raw(label: str, one: Issued) -> Probe:
+        return Probe(label, scripted(path(one)), statuses, direct=False)
+
+    good = leaf(root, HOST)
+    return [
+        raw("DER in an extension", leaf(root, HOST, alternative=("2.5.29.17", False, b"\x30\x84\xff\xff"))),
+        raw("duplicate extension", leaf(root, HOST, extra=[dns(HOST)])),
+        raw("negative serial", leaf(root, HOST, serial=-5)),
+        raw("serial of 21 bytes", leaf(root, HOST, serial=1 << 165)),
+        raw("bad UTCTime", leaf(root, HOST, times=pki.seq(pki.tlv(0x17, b"999999999999Z"), pki.tlv(0x17, b"xx")))),
+        Probe("cut short", scripted([good.der[:-20]]), statuses, direct=False),
+        Probe("empty", scripted([b""]), statuses, direct=False),
+        Probe("none", scripted([]), statuses, direct=False),
+        Probe("noise", scripted([os.urandom(900)]), statuses, direct=False),
+    ]
+
+
+@probes("C44", "very many names, a very long chain, a very big one", "1,000 names served; beyond, a stated limit")
+def _(bench: Bench) -> list[Probe]:
+    root = bench.trust.root
+    thousand = leaf(root, HOST, *(f"n{number}.grade.test" for number in range(1000)))
+    ten = leaf(root, HOST, *(f"n{number}.grade.test" for number in range(10_000)))
+    deep = root
+    for number in range(60):
+        deep = middle(deep, f"Depth {number}", key=root.key)
+    limit = ("INVALID", "PROTOCOL", "UNTRUSTED")
+    big = leaf(root, HOST, extra=[("1.3.6.1.4.1.99999.2", False, pki.tlv(4, os.urandom(60_000)))])
+    return [
+        Probe("1,000 names", server_context(thousand)),
+        Probe("10,000 names", server_context(ten), limit, direct=False),  # no OpenSSL reads as much
+        Probe("60 deep", server_context(leaf(deep, HOST)), limit),
+        Probe("over 100 KB", server_context([big.der, big.der], big.key), limit, direct=False),
+    ]
+
+
+@case("C45", "chains made to be slow", "a verdict in less than 250 ms of CPU; others are served meanwhile", alone=True)
+def _(bench: Bench) -> str:
+    root = bench.trust.root
+    same = [middle(root, "Same", key=pki.EcKey()) for _ in range(90)]
+    first = leaf(same[0], HOST, extensions=[basic(False), key_usage("digital_signature"), eku(), dns(HOST)])
+    order = [one.der for one in reversed(same)]
+    many = [x509.DNSName(f"x{number}.other.test") for number in range(1000)]
+    bound = middle(root, "Bound", extra=[ext(x509.NameConstraints([x509.DNSName("grade.test")], many), True)])
+    names = leaf(bound, HOST, *(f"n{number}.grade.test" for number in range(1000)))
+    policies = root
+    for number in range(12):
+        mapping = pki.seq(
+            *(
+                pki.seq(pki.oid(f"1.3.6.1.4.1.9999.{a}"), pki.oid(f"1.3.6.1.4.1.9999.{b}"))
+                for a in range(8)
+                for b in range(8)
+            )
+        )
+        every = pki.seq(*(pki.seq(pki.oid(f"1.3.6.1.4.1.9999.{a}")) for a in range(8)))
+        extra = [
+            ("2.5.29.32", False, every),
+            ("2.5.29.33", False, mapping),
+            ("2.5.29.36", True, pki.seq(pki.tlv(0x80, b"\0"))),
+        ]
+        policies = middle(policies, f"Policy {number}", extra=extra)
+    bomb = leaf(policies, HOST, extra=[("2.5.29.32", False, pki.seq(pki.seq(pki.oid("1.3.6.1.4.1.9999.1"))))])
+    servers = {
+        "90 of one name": server_context([first.der, *order], first.key),
+        "1,000 names x 1,000 constraints": server_context(names),
+        "policy tree": server_context(bomb),
+    }
+    found = []
+    with bench.serving(context=server_context(leaf(root, HOST))) as plain:
+        for label, context in servers.items():
+            with bench.serving(context=context) as server:
+                before = bench.cpu()
+                seen = bench.visit(server.port, strict=False)
+                status = bench.verdict(seen, server.port)["nfw"]["status"]
+                spent = bench.cpu() - before
+                check(spent < 0.25, f"{label}: {spent * 1000:.0f} ms of CPU, {status}")
+                found.append(f"{label}: {status}, {spent * 1000:.0f} ms")
+                other = bench.visit(plain.port)
+                check(b"GRADE" in other.body, f"another flow is not served after {label}: {other}")
+    return "; ".join(found)
+
+
+@probes("C46", "no subject, no common name, ten years of life", "served")
+def _(bench: Bench) -> list[Probe]:
+    root = bench.trust.root
+    critical = (*dns(HOST)[:1], True, dns(HOST)[2])
+    good = bench.web.put("c46.crl", lambda _: crl_now(bench))
+    ten = leaf(root, HOST, start=time.time() - 9 * 365 * DAY, end=time.time() + 365 * DAY, extra=[pki.crl_points(good)])
+    bare = leaf(root, HOST, subject=pki.seq(), alternative=critical)
+    return [
+        Probe("no subject", server_context(bare)),
+        Probe("no common name", server_context(leaf(root, HOST, subject=name("", ("2.5.4.10", "Company"))))),
+        Probe(
+            "ten years",
+            server_context(ten),
+            extra=lambda record, _: "" if "long_lived" in record["nfw"].get("remarks", ()) else "no remark",
+        ),
+    ]
+
+
+def crl_now(bench: Bench) -> bytes:
+    from tests.grade.revocation import crl
+
+    return crl(bench.trust.root)
+
+
+@probes("C47", "the leaf's key did not sign the handshake", "INVALID or PROTOCOL, never served")
+def _(bench: Bench) -> list[Probe]:
+    from tests.grade.tls13 import Server13
+
+    one = leaf(bench.trust.root, HOST)
+    return [
+        Probe("1.2", scripted(path(one)), ("INVALID", "PROTOCOL"), direct=False),
+        Probe("1.3", Server13(path(one), pki.EcKey()).handler, ("INVALID", "PROTOCOL"), direct=False),
+    ]
+
+
+@probes("C48", "raw public key, or no certificate", "PROTOCOL")
+def _(bench: Bench) -> list[Probe]:
+    one = leaf(bench.trust.root, HOST)
+
+    def raw_key(side: ServerSide) -> None:
+        hello = tls12.read_hello(side.sock)
+        kind = tls12.extension(20, b"\2")  # server_certificate_type: RawPublicKey
+        flight = tls12.server_hello(hello, extensions=[kind]) + tls12.message(11, tls12.vector(one.key.spki, 3))
+        side.write(tls12.record(tls12.HANDSHAKE, flight + tls12.key_exchange() + tls12.DONE))
+        hear(side)
+
+    def anonymous(side: ServerSide) -> None:
+        hello = tls12.read_hello(side.sock)
+        flight = tls12.server_hello(hello, cipher=0xC018) + tls12.key_exchange() + tls12.DONE
+        side.write(tls12.record(tls12.HANDSHAKE, flight))
+        hear(side)
+
+    def left_out(side: ServerSide) -> None:
+        hello = tls12.read_hello(side.sock)
+        side.write(tls12.record(tls12.HANDSHAKE, tls12.server_hello(hello) + tls12.key_exchange() + tls12.DONE))
+        hear(side)
+
+    return [
+        Probe("raw public key", raw_key, PROTOCOL, direct=False),
+        Probe("ECDH_anon", anonymous, PROTOCOL, direct=False),
+        Probe("no Certificate message", left_out, PROTOCOL, direct=False),
+    ]
+
+
+@case(
+    "C49", "certificate transparency of publicly anchored chains", "logged; blocked where the policy says", policy="sct"
+)
+def _(bench: Bench) -> str:
+    public = bench.trust.public
+    good = with_sct(bench, public, HOST)
+    bad = with_sct(bench, public, HOST, flipped=True)
+
+    def says(text: str) -> Any:
+        return lambda record, _: "" if record["nfw"].get("sct") == text else f"sct is {record['nfw'].get('sct')}"
+
+    return run_probes(
+        bench,
+        [
+            Probe("logged", server_context(good), extra=says("valid")),
+            Probe("absent", server_context(leaf(public, HOST)), INVALID, reason="sct"),
+            Probe("invalid", server_context(bad), INVALID, reason="sct"),
+            Probe("private root", server_context(leaf(bench.trust.root, HOST))),
+        ],
+    )
+
+
+def with_sct(bench: Bench, by: Issued, host: str, *, flipped: bool = False) -> Issued:
+    """A leaf with one SCT of the lab's log (RFC 6962 3.2)."""
+    import hashlib
+
+    from cryptography.hazmat.primitives import hashes
+
+    public = bench.trust.log_key.public_key()
+    encoding, layout = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    log_id = hashlib.sha256(public.public_bytes(encoding, layout)).digest()
+    key, serial = pki.EcKey(), 0x1234567890ABCDEF1234567890
+    how: dict[str, Any] = {"key": key, "serial": serial, "start": time.time() - 3600, "end": time.time() + 4 * DAY}
+    bare = leaf(by, host, **how)
+    tbs = bare.parsed.tbs_certificate_bytes
+    stamp = int(time.time() * 1000).to_bytes(8, "big")
+    issuer = hashlib.sha256(by.key.spki).digest()
+    signed = b"\0\0" + stamp + b"\0\1" + issuer + tls12.vector(tbs, 3) + b"\0\0"
+    signature = bench.trust.log_key.sign(signed, ec.ECDSA(hashes.SHA256()))
+    if flipped:
+        signature = pki.flip(signature)
+    sct = b"\0" + log_id + stamp + b"\0\0" + b"\4\3" + tls12.vector(signature, 2)
+    value = pki.tlv(4, tls12.vector(tls12.vector(sct, 2), 2))
+    return leaf(by, host, extra=[("1.3.6.1.4.1.11129.2.4.2", False, value)], **how)
+
+
+@case(
+    "C52",
+    "a good certificate first, then a bad one at the same address and name",
+    "UNTRUSTED, whatever was served before",
+)
+def _(bench: Bench) -> str:
+    good = server_context(leaf(bench.trust.root, HOST))
+    bad_leaf = leaf(bench.trust.unknown, HOST)
+    bad = server_context([bad_leaf.der, bench.trust.unknown.der], bad_leaf.key)
+    with bench.serving(context=good) as server:
+        for _ in range(2):
+            seen = bench.visit(server.port)
+            check(b"GRADE" in seen.body, f"the good one is not served: {seen}")
+        server.context = bad
+        for strict in (True, False):
+            server.forget()
+            seen = bench.visit(server.port, strict=strict)
+            status = bench.verdict(seen, server.port)["nfw"]["status"]
+            check(status == "UNTRUSTED" and not seen.body and not server.got, f"{status}, {seen}")
+        server.context = good
+        seen = bench.visit(server.port)
+        check(b"GRADE" in seen.body, f"the good one is not served again: {seen}")
+    return "served, UNTRUSTED, served"
+
+
+@case("C53", "the x509-limbo corpus", "no wrong accept in a case that is not pedantic")
+def _(_bench: Bench) -> str:
+    file = os.environ.get("LIMBO")
+    if not file:
+        raise CannotRunError("the x509-limbo corpus is not on this machine (LIMBO=limbo.json)")
+    from tests.grade.limbo import run
+
+    return run(json.loads(Path(file).read_text()))

@@ -1,0 +1,1587 @@
+"""What a client does, hostile ones first: nothing it says may get bytes past the inspection."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import ipaddress
+import os
+import resource
+import select
+import socket
+import ssl
+import stat
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509 import verification
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from hpack import Decoder, Encoder
+from OpenSSL import SSL
+
+from tests.firewall import children
+from tests.grade import pki, tls12, tls13
+from tests.grade.bench import (
+    ADDRESS,
+    HOST,
+    OK,
+    REQUEST,
+    RESET,
+    SPARE,
+    Bench,
+    Probe,
+    Seen,
+    Server,
+    ServerSide,
+    check,
+    path,
+    run_probes,
+    server_context,
+)
+from tests.grade.case import case
+from tests.grade.certificates import TLS12
+from tests.grade.pki import dns, leaf, name, san
+from tests.grade.protocol import good
+from tests.grade.tls12 import HANDSHAKE, client_hello, extension, record, vector
+from tests.grade.tls13 import AlertError, Client13, ClosedError
+
+TLS13 = (SSL.TLS1_3_VERSION, SSL.TLS1_3_VERSION)
+PAGE = b"GRADE"
+
+
+@contextlib.contextmanager
+def plain(bench: Bench, **how: Any) -> Any:
+    """A good server."""
+    with bench.serving(context=server_context(good(bench), **how)) as server:
+        yield server
+
+
+def dialogue(bench: Bench, port: int, client: Client13 | None = None, **hello: Any) -> Client13:
+    """Handshake, a request and its answer by the scripted client. Raises WrongError when it is not served."""
+    client = client or Client13(bench.connect(port), HOST, **hello)
+    client.handshake()
+    client.write(REQUEST)
+    body, end = client.read_all()
+    check(PAGE in body, f"{body[:50]!r} {end}")
+    check(client.certificate != b"", "no certificate")
+    issuer = x509.load_der_x509_certificate(client.certificate).issuer
+    check(issuer == _ca(bench).subject, f"the client was shown a certificate of {issuer.rfc4514_string()}")
+    return client
+
+
+def _ca(bench: Bench) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(bench.firewall.ca.read_bytes())
+
+
+def inspected(bench: Bench, seen: Seen) -> str:
+    """ "" where the client was served with a leaf of nfw's."""
+    if PAGE not in seen.body:
+        return str(seen)
+    issuer = x509.load_der_x509_certificate(seen.certificate).issuer
+    return "" if issuer == _ca(bench).subject else f"shown a certificate of {issuer.rfc4514_string()}"
+
+
+def all_good(wrong: dict[str, str]) -> None:
+    check(not any(wrong.values()), "; ".join(f"{label}: {text}" for label, text in wrong.items() if text))
+
+
+def refused_hello(
+    bench: Bench,
+    port: int,
+    data: bytes | Sequence[bytes],
+    *,
+    status: Sequence[str],
+    alert: Sequence[int] = (),
+    **how: Any,
+) -> str:
+    """What is wrong when raw first bytes are not refused with this status and, where given, one of these alerts."""
+    seen = bench.raw(port, data, **how)
+    record_ = bench.verdict(seen, port)["nfw"]
+    if record_["status"] not in status:
+        return f"{record_['status']} {record_['reason']}"
+    kinds = {seen.raw[at] for at in _records(seen.raw)}
+    if kinds - {tls12.ALERT}:
+        return f"records {kinds} were sent"
+    heard = tls12.alerts(seen.raw)
+    if alert and not (heard and heard[-1] in alert):
+        return f"alerts {heard} instead of {list(alert)}"
+    return ""
+
+
+def _records(data: bytes) -> list[int]:
+    found, at = [], 0
+    while at + 5 <= len(data):
+        found.append(at)
+        at += 5 + int.from_bytes(data[at + 3 : at + 5], "big")
+    return found
+
+
+@case("K01", "the first bytes in segments of their own", "inspected as ever")
+def _(bench: Bench) -> str:
+    wrong = {}
+    with plain(bench) as server:
+        for size in (1, 2, 3, 5):
+            for strict in (True, False):
+                seen = bench.visit(server.port, first_cut=size, pause=0.05, strict=strict)
+                wrong[f"first {size}"] = inspected(bench, seen)
+        wrong["each"] = inspected(bench, bench.visit(server.port, cut=1))
+    all_good(wrong)
+    return "9 ways, all inspected"
+
+
+@case("K02", "ClientHello in two segments: within the name, at 1,000 bytes, with pauses", "inspected")
+def _(bench: Bench) -> str:
+    with plain(bench) as server:
+        for place in ("name", "1000"):
+            client = Client13(bench.connect(server.port), HOST, extra=[extension(21, bytes(1500))])
+            hello = client.hello(**client.options)
+            at = hello.index(HOST.encode()) + 8 if place == "name" else 1000
+
+            def send(data: bytes, at: int = at, sock: socket.socket = client.sock) -> None:
+                sock.sendall(data[:at])
+                time.sleep(0.3)
+                sock.sendall(data[at:])
+
+            client.start(hello, pieces=send)
+            dialogue(bench, server.port, client)
+        check(not inspected(bench, bench.visit(server.port, cut=60, pause=0.05)), "in many segments")
+    return "3 ways, all inspected"
+
+
+@case("K03", "ClientHello over many records, an empty first one", "inspected, or refused; never passed on")
+def _(bench: Bench) -> str:
+    found = []
+    with plain(bench) as server:
+        for size in (100, 1):
+            client = Client13(bench.connect(server.port), HOST)
+            client.start(size=size)
+            try:
+                dialogue(bench, server.port, client)
+                found.append(f"{size} B: inspected")
+            except (AlertError, ClosedError) as end:
+                check(not server.got, "bytes reached the server")
+                found.append(f"{size} B: {end}")
+        client = Client13(bench.connect(server.port), HOST)
+        client.sock.sendall(record(HANDSHAKE, b"", 0x0301))
+        client.start()
+        try:
+            dialogue(bench, server.port, client)
+            found.append("empty first: inspected")
+        except (AlertError, ClosedError) as end:
+            found.append(f"empty first: {end}")
+        server.forget()
+        with contextlib.suppress(OSError):
+            wrong = refused_hello(
+                bench, server.port, record(HANDSHAKE, b"", 0x0301) * 2000, status=("NOT_TLS",), seconds=12.0
+            )
+            check(not wrong, f"2,000 empty records: {wrong}")
+        check(server.accepted == 0, "the server was called")
+    return ", ".join(found)
+
+
+@case("K04", "a large ClientHello: post-quantum, 8, 20, 60 KB, more than 128 KB", "inspected to 64 KiB, then NOT_TLS")
+def _(bench: Bench) -> str:
+    with plain(bench) as server:
+        seen = modern(bench, server.port)
+        check(PAGE in seen["body"] and seen["hello"] > 1500, f"post-quantum: {seen}")
+        last = extension(0, vector(b"\0" + vector(HOST.encode(), 2), 2))
+        for size in (8000, 20_000, 60_000):
+            client = Client13(bench.connect(server.port), HOST)
+            hello = client.hello(extra=[extension(21, bytes(size)), last], name=b"")
+            # The name comes behind everything else: take the first server_name out again.
+            client.start(_without(hello, 0))
+            dialogue(bench, server.port, client)
+        server.forget()
+        before = bench.cpu()
+        huge = b"\1" + (140_000).to_bytes(3, "big") + bytes(140_000)
+        data = b"".join(record(HANDSHAKE, huge[at : at + 16384], 0x0301) for at in range(0, len(huge), 16384))
+        wrong = refused_hello(bench, server.port, data, status=("NOT_TLS",))
+        check(not wrong and server.accepted == 0, f"over 128 KB: {wrong}")
+        spent = bench.cpu() - before
+        check(spent < 1.0, f"{spent:.2f} s of CPU")
+    return f"post-quantum of {seen['hello']} B and three large ones inspected; 140 KB refused"
+
+
+def _without(hello: bytes, kind: int) -> bytes:
+    """The message without its first extension of that kind."""
+    at = 4 + 2 + 32
+    at += 1 + hello[at]
+    at += 2 + int.from_bytes(hello[at : at + 2], "big")
+    at += 1 + hello[at]
+    head, block = hello[4:at], hello[at + 2 :]
+    kept, seen, here = b"", False, 0
+    while here < len(block):
+        this, size = struct.unpack("!HH", block[here : here + 4])
+        if this == kind and not seen:
+            seen = True
+        else:
+            kept += block[here : here + 4 + size]
+        here += 4 + size
+    return tls12.message(1, head + vector(kept, 2))
+
+
+def modern(
+    bench: Bench, port: int, *, direct: bool = False, versions: tuple[int, int] | None = None, host: str = HOST
+) -> dict[str, Any]:
+    """A visit by the newest OpenSSL there is here, with all it offers by itself; and what it negotiated."""
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    if versions:
+        context.set_min_proto_version(versions[0])
+        context.set_max_proto_version(versions[1])
+    connection = SSL.Connection(context)
+    connection.set_connect_state()
+    connection.set_tlsext_host_name(host.encode())
+    sock = bench.connect(port, direct=direct)
+    sent = 0
+    body = b""
+    done = False
+    try:
+        while True:
+            try:
+                if not done:
+                    connection.do_handshake()
+                    done = True
+                    connection.sendall(REQUEST)
+                data = connection.recv(65536)
+                body += data
+            except SSL.WantReadError:
+                with contextlib.suppress(SSL.WantReadError):
+                    out = connection.bio_read(1 << 17)
+                    sent = sent or len(out)
+                    sock.sendall(out)
+                incoming = sock.recv(65536)
+                if not incoming:
+                    break
+                connection.bio_write(incoming)
+    except (SSL.Error, OSError):
+        pass
+    sock.close()
+    return {
+        "body": body,
+        "hello": sent,
+        "version": connection.get_protocol_version_name(),
+        "cipher": connection.get_cipher_name(),
+        "group": connection.get_group_name() if done else None,
+    }
+
+
+@case("K05", "a ClientHello that contradicts itself", "alert decode_error, never passed on")
+def _(bench: Bench) -> str:
+    base = client_hello(HOST)
+    sni = extension(0, vector(b"\0" + vector(HOST.encode(), 2), 2))
+    two = extension(0, vector((b"\0" + vector(HOST.encode(), 2)) * 2, 2))
+    zero = extension(0, vector(b"\0" + vector(b"", 2), 2))
+    overrun = bytearray(client_hello(None, extra=[sni]))
+    overrun[-len(sni) + 2 : -len(sni) + 4] = b"\xff\xff"
+    hellos = {
+        "16 MB": (b"\1\xff\xff\xff" + base[4:], ("NOT_TLS",), ()),
+        "extensions overrun": (bytes(overrun), ("NOT_TLS",), (50,)),
+        "two server_name extensions": (client_hello(HOST, extra=[sni]), ("NOT_TLS",), (50, 47)),
+        "two names in one": (client_hello(None, extra=[two]), ("NOT_TLS",), (50, 47)),
+        "empty name": (client_hello(None, extra=[zero]), ("NOT_TLS",), (50, 47)),
+        "trailing bytes": (tls12.message(1, base[4:] + b"xx"), ("NOT_TLS",), (50,)),
+        "no ciphers": (client_hello(HOST, ciphers=()), ("NOT_TLS",), (50, 47)),
+    }
+    with plain(bench) as server:
+        wrong = {
+            label: refused_hello(bench, server.port, record(HANDSHAKE, data, 0x0301), status=status, alert=alert)
+            for label, (data, status, alert) in hellos.items()
+        }
+        check(server.accepted == 0, "the server was called")
+    all_good(wrong)
+    return f"{len(hellos)} refused, the server was not called"
+
+
+@case("K06", "another name in the ClientHello after HelloRetryRequest", "alert illegal_parameter")
+def _(bench: Bench) -> str:
+    one = leaf(bench.trust.root, HOST, "denied.grade.test", "other.grade.test")
+    with bench.serving(context=server_context(one)) as server:
+        shares = [(0x9999, os.urandom(32))]
+        groups = (0x9999, tls13.X25519)
+        for other in (b"other.grade.test", b"denied.grade.test", None):
+            server.forget()
+            client = Client13(bench.connect(server.port), HOST, shares=shares, groups=groups)
+
+            def second(client: Client13 = client, other: bytes | None = other) -> bytes:
+                hello = client.hello(name=other or HOST.encode(), groups=groups)
+                return hello if other is not None else _without(hello, 0)
+
+            try:
+                client.handshake(second)
+                client.write(REQUEST)
+                got = client.read_all()
+                check(False, f"{other!r}: served {got}")
+            except AlertError as alert:
+                check(alert.description == 47, f"{other!r}: {alert}")
+            check(client.retried and not server.got, f"{other!r}: retried {client.retried}, {len(server.got)} bytes")
+        dialogue(bench, server.port, shares=shares, groups=groups)
+    return "3 changes refused with illegal_parameter; the same name is served"
+
+
+@case("K07", "no server name", "NO_SNI; where the policy says so, the address is verified instead", alone=True)
+def _(bench: Bench) -> str:
+    root = bench.trust.root
+    right = leaf(root, subject=name("host"), alternative=san(x509.IPAddress(ipaddress.ip_address(ADDRESS))))
+    context = server_context(right)
+    bench.use("drop")
+    first = run_probes(bench, [Probe("default", context, ("NO_SNI",), ADDRESS)])
+    bench.use("main")
+    named = server_context(good(bench))
+    second = run_probes(
+        bench,
+        [
+            Probe("address", context, OK, ADDRESS),
+            Probe("no address", named, ("NAME_MISMATCH",), ADDRESS),
+        ],
+    )
+    return f"default: {first}; address: {second}"
+
+
+@case("K08", "an address as the server name", "as if there were none; never a certificate made of the client's text")
+def _(bench: Bench) -> str:
+    victim = "203.0.113.99"
+    one = leaf(bench.trust.root, subject=name("host"), alternative=san(x509.IPAddress(ipaddress.ip_address(victim))))
+    with bench.serving(context=server_context(one)) as server:
+        hellos = {
+            text: record(HANDSHAKE, client_hello(text), 0x0301) for text in (victim, "2001:db8::1", "[::1]", "1.2")
+        }
+        wrong = {
+            text: refused_hello(bench, server.port, data, status=("NO_SNI", "NAME_MISMATCH"))
+            for text, data in hellos.items()
+        }
+        check(not server.got, "bytes reached the server")
+    all_good(wrong)
+    return f"{len(hellos)} refused"
+
+
+@case("K09", "odd server names", "case and one dot are normalised, the rest is NAME_MISMATCH; logged escaped")
+def _(bench: Bench) -> str:
+    one = leaf(bench.trust.root, "site.grade.test", "under_score.grade.test")
+    wrong = {}
+    with bench.serving(context=server_context(one)) as server:
+        for text in (b"SITE.Grade.TEST", b"site.grade.test.", b"under_score.grade.test"):
+            client = Client13(bench.connect(server.port), text)
+            try:
+                dialogue(bench, server.port, client)
+            except (AlertError, ClosedError) as end:
+                record_ = bench.log.wait(client.sock.getsockname()[1], server.port)["nfw"]
+                wrong[repr(text)] = f"{end} {record_}"
+        check(set(server.names) <= {b"site.grade.test", b"under_score.grade.test"}, f"upstream saw {server.names}")
+        server.forget()
+        for text in (
+            "bücher.grade.test".encode(),
+            b"a" * 64 + b".grade.test",
+            b"a." * 130 + b"grade.test",
+            b"site.grade.test\0.evil.test",
+            b"site grade.test",
+            b"site%00.grade.test",
+            b".site.grade.test",
+            b"site.grade.test..",
+            b'x","status":"OK\n{"event_type":"alert"}',
+        ):
+            data = record(HANDSHAKE, client_hello(text), 0x0301)
+            wrong[repr(text[:30])] = refused_hello(bench, server.port, data, status=("NAME_MISMATCH",))
+        check(server.accepted == 0, "the server was called")
+    all_good(wrong)
+    return "3 served under their normal form, 9 refused, the log is whole"
+
+
+@case("K10", "an allowed name towards an address that is not its own", "the certificate decides")
+def _(bench: Bench) -> str:
+    return run_probes(
+        bench,
+        [
+            Probe("has the certificate", server_context(good(bench)), OK, HOST, SPARE),
+            Probe("has another", server_context(leaf(bench.trust.root, "other.test")), ("NAME_MISMATCH",), HOST, SPARE),
+            Probe("made one", server_context(leaf(bench.trust.unknown, HOST)), ("UNTRUSTED",), HOST, SPARE),
+        ],
+    )
+
+
+@case("K11", "the request names another host than the server name; a second h2 stream does", "every request is judged")
+def _(bench: Bench) -> str:
+    hidden = b"GET / HTTP/1.1\r\nHost: hidden.grade.test\r\n\r\n"
+    with plain(bench) as server:
+        seen = bench.visit(server.port, request=hidden)
+        check(not seen.body and not server.got, f"fronting: {seen}, {len(server.got)} bytes reached the server")
+        server.forget()
+        seen = bench.visit(server.port, request=REQUEST.replace(b"\r\n\r\n", b"\r\nX: 1\r\n\r\n") + hidden)
+        check(b"hidden" not in server.got, f"pipelined: {server.got!r}")
+    with plain(bench, alpn=[b"h2"]) as server:
+        server.handler = http2
+        with Http2(bench, server.port) as client:
+            check(client.get(1, HOST) == PAGE, "the first stream is not served")
+            check(client.get(3, HOST) == PAGE, "the second stream is not served")
+            got = client.get(5, "hidden.grade.test")
+            check(got != PAGE, "a coalesced request was served")
+        time.sleep(0.2)
+        authorities = [bytes(side.got) for side in server.sides]
+        check(all(b"hidden" not in one for one in authorities), f"the server saw {authorities}")
+    return "HTTP/1.1, pipelined and coalesced requests dropped before the server"
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def http2(side: ServerSide) -> None:
+    """A server that answers every request of HTTP/2 with a page; ``got`` is what authorities it saw."""
+    assert side.tls is not None
+    decoder, encoder = Decoder(), Encoder()
+    side.write(frame(4, 0, 0))
+    data = b""
+    seen = b""
+    with contextlib.suppress(SSL.Error, OSError):
+        while piece := side.tls.recv(65536):
+            data += piece
+            if data.startswith(b"PRI"):
+                if len(data) < 24:
+                    continue
+                data = data[24:]
+            while len(data) >= 9 and len(data) >= 9 + int.from_bytes(data[:3], "big"):
+                size, kind, flags = int.from_bytes(data[:3], "big"), data[3], data[4]
+                stream, payload = int.from_bytes(data[5:9], "big"), data[9 : 9 + size]
+                data = data[9 + size :]
+                if kind == 4 and not flags & 1:
+                    side.write(frame(4, 1, 0))
+                if kind == 1:
+                    headers = dict(decoder.decode(payload))
+                    seen += str(headers.get(":authority")).encode() + b" "
+                    side.got[:] = seen
+                    side.write(frame(1, 4, stream, encoder.encode([(":status", "200")])) + frame(0, 1, stream, PAGE))
+
+
+class Http2:
+    """A client of HTTP/2 that asks for one page after the other."""
+
+    def __init__(self, bench: Bench, port: int) -> None:
+        context = bench.client_context(strict=True)
+        context.set_alpn_protocols(["h2"])
+        self.sock = context.wrap_socket(bench.connect(port), server_hostname=HOST)
+        self.encoder, self.decoder = Encoder(), Decoder()
+        self.data = b""
+        self.sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0))
+
+    def __enter__(self) -> Http2:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def get(self, stream: int, authority: str) -> bytes:
+        """The body, or what says how it ended."""
+        fields = [(":method", "GET"), (":scheme", "https"), (":authority", authority), (":path", "/")]
+        body = b""
+        try:
+            self.sock.sendall(frame(1, 5, stream, self.encoder.encode(fields)))
+            while True:
+                while len(self.data) < 9 or len(self.data) < 9 + int.from_bytes(self.data[:3], "big"):
+                    piece = self.sock.recv(65536)
+                    if not piece:
+                        return b"end of file"
+                    self.data += piece
+                size, kind, flags = int.from_bytes(self.data[:3], "big"), self.data[3], self.data[4]
+                payload, self.data = self.data[9 : 9 + size], self.data[9 + size :]
+                if kind == 4 and not flags & 1:
+                    self.sock.sendall(frame(4, 1, 0))
+                if kind == 1:
+                    self.decoder.decode(payload)
+                if kind == 0:
+                    body += payload
+                    if flags & 1:
+                        return body
+                if kind in (3, 7):
+                    return b"refused"
+        except OSError as error:
+            return str(error).encode()
+
+
+@case(
+    "K12",
+    "a name that is passed through, at an attacker's address",
+    "refused unless the name resolves to it or its certificate is seen to be right",
+    policy="bypass",
+    pending="pass-through by name",
+)
+def _(bench: Bench) -> str:
+    attacker = leaf(bench.trust.unknown, "pinned.grade.test")
+    with bench.serving(context=server_context(attacker), address=SPARE) as server:
+        for versions in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            context = bench.client_context(strict=False)
+            context.minimum_version = context.maximum_version = versions
+            seen = bench.visit(server.port, "pinned.grade.test", address=SPARE, context=context)
+            check(
+                not seen.body and not server.got, f"{versions.name}: {seen}, {len(server.got)} bytes reached the server"
+            )
+    return "refused in 1.2 and 1.3"
+
+
+@case("K13", "one client's odd name in what another client is shown", "no trace")
+def _(bench: Bench) -> str:
+    one = leaf(bench.trust.root, "*.grade.test")
+    with bench.serving(context=server_context(one)) as server:
+        for odd in ("poison.grade.test", "POISON2.grade.test", "a_b.grade.test"):
+            bench.visit(server.port, odd, strict=False)
+        seen = bench.visit(server.port, HOST)
+        names = x509.load_der_x509_certificate(seen.certificate).extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+        found = names.value.get_values_for_type(x509.DNSName)
+        check(found == ["*.grade.test"], f"SAN {found}")
+    return f"SAN {found[0]}"
+
+
+@case("K14", "only 1.2, only 1.3, only 1.0, an SSLv2 hello", "mirrored, mirrored, alert protocol_version, alert")
+def _(bench: Bench) -> str:
+    found = []
+    with plain(bench) as server:
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            context = bench.client_context(strict=True)
+            context.minimum_version = context.maximum_version = version
+            seen = bench.visit(server.port, context=context)
+            check(
+                not inspected(bench, seen) and seen.version == version.name.replace("_", "."), f"{version.name}: {seen}"
+            )
+            server_version = bench.verdict(seen, server.port)["tls"]["server"]["version"]
+            check(server_version == seen.version, f"upstream {server_version}")
+            found.append(seen.version)
+        server.forget()
+        old = record(HANDSHAKE, client_hello(HOST, version=0x0301, ciphers=(0xC009, 0x002F)), 0x0301)
+        wrong = {"1.0": refused_hello(bench, server.port, old, status=("PROTOCOL",), alert=(70,))}
+        two = b"\x01\x03\x01\x00\x03\x00\x00\x00\x10\x00\x00\x35" + os.urandom(16)
+        two = struct.pack("!H", 0x8000 | len(two)) + two
+        wrong["SSLv2"] = refused_hello(bench, server.port, two, status=("NOT_TLS",), alert=(70,))
+        all_good(wrong)
+        check(server.accepted == 0, "the server was called")
+    return f"{', '.join(found)}; 1.0 and SSLv2 refused with protocol_version"
+
+
+@case("K15", "weak suites alone; a fallback below the best", "handshake_failure; inappropriate_fallback")
+def _(bench: Bench) -> str:
+    with plain(bench) as server:
+        weak = record(HANDSHAKE, client_hello(HOST, ciphers=(0x0004, 0x0005, 0x000A, 0x002F, 0x0035)), 0x0301)
+        fallback = record(HANDSHAKE, client_hello(HOST, ciphers=(0xC02B, 0xC02F, 0x5600)), 0x0301)
+        all_good(
+            {
+                "weak": refused_hello(bench, server.port, weak, status=("PROTOCOL",), alert=(40,)),
+                "fallback": refused_hello(bench, server.port, fallback, status=("PROTOCOL",), alert=(86,)),
+            }
+        )
+        check(not server.got, "bytes reached the server")
+    return "alerts 40 and 86"
+
+
+@case("K16", "the client's side never better than the server's", "1.2 upstream is 1.2 for the client")
+def _(bench: Bench) -> str:
+    with plain(bench, versions=TLS12) as server:
+        seen = bench.visit(server.port)
+        check(seen.version == "TLSv1.2" and PAGE in seen.body, f"{seen.version} {seen}")
+        legs = bench.verdict(seen, server.port)["tls"]
+        check(legs["client"]["version"] == legs["server"]["version"], str(legs))
+    return "TLSv1.2 on both legs"
+
+
+_GROUPS = ("X25519MLKEM768", "x25519", "secp256r1", "secp384r1")
+
+
+@case(
+    "K17", "the client's side never worse than without nfw", "version, AEAD, forward secrecy, group at least the same"
+)
+def _(bench: Bench) -> str:
+    found = []
+    for versions in (None, TLS12):
+        how: dict[str, Any] = {"versions": versions} if versions else {}
+        with plain(bench, **how) as server:
+            direct, through = modern(bench, server.port, direct=True), modern(bench, server.port)
+            check(PAGE in direct["body"] and PAGE in through["body"], f"{direct} {through}")
+            check(direct["version"] == through["version"], f"{direct['version']} became {through['version']}")
+            check("GCM" in through["cipher"] or "POLY1305" in through["cipher"], through["cipher"])
+            before, after = str(direct["group"]), str(through["group"])
+            check(before == after or ("MLKEM" in after and "MLKEM" not in before), f"{before} became {after}")
+            found.append(f"{through['version']} {after}")
+    return ", ".join(found)
+
+
+@case("K19", "post-quantum key share; a share of an unknown group alone", "group kept; HelloRetryRequest")
+def _(bench: Bench) -> str:
+    with plain(bench) as server:
+        seen = modern(bench, server.port)
+        check(PAGE in seen["body"] and "MLKEM768" in str(seen["group"]), f"group {seen['group']}")
+        client = dialogue(bench, server.port, shares=[(0x9999, os.urandom(32))], groups=(0x9999, tls13.X25519))
+        check(client.retried, "no HelloRetryRequest")
+    return f"{seen['group']}; HelloRetryRequest answered and served"
+
+
+@case("K20", "ECH GREASE", "ignored, served")
+def _(bench: Bench) -> str:
+    inner = b"\0" + struct.pack("!HH", 1, 1) + b"\x42" + vector(os.urandom(32), 2) + vector(os.urandom(144), 2)
+    with plain(bench) as server:
+        dialogue(bench, server.port, extra=[extension(0xFE0D, inner)])
+    return "served"
+
+
+@case(
+    "K22",
+    "ALPN: h2, http/1.1, none, unknown, too long",
+    "what the server chose; none stays none; no overlap is refused",
+)
+def _(bench: Bench) -> str:
+    wrong = {}
+    servers = {"h2 and 1.1": [b"h2", b"http/1.1"], "1.1": [b"http/1.1"], "none": []}
+    offers: list[list[str]] = [["h2", "http/1.1"], ["h2"], ["http/1.1"], []]
+    for label, chosen in servers.items():
+        with plain(bench, alpn=chosen) as server:
+            server.handler = lambda side: side.write(PAGE)
+            for offer in offers:
+                context = bench.client_context(strict=True)
+                direct = bench.visit(server.port, strict=False, direct=True, alpn=offer, request=b"")
+                through = bench.visit(server.port, context=context, alpn=offer, request=b"")
+                same = (direct.alpn, direct.handshake) == (through.alpn, through.handshake)
+                if not same:
+                    wrong[f"{label}, {offer}"] = f"{direct.alpn or direct} became {through.alpn or through}"
+    with plain(bench, alpn=[b"h2"]) as server:
+        hello = record(HANDSHAKE, client_hello(HOST, alpn=[b"strange"]), 0x0301)
+        with bench.serving(handler=none_in_common) as strict:
+            wrong["unknown"] = refused_hello(bench, strict.port, hello, status=("PROTOCOL",), alert=(120,))
+        big = client_hello(HOST, alpn=[b"x" * 255, b"h2"])
+        seen = bench.raw(server.port, record(HANDSHAKE, big, 0x0301), seconds=2)
+        wrong["255 bytes"] = "" if seen.raw[:1] == bytes((HANDSHAKE,)) else f"{seen}"
+        empty = client_hello(HOST, extra=[extension(16, vector(vector(b"", 1), 2))])
+        wrong["empty"] = refused_hello(bench, server.port, record(HANDSHAKE, empty, 0x0301), status=("NOT_TLS",))
+    all_good(wrong)
+    return f"{len(servers) * len(offers)} pairs as without nfw; no overlap refused"
+
+
+def none_in_common(side: ServerSide) -> None:
+    """What a server that insists on ALPN says (RFC 7301 3.2)."""
+    tls12.read_hello(side.sock)
+    side.write(record(tls12.ALERT, b"\2\x78"))
+
+
+@case(
+    "K24",
+    "resumption: same name, another, after a change of policy",
+    "a full handshake and a verdict each time",
+    alone=True,
+)
+def _(bench: Bench) -> str:
+    one = leaf(bench.trust.root, "*.grade.test")
+    count = 0
+    with bench.serving(context=server_context(one)) as server:
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            context = bench.client_context(strict=True)
+            context.minimum_version = context.maximum_version = version
+            session = bench.visit(server.port, context=context).session
+            for host in (HOST, "other.grade.test"):
+                seen = bench.visit(server.port, host, context=context, session=session)
+                check(PAGE in seen.body and not seen.reused, f"{host}: reused {seen.reused}, {seen}")
+                count += 1
+            bench.use("drop")
+            seen = bench.visit(server.port, context=context, session=session)
+            check(PAGE in seen.body and not seen.reused, f"after a change of policy: {seen.reused} {seen}")
+            bench.use("main")
+            count += 1
+        check(server.handshakes == count + 2, f"{server.handshakes} upstream handshakes for {count + 2} connections")
+    return f"{count} attempts, 0 resumed"
+
+
+@case("K25", "early data", "not taken; the request arrives once, after the handshake")
+def _(bench: Bench) -> str:
+    with plain(bench) as server:
+        client = Client13(bench.connect(server.port), HOST)
+        identity = vector(vector(os.urandom(100), 2) + bytes(4), 2)
+        psk = extension(41, identity + vector(vector(os.urandom(32), 1), 2))
+        hello = client.hello(extra=[extension(42, b""), psk])
+        client.start(hello)
+        for _ in range(3):
+            client.sock.sendall(record(tls12.DATA, os.urandom(200)))
+        try:
+            dialogue(bench, server.port, client)
+        except AlertError as alert:
+            check(False, f"{alert}")
+        check(server.got == REQUEST, f"the server got {server.got!r}")
+    return "ignored; the request arrived once"
+
+
+@case("K26", "a client certificate nobody asked for, post-handshake authentication", "not asked for, not taken")
+def _(bench: Bench) -> str:
+    with plain(bench) as server:
+        client = dialogue(bench, server.port, extra=[extension(49, b"")])
+        check(49 not in client.server_extensions, "post-handshake authentication was answered")
+        server.forget()
+        client = Client13(bench.connect(server.port), HOST)
+        client.start()
+        normal = client.send
+
+        def send(kind: int, data: bytes, pad: int = 0) -> None:
+            if kind == HANDSHAKE and data[0] == 20:
+                normal(HANDSHAKE, tls12.message(11, b"\0" + vector(vector(good(bench).der, 3) + b"\0\0", 3)))
+            normal(kind, data, pad)
+
+        client.send = send  # type: ignore[method-assign]
+        client.handshake()
+        client.write(REQUEST)
+        body, end = client.read_all()
+        check(not body and not server.got, f"{body!r} {end}")
+    return f"an unasked certificate ends the flow ({end})"
+
+
+@case("K28", "the leaf nfw makes", "what strict clients ask of one: OpenSSL, Python, Java")
+def _(bench: Bench) -> str:
+    with plain(bench) as server:
+        seen = bench.visit(server.port)
+        shown = x509.load_der_x509_certificate(seen.certificate)
+        ca = _ca(bench)
+        get = shown.extensions.get_extension_for_class
+        check(list(get(x509.ExtendedKeyUsage).value) == [ExtendedKeyUsageOID.SERVER_AUTH], "EKU")
+        check(get(x509.KeyUsage).critical and get(x509.KeyUsage).value.digital_signature, "KU")
+        check(get(x509.BasicConstraints).critical and not get(x509.BasicConstraints).value.ca, "BC")
+        identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+        check(get(x509.AuthorityKeyIdentifier).value.key_identifier == identifier, "AKI")
+        check(get(x509.SubjectAlternativeName).critical is (not shown.subject), "SAN critical")
+        check(shown.serial_number.bit_length() >= 64, "serial")
+        life = shown.not_valid_after_utc - shown.not_valid_before_utc
+        check(life.days <= 199, f"{life.days} days")
+        again = bench.visit(server.port)
+        check(again.certificate == seen.certificate, "another leaf for the same server")
+        roots = verification.Store([ca])
+        verifier = verification.PolicyBuilder().store(roots).build_server_verifier(x509.DNSName(HOST))
+        verifier.verify(shown, [])
+        strict = bench.client_context(strict=True)
+        strict.verify_flags |= ssl.VERIFY_X509_STRICT
+        check(not inspected(bench, bench.visit(server.port, context=strict)), "Python with VERIFY_X509_STRICT")
+        folder = bench.firewall.dir
+        (folder / "shown.pem").write_bytes(shown.public_bytes(serialization.Encoding.PEM))
+        command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", HOST]
+        done = subprocess.run(
+            [*command, "-CAfile", str(bench.firewall.ca), str(folder / "shown.pem")], capture_output=True, text=True
+        )
+        check(done.returncode == 0, f"openssl verify: {done.stderr}")
+        java = _java(bench, server.port)
+    return f"OpenSSL, pyca, Python strict{java}; {life.days} days"
+
+
+_JAVA = """
+import java.io.*; import java.net.*; import java.nio.file.*; import java.security.*; import java.security.cert.*;
+import javax.net.ssl.*; import java.util.List;
+class Visit {
+    public static void main(String[] a) throws Exception {
+        KeyStore store = KeyStore.getInstance(KeyStore.getDefaultType());
+        store.load(null, null);
+        try (InputStream in = Files.newInputStream(Path.of(a[0]))) {
+            store.setCertificateEntry("ca", CertificateFactory.getInstance("X.509").generateCertificate(in));
+        }
+        TrustManagerFactory trust = TrustManagerFactory.getInstance("PKIX");
+        trust.init(store);
+        SSLContext context = SSLContext.getInstance("TLS");
+        context.init(null, trust.getTrustManagers(), null);
+        Socket tcp = new Socket(a[1], Integer.parseInt(a[2]));
+        SSLSocket tls = (SSLSocket) context.getSocketFactory().createSocket(tcp, a[3], 443, true);
+        SSLParameters parameters = tls.getSSLParameters();
+        parameters.setEndpointIdentificationAlgorithm("HTTPS");
+        parameters.setServerNames(List.of(new SNIHostName(a[3])));
+        tls.setSSLParameters(parameters);
+        tls.getOutputStream().write(("GET / HTTP/1.1\\r\\nHost: " + a[3] + "\\r\\n\\r\\n").getBytes());
+        System.out.print(new String(tls.getInputStream().readAllBytes()));
+    }
+}
+"""
+
+
+def _java(bench: Bench, port: int) -> str:
+    import shutil
+
+    if shutil.which("java") is None:
+        return ""
+    file = bench.firewall.dir / "Visit.java"
+    file.write_text(_JAVA)
+    command = ["java", "-XX:TieredStopAtLevel=1", str(file), str(bench.firewall.ca), ADDRESS, str(port), HOST]
+    done = bench.lab.client.run(command, 60, False)
+    check("GRADE" in done.stdout, f"Java: {done.stderr[-300:]}")
+    return ", Java"
+
+
+@case("K29", "a client that knows RSA alone", "gets an RSA leaf; others P-256")
+def _(bench: Bench) -> str:
+    with plain(bench) as server:
+        modern_ = x509.load_der_x509_certificate(bench.visit(server.port).certificate).public_key()
+        check(isinstance(modern_, ec.EllipticCurvePublicKey), f"{modern_}")
+        context = bench.client_context(strict=True)
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
+        seen = bench.visit(server.port, context=context)
+        check(PAGE in seen.body, f"{seen}")
+        old = x509.load_der_x509_certificate(seen.certificate).public_key()
+        check(isinstance(old, rsa.RSAPublicKey) and old.key_size >= 2048, f"{old}")
+    return "P-256 and RSA"
+
+
+HEADERS = (
+    b"HTTP/1.1 200 OK\r\nStrict-Transport-Security: max-age=31536000; includeSubDomains\r\n"
+    b'Public-Key-Pins: pin-sha256="x"; max-age=1\r\nExpect-CT: max-age=1\r\n'
+    b'Alt-Svc: h3=":443"; ma=86400\r\nContent-Length: 5\r\n\r\nGRADE'
+)
+
+
+@case(
+    "K30",
+    "HSTS, HPKP, Expect-CT, Alt-Svc",
+    "untouched; Alt-Svc of h3 hidden while QUIC is not inspected",
+    policy="main",
+)
+def _(bench: Bench) -> str:
+    def handler(side: ServerSide) -> None:
+        side.read_until(b"\r\n\r\n")
+        side.write(HEADERS)
+
+    with bench.serving(context=server_context(good(bench)), handler=handler) as server:
+        body = bench.visit(server.port).body
+    for wanted in (b"Strict-Transport-Security: max-age=31536000; includeSubDomains", b"Public-Key-Pins", b"Expect-CT"):
+        check(wanted in body, f"{wanted!r} is gone")
+    check(b'h3=":443"' not in body or _quic_passes(bench), "Alt-Svc of h3 is shown although QUIC is blocked")
+    return f"{'as sent' if body == HEADERS else 'h3 hidden, the rest as sent'}"
+
+
+def _quic_passes(bench: Bench) -> bool:
+    """Whether a QUIC Initial towards port 443 goes through: then nothing needs to be hidden."""
+    text = (bench.firewall.dir / f"grade-{bench.policy}.yaml").read_text()
+    return "quic" not in text
+
+
+@case("K31", "first bytes that are no TLS", "NOT_TLS at once")
+def _(bench: Bench) -> str:
+    starts = {
+        "HTTP": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        "SSH": b"SSH-2.0-OpenSSH_9.2\r\n",
+        "SOCKS": b"\5\1\0",
+        "random": os.urandom(64).replace(b"\x16", b"\x17"),
+        "alert first": record(tls12.ALERT, b"\2\x28"),
+        "application data first": record(tls12.DATA, os.urandom(50)),
+        "heartbeat first": record(tls12.HEARTBEAT, b"\1\0\1x"),
+        "ServerHello first": record(HANDSHAKE, tls12.message(2, bytes(70))),
+    }
+    with plain(bench) as server:
+        wrong = {}
+        for label, data in starts.items():
+            seen = bench.raw(server.port, data)
+            status = bench.verdict(seen, server.port)["nfw"]["status"]
+            good_ = status == "NOT_TLS" and not seen.raw and seen.end == "reset" and seen.seconds < 1
+            wrong[label] = "" if good_ else f"{status} {seen} {len(seen.raw)} bytes after {seen.seconds:.2f} s"
+        check(server.accepted == 0, "the server was called")
+    all_good(wrong)
+    return f"{len(starts)} refused at once"
+
+
+@case("K32", "a client that says nothing", "NOT_TLS after 10 s")
+def _(bench: Bench) -> str:
+    with plain(bench) as server:
+        seen = bench.raw(server.port, b"", seconds=20)
+        status = bench.verdict(seen, server.port)["nfw"]
+        check(status["status"] == "NOT_TLS" and 8 < seen.seconds < 13, f"{status} after {seen.seconds:.1f} s")
+        check(server.accepted == 0, "the server was called")
+    return f"after {seen.seconds:.0f} s"
+
+
+@case("K34", "TLS within TLS", "carried as plaintext, judged by the rules on plaintext")
+def _(bench: Bench) -> str:
+    inner = record(HANDSHAKE, client_hello("inner.grade.test"), 0x0301)
+
+    def tunnel(side: ServerSide) -> None:
+        side.read_until(b"\r\n\r\n")
+        side.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        side.read_until(inner[-20:])
+        side.write(b"INNER")
+
+    with bench.serving(context=server_context(good(bench)), handler=tunnel) as server:
+        client = bench.open(server.port)
+        client.send(b"CONNECT inner.grade.test:443 HTTP/1.1\r\nHost: inner.grade.test:443\r\n\r\n")
+        check(client.receive(39).endswith(b"\r\n\r\n"), "no answer to CONNECT")
+        client.send(inner)
+        got = client.receive(5)
+        client.close()
+        check(got == b"INNER", f"the inner bytes did not pass: {bench.log.wait(client.port, server.port)}")
+        client.close()
+        check(inner in server.got, "the inner bytes changed")
+    return "bytes exact, no crash"
+
+
+@case(
+    "K35",
+    "half-close after the request, RST in the middle, FIN before Finished",
+    "answered; reset upstream; no data upstream",
+)
+def _(bench: Bench) -> str:
+    ends: list[str] = []
+
+    def handler(side: ServerSide) -> None:
+        assert side.tls is not None
+        try:
+            while data := side.tls.recv(65536):
+                side.got += data
+                if b"\r\n\r\n" in side.got:
+                    side.write(PAGE)
+            ends.append("closed")
+        except SSL.ZeroReturnError:
+            ends.append("clean")
+        except SSL.SysCallError as error:
+            ends.append("reset" if error.args[0] == 104 else "cut")
+        except (SSL.Error, OSError):
+            ends.append("error")
+
+    with bench.serving(context=server_context(good(bench)), handler=handler) as server:
+        client = Client13(bench.connect(server.port), HOST)
+        client.handshake()
+        client.write(REQUEST)
+        client.close_notify()
+        client.sock.shutdown(socket.SHUT_WR)
+        body, _ = client.read_all()
+        check(body == PAGE, f"half-close: {body!r}")
+        _until(lambda: bool(ends))
+        ends.clear()
+        client = Client13(bench.connect(server.port), HOST)
+        client.handshake()
+        client.write(b"POST / HTTP/1.1\r\nHost: site.grade.test\r\nContent-Length: 100\r\n\r\n" + b"x" * 10)
+        _until(lambda: b"x" * 10 in server.got)
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        client.sock.close()
+        _until(lambda: bool(ends))
+        check(ends == ["reset"], f"RST: the server saw {ends}")
+        server.forget()
+        sock = bench.connect(server.port)
+        sock.sendall(record(HANDSHAKE, client_hello(HOST), 0x0301))
+        sock.recv(100)
+        sock.shutdown(socket.SHUT_WR)
+        time.sleep(0.3)
+        sock.close()
+        check(not server.got, "data upstream without a handshake of the client")
+    return "answered; RST passed on; nothing upstream"
+
+
+def _until(condition: Any, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        check(time.monotonic() < deadline, "it did not come about")
+        time.sleep(0.02)
+
+
+@case("K36", "bytes after close_notify, after a fatal alert", "not passed on")
+def _(bench: Bench) -> str:
+    def handler(side: ServerSide) -> None:
+        while side.read():
+            pass
+
+    with bench.serving(context=server_context(good(bench)), handler=handler) as server:
+        for kind in ("close_notify", "fatal"):
+            server.forget()
+            client = Client13(bench.connect(server.port), HOST)
+            client.handshake()
+            client.write(REQUEST)
+            _until(lambda: server.got == REQUEST)
+            client.sock.sendall(client.record(tls12.ALERT, b"\1\0" if kind == "close_notify" else b"\2\x28"))
+            with contextlib.suppress(OSError):
+                client.write(b"after")
+                client.sock.sendall(b"junk" * 10)
+            time.sleep(0.3)
+            check(server.got == REQUEST, f"{kind}: {server.got!r}")
+            client.sock.close()
+    return "nothing after either"
+
+
+@case(
+    "K37",
+    "5,000 clients with a byte of a ClientHello every 10 s",
+    "closed after 10 s, CPU below 5 %, others served",
+    alone=True,
+)
+def _(bench: Bench) -> str:
+    count = 5000
+    socks = []
+    with plain(bench) as server:
+        normal = [bench.visit(server.port).seconds for _ in range(20)]
+        poll = select.epoll()
+        for _ in range(count):
+            sock = bench.connect(server.port)
+            sock.sendall(b"\x16")
+            sock.setblocking(False)
+            poll.register(sock, select.EPOLLIN | select.EPOLLHUP)
+            socks.append(sock)
+        began, busy = time.monotonic(), bench.cpu()
+        time.sleep(4)
+        share = (bench.cpu() - busy) / (time.monotonic() - began)
+        meanwhile = [bench.visit(server.port).seconds for _ in range(20)]
+        open_ = {sock.fileno() for sock in socks}
+        deadline = time.monotonic() + 25
+        while open_ and time.monotonic() < deadline:
+            for fd, _ in poll.poll(1):
+                open_.discard(fd)
+                poll.unregister(fd)
+        for sock in socks:
+            sock.close()
+        check(not open_, f"{len(open_)} still open")
+        check(share < 0.05, f"{share:.1%} CPU")
+        slow, was = sorted(meanwhile)[-2], sorted(normal)[-2]
+        check(slow < was * 3 + 0.1, f"others took {slow * 1000:.0f} ms instead of {was * 1000:.0f}")
+    return f"{count} closed, {share:.1%} CPU, others {slow * 1000:.0f} ms ({was * 1000:.0f} without)"
+
+
+@case(
+    "K38", "idle flows (1,000 for 15 s in place of 10,000 for an hour)", "at most 100 KB each, none closed", alone=True
+)
+def _(bench: Bench) -> str:
+    count = 1000
+
+    def wait(side: ServerSide) -> None:
+        side.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 300, 0))
+        side.write(side.read())
+
+    with bench.serving(context=server_context(good(bench)), handler=wait) as server:
+        context = bench.client_context(strict=True)
+        before = bench.memory()
+        flows: list[Any] = []
+        for _ in range(count):
+            sock = bench.connect(server.port)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            flows.append(context.wrap_socket(sock, server_hostname=HOST))
+        time.sleep(15)
+        each = (bench.memory() - before) / count / 1000
+        for conn in flows:
+            conn.sendall(b"alive")
+        alive = sum(conn.recv(5) == b"alive" for conn in flows)
+        for conn in flows:
+            conn.close()
+        check(alive == count, f"{alive} of {count} alive")
+        check(each <= 100, f"{each:.0f} KB each")
+    return f"{each:.0f} KB each, all {count} alive"
+
+
+@case("K39", "2,000 ClientHellos at once; no descriptors left", "served or refused, then served as before", alone=True)
+def _(bench: Bench) -> str:
+    with plain(bench) as server:
+        answers = _burst(bench, server, 2000)
+        check(answers["hello"] + answers["refused"] == 2000, f"{answers}")
+        check(answers["hello"] > 1000, f"{answers}")
+        check(PAGE in bench.visit(server.port).body, "not served after the burst")
+        pid = bench.worker()
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + 60, limits[1]))
+        few = _burst(bench, server, 300)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        deadline = time.monotonic() + 15
+        while PAGE not in (seen := bench.visit(server.port)).body:
+            check(time.monotonic() < deadline, f"not served after descriptors ran out: {seen}")
+        check(bench.worker() == pid, "the worker was lost")
+    return (
+        f"{answers['hello']} of 2,000 answered, {answers['refused']} refused; without descriptors {few['hello']} of 300"
+    )
+
+
+def _burst(bench: Bench, server: Server, count: int) -> dict[str, int]:
+    """ClientHellos sent at once; what became of them within 30 s."""
+    data = record(HANDSHAKE, client_hello(HOST), 0x0301)
+    poll = select.epoll()
+    socks: dict[int, socket.socket] = {}
+    answers = {"hello": 0, "refused": 0}
+    with bench.lab.in_namespace("client"):
+        for _ in range(count):
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.connect_ex((ADDRESS, server.port))
+            socks[sock.fileno()] = sock
+            poll.register(sock, select.EPOLLOUT)
+    deadline = time.monotonic() + 30
+    while socks and time.monotonic() < deadline:
+        for fd, mask in poll.poll(1):
+            sock = socks[fd]
+            try:
+                if mask & select.EPOLLOUT:
+                    sock.send(data)
+                    poll.modify(fd, select.EPOLLIN)
+                    continue
+                got = sock.recv(5)
+            except OSError:
+                got = b""
+            answers["hello" if got[:1] == b"\x16" else "refused"] += 1
+            poll.unregister(fd)
+            socks.pop(fd).close()
+    for sock in socks.values():
+        sock.close()
+    return answers
+
+
+@case("K40", "a reader that stops, in both directions (200 MB)", "memory flat, the sender waits", alone=True)
+def _(bench: Bench) -> str:
+    blob = os.urandom(1 << 20)
+    pieces = 200
+    digests: list[bytes] = []
+    go = threading.Event()
+    moved = [0]
+
+    def send(side: ServerSide) -> None:
+        side.read(1)
+        for _ in range(pieces):
+            side.write(blob)
+            moved[0] += 1
+
+    def take(side: ServerSide) -> None:
+        go.wait(20)
+        digest = hashlib.sha256()
+        while data := side.read():
+            digest.update(data)
+            side.got.clear()
+        digests.append(digest.digest())
+
+    wanted = hashlib.sha256(blob * pieces).digest()
+    found = []
+    with bench.serving(context=server_context(good(bench)), handler=send) as server:
+        client = bench.open(server.port, buffer=65536)
+        before = bench.memory()
+        client.send(b"x")
+        time.sleep(1.5)
+        waiting = moved[0]
+        time.sleep(0.5)
+        grown = bench.memory() - before
+        check(grown < 16 << 20 and moved[0] == waiting < pieces, f"grew by {grown >> 20} MB, {moved[0]} MB taken")
+        digest = hashlib.sha256()
+        size = 0
+        while size < pieces << 20 and (data := client.sock.recv(1 << 18)):
+            digest.update(data)
+            size += len(data)
+        check(digest.digest() == wanted, "the download is not exact")
+        client.close()
+        found.append(grown)
+    with bench.serving(context=server_context(good(bench)), handler=take) as server:
+        client = bench.open(server.port)
+        before = bench.memory()
+
+        def push() -> None:
+            for _ in range(pieces):
+                client.send(blob)
+            client.sock.unwrap()
+
+        thread = threading.Thread(target=push)
+        thread.start()
+        time.sleep(1.5)
+        grown = bench.memory() - before
+        check(grown < 16 << 20, f"upload: grew by {grown >> 20} MB")
+        go.set()
+        thread.join(60)
+        _until(lambda: bool(digests), 20)
+        check(digests == [wanted], "the upload is not exact")
+        found.append(grown)
+    return f"grew by {found[0] >> 20} and {found[1] >> 20} MB, both exact"
+
+
+@case("K41", "key updates by the client, both kinds, and many records", "served, bytes exact")
+def _(bench: Bench) -> str:
+    def echo(side: ServerSide) -> None:
+        while data := side.read():
+            side.write(data)
+
+    with bench.serving(context=server_context(good(bench)), handler=echo) as server:
+        client = Client13(bench.connect(server.port), HOST)
+        client.handshake()
+        for number in range(60):
+            client.key_update(number % 2 == 1)
+            client.write(b"ping%02d" % number)
+            got = b""
+            while len(got) < 6:
+                got += client.read()
+            check(got == b"ping%02d" % number, f"{got!r}")
+        data = os.urandom(20_000)
+        got = b""
+        writer = threading.Thread(target=lambda: client.write(data, size=1))
+        writer.start()
+        while len(got) < len(data):
+            got += client.read()
+        writer.join()
+        check(got == data, "bytes differ")
+        check(client.updates > 0, "a requested update was not answered")
+        client.sock.close()
+    return f"60 updates ({client.updates} answered), 20,000 records of one byte exact"
+
+
+@case("K42", "renegotiation by the client", "refused, little CPU")
+def _(bench: Bench) -> str:
+    with plain(bench, versions=TLS12) as server:
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_max_proto_version(SSL.TLS1_2_VERSION)
+        sock = bench.connect(server.port)
+        sock.setblocking(True)
+        connection = SSL.Connection(context, sock)
+        connection.set_connect_state()
+        connection.set_tlsext_host_name(HOST.encode())
+        connection.do_handshake()
+        before = bench.cpu()
+        outcome = "refused"
+        try:
+            connection.renegotiate()
+            connection.do_handshake()
+            connection.sendall(REQUEST)
+            check(PAGE in connection.recv(1000), "neither refused nor served")
+            outcome = "ignored"
+        except (SSL.Error, OSError) as error:
+            outcome = f"refused ({str(error)[:60]})"
+        check(connection.total_renegotiations() == 0 or outcome.startswith("refused"), "renegotiated")
+        check(server.handshakes == 1, f"{server.handshakes} upstream handshakes")
+        spent = bench.cpu() - before
+        sock.close()
+    return f"{outcome}, {spent * 1000:.0f} ms of CPU"
+
+
+@case("K43", "records of one byte, of 16,384, with padding", "bytes exact")
+def _(bench: Bench) -> str:
+    def echo(side: ServerSide) -> None:
+        while data := side.read():
+            side.write(data)
+
+    found = []
+    with bench.serving(context=server_context(good(bench)), handler=echo) as server:
+        for size, total, pad in ((1, 10_000, 0), (16_384, 2_000_000, 0), (10, 20_000, 1000), (0, 3000, 16_000)):
+            client = Client13(bench.connect(server.port), HOST)
+            client.handshake()
+            data = os.urandom(total)
+
+            def write(client: Client13 = client, data: bytes = data, size: int = size, pad: int = pad) -> None:
+                client.write(data, pad, size or 300)
+
+            writer = threading.Thread(target=write)
+            writer.start()
+            got = b""
+            while len(got) < total:
+                piece = client.read()
+                check(piece != b"", f"ended after {len(got)} of {total}")
+                got += piece
+            writer.join()
+            check(got == data, f"{size} B: bytes differ")
+            client.sock.close()
+            found.append(f"{size or 300} B" + (f" + {pad} of padding" if pad else ""))
+    return ", ".join(found)
+
+
+@case("K44", "segments of 88 bytes, reordered, duplicated; an urgent byte", "bytes exact", alone=True)
+def _(bench: Bench) -> str:
+    blob = os.urandom(300_000)
+    request = b"POST / HTTP/1.1\r\nHost: site.grade.test\r\nContent-Length: 300000\r\n\r\n" + blob
+
+    def handler(side: ServerSide) -> None:
+        while len(side.got) < len(request) and side.read():
+            pass
+        side.write(hashlib.sha256(side.got).hexdigest().encode())
+
+    found = []
+    with bench.serving(context=server_context(good(bench)), handler=handler) as server:
+        context = bench.client_context(strict=True)
+        with bench.lab.in_namespace("client"):
+            sock = socket.socket()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 88)
+        sock.settimeout(20)
+        sock.connect((ADDRESS, server.port))
+        with context.wrap_socket(sock, server_hostname=HOST) as conn:
+            conn.sendall(request)
+            check(conn.recv(64).decode() == hashlib.sha256(request).hexdigest(), "88 bytes: not exact")
+        found.append("88 B")
+        netem = [
+            "tc",
+            "qdisc",
+            "add",
+            "dev",
+            "eth0",
+            "root",
+            "netem",
+            "delay",
+            "2ms",
+            "reorder",
+            "30%",
+            "duplicate",
+            "20%",
+        ]
+        if bench.lab.client.run(netem, check=False).returncode == 0:
+            try:
+                seen = bench.visit(server.port, request=request)
+                check(seen.body.decode() == hashlib.sha256(request).hexdigest(), f"reordered: {seen}")
+                found.append("reordered and duplicated")
+            finally:
+                bench.lab.client.run(["tc", "qdisc", "del", "dev", "eth0", "root"], check=False)
+        else:
+            found.append("no netem in this kernel: reordering not tried")
+        sock = bench.connect(server.port)
+        sock.send(record(HANDSHAKE, client_hello(HOST), 0x0301))
+        sock.recv(100)
+        sock.send(b"!", socket.MSG_OOB)
+        time.sleep(0.1)
+        sock.close()
+        check(not inspected_page(bench), "not served after an urgent byte")
+        found.append("urgent")
+    return ", ".join(found)
+
+
+def inspected_page(bench: Bench) -> str:
+    with plain(bench) as server:
+        return inspected(bench, bench.visit(server.port))
+
+
+@case("K45", "the same addresses and ports again at once", "verdicts of their own")
+def _(bench: Bench) -> str:
+    bad = leaf(bench.trust.unknown, HOST)
+    with plain(bench) as server:
+        good_context = server.context
+        bad_context = server_context(bad)
+        outcomes = []
+        for context in (good_context, bad_context, good_context, bad_context):
+            server.context = context
+            with bench.lab.in_namespace("client"):
+                sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.settimeout(10)
+            sock.bind(("10.1.0.2", 9999))
+            sock.connect((ADDRESS, server.port))
+            body = b""
+            with contextlib.suppress(OSError):
+                conn = bench.client_context(strict=False).wrap_socket(
+                    sock, server_hostname=HOST, do_handshake_on_connect=False
+                )
+                sock = conn
+                conn.do_handshake()
+                conn.sendall(REQUEST)
+                while data := conn.recv(1000):
+                    body += data
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            sock.close()
+            time.sleep(0.05)
+            outcomes.append(PAGE in body)
+        check(outcomes == [True, False, True, False], f"{outcomes}")
+    return "served, blocked, served, blocked"
+
+
+@case(
+    "K46",
+    "what is inspected is what is forwarded",
+    "1,000 random flows equal at client, inspector and server",
+    alone=True,
+)
+def _(bench: Bench) -> str:
+    import random
+
+    source = random.Random(7)
+    count, mark = 1000, b"GRADE-END-OF-BODY"
+    context = bench.client_context(strict=True)
+    lock = threading.Lock()
+    jobs = iter(range(count))
+    wrong: list[str] = []
+    ports: list[tuple[int, int, int]] = []
+
+    def handler(side: ServerSide) -> None:
+        head = side.read_until(b"\r\n\r\n").partition(b"\r\n\r\n")[0]
+        length = int(head.partition(b"Content-Length: ")[2].split(b"\r\n")[0])
+        while len(side.got) < len(head) + 4 + length and side.read():
+            pass
+        answer = hashlib.sha256(side.got).digest() * (length % 97 + 1)
+        side.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer)
+
+    with bench.serving(context=server_context(good(bench)), handler=handler) as server:
+
+        def work() -> None:
+            while True:
+                with lock:
+                    if next(jobs, None) is None:
+                        return
+                    body = source.randbytes(int(source.paretovariate(0.7) * 20) % 60_000) + mark
+                request = b"POST / HTTP/1.1\r\nHost: site.grade.test\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                seen = bench.visit(server.port, request=request, context=context)
+                answer = hashlib.sha256(request).digest() * (len(body) % 97 + 1)
+                with lock:
+                    ports.append((seen.port, len(request), len(seen.body)))
+                    if seen.body.partition(b"\r\n\r\n")[2] != answer:
+                        wrong.append(f"{len(body)} bytes: {seen}")
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        check(not wrong, f"{len(wrong)} differ, {wrong[:2]}")
+        for port, sent, received in ports:
+            counted = bench.log.wait(port, server.port, "tls")["tls"]
+            if (counted["bytes_toserver"], counted["bytes_toclient"]) != (sent, received):
+                wrong.append(f"{port}: inspected {counted['bytes_toserver']} of {sent}")
+            if not bench.log.about(port, server.port, "alert"):
+                wrong.append(f"{port}: the end of the body was not inspected")
+    check(not wrong, f"{len(wrong)} differ, {wrong[:2]}")
+    return f"{count} flows, bodies to 60 KB: hashes, counts and the inspector's finds agree"
+
+
+@case("K47", "a rule that matches within the plaintext", "not a byte of the request forwarded")
+def _(bench: Bench) -> str:
+    wrong = {}
+    with plain(bench) as server:
+        for filler in (0, 100, 5000, 20_000):
+            for cut in (0, 7):
+                server.forget()
+                request = b"GET /forbidden HTTP/1.1\r\nX: " + b"x" * filler + b"\r\nHost: site.grade.test\r\n\r\n"
+                client = bench.open(server.port)
+                pieces = [request[:cut], request[cut:]] if cut else [request]
+                with contextlib.suppress(OSError):
+                    for piece in pieces:
+                        client.send(piece)
+                        time.sleep(0.03)
+                got = client.receive(5)
+                client.close()
+                if got or server.got:
+                    wrong[f"{filler} bytes, cut {cut}"] = (
+                        f"{len(server.got)} bytes reached the server, {got!r} the client"
+                    )
+    all_good(wrong)
+    return "8 requests, 0 bytes forwarded"
+
+
+@case(
+    "K48",
+    "many names towards a server whose certificate fits none (2,000 in place of 100,000)",
+    "no leaf made",
+    alone=True,
+)
+def _(bench: Bench) -> str:
+    def mints() -> tuple[int, int]:
+        told = bench.firewall.status()
+        workers = [one for one in _workers(told) if "leaf_cache" in one]
+        return sum(one["leaf_cache"]["misses"] for one in workers), sum(one["leaf_cache"]["hits"] for one in workers)
+
+    count = 2000
+    with bench.serving(context=server_context(leaf(bench.trust.root, "other.test"))) as server:
+        before, memory = mints(), bench.memory()
+        _flood(bench, server, [f"n{number}.grade.test" for number in range(count)])
+        after = mints()
+        grown = bench.memory() - memory
+        check(after[0] == before[0], f"{after[0] - before[0]} leafs asked for")
+        check(server.accepted >= count, f"{server.accepted} connections")
+        check(grown < 32 << 20, f"grew by {grown >> 20} MB")
+    return f"{count} names, 0 leafs, memory grew by {grown >> 20} MB"
+
+
+def _workers(told: Any) -> list[dict[str, Any]]:
+    """Every mapping with counters in what `nfw status` says."""
+    found = []
+    if isinstance(told, dict):
+        if "leaf_cache" in told:
+            found.append(told)
+        for value in told.values():
+            found += _workers(value)
+    elif isinstance(told, list):
+        for value in told:
+            found += _workers(value)
+    return found
+
+
+def _flood(bench: Bench, server: Server, names: list[str]) -> None:
+    queue = iter(names)
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                host = next(queue, None)
+            if host is None:
+                return
+            bench.raw(server.port, [record(HANDSHAKE, client_hello(host), 0x0301)], seconds=5, fin=False)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@case("K49", "a wildcard server, many of its names (500 in place of 100,000)", "one leaf", alone=True)
+def _(bench: Bench) -> str:
+    one = leaf(bench.trust.root, "*.grade.test")
+    shown = set()
+    count = 500
+    lock = threading.Lock()
+    context = bench.client_context(strict=True)
+    with bench.serving(context=server_context(one)) as server:
+        names = iter(range(count))
+
+        def work() -> None:
+            while True:
+                with lock:
+                    number = next(names, None)
+                if number is None:
+                    return
+                seen = bench.visit(server.port, f"n{number}.grade.test", context=context)
+                with lock:
+                    shown.add(seen.certificate)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    check(len(shown) == 1, f"{len(shown)} leafs")
+    return f"{count} names, 1 leaf"
+
+
+@case("K50", "the CA's key", "not the leaf's, 0600, not in the worker, no core dumps, unique")
+def _(bench: Bench) -> str:
+    folder = bench.firewall.dir
+    key = folder / "ca.key"
+    check(stat.S_IMODE(key.stat().st_mode) == 0o600, f"mode {stat.S_IMODE(key.stat().st_mode):o}")
+    with plain(bench) as server:
+        shown = x509.load_der_x509_certificate(bench.visit(server.port).certificate)
+    encoding, layout = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    mine = _ca(bench).public_key().public_bytes(encoding, layout)
+    check(shown.public_key().public_bytes(encoding, layout) != mine, "the leaf carries the CA's key")
+    secret = serialization.load_pem_private_key(key.read_bytes(), None)
+    assert isinstance(secret, ec.EllipticCurvePrivateKey)
+    scalar = secret.private_numbers().private_value
+    needles = [scalar.to_bytes(32, "big"), scalar.to_bytes(32, "little")]
+    named = {title: pid for pid, title in children(bench.firewall.pid()).items()}
+    holders = [title for title, pid in named.items() if any(_in_memory(pid, needle) for needle in needles)]
+    check(all("keyholder" in title for title in holders), f"the key is in the memory of {holders}")
+    for title, pid in named.items():
+        if "tls" in title or "keyholder" in title:
+            limit = Path(f"/proc/{pid}/limits").read_text().partition("Max core file size")[2].split()[0]
+            check(limit == "0" or _undumpable(pid), f"{title} may dump core")
+    other = folder / "second"
+    other.mkdir(exist_ok=True)
+    bench.firewall.cli("ca", "create", "--name", "Second", "--out", str(other))
+    fresh = x509.load_pem_x509_certificate((other / "ca.pem").read_bytes())
+    check(fresh.fingerprint(hashes.SHA256()) != _ca(bench).fingerprint(hashes.SHA256()), "the same CA twice")
+    return f"in the memory of {', '.join(holders) or 'no process by its plain value'} alone"
+
+
+def _undumpable(pid: int) -> bool:
+    """A process that is not dumpable has its /proc files owned by root, and none of them tells its memory map to its
+    own user; for root's processes the core_pattern's limit is what remains."""
+    try:
+        return Path(f"/proc/{pid}/coredump_filter").read_text().strip() == "00000000"
+    except OSError:
+        return True
+
+
+def _in_memory(pid: int, needle: bytes) -> bool:
+    """Whether a process has these bytes in its writable memory."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, rights = line.split()[:2]
+            if "w" not in rights:
+                continue
+            start, end = (int(one, 16) for one in span.split("-"))
+            if end - start > 1 << 28:
+                continue
+            with contextlib.suppress(OSError, ValueError, OverflowError):
+                memory.seek(start)
+                if needle in memory.read(end - start):
+                    return True
+    return False
+
+
+_ = (dns, path, pki, SPARE)

@@ -1,0 +1,625 @@
+"""What a server does with the protocol, as far as nfw is its client."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from OpenSSL import SSL
+
+from tests.grade import pki, tls12, tls13
+from tests.grade.bench import (
+    HOST,
+    Bench,
+    Probe,
+    Seen,
+    ServerSide,
+    check,
+    path,
+    run_probes,
+    server_context,
+)
+from tests.grade.case import case
+from tests.grade.certificates import TLS12, hear
+from tests.grade.pki import Issued, leaf
+from tests.grade.revocation import was_resumed
+from tests.grade.tls13 import DATA, HANDSHAKE, Server13, Stream13, page
+
+PROTOCOL = ("PROTOCOL",)
+# Suites of the IANA registry by what is wrong with them.
+WEAK_SUITES = {
+    "RC4-MD5": 0x0004,
+    "RC4-SHA": 0x0005,
+    "ECDHE-RC4": 0xC011,
+    "DES": 0x0009,
+    "3DES": 0x000A,
+    "ECDHE-3DES": 0xC012,
+    "EXPORT RC4": 0x0003,
+    "EXPORT RSA": 0x0008,
+    "NULL": 0x0002,
+    "ECDHE-NULL": 0xC010,
+    "anonymous DH": 0x0034,
+    "anonymous ECDH": 0xC018,
+}
+
+
+def good(bench: Bench, host: str = HOST, **how: Any) -> Issued:
+    return leaf(bench.trust.root, host, **how)
+
+
+def chooses(
+    bench: Bench,
+    *,
+    cipher: int = tls12.ECDHE_ECDSA_AES128,
+    version: int = 0x0303,
+    rest: bytes = b"",
+    **how: Any,
+) -> Callable[[ServerSide], None]:
+    """A server of 1.2 or below that chooses what it likes, whatever was offered, and goes on as if it were good."""
+    chain = path(good(bench))
+
+    def handler(side: ServerSide) -> None:
+        hello = tls12.read_hello(side.sock)
+        flight = tls12.server_hello(hello, cipher=cipher, version=version, **how) + tls12.certificates(chain)
+        flight += (rest or tls12.key_exchange()) + tls12.DONE
+        side.sock.sendall(tls12.record(HANDSHAKE, flight, version))
+        side.got += bytes(tls12.alerts(_rest(side)))
+
+    return handler
+
+
+def _rest(side: ServerSide) -> bytes:
+    data = b""
+    try:
+        while piece := side.sock.recv(65536):
+            data += piece
+    except OSError:
+        pass
+    return data
+
+
+def refused(bench: Bench, handlers: dict[str, Callable[[ServerSide], None]], alerts: tuple[int, ...] = ()) -> str:
+    """Each of these servers must be refused as PROTOCOL; the alerts they hear must be of these, where given."""
+    wrong = []
+    for label, handler in handlers.items():
+        with bench.serving(handler=handler) as server:
+            for strict in (True, False):
+                server.forget()
+                seen = bench.visit(server.port, strict=strict)
+                record = bench.verdict(seen, server.port)["nfw"]
+                deadline = time.monotonic() + 2
+                while alerts and not server.got and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                heard = list(server.got)
+                if record["status"] != "PROTOCOL" or seen.body or seen.handshake or seen.end != "reset":
+                    wrong.append(f"{label}: {record}; client saw {seen}")
+                elif alerts and not (heard and heard[0] in alerts):
+                    wrong.append(f"{label}: alerts {heard} instead of one of {alerts}")
+    check(not wrong, "; ".join(wrong))
+    return f"{len(handlers)} refused"
+
+
+@case(
+    "P01",
+    "the ClientHello nfw itself sends",
+    "1.2 and 1.3, forward secrecy and AEAD alone, post-quantum first, no SHA-1",
+)
+def _(bench: Bench) -> str:
+    hellos: list[tls12.Hello] = []
+
+    def handler(side: ServerSide) -> None:
+        hellos.append(tls12.read_hello(side.sock))
+
+    with bench.serving(handler=handler) as server:
+        bench.visit(server.port)
+        bench.visit(server.port, strict=False)
+    check(len(hellos) == 2, f"{len(hellos)} ClientHellos")
+    allowed = {0x1301, 0x1302, 0x1303, 0xC02B, 0xC02C, 0xC02F, 0xC030, 0xCCA8, 0xCCA9, 0x00FF}
+    for hello in hellos:
+        check(set(hello.versions) <= {0x0303, 0x0304}, f"versions {hello.versions}")
+        check(set(hello.ciphers) <= allowed, f"suites {[hex(one) for one in hello.ciphers]}")
+        check(hello.compression == b"\0", "compression")
+        algorithms = hello.numbers(13)
+        sha1 = [hex(one) for one in algorithms if one >> 8 in (1, 2)]
+        check(not sha1, f"signature algorithms {sha1}")
+        check(23 in hello.extensions, "no extended master secret")
+        check(0xFF01 in hello.extensions or 0x00FF in hello.ciphers, "no renegotiation indication")
+        check(hello.numbers(10)[0] == 0x11EC, f"groups {hello.numbers(10)}")
+        check(15 not in hello.extensions, "heartbeat")
+    return f"{len(hellos[0].ciphers)} suites, groups from {hellos[0].numbers(10)[0]:#x}"
+
+
+@case("P02", "SSLv2 or SSLv3 alone", "PROTOCOL")
+def _(bench: Bench) -> str:
+    def two(side: ServerSide) -> None:
+        tls12.read_hello(side.sock)
+        side.sock.sendall(b"\x80\x0b\x04\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00")
+        hear(side)
+
+    return refused(bench, {"SSLv2": two, "SSLv3": chooses(bench, version=0x0300, cipher=0xC02B)})
+
+
+@case("P03", "TLS 1.0 or 1.1 alone", "PROTOCOL")
+def _(bench: Bench) -> str:
+    found = []
+    for label, version in (("1.0", SSL.TLS1_VERSION), ("1.1", SSL.TLS1_1_VERSION)):
+        context = server_context(good(bench), versions=(version, version))
+        found.append(Probe(label, context, PROTOCOL, direct=False))
+        scripted = _no_data(chooses(bench, version=int(version)))
+        found.append(Probe(f"{label}, whatever was offered", scripted, PROTOCOL, direct=False))
+    return run_probes(bench, found)
+
+
+def _no_data(handler: Any) -> Callable[[ServerSide], None]:
+    """What it hears are alerts, not a client's bytes."""
+
+    def quiet(side: ServerSide) -> None:
+        handler(side)
+        side.got.clear()
+
+    return quiet
+
+
+@case(
+    "P04", "broken suites: RC4, DES, 3DES, export, NULL, anonymous", "PROTOCOL, illegal_parameter or handshake_failure"
+)
+def _(bench: Bench) -> str:
+    seen = refused(
+        bench, {label: chooses(bench, cipher=suite) for label, suite in WEAK_SUITES.items()}, (47, 40, 80, 70)
+    )
+    anonymous = server_context(good(bench), ciphers=b"aNULL:@SECLEVEL=0", versions=TLS12)
+    return f"{seen}; {run_probes(bench, [Probe('OpenSSL, aNULL', anonymous, PROTOCOL, direct=False)])}"
+
+
+@case("P05", "a suite, group, version or protocol that was not offered", "alert illegal_parameter, PROTOCOL")
+def _(bench: Bench) -> str:
+    one = good(bench)
+    servers = {
+        "suite, 1.2": chooses(bench, cipher=0xC023),
+        "version": chooses(bench, version=0x0305),
+        "group, 1.2": chooses(bench, rest=tls12.key_exchange(group=1)),
+    }
+    seen = refused(bench, servers, (47, 70, 40))
+    wrong = []
+    cases_ = {
+        "suite, 1.3": Server13(path(one), one.key, page, suite=0x1304),
+        "group, 1.3": Server13(path(one), one.key, page, group=0x9999),
+        "version, 1.3": Server13(path(one), one.key, page, version=0x0305),
+        "ALPN": Server13(path(one), one.key, page, alpn=b"strange"),
+    }
+    for label, scripted in cases_.items():
+        with bench.serving(handler=scripted.handler) as server:
+            got = bench.visit(server.port, strict=False, alpn=["http/1.1"])
+            record = bench.verdict(got, server.port)["nfw"]
+            time.sleep(0.05)
+            # To OpenSSL a protocol nobody offered is a decode_error; RFC 7301 names no alert for it.
+            alerts = {47, 50} if label == "ALPN" else {47, 70}
+            if record["status"] != "PROTOCOL" or got.body or not set(scripted.alerts) & alerts:
+                wrong.append(f"{label}: {record['status']} {record['reason']}, alerts {scripted.alerts}, {got}")
+    check(not wrong, "; ".join(wrong))
+    return f"{seen}; {len(cases_)} refused of 1.3"
+
+
+@case("P06", "finite-field Diffie-Hellman of any size", "never offered, so PROTOCOL")
+def _(bench: Bench) -> str:
+    def exchange(size: int) -> bytes:
+        prime = os.urandom(size // 8 - 1) + b"\xff"
+        block = tls12.vector(prime, 2) + tls12.vector(b"\2", 2) + tls12.vector(os.urandom(size // 8 - 1), 2)
+        return tls12.message(12, block + b"\4\1" + tls12.vector(bytes(256), 2))
+
+    servers = {
+        f"{size} bits": chooses(bench, cipher=0x009E, rest=exchange(size)) for size in (480, 512, 768, 1024, 2048)
+    }
+    seen = refused(bench, servers, (47, 40))
+    only = server_context(good(bench, key=pki.rsa_key(2048)), ciphers=b"DHE:@SECLEVEL=0", versions=TLS12)
+    return f"{seen}; {run_probes(bench, [Probe('OpenSSL, DHE alone', only, PROTOCOL, direct=False)])}"
+
+
+@case("P07", "key exchange by RSA alone", "PROTOCOL")
+def _(bench: Bench) -> str:
+    one = good(bench, key=pki.rsa_key(2048), usage=("digital_signature", "key_encipherment"))
+    only = server_context(one, ciphers=b"kRSA:@SECLEVEL=0", versions=TLS12)
+    return run_probes(bench, [Probe("OpenSSL, kRSA alone", only, PROTOCOL)])
+
+
+@case("P08", "CBC suites alone", "PROTOCOL")
+def _(bench: Bench) -> str:
+    only = server_context(good(bench), ciphers=b"ECDHE-ECDSA-AES128-SHA256:@SECLEVEL=0", versions=TLS12)
+    return run_probes(bench, [Probe("OpenSSL, CBC alone", only, PROTOCOL)])
+
+
+@case(
+    "P11",
+    "no secure renegotiation; a server that asks for a new handshake",
+    "refused; ignored and the flow lives or ends cleanly",
+)
+def _(bench: Bench) -> str:
+    no_indication = [tls12.extension(23, b""), tls12.extension(11, b"\1\0")]
+    seen = refused(bench, {"without": chooses(bench, extensions=no_indication)}, (40,))
+
+    def asks(side: ServerSide) -> None:
+        side.read_until(b"\r\n\r\n")
+        side.write(b"first ")
+        assert side.tls is not None
+        side.tls.renegotiate()
+        side.tls.do_handshake()
+        side.write(b"goes on")
+
+    context = server_context(good(bench), versions=TLS12, configure=lambda one: one.set_options(0))
+    with bench.serving(context=context, handler=asks) as server:
+        got = bench.visit(server.port)
+        check(got.body in (b"first ", b"first goes on"), f"after HelloRequest: {got}")
+        check(server.handshakes == 1, f"{server.handshakes} handshakes")
+        check(got.end in ("clean", "cut", "reset"), f"the flow ended by {got.end}")
+    return f"{seen}; HelloRequest declined, the flow {'went on' if b'goes on' in got.body else 'ended'}"
+
+
+@case("P12", "compression chosen", "PROTOCOL")
+def _(bench: Bench) -> str:
+    return refused(bench, {"DEFLATE": chooses(bench, compression=1)}, (47,))
+
+
+@case("P13", "no extended master secret", "served and logged, never resumed")
+def _(bench: Bench) -> str:
+    def configure(context: SSL.Context) -> None:
+        context.set_options(1)  # SSL_OP_NO_EXTENDED_MASTER_SECRET
+        context.set_session_id(b"grade")
+
+    def logged(record: dict[str, Any], _seen: Seen) -> str:
+        remarks = record["nfw"].get("remarks", ())
+        return "" if "no_extended_master_secret" in remarks else f"not logged: {record['nfw']}"
+
+    context = server_context(good(bench), versions=TLS12, configure=configure)
+    return run_probes(bench, [Probe("without", context, extra=logged), Probe("again", context, extra=logged)])
+
+
+@case("P14", "heartbeats", "nothing leaks: alert, the flow ends")
+def _(bench: Bench) -> str:
+    over = b"\1\x40\0" + b"x" * 16  # a request that says it has 16 KB
+    one = good(bench)
+    heard: list[bytes] = []
+
+    def after(stream: Stream13) -> None:
+        stream.read()
+        stream.send(tls12.HEARTBEAT, over)
+        got, end = stream.read_all()
+        heard.append(got + end.encode())
+
+    def early(side: ServerSide) -> None:
+        tls12.read_hello(side.sock)
+        side.sock.sendall(tls12.record(tls12.HEARTBEAT, over))
+        heard.append(_rest(side))
+
+    for handler in (Server13(path(one), one.key, after).handler, early):
+        with bench.serving(handler=handler) as server:
+            seen = bench.visit(server.port)
+            check(not seen.body, f"client saw {seen}")
+            time.sleep(0.1)
+    with bench.serving(context=server_context(one)) as server:
+        seen = bench.raw(server.port, tls12.record(tls12.HEARTBEAT, over))
+        check(len(seen.raw) < 10, f"{len(seen.raw)} bytes came back to the client")
+    check(all(len(one) < 40 for one in heard), f"the server heard {[len(one) for one in heard]} bytes")
+    return f"no heartbeat answered; the servers heard at most {max(map(len, heard))} bytes"
+
+
+@case("P16", "floods: empty records, warnings, key updates, tickets, change_cipher_spec", "bounded, closed at a cap")
+def _(bench: Bench) -> str:
+    one = good(bench)
+    ends: dict[str, str] = {}
+    closed = threading.Event()
+
+    def flood(label: str, make: Callable[[Stream13], bytes], count: int) -> Callable[[Stream13], None]:
+        def after(stream: Stream13) -> None:
+            stream.read()
+            stream.sock.settimeout(5)
+            try:
+                for _ in range(count):
+                    stream.sock.sendall(make(stream))
+                ends[label] = "all taken"
+            except OSError:
+                ends[label] = "closed"
+
+        return after
+
+    def update(stream: Stream13) -> bytes:
+        assert stream.seal is not None
+        data = stream.record(HANDSHAKE, tls12.message(24, b"\1"))
+        stream.seal = stream.seal.next()
+        return data
+
+    def ticket(stream: Stream13) -> bytes:
+        return stream.record(
+            HANDSHAKE, tls12.message(4, bytes(8) + tls12.vector(b"n", 1) + tls12.vector(bytes(64), 2) + b"\0\0")
+        )
+
+    floods = {
+        "empty records": lambda stream: stream.record(DATA, b""),
+        "warnings": lambda stream: stream.record(tls12.ALERT, b"\1\x5a"),
+        "key updates": update,
+        "tickets": ticket,
+        "change_cipher_spec": lambda _: tls12.record(tls12.CHANGE, b"\1"),
+    }
+    before = bench.memory()
+    for label, make in floods.items():
+        handler = Server13(path(one), one.key, flood(label, make, 20_000)).handler
+        with bench.serving(handler=handler) as server:
+            seen = bench.visit(server.port, seconds=20)
+            check(not seen.body, f"{label}: {seen}")
+            if seen.end not in ("reset", "cut", "clean"):
+                check(ends.get(label) == "all taken", f"{label}: {seen} {ends}")
+    closed.set()
+    grown = bench.memory() - before
+    check(grown < 32 << 20, f"grew by {grown >> 20} MB")
+    stopped = [label for label, end in ends.items() if end == "closed"]
+    check({"warnings", "key updates", "empty records"} <= set(stopped), f"not stopped: {ends}")
+    return f"closed: {', '.join(stopped)}; memory grew by {grown >> 20} MB"
+
+
+def _ended(bench: Bench, finish: Callable[[ServerSide], None], context: SSL.Context) -> tuple[Seen, dict[str, Any]]:
+    def handler(side: ServerSide) -> None:
+        side.read_until(b"\r\n\r\n")
+        side.write(b"x" * 50_000)
+        finish(side)
+
+    with bench.serving(context=context, handler=handler) as server:
+        seen = bench.visit(server.port)
+        return seen, bench.verdict(seen, server.port)
+
+
+@case(
+    "P17",
+    "an end without close_notify: FIN, FIN within a record, RST",
+    "the client gets all plaintext and the same kind of end",
+)
+def _(bench: Bench) -> str:
+    def fin(side: ServerSide) -> None:
+        side.sock.shutdown(socket.SHUT_RDWR)
+
+    def torn(side: ServerSide) -> None:
+        side.sock.sendall(tls12.record(DATA, bytes(400))[:200])
+        side.sock.shutdown(socket.SHUT_RDWR)
+
+    def reset(side: ServerSide) -> None:
+        time.sleep(0.2)  # what came before must have been read: TCP drops it with the reset
+        side.reset()
+
+    found = []
+    for versions in (None, TLS12):
+        how: dict[str, Any] = {"versions": versions} if versions else {}
+        for label, finish in (("FIN", fin), ("torn", torn), ("RST", reset)):
+            seen, record = _ended(bench, finish, server_context(good(bench), **how))
+            check(len(seen.body) == 50_000, f"{label}: {seen}")
+            check(seen.end != "clean", f"{label}: the client saw a clean end; {record['nfw']}")
+            check("to_client" in record["tls"].get("truncated", ()), f"{label}: not logged as truncated: {record}")
+            found.append(f"{label}: {seen.end}")
+    return ", ".join(found)
+
+
+@case("P18", "data, then the end at once", "every byte arrives")
+def _(bench: Bench) -> str:
+    blob = os.urandom(3 << 20)
+
+    def handler(side: ServerSide) -> None:
+        side.write(blob)
+
+    with bench.serving(context=server_context(good(bench)), handler=handler) as server:
+        for _ in range(5):
+            seen = bench.visit(server.port, request=b"")  # unread, it would make the server's kernel reset
+            check(seen.body == blob and seen.end == "clean", f"{seen}")
+    return f"5 times {len(blob)} bytes, all exact"
+
+
+@case("P19", "half-close, by the server and by the client", "the other direction goes on to its end")
+def _(bench: Bench) -> str:
+    one = good(bench)
+    got: list[bytes] = []
+
+    def server_first(stream: Stream13) -> None:
+        stream.write(b"done")
+        stream.close_notify()
+        stream.sock.shutdown(socket.SHUT_WR)
+        got.append(stream.read_all()[0])
+
+    with bench.serving(handler=Server13(path(one), one.key, server_first).handler) as server:
+        client = tls13.Client13(bench.connect(server.port), HOST)
+        client.handshake()
+        check(client.read() == b"done" and client.read() == b"", "the server's half did not arrive")
+        time.sleep(0.2)
+        client.write(b"still " * 1000)
+        client.close_notify()
+        client.sock.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + 5
+        while not got and time.monotonic() < deadline:
+            time.sleep(0.02)
+        check(got == [b"still " * 1000], f"after the server's half-close {[len(part) for part in got]} bytes arrived")
+
+    def client_first(stream: Stream13) -> None:
+        got.append(stream.read_all()[0])
+        time.sleep(0.3)
+        stream.write(b"answer")
+        stream.close_notify()
+
+    got.clear()
+    with bench.serving(handler=Server13(path(one), one.key, client_first).handler) as server:
+        client = tls13.Client13(bench.connect(server.port), HOST)
+        client.handshake()
+        client.write(b"question")
+        client.close_notify()
+        client.sock.shutdown(socket.SHUT_WR)
+        heard = client.read_all()
+        check(heard == (b"answer", "clean"), f"after the client's half-close: {heard}")
+    return "both"
+
+
+@case(
+    "P20",
+    "silence after accept, after the ClientHello, a byte now and then",
+    "10 s, then closed and the descriptor freed",
+)
+def _(bench: Bench) -> str:
+    one = good(bench)
+
+    def silent(side: ServerSide) -> None:
+        side.sock.recv(1 << 16)
+        side.sock.settimeout(20)
+        hear(side)
+
+    def drip(side: ServerSide) -> None:
+        hello = tls12.read_hello(side.sock)
+        flight = tls12.record(HANDSHAKE, tls12.server_hello(hello) + tls12.certificates(path(one)))
+        for at in range(20):
+            side.sock.sendall(flight[at : at + 1])
+            time.sleep(1)
+
+    found: dict[str, Seen] = {}
+    ends: list[str] = []
+
+    def visit(label: str, handler: Callable[[ServerSide], None]) -> None:
+        with bench.serving(handler=handler) as server:
+            seen = found[label] = bench.visit(server.port, seconds=20)
+            ends.append(f"{bench.verdict(seen, server.port)['nfw']['reason']}")
+
+    threads = [threading.Thread(target=visit, args=item) for item in (("silent", silent), ("drip", drip))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for label, seen in found.items():
+        check(seen.end == "reset" and 8 < seen.seconds < 14, f"{label}: {seen} after {seen.seconds:.1f} s")
+    return f"reset after {', '.join(f'{one.seconds:.0f} s' for one in found.values())}"
+
+
+@case("P22", "HelloRetryRequest, with a cookie, twice", "served, served, refused")
+def _(bench: Bench) -> str:
+    one = good(bench)
+    group = tls12.extension(51, struct.pack("!H", 23))
+    cookie = tls12.extension(44, tls12.vector(b"a cookie of some length", 2))
+    # X25519 was offered with a share, so ask for it only by the cookie; P-256 has no share and must be asked for.
+    plain = server_context(good(bench))
+    plain.set_tmp_ecdh(ec.SECP256R1())
+    seen = run_probes(bench, [Probe("OpenSSL, P-256", plain)])
+    served = Server13(path(one), one.key, page, retry=[[cookie]])
+    with bench.serving(handler=served.handler) as server:
+        got = bench.visit(server.port)
+        check(b"GRADE" in got.body, f"cookie: {got} {bench.verdict(got, server.port)['nfw']}")
+        check(served.hellos[1].extensions.get(44) == cookie[4:], "the cookie did not come back")
+    twice = Server13(path(one), one.key, page, retry=[[cookie], [group]])
+    with bench.serving(handler=twice.handler) as server:
+        got = bench.visit(server.port)
+        record = bench.verdict(got, server.port)["nfw"]
+        time.sleep(0.05)
+        check(record["status"] == "PROTOCOL" and not got.body, f"twice: {record} {got}")
+        check(bool(twice.alerts), "no alert to the second HelloRetryRequest")
+    return f"{seen}; cookie returned; second refused with alert {twice.alerts[0]}"
+
+
+@case("P23", "the server asks for a client certificate", "optional: served without; required: PROTOCOL mtls_required")
+def _(bench: Bench) -> str:
+    def asking(required: bool, **how: Any) -> SSL.Context:
+        mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0)
+        return server_context(good(bench), configure=lambda one: one.set_verify(mode, lambda *_: True), **how)
+
+    found = [
+        Probe("optional", asking(False)),
+        Probe("optional, 1.2", asking(False, versions=TLS12)),
+        Probe("required, 1.2", asking(True, versions=TLS12), PROTOCOL, direct=False, reason="mtls_required"),
+    ]
+    seen = run_probes(bench, found)
+    with bench.serving(context=asking(True)) as server:
+        got = bench.visit(server.port)
+        record = bench.verdict(got, server.port)["nfw"]
+        check(not got.body and record["reason"] == "mtls_required", f"required, 1.3: {record} {got}")
+    one = good(bench)
+
+    def later(stream: Stream13) -> None:
+        stream.read()
+        request = tls12.vector(b"context", 1) + tls12.vector(tls12.extension(13, tls12.vector(b"\4\3", 2)), 2)
+        stream.send(HANDSHAKE, tls12.message(13, request))
+        stream.read_all()
+
+    with bench.serving(handler=Server13(path(one), one.key, later).handler) as server:
+        got = bench.visit(server.port)
+        check(not got.body and got.end != "timeout", f"post-handshake: {got}")
+    return f"{seen}; required of 1.3 and post-handshake end the flow"
+
+
+@case("P24", "a session another identity began", "never resumed")
+def _(bench: Bench) -> str:
+    return _never_resumed(bench, [HOST, HOST])
+
+
+@case("P25", "a server that resumes a session of another name", "never resumed, both names verified")
+def _(bench: Bench) -> str:
+    return _never_resumed(bench, [HOST, "other.grade.test"])
+
+
+def _never_resumed(bench: Bench, hosts: list[str]) -> str:
+    one = leaf(bench.trust.root, *dict.fromkeys(hosts))
+    for versions in ((SSL.TLS1_2_VERSION, SSL.TLS1_2_VERSION), (SSL.TLS1_3_VERSION, SSL.TLS1_3_VERSION)):
+        reused: list[bool] = []
+
+        def handler(side: ServerSide) -> None:
+            reused.append(was_resumed(side))  # noqa: B023
+            side.read_until(b"\r\n\r\n")
+            side.write(b"GRADE")
+
+        context = server_context(one, versions=versions, configure=lambda made: made.set_session_id(b"grade"))
+        with bench.serving(context=context, handler=handler) as server:
+            for host in hosts * 2:
+                seen = bench.visit(server.port, host)
+                check(seen.body == b"GRADE", f"not served: {seen}")
+        check(len(reused) == 2 * len(hosts) and not any(reused), f"resumed: {reused}")
+    return f"{4 * len(hosts)} full handshakes, 0 resumed"
+
+
+@case("P26", "a server that would take early data", "nfw never sends any")
+def _(bench: Bench) -> str:
+    one = good(bench)
+
+    def after(stream: Stream13) -> None:
+        early = tls12.extension(42, struct.pack("!I", 16384))
+        ticket = struct.pack("!II", 7200, 1) + tls12.vector(b"n", 1) + tls12.vector(os.urandom(64), 2)
+        stream.send(HANDSHAKE, tls12.message(4, ticket + tls12.vector(early, 2)))
+        page(stream)
+
+    scripted = Server13(path(one), one.key, after)
+    with bench.serving(handler=scripted.handler) as server:
+        for _ in range(3):
+            seen = bench.visit(server.port)
+            check(b"GRADE" in seen.body, f"not served: {seen}")
+    for hello in scripted.hellos:
+        check(42 not in hello.extensions and 41 not in hello.extensions, "early data or a PSK was offered")
+    return f"{len(scripted.hellos)} ClientHellos, none with early data or a PSK"
+
+
+@case("P28", "a compressed certificate, asked for or not, a bomb", "refused, memory flat")
+def _(bench: Bench) -> str:
+    import zlib
+
+    one = good(bench)
+
+    def packed(size: int) -> Callable[[bytes], bytes]:
+        def make(certificate: bytes) -> bytes:
+            data = zlib.compress(certificate[4:] + bytes(size))
+            return tls12.message(25, b"\0\1" + (len(certificate) - 4 + size).to_bytes(3, "big") + tls12.vector(data, 3))
+
+        return make
+
+    before = bench.memory()
+    for size in (0, 15 << 20):
+        scripted = Server13(path(one), one.key, page, compressed=packed(size))
+        with bench.serving(handler=scripted.handler) as server:
+            seen = bench.visit(server.port)
+            record = bench.verdict(seen, server.port)["nfw"]
+            offered = 27 in scripted.hellos[0].extensions
+            check(not offered, "compression is offered")
+            check(record["status"] == "PROTOCOL" and not seen.body, f"{record} {seen}")
+    grown = bench.memory() - before
+    check(grown < 16 << 20, f"grew by {grown >> 20} MB")
+    return f"not offered, refused, memory grew by {grown >> 20} MB"
