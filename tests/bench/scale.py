@@ -77,7 +77,10 @@ class Client:
         except ssl.SSLError as error:
             self.failed = str(error)
         if pending := self.outgoing.read():
-            self.sock.sendall(pending)
+            try:
+                self.sock.sendall(pending)
+            except OSError as error:
+                self.failed = self.failed or str(error)
         return bool(self.took or self.failed)
 
 
@@ -100,16 +103,17 @@ class Scale:
         return made
 
     def handshakes(self, count: int) -> tuple[list[Client], float]:
-        """All at once: (clients, seconds until the last is done)."""
-        clients = {sock.fileno(): Client(sock, self.context) for sock in self.sockets(count)}
+        """Each begins as soon as it can, none waits for another: (clients, seconds until the last is done)."""
         poll = select.epoll()
         began = time.monotonic()
-        for descriptor, client in clients.items():
-            client.began = began
+        clients: dict[int, Client] = {}
+        for _ in range(count):
+            (sock,) = self.sockets(1)
+            client = clients[sock.fileno()] = Client(sock, self.context)
             client.step()
-            poll.register(descriptor, select.EPOLLIN)
+            poll.register(sock.fileno(), select.EPOLLIN)
         waiting = set(clients)
-        while waiting and time.monotonic() - began < 120:
+        while waiting and time.monotonic() - began < 300:
             for descriptor, _ in poll.poll(1.0):
                 client = clients[descriptor]
                 try:
@@ -149,7 +153,9 @@ class Scale:
         for client in clients:
             client.sock.close()
         last = f"{took[-1]:.1f} s the last" if took else "none"
-        return f"{count} handshakes at once: {len(took)} done, {len(failed)} failed, {last}, {count / seconds:.0f}/s"
+        why = f" ({max(set(failed), key=failed.count)})" if failed else ""
+        done = f"{len(took)} done, {len(failed)} failed{why}"
+        return f"{count} handshakes at once: {done}, {last}, {count / seconds:.0f}/s"
 
     def idle(self, count: int) -> str:
         before = self.memory()
