@@ -7,8 +7,9 @@ one that dies is forked again from the same memory. Everything in it dies with i
 One that hangs is found out too: the leader asks each of them every :data:`BEAT_SECONDS`, kills one that has left
 :data:`HUNG_BEATS` questions in a row unanswered, and tells the supervisor ``alive`` as long as there is no such one.
 
-Leader -> supervisor: ``failed`` [errors], ``ready`` GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text,
-``alive``, ``answer`` [number, value], ``counts`` {"rows", "since", "last"}.
+Leader -> supervisor: ``failed`` [errors], ``tried`` {...} (a policy that is not to be started), ``ready``
+GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text, ``alive``, ``answer`` [number, value], ``counts``
+{"rows", "since", "last"}.
 Supervisor -> leader: ``status``, ``old_flows`` [...], ``ask`` [number, kind, body], ``count``, ``end`` {"action":
 drop|reject}. What may be asked: ``flows`` and ``flush`` of :mod:`nfw.flows`, ``rules`` {"start"} and ``reset``. The
 answer to ``count``, and the last thing a leader says, are the counts of all rules.
@@ -17,6 +18,7 @@ answer to ``count``, and the last thing a leader says, are the counts of all rul
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
 import selectors
@@ -24,11 +26,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nfw import process
+from nfw.marks import MarkLayout
 from nfw.rulecounts import Counted, CountTable, RuleRow, parts
 from nfw.settings import QUEUE_SPAN, GenerationReady, GenerationSettings, pack, unpack
 
@@ -115,16 +118,19 @@ def listeners(count: int) -> tuple[int, list[tuple[socket.socket, socket.socket]
     raise StartError("cannot find a TCP port that is free for IPv4 and IPv6 alike")
 
 
-def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "") -> Compiled:
+def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "", monitor: bool = False) -> Compiled:
     """The policy :func:`nfw.policy.loader.load_policy` finds there, compiled, with what the cache has of it; the
-    process's heap is frozen afterwards."""
+    process's heap is frozen afterwards. ``monitor``: in mode monitor, whatever it says."""
     from nfw.cache import default_cache
     from nfw.policy.compile import compile_policy
     from nfw.policy.loader import load_policy, paused_gc
+    from nfw.policy.model import Mode
 
     cache = default_cache(process.tell)
     with paused_gc():
         loaded = load_policy(policy, *more, map_file=map_file or None, name=name, check_key=False, cache=cache)
+        if monitor:
+            loaded = dataclasses.replace(loaded, mode=Mode.MONITOR)
         _import_workers(loaded)
         compiled = compile_policy(loaded, cache)
         gc.collect()
@@ -160,6 +166,9 @@ class Leader:
     def run(self) -> None:
         """Until told to end or the supervisor is gone."""
         try:
+            if self.settings.instead_of is not None:
+                self._say("tried", self._try())
+                return
             ready = self._start()
         except StartError as failed:
             self._stop_children()
@@ -176,14 +185,11 @@ class Leader:
     # -- start -----------------------------------------------------------------------------------------------------
 
     def _start(self) -> GenerationReady:
-        from nfw.policy.errors import PolicyErrors
+        from engines.stateless.rule import StatelessAction
+        from nfw.policy.model import Mode
         from nfw.rulerows import Catalogue
 
-        try:
-            settings = self.settings
-            compiled = load_compiled(settings.policy, *settings.more, map_file=settings.map_file, name=settings.name)
-        except PolicyErrors as errors:
-            raise StartError(*[str(error) for error in errors.errors]) from errors
+        compiled, files, not_kept = self._load()
         compiled_at = time.monotonic()
         policy = compiled.policy
         workers = policy.workers if isinstance(policy.workers, int) else len(os.sched_getaffinity(0))
@@ -195,14 +201,16 @@ class Leader:
             port = self._start_tls(policy, compiled, workers)
         self._start_packet_workers(compiled, workers)
         self._wait_ready()
+        monitor, fragments = policy.mode is Mode.MONITOR, policy.stateless.fragments
         return GenerationReady(
             name=policy.name,
             queue_first=self.settings.queue_first,
             queue_last=self.settings.queue_first + workers - 1,
             tproxy_port=port,
-            fragments=policy.stateless.fragments.value,
+            fragments="watch" if monitor and fragments is StatelessAction.DROP else fragments.value,
+            mode=policy.mode.value,
             fail_open=policy.fail_open,
-            open_which=policy.open_flows.which.value,
+            open_which="none" if monitor else policy.open_flows.which.value,
             open_action=policy.open_flows.action.value,
             stream_exception=policy.stateful.stream_exception.value,
             log_path=str(policy.log.path) if policy.log.path is not None else "",
@@ -213,9 +221,63 @@ class Leader:
             log_sinks=[sink_settings(sink) for sink in policy.log.sinks],
             log_flows=policy.log.flow_interval if "flow" in policy.log.wanted else 0,
             log_stats=policy.log.stats_interval if "stats" in policy.log.wanted else 0,
-            warnings=tuple(str(warning) for warning in policy.warnings),
+            warnings=told_warnings(policy),
+            files=files,
+            not_kept=not_kept,
             compiled=compiled_at,
         )
+
+    def _load(self) -> tuple[Compiled, Mapping[str, str] | None, str]:
+        """The policy; what it was read from as the store has it, or None and why it has not."""
+        from nfw.policy.errors import PolicyErrors
+        from nfw.policy.files import as_kept, noting
+        from nfw.policystore import PolicyStore, StoreError
+
+        settings = self.settings
+        store = PolicyStore(settings.store)
+        noted: dict[str, str] = {}
+        problems: list[str] = []
+
+        def note(path: str, data: bytes) -> None:
+            try:
+                if not problems:
+                    noted[path] = store.put(data)
+            except StoreError as problem:
+                problems.append(str(problem))
+
+        with contextlib.ExitStack() as reading:
+            if settings.files is not None:
+                reading.enter_context(as_kept(store.reader(settings.files)))
+            elif settings.store and settings.instead_of is None:
+                reading.enter_context(noting(note))
+            try:
+                compiled = load_compiled(
+                    settings.policy,
+                    *settings.more,
+                    map_file=settings.map_file,
+                    name=settings.name,
+                    monitor=settings.monitor,
+                )
+            except PolicyErrors as errors:
+                raise StartError(*[str(error) for error in errors.errors]) from errors
+        if settings.files is not None or not settings.store:
+            return compiled, settings.files, ""
+        return (compiled, None, problems[0]) if problems else (compiled, noted, "")
+
+    def _try(self) -> dict[str, Any]:
+        """What starting the policy would do, without starting anything."""
+        from nfw import openflows
+
+        assert self.settings.instead_of is not None
+        compiled, _, _ = self._load()
+        layout = MarkLayout(self.settings.mark_mask)
+        return {
+            "name": compiled.policy.name,
+            "mode": compiled.policy.mode.value,
+            "warnings": told_warnings(compiled.policy),
+            "open_flows": openflows.count_ending(layout, self.settings.instead_of, compiled),
+            "action": compiled.policy.open_flows.action.value,
+        }
 
     def _start_packet_workers(self, compiled: Compiled, workers: int) -> None:
         from nfw import worker
@@ -550,6 +612,11 @@ class Leader:
     def _say(self, kind: str, value: Any) -> None:
         with contextlib.suppress(OSError):
             self.supervisor.send(pack(kind, value))
+
+
+def told_warnings(policy: Policy) -> tuple[tuple[str, str], ...]:
+    """(level, text) of each; as many as a message has room for."""
+    return tuple((warning.level.value, str(warning)) for warning in policy.warnings[:ERRORS_TOLD])
 
 
 def _has_flows(child: Child) -> bool:

@@ -107,6 +107,8 @@ def tls(
     if decision is not None:
         event["verdict"] = {"action": decision.verdict.value}
         event["nfw"].update(events.where(decision.rule))
+    if info is not None and info.would_be:
+        event["verdict"] = {"action": info.would_be}
     return event
 
 

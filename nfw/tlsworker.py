@@ -46,7 +46,7 @@ from engines.tls.status import FailAction, Status
 from engines.tls.transparency import Logs
 from engines.tls.verify import UpstreamVerifier, certificate_facts, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
-from nfw import process, tlsrecords
+from nfw import events, process, tlsrecords
 from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
 from nfw.histogram import Histogram
@@ -56,7 +56,7 @@ from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
 from nfw.namedesk import NameDesk
 from nfw.nativetls import NativeContext, NativeTlsError
-from nfw.policy.model import Refusal, TlsAction, TlsKeywords, Upstream, WithoutSni
+from nfw.policy.model import Mode, Refusal, TlsAction, TlsKeywords, Upstream, WithoutSni
 from nfw.policy.read_tls import public_keys
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
@@ -111,6 +111,7 @@ class Flow:
 
     __slots__ = (
         "alerted",
+        "blocked",
         "bytes",
         "client",
         "connecting",
@@ -134,7 +135,9 @@ class Flow:
         "session",
         "source",
         "started",
+        "told",
         "upstream",
+        "would_be",
     )
 
     def __init__(
@@ -169,6 +172,9 @@ class Flow:
         self.decision: Decision | None = None
         self.alerted = False
         self.logged = False
+        self.would_be: tls.PassOn | None = None  # mode monitor: what the policy would have ended it for
+        self.blocked: Decision | None = None  # mode monitor: what rules would have ended it
+        self.told: set[str] = set()  # mode monitor: reasons recorded without being acted on
         self.scope: int | None = None  # the first that covers it
         self.inbound: Inbound | None = None  # to a server of one's own
         self.recorded = False  # its keys and plaintext are written to files, as the policy asks
@@ -177,6 +183,11 @@ class Flow:
     @property
     def decrypted(self) -> bool:
         return isinstance(self.session, Session)
+
+    @property
+    def stage(self) -> str:
+        """How far it has got, in a word."""
+        return self.session.state.value if isinstance(self.session, Session) else "bypassed"
 
     def sides(self) -> list[Side]:
         """The sockets that are open."""
@@ -210,8 +221,9 @@ class TlsWorker:
         self.mark = layout.compose(settings.number, Disposition.OWN)
         self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.wanted)
         assert self.policy.tls is not None
-        self.settings = tls_settings(self.policy.tls)
-        self.hides_quic = self.policy.tls.quic is not TlsAction.PASS
+        self.monitor = self.policy.mode is Mode.MONITOR
+        self.settings = tls_settings(self.policy.tls, watch=self.monitor)
+        self.hides_quic = self.policy.tls.quic is not TlsAction.PASS and not self.monitor
         self.recheck = self.policy.tls.revocation.check and self.policy.tls.revocation.recheck
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
@@ -586,6 +598,8 @@ class TlsWorker:
                 self._plaintext(flow, direction, data, now)
             case tls.Hello(hello):
                 self._hello(flow, hello, now)
+            case tls.PassOn():
+                self._pass_on(flow, event, now)
             case tls.ConnectUpstream():
                 self._dial(flow, now)
             case tls.NeedIssuers(certificate):
@@ -627,6 +641,9 @@ class TlsWorker:
         if flow.inbound is not None:
             if flow.inbound.certificate(hello.sni or "") is None:
                 self._count("no_certificate")
+                if self.monitor:
+                    self._splice(flow, "monitor", now)
+                    return
                 detail = f"no certificate for {hello.sni} is given for these servers"
                 flow.session.end(self.settings.on_failure, "no_certificate", detail)
             else:
@@ -647,6 +664,26 @@ class TlsWorker:
         except NativeTlsError as error:
             _session(flow).leaf_failed(str(error), now)
 
+    def _pass_on(self, flow: Flow, event: tls.PassOn, now: float) -> None:
+        """Mode monitor: the client and the server are left to themselves, so that the client is shown what the server
+        is. What would have ended the connection is recorded at once."""
+        info, status = flow.session.info, event.status.value
+        if flow.upstream is not None:
+            self._close_side(flow.upstream, "reset")
+        flow.upstream, flow.connecting, flow.cut = None, False, False
+        if flow.inspector is not None and self.ruleset.logs:
+            flow.inspector.log_rest()
+            self._transactions(flow, flow.inspector, now)
+        flow.inspector = None  # it would not have got any further
+        info.bypass = "monitor"
+        flow.would_be = event
+        self._count(f"tls_{status.lower()}")
+        self._verdict("tls", f"would_{event.action.value}", event.reason)
+        record = tlsrecords.tls(flow.facts, status, "pass", event.reason, event.detail, info, None, now + self.wall)
+        record["verdict"] = {"action": event.action.value}
+        self._write(record)
+        flow.session = Splice(info, event.data, self.settings.connect_timeout, now)
+
     def _resolved(self, now: float) -> None:
         assert self.names is not None
         try:
@@ -666,12 +703,17 @@ class TlsWorker:
             self._count("bypass_refused")
             self._decrypt(flow, hello, now)
         else:
-            session.info.bypass = "dns"
-            self._count("bypassed")
-            if flow.inspector is not None:
-                flow.inspector.not_decrypted()
-            flow.session = Splice(session.info, session.release(), self.settings.connect_timeout, now)
+            self._splice(flow, "dns", now)
         self._drain(flow, now)
+
+    def _splice(self, flow: Flow, why: str, now: float) -> None:
+        """The flow goes on as it is, from the hello on."""
+        session = _session(flow)
+        session.info.bypass = why
+        self._count("bypassed")
+        if flow.inspector is not None:
+            flow.inspector.not_decrypted()
+        flow.session = Splice(session.info, session.release(), self.settings.connect_timeout, now)
 
     def _decrypt(self, flow: Flow, hello: Any, now: float) -> None:
         if flow.inspector is not None:
@@ -699,10 +741,13 @@ class TlsWorker:
             self.stopping = True
 
     def _revocation(self, flow: Flow, depth: int, finding: FetcherAnswer, now: float) -> None:
+        session = flow.session
+        if not isinstance(session, Session):
+            return  # it was handed on undecrypted meanwhile
         if isinstance(finding, tuple):
-            _session(flow).issuers_found(finding, now)
+            session.issuers_found(finding, now)
         else:
-            _session(flow).revocation_found(depth, finding, now)
+            session.revocation_found(depth, finding, now)
         self._drain(flow, now)
 
     def _verified(self, flow: Flow, now: float) -> bool:
@@ -726,10 +771,13 @@ class TlsWorker:
             self.stopping = True  # the leader, who keeps the other end open, is gone
 
     def _leaf(self, flow: Flow, answer: Answer[Flow], now: float) -> None:
+        session = flow.session
+        if not isinstance(session, Session):
+            return  # as above
         if answer.context is not None:
-            _session(flow).leaf_ready(answer.context, now)
+            session.leaf_ready(answer.context, now)
         else:
-            _session(flow).leaf_failed(answer.error, now)
+            session.leaf_failed(answer.error, now)
         self._drain(flow, now)
 
     # -- plaintext -------------------------------------------------------------------------------------------------
@@ -799,16 +847,19 @@ class TlsWorker:
         for alert in outcome.alerts:
             flow.alerted = True
             self._count("alert")
-            self.log.write(tlsrecords.alert(flow.facts, alert, flow.decrypted, now + self.wall))
+            self._write(tlsrecords.alert(flow.facts, alert, flow.decrypted, now + self.wall))
         decision = outcome.decision
         if decision.verdict is Verdict.ACCEPT:
             if decision.scope is Scope.FLOW:
                 flow.decision = decision
             return False
+        if self.monitor:
+            self._would_end(flow, decision, now)
+            return False
         flow.decision = decision
         self._count(decision.reason)
         self._verdict("decrypted", decision.verdict.value, decision.reason)
-        self.log.write(tlsrecords.drop(flow.facts, decision, now + self.wall))
+        self._write(tlsrecords.drop(flow.facts, decision, now + self.wall))
         for pending in flow.pending:
             pending.clear()
         how = FailAction.REJECT if decision.verdict is Verdict.REJECT else FailAction.DROP
@@ -816,10 +867,24 @@ class TlsWorker:
         self._drain(flow, now)
         return True
 
+    def _would_end(self, flow: Flow, decision: Decision, now: float) -> None:
+        """Mode monitor: record what would have been. The inspector has decided about the flow and lets the rest go."""
+        key = f"{decision.reason}:{decision.rule}"
+        if decision.reason == "flow_drop" or key in flow.told or len(flow.told) >= 32:
+            return
+        flow.told.add(key)
+        flow.blocked = flow.blocked or decision
+        self._count(decision.reason)
+        self._verdict("decrypted", f"would_{decision.verdict.value}", decision.reason)
+        self._write(tlsrecords.drop(flow.facts, decision, now + self.wall))
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self.log.write(events.only_watched(event) if self.monitor else event)
+
     def _transactions(self, flow: Flow, inspector: Inspector, now: float) -> None:
         for kind, tx_id, fields in inspector.transactions:
             at = now + self.wall
-            self.log.write(tlsrecords.transaction(flow.facts, kind, tx_id, fields, flow.decrypted, at))
+            self._write(tlsrecords.transaction(flow.facts, kind, tx_id, fields, flow.decrypted, at))
         inspector.transactions.clear()
 
     # -- end -------------------------------------------------------------------------------------------------------
@@ -983,23 +1048,27 @@ class TlsWorker:
         flow.logged = True
         if flow.recorded and self.recorder is not None:
             self.recorder.end(flow.facts, now + self.wall)
-        self._count(f"tls_{status.lower()}")
         carried = sum(flow.bytes)
-        self.statuses.add(status_row(status), carried, now, flow=True)
+        told = status if flow.would_be is None else flow.would_be.status.value
+        self.statuses.add(status_row(told), carried, now, flow=True)
         if self.scopes is not None and flow.scope is not None:
             self.scopes.counts.octets[flow.scope] += carried
         if reason.endswith("_timeout"):
             self._count("timed_out")
-        if status not in ("OK", "BYPASSED", "POLICY", "ABORTED", "ENDED"):
+        passed_on = flow.would_be is not None
+        if not passed_on:
+            self._count(f"tls_{status.lower()}")
+        if not passed_on and status not in ("OK", "BYPASSED", "POLICY", "ABORTED", "ENDED"):
             self._verdict("tls", self._action(flow, status), reason)
         if flow.inspector is not None and self.ruleset is not None and self.ruleset.logs:
             flow.inspector.log_rest()
             self._transactions(flow, flow.inspector, now)
         at = now + self.wall
-        action = self._action(flow, status)
-        self.log.write(tlsrecords.tls(flow.facts, status, action, reason, detail, flow.session.info, flow.decision, at))
+        if not passed_on:
+            action, decision = self._action(flow, status), flow.blocked or flow.decision
+            self._write(tlsrecords.tls(flow.facts, status, action, reason, detail, flow.session.info, decision, at))
         started = flow.started + self.wall
-        self.log.write(
+        self._write(
             tlsrecords.flow(flow.facts, flow.bytes, app_proto, flow.alerted, flow.decrypted, reason, started, at)
         )
 
@@ -1034,7 +1103,7 @@ def inbound_servers(policy: Policy, signer: socket.socket | None) -> tuple[Inbou
             certificates.append((certificate_facts(chain[0]).dns_names, context))
             leafs.append(chain[0])
             number += 1
-        settings = tls_settings(policy.tls)
+        settings = tls_settings(policy.tls, watch=policy.mode is Mode.MONITOR)
         if policy.tls.inbound_upstream is Upstream.PINNED:
             pinned = UpstreamVerifier(leafs, partial_chain=True)
             settings = dataclasses.replace(settings, verifier=pinned, revocation=False)
@@ -1042,8 +1111,9 @@ def inbound_servers(policy: Policy, signer: socket.socket | None) -> tuple[Inbou
     return tuple(found)
 
 
-def tls_settings(policy: Tls) -> TlsSettings:
-    """The session settings of a policy. Raises ValueError when no trusted root can be read."""
+def tls_settings(policy: Tls, *, watch: bool = False) -> TlsSettings:
+    """The session settings of a policy; ``watch``: it is in mode monitor. Raises ValueError when no trusted root can be
+    read."""
     public = parse_anchors(system_roots())[0] if policy.trust.system else []
     anchors = parse_anchors(policy.trust.pem)[0] + public
     if not anchors:
@@ -1072,6 +1142,7 @@ def tls_settings(policy: Tls) -> TlsSettings:
         on_failure=FailAction(policy.on_failure.value),
         actions={status: FailAction(action.value) for status, action in chosen.items() if status not in passed},
         revocation=check,
+        watch=watch,
         verify_address=policy.without_sni is WithoutSni.ADDRESS,
     )
 

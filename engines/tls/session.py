@@ -53,6 +53,7 @@ from engines.tls.events import (
     NeedIssuers,
     NeedLeaf,
     NeedRevocation,
+    PassOn,
     Plaintext,
     SendClient,
     SendUpstream,
@@ -84,6 +85,7 @@ HTTP1 = b"http/1.1"
 REFUSE_AFTER = 1.0
 """Seconds a client that is refused after its handshake has for its request."""
 
+_CHANGE_CIPHER_SPEC, _CHANGE_BYTES = b"\x14", 6  # of its record
 _FALLBACK = 0x5600  # TLS_FALLBACK_SCSV
 
 # Alerts (RFC 8446 6.2) that say what a plain RST cannot, by our reason; only ``reject`` says anything.
@@ -128,6 +130,20 @@ class State(enum.Enum):
     DONE = "done"
 
 
+# States in which the client has not been answered yet.
+_UNANSWERED = frozenset(
+    (
+        State.HELLO,
+        State.HELD,
+        State.CONNECTING,
+        State.UPSTREAM_HANDSHAKE,
+        State.ISSUERS,
+        State.REVOCATION,
+        State.LEAF,
+    )
+)
+_NOT_THE_POLICY = frozenset((Status.UNREACHABLE, Status.INTERNAL))
+
 # What running out of time in a state means.
 _TIMEOUTS = {
     State.HELLO: (Status.NOT_TLS, "hello_timeout", "no complete ClientHello in time"),
@@ -151,8 +167,9 @@ class TlsSettings:
 
     ``ca_id`` tells CAs apart in leaf cache keys (SHA-256 of the certificate, say). ``on_failure`` is the action for
     every status that ``actions`` does not name. ``verify_address``: a client that names no server may go on, and the
-    server's address is verified. ``alpn``: protocols that may be offered upstream; None mirrors the
-    client's list. ``revocation``: check it; what is passed then is the verifier's to know. Timeouts in seconds, each
+    server's address is verified. ``alpn``: protocols that may be offered upstream; None mirrors the client's list.
+    ``revocation``: check it; what is passed then is the verifier's to know. ``watch``: what the policy would end is
+    handed on undecrypted (PassOn), as long as the client has not been answered. Timeouts in seconds, each
     for one state; whoever is asked about revocation answers within its own, shorter, budget.
     """
 
@@ -162,6 +179,7 @@ class TlsSettings:
     actions: Mapping[Status, FailAction] = field(default_factory=dict)
     alpn: frozenset[bytes] | None = None
     revocation: bool = False
+    watch: bool = False
     verify_address: bool = False
     hello_timeout: float = 10.0
     connect_timeout: float = 10.0
@@ -179,6 +197,7 @@ class Session:
     """
 
     __slots__ = (
+        "_before_second",
         "_client_handler",
         "_connection_open",
         "_deadline",
@@ -211,6 +230,7 @@ class Session:
         self._refused: Refusal | None = None  # said to the client once it has had its handshake
         self._server = address  # what it has to prove to be: the name asked for, or the address
         self._second: ClientHelloReader | None = None  # of the ClientHello after our HelloRetryRequest
+        self._before_second = b""
         self._connection_open = False  # the owner has, or is making, an upstream connection
         self.info = SessionInfo()
         self._state = State.HELLO
@@ -473,7 +493,6 @@ class Session:
         result = self._reader.feed(data)
         if result is None:
             return
-        self._reader = None  # its copy of the bytes is in the result
         if isinstance(result, NotTls):
             self._fail(
                 Status.NOT_TLS, result.reason, f"the client's first bytes are no TLS ClientHello: {result.reason}"
@@ -487,6 +506,7 @@ class Session:
         if refusal is not None:
             self._fail(refusal.status, refusal.reason, refusal.detail)
             return
+        self._reader = None  # its copy of the bytes is in the result
         self._enter(State.HELD, now + self._settings.connect_timeout)
         self._client_handler = self._park_client
         self._park_client(result.raw, now)
@@ -559,6 +579,10 @@ class Session:
         if finding.status is Revocation.REVOKED and not passes:
             self.info.revocation = Conclusion(finding, depth)
             action = self._settings.actions.get(Status.REVOKED, self._settings.on_failure)
+            if self._settings.watch:
+                self.info.would_be = action.value
+                self.info.passed = [*dict.fromkeys((*self.info.passed, Status.REVOKED.value))]
+                return
             self.info.revocation_action = action.value
             detail = f"while the session was open: {finding.reason} by {finding.method} {finding.source}".rstrip()
             self._fail(Status.REVOKED, "revoked", detail)
@@ -577,9 +601,12 @@ class Session:
                 self.info.passed.append(status.value)
             else:
                 action = self._settings.actions.get(status, self._settings.on_failure)
-                self.info.revocation_action = action.value
                 who = self.info.chain.certificates[depth].subject
                 detail = f"{who}: {finding.reason} by {finding.method} {finding.source}".rstrip()
+                if self._settings.watch:
+                    self._fail(status, finding.reason, detail)
+                    return
+                self.info.revocation_action = action.value
                 self._refused = Refusal(status, finding.reason, detail)
                 # Nothing the server could still say would reach anybody.
                 self._close(_TO_SERVER, _CLOSE_OF[action])
@@ -652,14 +679,21 @@ class Session:
     def _second_hello(self, data: bytes) -> bytes | None:
         """What the client sends after a HelloRetryRequest, once its ClientHello is whole and names the same server:
         RFC 8446 4.1.2, it must repeat the first, which is the one that was judged."""
+        half = self._half[_TO_SERVER]
         assert self._second is not None
         assert self.info.hello is not None
-        early = self._second.raw
-        if not early and data[:1] == b"\x14":  # change_cipher_spec, for middleboxes
-            early, data = data[:6], data[6:]
-            self._half[_TO_SERVER].connection.bio_write(early)  # type: ignore[union-attr]
-        if not data:
-            return None
+        assert half is not None
+        if not self._second.raw:
+            data = self._before_second + data
+            self._before_second = b""
+            while data[:1] == _CHANGE_CIPHER_SPEC:  # for middleboxes; OpenSSL counts them
+                if len(data) < _CHANGE_BYTES:
+                    self._before_second = data
+                    return None
+                half.connection.bio_write(data[:_CHANGE_BYTES])
+                data = data[_CHANGE_BYTES:]
+            if not data:
+                return None
         result = self._second.feed(data)
         if result is None:
             return None
@@ -806,10 +840,21 @@ class Session:
         if status is Status.NAME_MISMATCH and upstream is not None:
             self.info.server_names = self._settings.verifier.shown_names(upstream.connection)
         action = self._settings.actions.get(status, self._settings.on_failure)
+        if self._settings.watch and self._state in _UNANSWERED and status not in _NOT_THE_POLICY:
+            self._pass_on(status, reason, detail, action)
+            return
         alert = _ALERTS.get(reason, alert)
         if alert is not None and action is FailAction.REJECT and self._half[_TO_SERVER] is None:
             self._send(_TO_CLIENT, bytes((21, 3, 3, 0, 2, 2, alert)))
         self._finish(status, reason, detail, _CLOSE_OF[action])
+
+    def _pass_on(self, status: Status, reason: str, detail: str, action: FailAction) -> None:
+        data = self._reader.raw if self._reader is not None else self._ways[_TO_SERVER].unpark()
+        self._events.append(PassOn(status, reason, detail, action, data))
+        self._enter(State.DONE, None)
+        self._client_handler = self._upstream_handler = self._ignore
+        self._half = [None, None]
+        self._ways[_TO_CLIENT].unpark()
 
     def _complete(self) -> None:
         truncated = self.info.truncated

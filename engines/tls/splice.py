@@ -1,6 +1,7 @@
 """A connection that is not decrypted: passed on byte for byte, from its ClientHello on, after inspection.
 
-Takes the place of :class:`engines.tls.session.Session` when the owner lets a name bypass decryption, and speaks to the
+Takes the place of :class:`engines.tls.session.Session` when the owner lets a name bypass decryption, or only watches
+what a policy would have ended (:class:`engines.tls.events.PassOn`), and speaks to the
 owner in the same events: bytes as they are on the wire come as Plaintext, and nothing goes on that was not forwarded.
 So the rules see what they would see of a flow outside every scope, and the server is not called before the hello's
 bytes have been released.
@@ -55,7 +56,10 @@ class Splice:
         self._dialling = self._connected = self._done = False
         self._ended = [False, False]  # the sender's FIN came
         self._fin = [False, False]  # and went on
-        self._arrived(_TO_SERVER, hello)
+        if hello:
+            self._arrived(_TO_SERVER, hello)
+        else:  # the server may be the one who speaks first
+            self._dial()
 
     @property
     def state(self) -> State:
@@ -100,11 +104,13 @@ class Splice:
             return
         self._first.append(data)
         if not self._dialling:
-            self._dialling = True
-            assert self.info.sni is not None
-            assert self.deadline is not None
-            self.deadline += self._connect_timeout
-            self._events.append(ConnectUpstream(self.info.sni))
+            self._dial()
+
+    def _dial(self) -> None:
+        self._dialling = True
+        assert self.deadline is not None
+        self.deadline += self._connect_timeout
+        self._events.append(ConnectUpstream(self.info.sni or ""))
 
     def forward_eof(self, direction: Direction) -> None:
         """All that may go on this way was forwarded; the answer to Eof."""
@@ -154,7 +160,8 @@ class Splice:
             return
         self._connected = True
         self.deadline = None
-        self._events.append(SendUpstream(b"".join(self._first)))
+        if self._first:
+            self._events.append(SendUpstream(b"".join(self._first)))
         self._first.clear()
 
     def upstream_failed(self, reason: str, now: float) -> None:

@@ -19,6 +19,7 @@ from nfw.policy.model import (
     Flows,
     InboundTls,
     Log,
+    Mode,
     OpenFlows,
     Policy,
     Revocation,
@@ -49,6 +50,7 @@ def dump_policy(policy: Policy) -> str:
     base = policy.file.parent
     lines = [f"name: {_text(policy.name)}"]
     lines += [f"arn: {_text(policy.arn)}"] if policy.arn else []
+    lines += [f"mode: {policy.mode.value}"] if policy.mode is not Mode.ENFORCE else []
     lines += _variables(policy)
     lines += _stateless(policy.stateless)
     lines += _tls(policy.tls, base) if policy.tls is not None else []
@@ -142,7 +144,7 @@ def _tls(tls: Tls, base: Path) -> list[str]:
             f"  distrust: [{', '.join([*tls.distrust.keys, *(_path(file, base) for file in tls.distrust.files)])}]"
         )
     lines.append("  scopes:")
-    lines += [f"    - {_scope(scope)}" for scope in tls.scopes]
+    lines += [f"    - {format_scope(scope)}" for scope in tls.scopes]
     lines.append(f"  on_failure: {tls.on_failure.value}")
     if tls.actions:
         lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
@@ -189,7 +191,8 @@ def _bypass(tls: Tls, base: Path) -> list[str]:
     return lines
 
 
-def _scope(scope: TlsScope) -> str:
+def format_scope(scope: TlsScope) -> str:
+    """A scope as it is written in a policy."""
     parts = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
     return "{" + ", ".join(parts) + "}"
 
@@ -207,7 +210,7 @@ def _inbound(inbound: tuple[InboundTls, ...], base: Path) -> list[str]:
             parts += [f"arn: {_text(certificate.arn)}"] if certificate.arn else []
             lines.append(f"      - {{{', '.join(parts)}}}")
         lines.append("    scopes:")
-        lines += [f"      - {_scope(scope)}" for scope in entry.scopes]
+        lines += [f"      - {format_scope(scope)}" for scope in entry.scopes]
     return lines
 
 

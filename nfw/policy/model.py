@@ -25,6 +25,13 @@ from nfw.settings import DEFAULT_LOG_EVENTS
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+class Mode(enum.StrEnum):
+    """Whether the policy acts."""
+
+    ENFORCE = "enforce"
+    MONITOR = "monitor"  # what would be blocked is let through and recorded
+
+
 class RuleOrder(enum.StrEnum):
     """Order in which stateful rules are tried (AWS ``RuleOrder``)."""
 
@@ -437,6 +444,7 @@ class Policy:
     stateful: Stateful = Stateful()
     open_flows: OpenFlows = OpenFlows()
     flows: Flows = Flows()
+    mode: Mode = Mode.ENFORCE
     fail_open: bool = False  # True: without a reader the kernel lets packets through
     workers: int | Literal["auto"] = "auto"
     log: Log = Log()

@@ -61,6 +61,7 @@ DEBUG_KEYS = ("key_log", "capture", "sni", "sources", "source_ports", "destinati
 BYPASS_KEYS = ("sni", "sources", "source_ports", "destinations", "destination_ports")
 _BYPASS_EXAMPLE = '[{sni: ["*.bank.example"]}]'
 MAX_RESOLVERS = 3
+TRANSPARENCY_KEYS = ("logs", "require")
 FETCHING_KEYS = ("allow", "cache", "recheck")
 REVOCATION_KEYS = ("check", "revoked", "unknown", *FETCHING_KEYS)
 CERTIFICATE_ACTIONS = ("expired", "not_yet_valid", "untrusted", "name_mismatch", "invalid", "weak", "must_staple")
@@ -255,7 +256,7 @@ def read_fetching(section: Section, variables: Variables, base: Path) -> dict[st
 
 def read_transparency(section: Section, base: Path) -> Transparency:
     """``tls.transparency``."""
-    part = section.section("transparency", ("logs", "require"), "{logs: [ct-logs.pem], require: true}")
+    part = section.section("transparency", TRANSPARENCY_KEYS, "{logs: [ct-logs.pem], require: true}")
     if part is None:
         return Transparency()
     files: list[Path] = []
@@ -406,7 +407,7 @@ def read_authority(
     ca: Section, certificate_path: Path, key_path: Path, arn: str, check_key: bool, now: float
 ) -> CertificateAuthority:
     """The CA in two files, which the keys ``certificate`` and ``private_key`` of ``ca`` name."""
-    certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path)
+    certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, machine=True)
     key_pem: bytes | None = None
     encrypted = key_path.with_name(key_path.name + ".cred")
     if check_key and encrypted.exists() and not key_path.exists():
@@ -414,7 +415,7 @@ def read_authority(
             ca.get("private_key"), f"CA key {encrypted} is encrypted for the service, so it is not checked here"
         )
     elif check_key:
-        key_pem = _read_file(ca, ca.get("private_key"), "CA key", key_path)
+        key_pem = _read_file(ca, ca.get("private_key"), "CA key", key_path, machine=True)
         mode = too_open(key_path)
         if mode is not None:
             ca.problems.warning(
@@ -498,9 +499,11 @@ def _check_roots(section: Section, node: Node, path: Path, content: bytes, what:
     return True
 
 
-def _read_file(section: Section, node: Node | None, what: str, path: Path, hint: str = "") -> bytes | None:
+def _read_file(
+    section: Section, node: Node | None, what: str, path: Path, hint: str = "", *, machine: bool = False
+) -> bytes | None:
     try:
-        return read_bounded(path, MAX_PEM_BYTES)
+        return read_bounded(path, MAX_PEM_BYTES, machine=machine)
     except OSError as error:
         section.error(node, f"{what} {path} {error.strerror}{hint}")
         return None

@@ -17,6 +17,7 @@ from nfw.policy.model import (
     Distrust,
     Flows,
     Log,
+    Mode,
     OpenFlows,
     OpenFlowsOf,
     Policy,
@@ -50,7 +51,7 @@ from nfw.policy.yamlpos import Node, Scalar
 if TYPE_CHECKING:
     from nfw.policy.aws.firewall_policy import Logging
 
-KEYS = ("variables", "tls", "stateful", "open_flows", "flows", "fail_open", "workers", "log")
+KEYS = ("mode", "variables", "tls", "stateful", "open_flows", "flows", "fail_open", "workers", "log")
 FLOWS_KEYS = ("max_flows", "tcp_idle", "tcp_opening", "udp", "icmp", "other", "when_full")
 TLS_KEYS = (
     "trust",
@@ -88,6 +89,7 @@ class Settings:
     rule_files: RuleFiles = field(default_factory=RuleFiles)
     open_flows: OpenFlows = field(default_factory=OpenFlows)
     flows: Flows = field(default_factory=Flows)
+    mode: Mode = Mode.ENFORCE
     fail_open: bool = False
     workers: int | Literal["auto"] = "auto"
     log: Log = field(default_factory=Log)
@@ -130,6 +132,7 @@ class Settings:
             stateful=stateful,
             open_flows=self.open_flows,
             flows=flows,
+            mode=self.mode,
             fail_open=self.fail_open,
             workers=self.workers,
             log=log,
@@ -168,6 +171,7 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         else None,
         open_flows=read_open_flows(section),
         flows=read_flows(section),
+        mode=section.choice("mode", Mode.ENFORCE),
         fail_open=section.flag("fail_open", False),
         workers=read_workers(section),
         log=read_log(section, base),

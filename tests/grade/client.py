@@ -851,9 +851,17 @@ def _(bench: Bench) -> str:
 
 
 def _quic_passes(bench: Bench) -> bool:
-    """Whether a QUIC Initial towards port 443 goes through: then nothing needs to be hidden."""
-    text = (bench.firewall.dir / f"grade-{bench.policy}.yaml").read_text()
-    return "quic" not in text
+    """Whether the beginning of a QUIC connection (RFC 9000 17.2.2) goes through: then nothing needs to be hidden."""
+    port = bench.port()
+    initial = b"\xc0\0\0\0\1\x08" + os.urandom(8) + b"\0\0\x44\xb8" + os.urandom(1200)
+    with bench.lab.in_namespace("server"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind((ADDRESS, port))
+        listener.settimeout(1)
+        with bench.lab.in_namespace("client"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(initial, (ADDRESS, port))
+        with contextlib.suppress(TimeoutError):
+            return bool(listener.recv(2000))
+    return False
 
 
 @case("K31", "first bytes that are no TLS", "NOT_TLS at once")
@@ -893,21 +901,22 @@ def _(bench: Bench) -> str:
 @case("K34", "TLS within TLS", "carried as plaintext, judged by the rules on plaintext")
 def _(bench: Bench) -> str:
     inner = record(HANDSHAKE, client_hello("inner.grade.test"), 0x0301)
+    inner_answer = record(tls12.ALERT, b"\2\x28")
 
     def tunnel(side: ServerSide) -> None:
         side.read_until(b"\r\n\r\n")
         side.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         side.read_until(inner[-20:])
-        side.write(b"INNER")
+        side.write(inner_answer)
 
     with bench.serving(context=server_context(good(bench)), handler=tunnel) as server:
         client = bench.open(server.port)
         client.send(b"CONNECT inner.grade.test:443 HTTP/1.1\r\nHost: inner.grade.test:443\r\n\r\n")
         check(client.receive(39).endswith(b"\r\n\r\n"), "no answer to CONNECT")
         client.send(inner)
-        got = client.receive(5)
+        got = client.receive(len(inner_answer))
         client.close()
-        check(got == b"INNER", f"the inner bytes did not pass: {bench.log.wait(client.port, server.port)}")
+        check(got == inner_answer, f"the inner bytes did not pass: {bench.log.wait(client.port, server.port)}")
         client.close()
         check(inner in server.got, "the inner bytes changed")
     return "bytes exact, no crash"
@@ -1032,11 +1041,9 @@ def _(bench: Bench) -> str:
     return f"{count} closed, {share:.1%} CPU, others {slow * 1000:.0f} ms ({was * 1000:.0f} without)"
 
 
-@case(
-    "K38", "idle flows (1,000 for 15 s in place of 10,000 for an hour)", "at most 100 KB each, none closed", alone=True
-)
+@case("K38", "idle flows (400 for 10 s in place of 10,000 for an hour)", "at most 100 KB each, none closed", alone=True)
 def _(bench: Bench) -> str:
-    count = 1000
+    count = 400
 
     def wait(side: ServerSide) -> None:
         side.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 300, 0))
@@ -1050,7 +1057,7 @@ def _(bench: Bench) -> str:
             sock = bench.connect(server.port)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             flows.append(context.wrap_socket(sock, server_hostname=HOST))
-        time.sleep(15)
+        time.sleep(10)
         each = (bench.memory() - before) / count / 1000
         for conn in flows:
             conn.sendall(b"alive")
@@ -1409,11 +1416,16 @@ def _(bench: Bench) -> str:
         for thread in threads:
             thread.join()
         check(not wrong, f"{len(wrong)} differ, {wrong[:2]}")
+        wanted: dict[int, list[tuple[int, int]]] = {}  # by port, which may come round again
         for port, sent, received in ports:
-            counted = bench.log.wait(port, server.port, "tls")["tls"]
-            if (counted["bytes_toserver"], counted["bytes_toclient"]) != (sent, received):
-                wrong.append(f"{port}: inspected {counted['bytes_toserver']} of {sent}")
-            if not bench.log.about(port, server.port, "alert"):
+            wanted.setdefault(port, []).append((sent, received))
+        for port, sizes in wanted.items():
+            _until(lambda: len(bench.log.about(port, server.port, "tls")) >= len(sizes), 8)  # noqa: B023
+            records = [one["tls"] for one in bench.log.about(port, server.port, "tls")]
+            counted = sorted((one["bytes_toserver"], one["bytes_toclient"]) for one in records)
+            if counted != sorted(sizes):
+                wrong.append(f"{port}: inspected {counted} of {sizes}")
+            if len(bench.log.about(port, server.port, "alert")) < len(sizes):
                 wrong.append(f"{port}: the end of the body was not inspected")
     check(not wrong, f"{len(wrong)} differ, {wrong[:2]}")
     return f"{count} flows, bodies to 60 KB: hashes, counts and the inspector's finds agree"

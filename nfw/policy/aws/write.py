@@ -27,6 +27,7 @@ from nfw.policy.model import (
     Distrust,
     Flows,
     Log,
+    Mode,
     OpenFlows,
     Policy,
     Revocation,
@@ -339,6 +340,8 @@ class _Writer:
         flows = _changed(policy.flows, Flows(), {"tcp_idle"})
         if flows:
             found["flows"] = flows
+        if policy.mode is not Mode.ENFORCE:
+            found["mode"] = policy.mode.value
         if policy.fail_open:
             found["fail_open"] = True
         if policy.workers != "auto":
