@@ -14,7 +14,7 @@ from typing import Any
 
 Record = dict[str, Any]
 
-_NO_ERROR = frozenset(("OK", "POLICY", "ABORTED", "ENDED"))
+_NO_ERROR = frozenset(("OK", "BYPASSED", "POLICY", "ABORTED", "ENDED"))
 _FLAGS = (("fin", 0x01), ("syn", 0x02), ("rst", 0x04), ("psh", 0x08), ("ack", 0x10), ("urg", 0x20), ("ecn", 0x40),
           ("cwr", 0x80))  # fmt: skip
 _BASE = ("src_ip", "src_port", "dest_ip", "dest_port", "proto", "app_proto")

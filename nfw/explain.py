@@ -28,6 +28,7 @@ from nfw.capture import Captured
 from nfw.dialogue import Dialogue
 from nfw.explaintls import Terminated, terminate
 from nfw.pipeline import Answer, Context, flow_facts
+from nfw.policy.model import WithoutSni
 from nfw.policy.places import Place, places
 from nfw.policy.values import protocol_name
 from nfw.policyreplay import PolicyReplay, Tracing
@@ -396,9 +397,14 @@ class Explainer:
     def _conclude(
         self, seen: _Seen, real: NotingInspector | None, stateful: StatefulStep, ended: Terminated | None
     ) -> Conclusion:
+        notes = real.notes if real is not None else Notes()
         for step in seen.steps:
             if step.verdict in ("drop", "reject"):
-                return self._concluded(step.verdict, step.stage, step.reason, step.rule, step.packet)
+                decision = notes.decision
+                # Packets held before go with the one that decided.
+                held = step.stage == "stateful" and decision is not None and decision.rule == step.rule
+                at = max(step.packet, notes.decided_at) if held else step.packet
+                return self._concluded(step.verdict, step.stage, step.reason, step.rule, at)
         intercepted = next((step for step in seen.steps if step.verdict == "intercept"), None)
         if intercepted is not None and ended is None:
             return self._concluded("intercept", "tls", intercepted.reason, None, intercepted.packet)
@@ -407,7 +413,6 @@ class Explainer:
             concluded = self._concluded(refusal.verdict, refusal.stage, refusal.reason, refusal.rule, refusal.at)
             return replace(concluded, detail=refusal.detail)
         verdict = "alert" if stateful.alerts else "pass"
-        notes = real.notes if real is not None else Notes()
         if notes.decision is not None and notes.decision.verdict is Verdict.ACCEPT:
             return self._concluded(verdict, "stateful", "pass_rule", notes.decision.rule, notes.decided_at)
         if seen.steps and all(step.stage == "stateless" for step in seen.steps):
@@ -446,6 +451,8 @@ def _checks(policy: Any) -> tuple[str, ...]:
     tls = policy.tls
     trust = [*(["the system's roots"] if tls.trust.system else []), *map(str, tls.trust.files)]
     checks = [f"the server's certificate: issued under {' or '.join(trust)}, for the name asked for"]
+    checks[0] += " or, where none is, for its address" if tls.without_sni is WithoutSni.ADDRESS else ""
+    checks[0] += ", with a valid timestamp of certificate transparency" if tls.transparency.require else ""
     checks[0] += f"; else {tls.on_failure.value}"
     if tls.actions:
         checks[0] += f" ({', '.join(f'{status}: {action.value}' for status, action in tls.actions)})"

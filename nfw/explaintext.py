@@ -133,6 +133,8 @@ def _tls(step: TlsStep) -> Iterator[str]:
         return
     for check in step.checks:
         yield f"{'':{_INDENT}}  would check {check}"
+    if step.ended is not None:
+        yield f"{'':{_INDENT}}  rules then see {', '.join(step.ended.said)}"
 
 
 def _stateful(step: StatefulStep, names: dict[int, str], all_rules: bool) -> Iterator[str]:

@@ -6,6 +6,7 @@ accepted. Order and calls are the TLS worker's (:mod:`nfw.tlsworker`).
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -107,7 +108,8 @@ class _Session:
         """What the session makes of the client's first bytes; None: it has ended, and ``refusal`` says how."""
         # Nobody looks at a server's certificate here, so the roots it would be looked for in need not be loaded.
         trust = Trust(system=False, pem=self._tls.ca.certificate_pem)
-        session = Session(tls_settings(replace(self._tls, trust=trust)), self._now, self._now)
+        server = str(ipaddress.ip_address(self._dialogue.flow.dst))
+        session = Session(tls_settings(replace(self._tls, trust=trust)), self._now, self._now, server)
         for direction, data, _ in self._dialogue.wire():
             if direction is Direction.TO_SERVER:
                 session.client_data(data, self._now)
@@ -128,6 +130,10 @@ class _Session:
                     token = status.value.lower()
                     text = detail or reason
                     self._result.refusal = Refused(verdict, "tls", token, text, None, len(self._result.said))
+        if self._result.refusal is None:  # the engine wants another hello, which nobody described
+            action = self._tls.on_failure.value
+            detail = "the ClientHello offers no key exchange that the engine takes"
+            self._result.refusal = Refused(action, "tls", "protocol", detail, None, len(self._result.said))
         return None
 
     def _say(self, what: str) -> None:

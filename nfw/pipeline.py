@@ -26,7 +26,7 @@ from engines.verdict import Decision, Direction, RuleRef, Scope, Verdict
 from nfw import events
 from nfw.flows.ledger import Ledger, Settled
 from nfw.marks import Disposition
-from nfw.policy.model import OpenFlowsOf, Refusal, StreamException
+from nfw.policy.model import Mode, OpenFlowsOf, Refusal, StreamException
 from nfw.tuples import flow_tuple
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class Context:
     dropped: set[str] = field(default_factory=set)  # reasons already logged
     alerted: bool = False
     decision: Decision | None = None
+    blocked: Decision | None = None  # mode monitor: what would have ended the flow
     logged: bool = False  # the flow's record is written
     passing: Direction | None = None  # the direction the kernel forwards by itself
 
@@ -125,6 +126,9 @@ class Pipeline:
         self.filter = compiled.filter
         self.scopes = compiled.scopes
         self.ruleset = compiled.ruleset
+        self.monitor = policy.mode is Mode.MONITOR
+        # Mode monitor: (flow, reason, rule) of what was recorded without being blocked, oldest first.
+        self.told: OrderedDict[tuple[int, bytes, str, Any], None] = OrderedDict()
         stateful = policy.stateful
         self.inspects = bool(stateful.signatures or stateful.default_actions or compiled.ruleset.logs)
         self.table = FlowTable(policy.flows.max_flows, compiled.timeouts, policy.flows.when_full.value)
@@ -160,7 +164,12 @@ class Pipeline:
             return self._drop("invalid_packet", packet, now)
         match = self.filter.match(packet, now)
         if match.action is not StatelessAction.FORWARD:
-            return self._stateless(packet, match, now)
+            answer = self._stateless(packet, match, now)
+            if self.monitor and match.action is StatelessAction.DROP and packet.protocol in (TCP, UDP):
+                # What would not have begun goes by unseen; of a flow that is inspected, this packet alone does.
+                inspected = generation == self.generation and _IS_INSPECTED[disposition]
+                return answer if inspected or self._flag_rules else Answer.PASS
+            return answer
         self.forwarded += 1
         self.forwarded_bytes += len(data)
         # The kernel copies an older mark bit by bit, and a verdict may change it meanwhile: what REPLY says holds
@@ -318,6 +327,10 @@ class Pipeline:
                 self._reset(packet)
             return self._drop("open_flow", packet, now)
         exception = self.policy.stateful.stream_exception
+        if self.monitor and exception is not StreamException.CONTINUE and not packet.tcp_flags & RST:
+            verdict = Verdict.REJECT if exception is StreamException.REJECT else Verdict.DROP
+            self._drop("stream_exception", packet, now, verdict=verdict)
+            exception = StreamException.CONTINUE
         if exception is StreamException.CONTINUE:
             self._count("stream_exception_continue")
             return _bare_reset(packet)
@@ -359,6 +372,8 @@ class Pipeline:
 
     def _ends_open(self, packet: Packet) -> bool:
         """Whether the policy ends a flow that was open when it was applied."""
+        if self.monitor:
+            return False
         which = self.policy.open_flows.which
         return which is OpenFlowsOf.ALL or (
             which is OpenFlowsOf.TLS_SCOPE and (self._in_scope(packet) or self._reply_in_scope(packet))
@@ -508,6 +523,9 @@ class Pipeline:
             if decision.scope is Scope.FLOW and context.decision is None:
                 context.decision = decision
             return None
+        if self.monitor:
+            self._would_block(decision, flow, context, packet, now)
+            return None
         self._count(decision.reason)
         self._verdict("stateful", decision.verdict.value, decision.reason)
         key = f"{decision.reason}:{decision.rule}"
@@ -525,11 +543,24 @@ class Pipeline:
             self._settle(flow, Answer.DROP_FLOW, now)
         return Answer.DROP_FLOW
 
+    def _would_block(self, decision: Decision, flow: Flow, context: Context, packet: Packet | None, now: float) -> None:
+        """Mode monitor: record what would have been. The inspector has decided, and is asked no more, as always."""
+        if context.blocked is not None:
+            return
+        if decision.scope is Scope.FLOW:
+            context.blocked = decision
+        self._count(decision.reason)
+        self._verdict("stateful", f"would_{decision.verdict.value}", decision.reason)
+        key = f"{decision.reason}:{decision.rule}"
+        if key not in context.dropped and len(context.dropped) < 32:
+            context.dropped.add(key)
+            self._drop_event(decision.reason, flow_event(flow, "drop", now + self.wall, packet), decision)
+
     def _kernel_may_take(self, context: Context, packet: Packet) -> bool:
         """Both directions are settled, and no stateless rule has to see each packet."""
         if context.held or (self._flag_rules and packet.protocol == TCP):
             return False
-        return self.filter.action_of_reply(packet) is not StatelessAction.DROP
+        return self.monitor or self.filter.action_of_reply(packet) is not StatelessAction.DROP
 
     # -- held packets ----------------------------------------------------------------------------------------------
 
@@ -673,7 +704,7 @@ class Pipeline:
             return
         context.logged = True
         event = flow_event(flow, "flow", now + self.wall, None)
-        decision = context.decision
+        decision = context.blocked or context.decision
         if context.inspector is not None and self.ruleset.logs:
             context.inspector.log_rest()
             self._transactions(flow, context.inspector, now)
@@ -696,14 +727,14 @@ class Pipeline:
         if decision is not None:
             event["verdict"] = {"action": decision.verdict.value}
             event["nfw"] = {"reason": decision.reason, **events.where(decision.rule)}
-        self.effects.event(event)
+        self._event(event)
 
     def _transactions(self, flow: Flow, inspector: Inspector, now: float) -> None:
         for kind, tx_id, fields in inspector.transactions:
             event = flow_event(flow, kind, now + self.wall, None)
             event["tx_id"] = tx_id
             event[kind] = fields
-            self.effects.event(event)
+            self._event(event)
         inspector.transactions.clear()
 
     def _alert(self, alert: Any, flow: Flow, now: float) -> None:
@@ -716,7 +747,7 @@ class Pipeline:
         event.update(alert.tx)
         event["nfw"] = {"stage": "stateful", **events.where(alert.rule.ref)}
         self._count("alert")
-        self.effects.event(event)
+        self._event(event)
 
     def _drop(
         self,
@@ -727,19 +758,24 @@ class Pipeline:
         flow: Flow | None = None,
         verdict: Verdict = Verdict.DROP,
     ) -> Answer:
-        """Drop one packet; log it within the budget of records for packets without a flow."""
+        """Drop one packet; log it within the budget of records for packets without a flow. Mode monitor: let it go, and
+        log the first of its flow."""
         self._count(reason)
-        self._verdict("stateless" if reason.startswith("stateless") else "flow", verdict.value, reason)
+        named = f"would_{verdict.value}" if self.monitor else verdict.value
+        self._verdict("stateless" if reason.startswith("stateless") else "flow", named, reason)
+        if self.monitor and packet.key and not self._first_told((packet.protocol, packet.key, reason, rule)):
+            return Answer.ONCE
+        refused = Answer.ONCE if self.monitor else Answer.DROP
         self._drop_budget = min(
             float(DROP_EVENTS_PER_SECOND), self._drop_budget + (now - self._drop_at) * DROP_EVENTS_PER_SECOND
         )
         self._drop_at = now
         if self._drop_budget < 1.0:
             self._count("drop_records_suppressed")
-            return Answer.DROP
+            return refused
         self._drop_budget -= 1.0
         if len(packet.src) not in (4, 16):
-            return Answer.DROP
+            return refused
         event = events.base(
             "drop",
             now + self.wall,
@@ -751,18 +787,29 @@ class Pipeline:
             dport=packet.dport,
         )
         self._drop_event(reason, event, Decision(verdict, Scope.PACKET, reason, rule))
-        return Answer.DROP
+        return refused
+
+    def _first_told(self, key: tuple[int, bytes, str, Any]) -> bool:
+        if key in self.told:
+            return False
+        self.told[key] = None
+        if len(self.told) > SETTLED_KEYS:
+            self.told.popitem(last=False)
+        return True
 
     def _drop_event(self, reason: str, event: dict[str, Any], decision: Decision) -> None:
         event["drop"] = {"reason": reason}
         event["verdict"] = {"action": decision.verdict.value}
         event["nfw"] = {"reason": reason, "scope": decision.scope.value, **events.where(decision.rule)}
-        self.effects.event(event)
+        self._event(event)
 
     def _quiet(self, reason: str) -> Answer:
         self._count(reason)
         self._verdict("flow", "drop", reason)
         return Answer.DROP
+
+    def _event(self, event: dict[str, Any]) -> None:
+        self.effects.event(events.only_watched(event) if self.monitor else event)
 
     def _verdict(self, stage: str, verdict: str, reason: str) -> None:
         """Reasons are names of the program and of default actions, so there are only so many."""

@@ -34,7 +34,7 @@ def base(facts: FlowFacts, kind: str, unix_time: float, direction: Direction = D
     )
 
 
-def alert(facts: FlowFacts, found: Alert, unix_time: float) -> dict[str, Any]:
+def alert(facts: FlowFacts, found: Alert, decrypted: bool, unix_time: float) -> dict[str, Any]:
     """A rule that matched."""
     event = base(facts, "alert", unix_time, found.direction)
     event["direction"] = "to_server" if found.direction is Direction.TO_SERVER else "to_client"
@@ -43,17 +43,21 @@ def alert(facts: FlowFacts, found: Alert, unix_time: float) -> dict[str, Any]:
     if found.app_proto:
         event["app_proto"] = found.app_proto
     event.update(found.tx)
-    event["tls_inspected"] = True
+    if decrypted:
+        event["tls_inspected"] = True
     event["nfw"] = {"stage": "stateful", **events.where(found.rule.ref)}
     return event
 
 
-def transaction(facts: FlowFacts, kind: str, tx_id: int, fields: dict[str, object], unix_time: float) -> dict[str, Any]:
+def transaction(
+    facts: FlowFacts, kind: str, tx_id: int, fields: dict[str, object], decrypted: bool, unix_time: float
+) -> dict[str, Any]:
     """A request and its answer, of whatever the session carries."""
     event = base(facts, kind, unix_time)
     event["tx_id"] = tx_id
     event[kind] = fields
-    event["tls_inspected"] = True
+    if decrypted:
+        event["tls_inspected"] = True
     return event
 
 
@@ -83,6 +87,10 @@ def tls(
         event["revocation_check"] = _revocation_check(info, info.chain, info.revocation)
     if detail:
         event["nfw"]["detail"] = detail
+    if info is not None and info.bypass:
+        event["nfw"]["bypass"] = info.bypass
+    if info is not None and info.bypass_refused:
+        event["nfw"]["bypass_refused"] = info.bypass_refused
     if info is not None and info.remarks:
         event["nfw"]["remarks"] = info.remarks
     if info is not None and info.passed:
@@ -96,6 +104,8 @@ def tls(
     if decision is not None:
         event["verdict"] = {"action": decision.verdict.value}
         event["nfw"].update(events.where(decision.rule))
+    if info is not None and info.would_be:
+        event["verdict"] = {"action": info.would_be}
     return event
 
 
@@ -104,11 +114,12 @@ def flow(
     counted: Sequence[int],
     app_proto: str,
     alerted: bool,
+    decrypted: bool,
     reason: str,
     started: float,
     unix_time: float,
 ) -> dict[str, Any]:
-    """The flow as netflow would have it; ``counted`` are plaintext bytes by direction."""
+    """The flow as netflow would have it; ``counted`` are bytes by direction, of plaintext where there is any."""
     event = base(facts, "flow", unix_time)
     event["flow"] = {
         "bytes_toserver": counted[Direction.TO_SERVER],
@@ -120,7 +131,8 @@ def flow(
         "alerted": alerted,
     }
     event["app_proto"] = app_proto or "tls"
-    event["tls_inspected"] = True
+    if decrypted:
+        event["tls_inspected"] = True
     return event
 
 

@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,27 +30,31 @@ from cryptography.hazmat.primitives import hashes
 from engines.counts import RuleCounts
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
+from engines.tls.bypass import BypassList
 from engines.tls.knownbad import KNOWN_BAD
 from engines.tls.revocation import Question
 from engines.tls.session import Session, State, TlsSettings
+from engines.tls.splice import Splice
 from engines.tls.status import FailAction, Status
 from engines.tls.transparency import Logs
 from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
-from nfw import process, tlsrecords
+from nfw import events, process, tlsrecords
 from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
 from nfw.histogram import Histogram
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
-from nfw.policy.model import Refusal, TlsAction, TlsKeywords, WithoutSni
+from nfw.namedesk import NameDesk
+from nfw.policy.model import Mode, Refusal, TlsAction, TlsKeywords, WithoutSni
 from nfw.policy.read_tls import public_keys
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.rulerows import STATUSES, status_row
 from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
+from nfw.suggestions import Suggestions
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
@@ -66,6 +71,16 @@ HANDSHAKE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 RECHECK_SECONDS = 2.0  # at least, between two questions about the certificates of an open session
 ACCEPTS = 64  # between two looks at the other sockets
 MESSAGE_BYTES = 1 << 20
+SUGGESTIONS_TOLD = 100  # names; all workers of a generation must fit in one message of the leader
+
+
+@dataclass(frozen=True, slots=True)
+class Helpers:
+    """Sockets to the processes a TLS worker asks. The last two are there when the policy needs them."""
+
+    holder: socket.socket
+    fetcher: socket.socket | None = None
+    resolver: socket.socket | None = None
 
 
 class Flow:
@@ -73,6 +88,7 @@ class Flow:
 
     __slots__ = (
         "alerted",
+        "blocked",
         "bytes",
         "client",
         "connecting",
@@ -93,7 +109,9 @@ class Flow:
         "session",
         "source",
         "started",
+        "told",
         "upstream",
+        "would_be",
     )
 
     def __init__(
@@ -110,7 +128,7 @@ class Flow:
         self.upstream: Side | None = None
         self.source = source
         self.destination = destination
-        self.session = session
+        self.session: Session | Splice = session
         self.inspector: Inspector | None = None
         self.facts = FlowFacts(
             key, socket.IPPROTO_TCP, packed(source[0]), packed(destination[0]), source[1], destination[1]
@@ -128,7 +146,19 @@ class Flow:
         self.decision: Decision | None = None
         self.alerted = False
         self.logged = False
+        self.would_be: tls.PassOn | None = None  # mode monitor: what the policy would have ended it for
+        self.blocked: Decision | None = None  # mode monitor: what rules would have ended it
+        self.told: set[str] = set()  # mode monitor: reasons recorded without being acted on
         self.scope: int | None = None  # the first that covers it
+
+    @property
+    def decrypted(self) -> bool:
+        return isinstance(self.session, Session)
+
+    @property
+    def stage(self) -> str:
+        """How far it has got, in a word."""
+        return self.session.state.value if isinstance(self.session, Session) else "bypassed"
 
     def sides(self) -> list[Side]:
         """The sockets that are open."""
@@ -144,10 +174,9 @@ class TlsWorker:
         settings: GenerationSettings,
         listeners: tuple[socket.socket, socket.socket],
         port: int,
-        holder: socket.socket,
+        helpers: Helpers,
         leader: socket.socket,
         log: socket.socket,
-        fetcher: socket.socket | None = None,
         statuses: RuleCounts | None = None,
     ) -> None:
         self.policy = compiled.policy
@@ -157,20 +186,25 @@ class TlsWorker:
         self.give_ups = GiveUps(compiled.ruleset, process.tell)
         self.port = port
         self.leader = leader
-        self.holder = holder
+        self.holder = holder = helpers.holder
         holder.setblocking(False)
         layout = MarkLayout(settings.mark_mask)
         self.mark = layout.compose(settings.number, Disposition.OWN)
         self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.wanted)
         assert self.policy.tls is not None
-        self.settings = tls_settings(self.policy.tls)
+        self.monitor = self.policy.mode is Mode.MONITOR
+        self.settings = tls_settings(self.policy.tls, watch=self.monitor)
         self.recheck = self.policy.tls.revocation.check and self.policy.tls.revocation.recheck
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
         self.desk: LeafDesk[Flow] = LeafDesk(holder)
-        self.fetcher = fetcher
+        self.fetcher = fetcher = helpers.fetcher
+        self.resolver = helpers.resolver
+        self.names: NameDesk[Flow] | None = None
+        self.bypass = BypassList(self.policy.tls.bypass)
+        self.suggestions = Suggestions()
         self.revocations: RevocationDesk[Flow] | None = None
         self.wall = time.time() - time.monotonic()
         self.epoll = select.epoll()
@@ -183,6 +217,10 @@ class TlsWorker:
             fetcher.setblocking(False)
             self.revocations = RevocationDesk(fetcher)
             self.epoll.register(fetcher.fileno(), select.EPOLLIN)
+        if self.resolver is not None:
+            self.resolver.setblocking(False)
+            self.names = NameDesk(self.resolver)
+            self.epoll.register(self.resolver.fileno(), select.EPOLLIN)
         self.sides: dict[int, tuple[Flow, Side]] = {}
         self.flows: OrderedDict[int, Flow] = OrderedDict()
         self.listings = Listings(lambda now: session_flows(self.flows, now))
@@ -219,6 +257,8 @@ class TlsWorker:
                     self._leafs(now)
                 elif self.fetcher is not None and fd == self.fetcher.fileno():
                     self._revocations(now)
+                elif self.resolver is not None and fd == self.resolver.fileno():
+                    self._resolved(now)
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
                 self._tick(now)
@@ -252,14 +292,18 @@ class TlsWorker:
         self.listings.expire(now)
         for flow in list(self.flows.values()):
             deadline = flow.session.deadline
-            if self.recheck and flow.session.state is State.RELAY:
+            if self.recheck and _state(flow) is State.RELAY:
                 self._guard(flow, self._recheck, flow, now)
             if flow.finished_at or now - flow.last > self.idle_seconds or (deadline is not None and now >= deadline):
                 self._guard(flow, self._check, flow, now)
-        self.desk.ask_again(now, lambda flow: flow.key in self.flows and flow.session.state is State.LEAF)
+        if self.names is not None:
+            for flow in self.names.overdue(now):
+                if flow.key in self.flows:
+                    self._guard(flow, self._placed, flow, "no_answer", now)
+        self.desk.ask_again(now, lambda flow: flow.key in self.flows and _state(flow) is State.LEAF)
         if self.revocations is not None:
             self.revocations.ask_again(
-                now, lambda flow: flow.key in self.flows and flow.session.state in (State.ISSUERS, State.REVOCATION)
+                now, lambda flow: flow.key in self.flows and _state(flow) in (State.ISSUERS, State.REVOCATION)
             )
 
     def _recheck(self, flow: Flow, now: float) -> None:
@@ -498,13 +542,15 @@ class TlsWorker:
                 self._plaintext(flow, direction, data, now)
             case tls.Hello(hello):
                 self._hello(flow, hello, now)
+            case tls.PassOn():
+                self._pass_on(flow, event, now)
             case tls.ConnectUpstream():
                 self._dial(flow, now)
             case tls.NeedIssuers(certificate):
                 assert self.revocations is not None
                 issuers = self.revocations.ask_issuers(certificate, flow, now)
                 if issuers is not None:
-                    flow.session.issuers_found(issuers, now)
+                    _session(flow).issuers_found(issuers, now)
             case tls.NeedRevocation(questions):
                 for question in questions:
                     self._ask_revocation(flow, question, now)
@@ -513,7 +559,7 @@ class TlsWorker:
                     return
                 context = self.desk.ask(key, request, flow, now, now + self.wall)
                 if context is not None:
-                    flow.session.leaf_ready(context, now)
+                    _session(flow).leaf_ready(context, now)
             case tls.Eof(direction):
                 self._plaintext_end(flow, direction, now)
             case tls.CloseClient(how):
@@ -526,6 +572,62 @@ class TlsWorker:
                 self.handshakes.observe(now - flow.started)
 
     def _hello(self, flow: Flow, hello: Any, now: float) -> None:
+        facts = flow.facts
+        client, server = (facts.client, facts.client_port), (facts.server, facts.server_port)
+        if self.names is not None and hello.sni is not None and self.bypass.covers(hello.sni, client, server):
+            why = self.names.ask(hello.sni, facts.server, flow, now)
+            if why is not None:
+                self._placed(flow, why, now)
+        else:
+            self._decrypt(flow, hello, now)
+
+    def _pass_on(self, flow: Flow, event: tls.PassOn, now: float) -> None:
+        """Mode monitor: the client and the server are left to themselves, so that the client is shown what the server
+        is. What would have ended the connection is recorded at once."""
+        info, status = flow.session.info, event.status.value
+        if flow.upstream is not None:
+            self._close_side(flow.upstream, "reset")
+        flow.upstream, flow.connecting, flow.cut = None, False, False
+        if flow.inspector is not None and self.ruleset.logs:
+            flow.inspector.log_rest()
+            self._transactions(flow, flow.inspector, now)
+        flow.inspector = None  # it would not have got any further
+        info.bypass = "monitor"
+        flow.would_be = event
+        self._count(f"tls_{status.lower()}")
+        self._verdict("tls", f"would_{event.action.value}", event.reason)
+        record = tlsrecords.tls(flow.facts, status, event.reason, event.detail, info, None, now + self.wall)
+        record["verdict"] = {"action": event.action.value}
+        self._write(record)
+        flow.session = Splice(info, event.data, self.settings.connect_timeout, now)
+
+    def _resolved(self, now: float) -> None:
+        assert self.names is not None
+        try:
+            for flow, why in self.names.answers():
+                if flow.key in self.flows:
+                    self._guard(flow, self._placed, flow, why, now)
+        except (OSError, EOFError):
+            self.stopping = True
+
+    def _placed(self, flow: Flow, why: str, now: float) -> None:
+        """Whether the destination is one of the exempted name's addresses: ``why`` is "" or why nobody can say so."""
+        session, hello = flow.session, flow.session.info.hello
+        if not isinstance(session, Session) or session.state is not State.HELD or hello is None:
+            return  # the client has left meanwhile
+        if why:
+            session.info.bypass_refused = why
+            self._count("bypass_refused")
+            self._decrypt(flow, hello, now)
+        else:
+            session.info.bypass = "dns"
+            self._count("bypassed")
+            if flow.inspector is not None:
+                flow.inspector.not_decrypted()
+            flow.session = Splice(session.info, session.release(), self.settings.connect_timeout, now)
+        self._drain(flow, now)
+
+    def _decrypt(self, flow: Flow, hello: Any, now: float) -> None:
         if flow.inspector is not None:
             facts = TlsFacts.from_hello(hello)
             if not self.all_keywords:
@@ -533,13 +635,13 @@ class TlsWorker:
             outcome = flow.inspector.tls_hello(facts, now, self.session_holding, self.all_keywords)
             if self._judged(flow, outcome, now):
                 return
-        flow.session.proceed(now)
+        _session(flow).proceed(now)
 
     def _ask_revocation(self, flow: Flow, question: Question, now: float) -> None:
         assert self.revocations is not None
         finding = self.revocations.ask(question, flow, now, now + self.wall)
         if finding is not None:
-            flow.session.revocation_found(question.depth, finding, now)
+            _session(flow).revocation_found(question.depth, finding, now)
 
     def _revocations(self, now: float) -> None:
         assert self.revocations is not None
@@ -551,10 +653,13 @@ class TlsWorker:
             self.stopping = True
 
     def _revocation(self, flow: Flow, depth: int, finding: FetcherAnswer, now: float) -> None:
+        session = flow.session
+        if not isinstance(session, Session):
+            return  # it was handed on undecrypted meanwhile
         if isinstance(finding, tuple):
-            flow.session.issuers_found(finding, now)
+            session.issuers_found(finding, now)
         else:
-            flow.session.revocation_found(depth, finding, now)
+            session.revocation_found(depth, finding, now)
         self._drain(flow, now)
 
     def _verified(self, flow: Flow, now: float) -> bool:
@@ -578,10 +683,13 @@ class TlsWorker:
             self.stopping = True  # the leader, who keeps the other end open, is gone
 
     def _leaf(self, flow: Flow, answer: Answer[Flow], now: float) -> None:
+        session = flow.session
+        if not isinstance(session, Session):
+            return  # as above
         if answer.context is not None:
-            flow.session.leaf_ready(answer.context, now)
+            session.leaf_ready(answer.context, now)
         else:
-            flow.session.leaf_failed(answer.error, now)
+            session.leaf_failed(answer.error, now)
         self._drain(flow, now)
 
     # -- plaintext -------------------------------------------------------------------------------------------------
@@ -591,7 +699,8 @@ class TlsWorker:
         if flow.finished_at:
             return
         flow.bytes[direction] += len(data)
-        self.bytes[direction] += len(data)
+        if flow.decrypted:
+            self.bytes[direction] += len(data)
         if inspector is None or (inspector.finished and not flow.pending[direction]):
             flow.session.forward(direction, data)
             return
@@ -642,16 +751,19 @@ class TlsWorker:
         for alert in outcome.alerts:
             flow.alerted = True
             self._count("alert")
-            self.log.write(tlsrecords.alert(flow.facts, alert, now + self.wall))
+            self._write(tlsrecords.alert(flow.facts, alert, flow.decrypted, now + self.wall))
         decision = outcome.decision
         if decision.verdict is Verdict.ACCEPT:
             if decision.scope is Scope.FLOW:
                 flow.decision = decision
             return False
+        if self.monitor:
+            self._would_end(flow, decision, now)
+            return False
         flow.decision = decision
         self._count(decision.reason)
         self._verdict("decrypted", decision.verdict.value, decision.reason)
-        self.log.write(tlsrecords.drop(flow.facts, decision, now + self.wall))
+        self._write(tlsrecords.drop(flow.facts, decision, now + self.wall))
         for pending in flow.pending:
             pending.clear()
         how = FailAction.REJECT if decision.verdict is Verdict.REJECT else FailAction.DROP
@@ -659,9 +771,24 @@ class TlsWorker:
         self._drain(flow, now)
         return True
 
+    def _would_end(self, flow: Flow, decision: Decision, now: float) -> None:
+        """Mode monitor: record what would have been. The inspector has decided about the flow and lets the rest go."""
+        key = f"{decision.reason}:{decision.rule}"
+        if decision.reason == "flow_drop" or key in flow.told or len(flow.told) >= 32:
+            return
+        flow.told.add(key)
+        flow.blocked = flow.blocked or decision
+        self._count(decision.reason)
+        self._verdict("decrypted", f"would_{decision.verdict.value}", decision.reason)
+        self._write(tlsrecords.drop(flow.facts, decision, now + self.wall))
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self.log.write(events.only_watched(event) if self.monitor else event)
+
     def _transactions(self, flow: Flow, inspector: Inspector, now: float) -> None:
         for kind, tx_id, fields in inspector.transactions:
-            self.log.write(tlsrecords.transaction(flow.facts, kind, tx_id, fields, now + self.wall))
+            at = now + self.wall
+            self._write(tlsrecords.transaction(flow.facts, kind, tx_id, fields, flow.decrypted, at))
         inspector.transactions.clear()
 
     # -- end -------------------------------------------------------------------------------------------------------
@@ -683,6 +810,8 @@ class TlsWorker:
 
     def _finished(self, flow: Flow, event: tls.Finished, now: float) -> None:
         """The session is over. Its sockets stay until what is queued was delivered and the peers have closed."""
+        if event.reason == "client_refused" and event.info.sni is not None:
+            self.suggestions.refused(event.info.sni, event.info.client_alert)
         app_proto = flow.inspector.app_proto if flow.inspector is not None else ""
         self._log_end(flow, event.status.value, event.reason, event.detail, app_proto, now)
         flow.finished_at = flow.last = now
@@ -795,6 +924,7 @@ class TlsWorker:
             },
             "rules_omitted": omitted,
             "pcre_gave_up": self.give_ups.counts(),
+            "bypass_suggestions": self.suggestions.most(SUGGESTIONS_TOLD),
             "bugs": self.bugs,
             "log_dropped": self.log.dropped,
         }
@@ -811,26 +941,45 @@ class TlsWorker:
         if flow.logged:
             return
         flow.logged = True
-        self._count(f"tls_{status.lower()}")
         carried = sum(flow.bytes)
-        self.statuses.add(status_row(status), carried, now, flow=True)
+        told = status if flow.would_be is None else flow.would_be.status.value
+        self.statuses.add(status_row(told), carried, now, flow=True)
         if self.scopes is not None and flow.scope is not None:
             self.scopes.counts.octets[flow.scope] += carried
         if reason.endswith("_timeout"):
             self._count("timed_out")
-        if status not in ("OK", "POLICY", "ABORTED", "ENDED"):
+        passed_on = flow.would_be is not None
+        if not passed_on:
+            self._count(f"tls_{status.lower()}")
+        if not passed_on and status not in ("OK", "BYPASSED", "POLICY", "ABORTED", "ENDED"):
             self._verdict("tls", self.settings.on_failure.value, reason)
         if flow.inspector is not None and self.ruleset is not None and self.ruleset.logs:
             flow.inspector.log_rest()
             self._transactions(flow, flow.inspector, now)
         at = now + self.wall
-        self.log.write(tlsrecords.tls(flow.facts, status, reason, detail, flow.session.info, flow.decision, at))
+        if not passed_on:
+            self._write(
+                tlsrecords.tls(flow.facts, status, reason, detail, flow.session.info, flow.blocked or flow.decision, at)
+            )
         started = flow.started + self.wall
-        self.log.write(tlsrecords.flow(flow.facts, flow.bytes, app_proto, flow.alerted, reason, started, at))
+        self._write(
+            tlsrecords.flow(flow.facts, flow.bytes, app_proto, flow.alerted, flow.decrypted, reason, started, at)
+        )
 
 
-def tls_settings(policy: Tls) -> TlsSettings:
-    """The session settings of a policy. Raises ValueError when no trusted root can be read."""
+def _session(flow: Flow) -> Session:
+    """The session of a flow that is being decrypted; no other asks for a leaf or for revocation."""
+    assert isinstance(flow.session, Session)
+    return flow.session
+
+
+def _state(flow: Flow) -> State | None:
+    return flow.session.state if isinstance(flow.session, Session) else None
+
+
+def tls_settings(policy: Tls, *, watch: bool = False) -> TlsSettings:
+    """The session settings of a policy; ``watch``: it is in mode monitor. Raises ValueError when no trusted root can be
+    read."""
     public = parse_anchors(system_roots())[0] if policy.trust.system else []
     anchors = parse_anchors(policy.trust.pem)[0] + public
     if not anchors:
@@ -859,6 +1008,7 @@ def tls_settings(policy: Tls) -> TlsSettings:
         on_failure=FailAction(policy.on_failure.value),
         actions={status: FailAction(action.value) for status, action in chosen.items() if status not in passed},
         revocation=check,
+        watch=watch,
         verify_address=policy.without_sni is WithoutSni.ADDRESS,
     )
 
@@ -877,16 +1027,15 @@ def run(
     settings: GenerationSettings,
     listeners: tuple[socket.socket, socket.socket],
     port: int,
-    holder: socket.socket,
+    helpers: Helpers,
     leader: socket.socket,
     log: socket.socket,
-    fetcher: socket.socket | None = None,
     statuses: RuleCounts | None = None,
 ) -> None:
     """The TLS worker process. Tells the leader ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
-        worker = TlsWorker(compiled, settings, listeners, port, holder, leader, log, fetcher, statuses)
+        worker = TlsWorker(compiled, settings, listeners, port, helpers, leader, log, statuses)
     except (OSError, ValueError) as error:
         leader.sendall(f"error: {error}".encode())
         sys.exit(1)

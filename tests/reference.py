@@ -49,6 +49,7 @@ PARTS = (
         {
             "name": "shown by `nfw status` and in logs; the file's name where there is none",
             "arn": "kept for conversion to AWS's documents",
+            "mode": "`monitor`: what would be blocked passes, and is recorded as what it would have been",
             "variables": "lists of addresses or ports, in rules `$NAME`; `HOME_NET`, `EXTERNAL_NET` are always there",
             "stateless": "stage 1: 5-tuple rules",
             "tls": "stage 2: which connections are decrypted, and how",
@@ -124,6 +125,8 @@ PARTS = (
             "transparency": "whether certificates below the system's roots must be public",
             "session_holding": "SNI rules decide before the server is contacted",
             "keywords": "what rules see of a decrypted session: `sni` is AWS's view",
+            "bypass": "names that are not decrypted: `[{sni: [...]}]`, each with the keys of a scope beside it",
+            "resolvers": "addresses of resolvers for those names; those of /etc/resolv.conf where there are none",
             "arn": "kept for conversion",
         },
     ),
@@ -161,14 +164,14 @@ PARTS = (
             "unknown": "the end of one of which nobody says within 2 s",
             "allow": "private networks whose responders may be asked, on any port",
             "cache": "folder for what they said",
-            "recheck": "ask again while a flow is open, whenever the answer it rests on ends; close those of the revoked",
+            "recheck": "ask again for open flows when the answer they rest on ends; those of the revoked are closed",
         },
     ),
     Part(
         "tls.transparency",
         read_tls.TRANSPARENCY_KEYS,
         model.Transparency,
-        "Signed certificate timestamps (RFC 6962) that are part of a certificate; what was found is logged as `nfw.sct`.",
+        "Signed certificate timestamps (RFC 6962) that are part of a certificate; `nfw.sct` in the log names them.",
         {
             "logs": "PEM files of the public keys of the logs that are trusted",
             "require": "certificates without a valid timestamp of one are INVALID; needs `logs`",
@@ -286,7 +289,7 @@ PARTS = (
             "format": "`eve`: Suricata's EVE; `aws`: AWS Network Firewall's ALERT, FLOW and TLS records",
             "sinks": f"up to {read_log.MAX_SINKS} places more",
             "stats_interval": "seconds between `stats` records",
-            "flow_interval": "seconds between `flow` records of a flow that stays open; 0 is none",
+            "flow_interval": "seconds between records of a flow that stays open; 0: only at its end",
         },
     ),
     Part(
@@ -310,7 +313,7 @@ PARTS = (
 
 
 def policy_reference() -> str:
-    """Markdown. Raises KeyError for a key nothing is said about, ValueError for one that is no more."""
+    """Markdown. Raises ValueError for a key nothing is said about, and for one that is no more."""
     lines = [
         "# Policy reference",
         "",
@@ -320,8 +323,12 @@ def policy_reference() -> str:
         "",
     ]
     for part in PARTS:
-        if set(part.texts) - set(part.keys):
-            raise ValueError(f"{part.path}: no such key: {set(part.texts) - set(part.keys)}")
+        for keys, what in (
+            (set(part.keys) - set(part.texts), "say in tests/reference.py what this key is for"),
+            (set(part.texts) - set(part.keys), "no such key any more"),
+        ):
+            if keys:
+                raise ValueError(f"{part.path or 'policy'}: {', '.join(sorted(keys))}: {what}")
         lines += [f"## {f'`{part.path}`' if part.path else 'The policy'}", "", part.about, ""]
         lines += ["| key | values | default | |", "|---|---|---|---|"]
         held = _fields(part.held)

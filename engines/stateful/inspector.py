@@ -207,6 +207,10 @@ class Inspector:
         self._layers.insert(0, layer)
         return self._judge_opening(_TO_SERVER, now)
 
+    def not_decrypted(self) -> None:
+        """The flow is passed on as it is: what follows are the bytes on the wire, from the first on."""
+        self._undecided.decrypted = False
+
     def tls_server(self, chain: Sequence[bytes], now: float) -> Outcome:
         """The certificates (DER, leaf first) the server of a decrypted flow has shown; judged like the hello."""
         if self._outcome is not None:

@@ -61,11 +61,11 @@ _COVERS: dict[str, frozenset[str]] = {
     "http": frozenset({"http", "http1", "http2", "doh2"}),
     "http1": frozenset({"http", "http1"}),
     "http2": frozenset({"http2", "doh2"}),
-    "dns": frozenset({"dns", "doh2"}),
+    "dns": frozenset({"dns", "doh2", "mdns", "llmnr"}),
     "dcerpc": frozenset({"dcerpc", "smb"}),
 }
 # Protocols with a parser get a group even if no rule names them: rules on tcp with sticky buffers go there.
-_PROTOCOLS = ("http", "http2", "doh2", "dns", "tls", "ssh", "smtp", "ftp", "ftp-data", "dcerpc", "smb")
+_PROTOCOLS = ("http", "http2", "doh2", "dns", "mdns", "llmnr", "tls", "ssh", "smtp", "ftp", "ftp-data", "dcerpc", "smb")
 _DENIES = frozenset({Action.DROP, Action.REJECT})
 _TCP = 6
 _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)

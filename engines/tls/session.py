@@ -52,6 +52,7 @@ from engines.tls.events import (
     NeedIssuers,
     NeedLeaf,
     NeedRevocation,
+    PassOn,
     Plaintext,
     SendClient,
     SendUpstream,
@@ -128,6 +129,20 @@ class State(enum.Enum):
     DONE = "done"
 
 
+# States in which the client has not been answered yet.
+_UNANSWERED = frozenset(
+    (
+        State.HELLO,
+        State.HELD,
+        State.CONNECTING,
+        State.UPSTREAM_HANDSHAKE,
+        State.ISSUERS,
+        State.REVOCATION,
+        State.LEAF,
+    )
+)
+_NOT_THE_POLICY = frozenset((Status.UNREACHABLE, Status.INTERNAL))
+
 # What running out of time in a state means.
 _TIMEOUTS = {
     State.HELLO: (Status.NOT_TLS, "hello_timeout", "no complete ClientHello in time"),
@@ -145,8 +160,9 @@ class TlsSettings:
 
     ``ca_id`` tells CAs apart in leaf cache keys (SHA-256 of the certificate, say). ``on_failure`` is the action for
     every status that ``actions`` does not name. ``verify_address``: a client that names no server may go on, and the
-    server's address is verified. ``alpn``: protocols that may be offered upstream; None mirrors the
-    client's list. ``revocation``: check it; what is passed then is the verifier's to know. Timeouts in seconds, each
+    server's address is verified. ``alpn``: protocols that may be offered upstream; None mirrors the client's list.
+    ``revocation``: check it; what is passed then is the verifier's to know. ``watch``: what the policy would end is
+    handed on undecrypted (PassOn), as long as the client has not been answered. Timeouts in seconds, each
     for one state; whoever is asked about revocation answers within its own, shorter, budget.
     """
 
@@ -156,6 +172,7 @@ class TlsSettings:
     actions: Mapping[Status, FailAction] = field(default_factory=dict)
     alpn: frozenset[bytes] | None = None
     revocation: bool = False
+    watch: bool = False
     verify_address: bool = False
     hello_timeout: float = 10.0
     connect_timeout: float = 10.0
@@ -252,6 +269,15 @@ class Session:
             self._connection_open = True
             self._enter(State.CONNECTING, now + self._settings.connect_timeout)
             self._events.append(ConnectUpstream(self._server))
+
+    def release(self) -> bytes:
+        """The flow is not to be decrypted after all: the bytes the client has sent. Only while the hello is held; the
+        session is over then and says nothing more."""
+        assert self._state is State.HELD
+        data = self._ways[_TO_SERVER].unpark()
+        self._enter(State.DONE, None)
+        self._client_handler = self._upstream_handler = self._ignore
+        return data
 
     def issuers_found(self, issuers: Sequence[bytes], now: float) -> None:
         """The answer to NeedIssuers: certificates (DER) that may complete the chain, none if there are none."""
@@ -454,7 +480,6 @@ class Session:
         result = self._reader.feed(data)
         if result is None:
             return
-        self._reader = None  # its copy of the bytes is in the result
         if isinstance(result, NotTls):
             self._fail(
                 Status.NOT_TLS, result.reason, f"the client's first bytes are no TLS ClientHello: {result.reason}"
@@ -468,6 +493,7 @@ class Session:
         if refusal is not None:
             self._fail(refusal.status, refusal.reason, refusal.detail)
             return
+        self._reader = None  # its copy of the bytes is in the result
         self._enter(State.HELD, now + self._settings.connect_timeout)
         self._client_handler = self._park_client
         self._park_client(result.raw, now)
@@ -540,6 +566,10 @@ class Session:
         if finding.status is Revocation.REVOKED and not passes:
             self.info.revocation = Conclusion(finding, depth)
             action = self._settings.actions.get(Status.REVOKED, self._settings.on_failure)
+            if self._settings.watch:
+                self.info.would_be = action.value
+                self.info.passed = [*dict.fromkeys((*self.info.passed, Status.REVOKED.value))]
+                return
             self.info.revocation_action = action.value
             detail = f"while the session was open: {finding.reason} by {finding.method} {finding.source}".rstrip()
             self._fail(Status.REVOKED, "revoked", detail)
@@ -558,9 +588,12 @@ class Session:
                 self.info.passed.append(status.value)
             else:
                 action = self._settings.actions.get(status, self._settings.on_failure)
-                self.info.revocation_action = action.value
                 who = self.info.chain.certificates[depth].subject
                 detail = f"{who}: {finding.reason} by {finding.method} {finding.source}".rstrip()
+                if self._settings.watch:
+                    self._fail(status, finding.reason, detail)
+                    return
+                self.info.revocation_action = action.value
                 self._refused = Refusal(status, finding.reason, detail)
                 # Nothing the server could still say would reach anybody.
                 self._close(_TO_SERVER, _CLOSE_OF[action])
@@ -595,6 +628,7 @@ class Session:
             if self._settings.on_failure is FailAction.REJECT:
                 self._send(_TO_CLIENT, half.output())  # the alert says what a plain RST cannot
             reason = "client_refused" if error.alert else "client_handshake"
+            self.info.client_alert = error.alert
             if self._refused is not None:
                 self._fail(self._refused.status, self._refused.reason, self._refused.detail)
                 return
@@ -788,10 +822,21 @@ class Session:
 
     def _fail(self, status: Status, reason: str, detail: str, alert: int | None = None) -> None:
         action = self._settings.actions.get(status, self._settings.on_failure)
+        if self._settings.watch and self._state in _UNANSWERED and status not in _NOT_THE_POLICY:
+            self._pass_on(status, reason, detail, action)
+            return
         alert = _ALERTS.get(reason, alert)
         if alert is not None and action is FailAction.REJECT and self._half[_TO_SERVER] is None:
             self._send(_TO_CLIENT, bytes((21, 3, 3, 0, 2, 2, alert)))
         self._finish(status, reason, detail, _CLOSE_OF[action])
+
+    def _pass_on(self, status: Status, reason: str, detail: str, action: FailAction) -> None:
+        data = self._reader.raw if self._reader is not None else self._ways[_TO_SERVER].unpark()
+        self._events.append(PassOn(status, reason, detail, action, data))
+        self._enter(State.DONE, None)
+        self._client_handler = self._upstream_handler = self._ignore
+        self._half = [None, None]
+        self._ways[_TO_CLIENT].unpark()
 
     def _complete(self) -> None:
         truncated = self.info.truncated

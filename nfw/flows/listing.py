@@ -177,6 +177,6 @@ def _session(session: Session, now: float) -> FlowRecord:
         said,
         reason,
         *where(session.decision.rule if session.decision is not None else None),
-        session.session.state.value,
+        session.stage,
         TLS,
     )

@@ -19,6 +19,7 @@ from nfw.policy.model import (
     Flows,
     InboundTls,
     Log,
+    Mode,
     OpenFlows,
     Policy,
     Revocation,
@@ -46,6 +47,7 @@ def dump_policy(policy: Policy) -> str:
     base = policy.file.parent
     lines = [f"name: {_text(policy.name)}"]
     lines += [f"arn: {_text(policy.arn)}"] if policy.arn else []
+    lines += [f"mode: {policy.mode.value}"] if policy.mode is not Mode.ENFORCE else []
     lines += _variables(policy)
     lines += _stateless(policy.stateless)
     lines += _tls(policy.tls, base) if policy.tls is not None else []
@@ -139,12 +141,13 @@ def _tls(tls: Tls, base: Path) -> list[str]:
             f"  distrust: [{', '.join([*tls.distrust.keys, *(_path(file, base) for file in tls.distrust.files)])}]"
         )
     lines.append("  scopes:")
-    lines += [f"    - {_scope(scope)}" for scope in tls.scopes]
+    lines += [f"    - {format_scope(scope)}" for scope in tls.scopes]
     lines.append(f"  on_failure: {tls.on_failure.value}")
     if tls.actions:
         lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
     if tls.revocation != Revocation():
         lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation, base))}}}")
+    lines += _bypass(tls)
     lines += ["  fetch_issuers: true"] if tls.fetch_issuers else []
     if tls.without_sni is not WithoutSni.REFUSE:
         lines.append(f"  without_sni: {tls.without_sni.value}")
@@ -156,7 +159,19 @@ def _tls(tls: Tls, base: Path) -> list[str]:
     return lines
 
 
-def _scope(scope: TlsScope) -> str:
+def _bypass(tls: Tls) -> list[str]:
+    lines = ["  bypass:"] if tls.bypass else []
+    for one in tls.bypass:
+        scope = one.scope
+        ends = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
+        lines.append(f"    - {{{', '.join([f'sni: {_list(one.names)}', *ends])}}}")
+    if tls.resolvers:
+        lines.append(f"  resolvers: {_list(tls.resolvers)}")
+    return lines
+
+
+def format_scope(scope: TlsScope) -> str:
+    """A scope as it is written in a policy."""
     parts = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
     return "{" + ", ".join(parts) + "}"
 
@@ -174,7 +189,7 @@ def _inbound(inbound: tuple[InboundTls, ...], base: Path) -> list[str]:
             parts += [f"arn: {_text(certificate.arn)}"] if certificate.arn else []
             lines.append(f"      - {{{', '.join(parts)}}}")
         lines.append("    scopes:")
-        lines += [f"      - {_scope(scope)}" for scope in entry.scopes]
+        lines += [f"      - {format_scope(scope)}" for scope in entry.scopes]
     return lines
 
 

@@ -17,11 +17,19 @@ from typing import Literal
 
 from engines.stateful.signature import Signature
 from engines.stateless.rule import StatelessAction, StatelessRule
+from engines.tls.bypass import Exemption
 from engines.tls.scope import TlsScope
 from nfw.policy.errors import PolicyError
 from nfw.settings import DEFAULT_LOG_EVENTS
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Mode(enum.StrEnum):
+    """Whether the policy acts."""
+
+    ENFORCE = "enforce"
+    MONITOR = "monitor"  # what would be blocked is let through and recorded
 
 
 class RuleOrder(enum.StrEnum):
@@ -206,6 +214,8 @@ class Tls:
     actions: tuple[tuple[str, TlsAction], ...] = ()
     distrust: Distrust = Distrust()
     revocation: Revocation = Revocation()
+    bypass: tuple[Exemption, ...] = ()  # names whose flows are not decrypted, where resolvers say it is they
+    resolvers: tuple[str, ...] = ()  # addresses of who is asked; none: those of /etc/resolv.conf
     without_sni: WithoutSni = WithoutSni.REFUSE
     transparency: Transparency = Transparency()
     fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
@@ -400,6 +410,7 @@ class Policy:
     stateful: Stateful = Stateful()
     open_flows: OpenFlows = OpenFlows()
     flows: Flows = Flows()
+    mode: Mode = Mode.ENFORCE
     fail_open: bool = False  # True: without a reader the kernel lets packets through
     workers: int | Literal["auto"] = "auto"
     log: Log = Log()

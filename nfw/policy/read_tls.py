@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.tls.bypass import Exemption, name_problem
 from engines.tls.scope import TlsScope
 from nfw.policy.errors import Place, Problems, suggest
 from nfw.policy.fields import Section, open_section
@@ -44,8 +46,14 @@ KEYS = (
     "transparency",
     "session_holding",
     "keywords",
+    "bypass",
+    "resolvers",
     "arn",
 )
+PASSING_KEYS = ("bypass", "resolvers")
+BYPASS_KEYS = ("sni", "sources", "source_ports", "destinations", "destination_ports")
+_BYPASS_EXAMPLE = '[{sni: ["*.bank.example"]}]'
+MAX_RESOLVERS = 3
 TRANSPARENCY_KEYS = ("logs", "require")
 FETCHING_KEYS = ("allow", "cache", "recheck")
 REVOCATION_KEYS = ("check", "revoked", "unknown", *FETCHING_KEYS)
@@ -78,6 +86,7 @@ def read_tls(
     revocation = read_revocation(section, variables, base)
     keywords = section.choice("keywords", TlsKeywords.ALL)
     fetch_issuers = section.flag("fetch_issuers", False)
+    passing = read_passing(section, variables)
     if ca is None:
         return None
     return Tls(
@@ -94,7 +103,45 @@ def read_tls(
         without_sni=section.choice("without_sni", WithoutSni.REFUSE),
         transparency=read_transparency(section, base),
         arn=section.text("arn", "a text"),
+        **passing,
     )
+
+
+def read_passing(section: Section, variables: Variables) -> dict[str, Any]:
+    """The keys that say what is not decrypted (:data:`PASSING_KEYS`), as fields of :class:`nfw.policy.model.Tls`."""
+    return {"bypass": _read_bypass(section, variables), "resolvers": _read_resolvers(section)}
+
+
+def _read_bypass(section: Section, variables: Variables) -> tuple[Exemption, ...]:
+    found: list[Exemption] = []
+    for node in section.items("bypass", _BYPASS_EXAMPLE):
+        part = open_section(node, "bypass", BYPASS_KEYS, _BYPASS_EXAMPLE[1:-1], section.problems)
+        if part is None:
+            continue
+        part.require("sni", 'a list of names such as ["*.bank.example"]')
+        names: list[str] = []
+        for item in part.items("sni", '["*.bank.example"]'):
+            text = item.text if isinstance(item, Scalar) and isinstance(item.value, str) else ""
+            problem = name_problem(text) if text else "expected a host name, or *. and a domain"
+            if problem is None:
+                names.append(text.lower())
+            else:
+                part.error(item, f"sni: {problem}")
+        found.append(Exemption(tuple(names), _scope(part, variables)))
+    return tuple(found)
+
+
+def _read_resolvers(section: Section) -> tuple[str, ...]:
+    found: list[str] = []
+    for item in section.items("resolvers", "[192.0.2.53]"):
+        text = item.text if isinstance(item, Scalar) else ""
+        try:
+            found.append(str(ipaddress.ip_address(text)))
+        except ValueError:
+            section.error(item, f"resolvers: expected addresses such as [192.0.2.53], got {text!r}")
+    if len(found) > MAX_RESOLVERS:
+        section.error(section.get("resolvers"), f"resolvers: expected at most {MAX_RESOLVERS}, got {len(found)}")
+    return tuple(dict.fromkeys(found))
 
 
 def read_actions(section: Section) -> tuple[tuple[str, TlsAction], ...]:
@@ -258,6 +305,10 @@ def _read_scope(node: Node, variables: Variables, problems: Problems) -> TlsScop
     section = open_section(node, "tls scope", SCOPE_KEYS, _SCOPE_EXAMPLE, problems)
     if section is None:
         return None
+    return _scope(section, variables)
+
+
+def _scope(section: Section, variables: Variables) -> TlsScope:
     return TlsScope(
         sources=read_networks(section, "sources", variables),
         source_ports=read_ports(section, "source_ports"),
@@ -283,7 +334,7 @@ def read_authority(
     ca: Section, certificate_path: Path, key_path: Path, arn: str, check_key: bool, now: float
 ) -> CertificateAuthority:
     """The CA in two files, which the keys ``certificate`` and ``private_key`` of ``ca`` name."""
-    certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path)
+    certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, machine=True)
     key_pem: bytes | None = None
     encrypted = key_path.with_name(key_path.name + ".cred")
     if check_key and encrypted.exists() and not key_path.exists():
@@ -291,7 +342,7 @@ def read_authority(
             ca.get("private_key"), f"CA key {encrypted} is encrypted for the service, so it is not checked here"
         )
     elif check_key:
-        key_pem = _read_file(ca, ca.get("private_key"), "CA key", key_path)
+        key_pem = _read_file(ca, ca.get("private_key"), "CA key", key_path, machine=True)
         mode = too_open(key_path)
         if mode is not None:
             ca.problems.warning(
@@ -375,9 +426,11 @@ def _check_roots(section: Section, node: Node, path: Path, content: bytes, what:
     return True
 
 
-def _read_file(section: Section, node: Node | None, what: str, path: Path, hint: str = "") -> bytes | None:
+def _read_file(
+    section: Section, node: Node | None, what: str, path: Path, hint: str = "", *, machine: bool = False
+) -> bytes | None:
     try:
-        return read_bounded(path, MAX_PEM_BYTES)
+        return read_bounded(path, MAX_PEM_BYTES, machine=machine)
     except OSError as error:
         section.error(node, f"{what} {path} {error.strerror}{hint}")
         return None

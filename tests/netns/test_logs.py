@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.bench.logs import FLOWS, Latency, Logs, running_logs
+from tests.firewall import pids_named
 
 SECONDS = 2.0
 # As much as two measurements may differ on a machine that does other things; a worker that waited for a log would stand
@@ -47,3 +50,15 @@ def test_all_broken(logs: Logs, quiet: Latency) -> None:
     for sink in ("disk/aws.json", "broken-syslog", "broken-stream", "broken-dgram"):
         assert said.count(f"{sink} does not take what it should") == 1, said
     assert said.count("No space left on device") == 1
+
+
+def test_a_writer_that_hangs(logs: Logs, quiet: Latency) -> None:
+    """As on a dead network disk: packets go on, and so does the next change of policy, with another writer."""
+    supervisor = logs.firewall.pid()
+    logs.firewall.apply(logs.broken)
+    (writer,) = pids_named(supervisor, "nfw log")
+    os.kill(writer, signal.SIGSTOP)
+    latency = logs.load(SECONDS)
+    assert as_fast(latency, quiet), f"{latency}\nwithout a log: {quiet}"
+    logs.firewall.apply(logs.quiet)
+    assert list(pids_named(supervisor, "nfw log")) not in ([], [writer])

@@ -286,6 +286,15 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
             "actions": draw(st.sampled_from([{"weak": "pass"}, {"expired": "drop", "not_tls": "drop"}])),
             "distrust": draw(st.sampled_from([["ab" * 32], ["ca.pem"], ["cd" * 32, "certs/ca.pem"]])),
             "fetch_issuers": draw(st.booleans()),
+            "bypass": draw(
+                st.sampled_from(
+                    [
+                        [{"sni": ["*.a.test", "b.test"], "sources": ["10.0.0.0/8"]}, {"sni": ["c.test"]}],
+                        [{"sni": ["d.test"]}],
+                    ]
+                )
+            ),
+            "resolvers": draw(st.sampled_from([["192.0.2.53"], ["192.0.2.53", "2001:db8::53"]])),
             "without_sni": draw(st.sampled_from(["refuse", "address"])),
             **draw(st.sampled_from([{}, {"transparency": {"logs": ["logs.pem"], "require": True}}])),
         }

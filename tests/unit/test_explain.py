@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from engines.stateful.explain import Fate, RuleReport, Stage
 from nfw import ca
-from nfw.capture import Captured
+from nfw.capture import Captured, read_capture
 from nfw.describe import KEYS, DescriptionError, read_description
 from nfw.dialogue import Dialogue
 from nfw.explain import Explainer, Explanation
@@ -243,6 +243,25 @@ def test_nothing_is_said_that_the_engine_did_not_do(everything: Compiled, flow: 
     assert seen == {tuple(what): number for what, number in summary.verdicts.items()}
 
 
+CAPTURES = sorted((Path(__file__).parents[2].parent / "shared/conformance/suricata").rglob("*.pcap"))
+
+
+@pytest.mark.skipif(not CAPTURES, reason="Suricata's captures are not beside the checkout")
+def test_captures_are_explained_as_they_are_replayed(everything: Compiled) -> None:
+    explainer = Explainer(everything)
+    small = [path for path in CAPTURES if path.stat().st_size < 20_000][::20]
+    for path in small:
+        packets = list(read_capture(path))
+        everything.ruleset.forget()
+        summary = replay_policy(packets, everything, lambda _: None)
+        explanations, left = explainer.captured(lambda packets=packets: packets)
+        seen: dict[tuple[str, ...], int] = {}
+        for step in (step for each in explanations for step in each.steps):
+            key = (step.stage, step.verdict, step.reason)
+            seen[key] = seen.get(key, 0) + 1
+        assert (seen, left) == ({tuple(what): number for what, number in summary.verdicts.items()}, 0), path
+
+
 VALUES: dict[str, Any] = {
     "src": st.sampled_from(["10.0.0.5", "fd00::5", "224.0.0.1"]),
     "dst": st.sampled_from(["198.51.100.7", "2001:db8::7", "255.255.255.255"]),
@@ -360,6 +379,8 @@ INSIDE = [
         ({"sni": "www.example.org", "http_uri": "/secret"}, "terminate", "drop", 1),
         ({"sni": "blocked.example"}, "terminate", "drop", 2),
         ({"sni": "shown.example"}, "terminate", "drop", 3),
+        ({"sni": "www.example.org", "alpn": ["h2"], "http_uri": "/secret"}, "terminate", "drop", 1),
+        ({"sni": "www.example.org", "alpn": ["h2"]}, "terminate", "pass", None),
         ({"sni": ""}, "terminate", "drop", "no_sni"),
         ({"dport": 443, "payload": "SSH-2.0-x\\r\\n"}, "terminate", "drop", "not_tls"),
         ({"dport": 443}, "terminate", "drop", "not_tls"),
@@ -377,6 +398,15 @@ def test_tls(tmp_path: Path, flow: dict[str, Any], decision: str, verdict: str, 
     if decision == "terminate" and isinstance(by, int):
         packet_rule = next(each for each in found.stateful.rules if each.rule.signature.sid == 4)
         assert "there are no packets in a decrypted flow" in packet_rule.text
+
+
+def test_tls_without_a_name_where_the_policy_takes_the_address(tmp_path: Path) -> None:
+    ca.create("Test CA", tmp_path, NOW)
+    policy = INSPECT + "  without_sni: address\n" + strict(*INSIDE[:1])
+    found = explained(tmp_path, policy, sni="", http_uri="/secret")
+    assert found.conclusion.rule is not None
+    assert (found.conclusion.verdict, found.conclusion.rule.id) == ("drop", 1)
+    assert "where none is, for its address" in found.tls.checks[0]
 
 
 def test_a_captured_flow_in_scope_is_left(tmp_path: Path) -> None:
@@ -421,7 +451,7 @@ def test_what_is_shown_is_bounded(tmp_path: Path) -> None:
 
 
 def test_rules_that_never_match_are_named(tmp_path: Path) -> None:
-    found = explained(
-        tmp_path, strict('alert mqtt any any -> any any (mqtt.publish.topic; content:"a"; sid:7;)'), **WEB
-    )
-    assert [(ref.id, why) for ref, why in found.stateful.unusable] == [(7, "no parser for mqtt.publish.topic")]
+    found = explained(tmp_path, strict("alert tcp any any -> any any (vlan.id:7; sid:7;)"), **WEB)
+    ((ref, why),) = found.stateful.unusable
+    assert (ref.id, why) == (7, "a router has taken VLAN tags off before a packet comes to the IP layer")
+    assert any("never matches" in line for line in explain_lines(found, all_rules=False, packets=False))

@@ -9,7 +9,7 @@ import pytest
 from tests import reference
 
 
-@pytest.mark.parametrize("path", reference.documents(), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", [reference.POLICY, reference.COMMANDS], ids=lambda path: path.parent.name)
 def test_it_is_current(path: Path) -> None:
     assert path.read_text() == reference.documents()[path], "run `make docs`"
 
@@ -24,7 +24,7 @@ def test_every_key_of_the_readme_is_there_with_its_values_and_default() -> None:
 def test_a_key_nothing_is_said_about_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     part = reference.Part("x", ("new", "old"), None, "", {"old": "known"})
     monkeypatch.setattr(reference, "PARTS", (part,))
-    with pytest.raises(KeyError, match="new"):
+    with pytest.raises(ValueError, match=r"x: new: say in tests/reference\.py"):
         reference.policy_reference()
 
 

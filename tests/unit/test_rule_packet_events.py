@@ -144,7 +144,7 @@ def test_igmp() -> None:
     ("header", "options", "why"),
     [
         ("alert rfb any any -> any any", "rfb.sectype:1;", "no parser for rfb.sectype"),
-        ("alert tcp any any -> any any", 'krb5.cname; content:"a";', "no parser for krb5.cname"),
+        ("alert tcp any any -> any any", 'rfb.name; content:"a";', "no parser for rfb.name"),
         ("alert nfs any any -> any any", 'file_data; content:"a";', "no parser for nfs"),
         ("alert pgsql any any -> any any", 'pgsql.query; content:"a";', "no parser for pgsql"),
     ],

@@ -27,6 +27,7 @@ from nfw.policy.model import (
     Distrust,
     Flows,
     Log,
+    Mode,
     OpenFlows,
     Policy,
     Revocation,
@@ -336,6 +337,8 @@ class _Writer:
         flows = _changed(policy.flows, Flows(), {"tcp_idle"})
         if flows:
             found["flows"] = flows
+        if policy.mode is not Mode.ENFORCE:
+            found["mode"] = policy.mode.value
         if policy.fail_open:
             found["fail_open"] = True
         if policy.workers != "auto":
@@ -379,6 +382,10 @@ class _Writer:
             found["distrust"] = [*tls.distrust.keys, *(relative_path(file, self.base) for file in tls.distrust.files)]
         if tls.fetch_issuers:
             found["fetch_issuers"] = True
+        if tls.bypass:
+            found["bypass"] = [{"sni": list(one.names), **_plain_scope(one.scope)} for one in tls.bypass]
+        if tls.resolvers:
+            found["resolvers"] = list(tls.resolvers)
         if tls.without_sni is not WithoutSni.REFUSE:
             found["without_sni"] = tls.without_sni.value
         if tls.transparency != Transparency():
@@ -450,6 +457,20 @@ def _action(action: StatelessAction) -> str:
 
 def _scope(scope: TlsScope) -> Json:
     return {**_endpoints(scope), "Protocols": [6]}
+
+
+def _plain_scope(scope: TlsScope) -> Json:
+    """As in a policy of nfw's own."""
+    found: Json = {}
+    for end, networks, ports in (
+        ("source", scope.sources, scope.source_ports),
+        ("destination", scope.destinations, scope.destination_ports),
+    ):
+        if networks:
+            found[f"{end}s"] = [str(network) for network in networks]
+        if ports:
+            found[f"{end}_ports"] = [low if low == high else f"{low}-{high}" for low, high in ports]
+    return found
 
 
 def _endpoints(value: StatelessRule | TlsScope) -> Json:

@@ -1,0 +1,161 @@
+"""Names exempted from decryption: real resolvers, real certificates at the client, and clients that lie."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.firewall import Firewall, pids_named, wait_for
+from tests.lab import Lab
+
+pytestmark = pytest.mark.netns
+
+POLICY = """\
+name: bypass
+workers: 1
+stateless: {default: forward}
+tls:
+  ca: {certificate: ca.pem, private_key: ca.key}
+  trust: [lab-root.pem]
+  scopes: [{destination_ports: [443]}]
+  session_holding: true
+  bypass:
+    - {sni: [site-b.test, blocked.test, "*.wild.test", nowhere.test]}
+stateful: {order: action, rule_files: [bypass.rules]}
+"""
+RULES = """\
+drop tls any any -> any any (msg:"sni"; tls.sni; content:"blocked.test"; sid:1;)
+alert tls any any -> any any (msg:"seen"; tls.sni; content:"site-b.test"; sid:2;)
+drop http any any -> any any (msg:"uri"; http.uri; content:"/secret"; startswith; sid:3;)
+"""
+
+
+@pytest.fixture(scope="module")
+def firewall() -> Iterator[Firewall]:
+    with Lab() as lab, Firewall(lab) as firewall:
+        (firewall.dir / "lab-root.pem").write_bytes(lab.root_ca_pem)
+        firewall.start(firewall.policy("bypass", POLICY, RULES))
+        yield firewall
+
+
+def issuer(lab: Lab, name: str, to: str = "") -> tuple[str, int]:
+    """(who issued the certificate the client sees, the client's port), by a client that accepts whatever comes."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with lab.in_namespace("client"):
+        sock = socket.create_connection((to or lab.sites[name].ipv4, 443), 10)
+    port = sock.getsockname()[1]
+    with sock, context.wrap_socket(sock, server_hostname=name) as tls:
+        der = tls.getpeercert(binary_form=True)
+    assert der is not None
+    from cryptography import x509
+
+    return x509.load_der_x509_certificate(der).issuer.rfc4514_string(), port
+
+
+def record(firewall: Firewall, port: int) -> dict[str, Any]:
+    return firewall.wait_event("tls", lambda event: event["src_port"] == port)
+
+
+LAB, OURS = "CN=Lab root", "CN=Lab inspection CA"
+
+
+def test_an_exempted_name_is_passed_byte_for_byte(firewall: Firewall) -> None:
+    who, port = issuer(firewall.lab, "site-b.test")
+    assert who != OURS
+    seen = record(firewall, port)
+    assert (seen["nfw"]["status"], seen["nfw"]["bypass"]) == ("BYPASSED", "dns")
+    assert seen["tls"]["sni"] == "site-b.test"
+    assert seen["tls"]["bytes_toclient"] > 500
+    flow = firewall.wait_event("flow", lambda event: event["src_port"] == port)
+    assert "tls_inspected" not in flow
+    alert = firewall.wait_event("alert", lambda event: event["src_port"] == port)
+    assert alert["alert"]["signature"] == "seen", "rules see the handshake"
+    assert "tls_inspected" not in alert
+
+
+def test_curl_gets_what_nobody_reads(firewall: Firewall) -> None:
+    """The client that trusts only the server's own CA, a rule on the URI notwithstanding."""
+    for path, version in (("/secret", "--http1.1"), ("/shared/1m", "--http2")):
+        answer = firewall.lab.curl(f"https://site-b.test{path}", version, cacert=firewall.lab.root_ca_path)
+        assert answer.returncode == 0, answer.stderr
+
+
+def test_ipv6_and_names_below_a_domain(firewall: Firewall) -> None:
+    for name, to in (("site-b.test", firewall.lab.sites["site-b.test"].ipv6), ("a.wild.test", "")):
+        who, port = issuer(firewall.lab, name, to)
+        assert who != OURS
+        assert record(firewall, port)["nfw"]["status"] == "BYPASSED"
+
+
+def test_other_names_are_decrypted(firewall: Firewall) -> None:
+    who, port = issuer(firewall.lab, "site-a.test")
+    assert who == OURS
+    assert "bypass" not in record(firewall, port)["nfw"]
+
+
+def test_a_name_is_not_enough(firewall: Firewall) -> None:
+    """Its own server elsewhere, and the client's word for it: decrypted, so the server's certificate decides."""
+    lab = firewall.lab
+    with pytest.raises(ConnectionError):
+        issuer(lab, "site-b.test", lab.sites["evil.test"].ipv4)
+    refused = firewall.events("tls")[-1]
+    wait_for(lambda: firewall.events("tls")[-1]["dest_ip"] == lab.sites["evil.test"].ipv4, 5)
+    refused = firewall.events("tls")[-1]
+    assert refused["nfw"]["bypass_refused"] == "address"
+    assert refused["nfw"]["status"] == "NAME_MISMATCH"
+    counts = next(one for one in firewall.status()["processes"] if one["name"].startswith("nfw tls"))["counts"]
+    assert counts["bypass_refused"] >= 1
+    assert counts["bypassed"] >= 1
+
+
+def test_a_name_nobody_has(firewall: Firewall) -> None:
+    lab = firewall.lab
+    with pytest.raises(ConnectionError):
+        issuer(lab, "nowhere.test", lab.sites["site-a.test"].ipv4)
+    firewall.wait_event("tls", lambda event: event["tls"]["sni"] == "nowhere.test")
+
+
+def test_the_server_hears_nothing_of_what_a_rule_forbids(firewall: Firewall) -> None:
+    lab = firewall.lab
+    before = server_accepted(lab)
+    with pytest.raises((ConnectionError, ssl.SSLError)):
+        issuer(lab, "blocked.test")
+    seen = firewall.wait_event("tls", lambda event: event["tls"]["sni"] == "blocked.test")
+    assert (seen["nfw"]["status"], seen["nfw"]["bypass"]) == ("POLICY", "dns")
+    assert server_accepted(lab) == before
+
+
+def server_accepted(lab: Lab) -> int:
+    """TCP connections accepted in the server's namespace so far (proc_net_snmp(5): PassiveOpens)."""
+    counters = lab.server.run(["cat", "/proc/net/snmp"]).stdout.splitlines()
+    names, values = (line.split() for line in counters if line.startswith("Tcp:"))
+    return int(values[names.index("PassiveOpens")])
+
+
+def test_the_resolver_has_no_privileges(firewall: Firewall) -> None:
+    (pid,) = pids_named(firewall.pid(), "nfw resolver")
+    with open(f"/proc/{pid}/status") as file:
+        status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
+    assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 0
+    assert "0" not in status["Uid"].split()
+    assert status["NoNewPrivs"] == "1"
+
+
+def test_clients_that_refuse_the_leaf_are_suggested(firewall: Firewall) -> None:
+    lab = firewall.lab
+    for _ in range(2):
+        assert lab.curl("https://site-a.test/", cacert=lab.root_ca_path).returncode == 60
+    said: list[str] = []
+
+    def suggested() -> bool:
+        said[:] = firewall.cli("tls", "suggestions").stdout.splitlines()
+        return said == ["      2  site-a.test"]
+
+    wait_for(suggested, 5, lambda: str(said))
+    assert issuer(lab, "site-a.test")[0] == OURS, "nothing is exempted by itself"
