@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from cryptography import x509
