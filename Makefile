@@ -8,11 +8,12 @@ export MYPY_CACHE_DIR := $(CACHE)/mypy
 export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
 PYTEST := $(BIN)/python -m pytest -o cache_dir=$(CACHE)/pytest
 
-.PHONY: help setup demo test test-service check lint docs bench grade fuzz conformance lab install uninstall clean
+.PHONY: help setup demo test clients test-service check lint docs bench grade fuzz conformance lab install uninstall clean
 
 help:
 	@echo 'sudo make demo    nfw at work on real traffic between network namespaces, step by step'
 	@echo 'sudo make test    all checks: lint, types, unit tests, tests with real packets, the service in a container'
+	@echo 'sudo make clients   curl, OpenSSL, Python, Node, Java, Go and Chromium behind nfw, those that are installed'
 	@echo '     make check   what of that needs no root'
 	@echo 'sudo make test-service   of that the service: install, boot, upgrade, uninstall (SUITE=bookworm, trixie, noble ...)'
 	@echo '     make docs    the references of policy and commands, from the program'
@@ -77,6 +78,10 @@ conformance: setup
 
 lab: setup
 	@$(BIN)/python -m tests.lab shell
+
+# Clients that are not installed are skipped: chromium and libnss3-tools, openjdk-17-jdk-headless, golang-go.
+clients: setup
+	$(PYTEST) tests/clients/clients.py
 
 test-service: setup
 	@tests/service/run

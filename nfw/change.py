@@ -138,7 +138,7 @@ class Changes:
             return f"expected 1 to {MAX_CONFIRM:.0f} seconds for the confirmation"
         if self.store is None:
             return f"cannot promise to go back: policies are not kept: {self.problem}"
-        if self.current is None or self.current.source.files is None:
+        if self.current is None or self.current.source.files is None or not self.current.number:
             return "cannot promise to go back: the running policy was not kept"
         return None
 
@@ -210,14 +210,15 @@ class Changes:
                 self.current = last[0]
                 return
         if not entry.number:
-            entry = self.current = replace(entry, number=store.next_number())
+            entry = replace(entry, number=store.next_number())
             store.write(entry)
+            self.current = entry  # what is not written down has no number
         if wish.action == "rollback":
             if self.waiting is not None:
                 former = self.waiting.entry
                 store.write(replace(former, result="not confirmed", detail=wish.why))
                 self.waiting = None
-            gone = (former.number,) if former is not None and former.number != entry.of else ()
+            gone = (former.number,) if former is not None and former.number not in (0, entry.of) else ()
             withdrawn = tuple(number for number in state.withdrawn if number != entry.of)
             state = State(withdrawn=(*withdrawn, *gone)[-MAX_WITHDRAWN:], standing=entry.number)
         elif wish.action == "apply":

@@ -1,7 +1,8 @@
 """A described flow behind the TLS engine: its ClientHello through the engine's session, its plaintext through rules.
 
-What the server's certificate is worth cannot be known here, so everything that follows the hello supposes that it is
-accepted. Order and calls are the TLS worker's (:mod:`nfw.tlsworker`).
+What the server's certificate is worth, and which addresses belong to a name that is exempt from decryption, cannot be
+known here: it is supposed that the one is accepted and that the address is among the others. Order and calls are the
+TLS worker's (:mod:`nfw.tlsworker`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from engines.stateful.explain import NotingInspector
 from engines.stateful.inspector import FlowFacts, Outcome, Segment
 from engines.stateful.tlsfacts import TlsFacts
 from engines.tls import events as tls
+from engines.tls.bypass import BypassList
 from engines.tls.clienthello import ClientHello
 from engines.tls.session import Session
 from engines.verdict import Direction, RuleRef, Verdict
@@ -22,7 +24,7 @@ from nfw.policy.model import TlsKeywords, Trust
 from nfw.tlsworker import tls_settings
 
 if TYPE_CHECKING:
-    from nfw.dialogue import Dialogue
+    from nfw.dialogue import Dialogue, Piece
     from nfw.policy.compile import Compiled
 
 _BEGINNING = 1_000_000.0
@@ -42,11 +44,13 @@ class Refused(NamedTuple):
 
 @dataclass(slots=True)
 class Terminated:
-    """``said``: what rules saw, numbered from 1 on. ``inspector`` is None when the policy has no stateful rules."""
+    """``said``: what rules saw, numbered from 1 on. ``inspector`` is None when the policy has no stateful rules.
+    ``bypassed``: the name is exempt from decryption, and rules saw what is on the wire."""
 
     inspector: NotingInspector | None = None
     refusal: Refused | None = None
     said: list[str] = field(default_factory=list)
+    bypassed: bool = False
 
 
 def terminate(dialogue: Dialogue, compiled: Compiled, *, reasons: bool) -> Terminated:
@@ -77,7 +81,16 @@ class _Session:
                 return result
         self._say(_HELLO)
         hello = self._hello()
-        if hello is None or inspector is None:
+        if hello is None:
+            return result
+        flow = self._dialogue.flow
+        exempt = BypassList(self._tls.bypass)
+        result.bypassed = exempt.covers(hello.sni or "", (flow.src, flow.sport), (flow.dst, flow.dport))
+        if inspector is None:
+            return result
+        if result.bypassed:
+            inspector.not_decrypted()
+            self._judge(inspector, self._dialogue.wire())
             return result
         everything = self._tls.keywords is TlsKeywords.ALL
         facts = TlsFacts.from_hello(hello)
@@ -89,11 +102,11 @@ class _Session:
             self._say(_CERTIFICATE)
             if self._judged(inspector.tls_server([self._dialogue.certificate], self._now)):
                 return result
-        self._plaintext(inspector)
+        self._judge(inspector, self._dialogue.plaintext())
         return result
 
-    def _plaintext(self, inspector: NotingInspector) -> None:
-        for direction, data, what in self._dialogue.plaintext():
+    def _judge(self, inspector: NotingInspector, pieces: list[Piece]) -> None:
+        for direction, data, what in pieces:
             self._say(what)
             segment = Segment(direction, True, data, data, None, self._now)
             if self._judged(inspector.inspect(segment)):

@@ -303,9 +303,12 @@ class Leader:
         fetcher_channels = [keyholder.channel() for _ in range(workers)] if asks else []
         resolver_channels = [keyholder.channel() for _ in range(workers)] if policy.tls.bypass else []
         resolvers = policy.tls.resolvers
+        servers = [(str(certificate), str(key)) for certificate, key in tlsworker.server_files(policy)]
+        signer_channels = [keyholder.channel() for _ in range(workers)] if servers else []
 
         def hold(control: socket.socket) -> None:
-            keyholder.run(holder_sides, str(ca.certificate), str(ca.private_key), control)
+            sides = [*holder_sides, *(side for _, side in signer_channels)]
+            keyholder.run(sides, str(ca.certificate), str(ca.private_key), control, servers)
 
         self.children.append(Child("nfw keyholder", hold))
         if asks:
@@ -313,7 +316,7 @@ class Leader:
             def answer(control: socket.socket) -> None:
                 # It talks to strangers: nothing of the others may be within its reach.
                 self.log.close()
-                for both in (*channels, *sockets, *resolver_channels):
+                for both in (*channels, *sockets, *resolver_channels, *signer_channels):
                     for sock in both:
                         sock.close()
                 for worker_side, _ in fetcher_channels:
@@ -325,7 +328,7 @@ class Leader:
 
             def resolve(control: socket.socket) -> None:
                 self.log.close()
-                for both in (*channels, *sockets, *fetcher_channels):
+                for both in (*channels, *sockets, *fetcher_channels, *signer_channels):
                     for sock in both:
                         sock.close()
                 for worker_side, _ in resolver_channels:
@@ -336,14 +339,15 @@ class Leader:
         for index in range(workers):
 
             def start(control: socket.socket, index: int = index) -> None:
-                for _, side in (*channels, *fetcher_channels, *resolver_channels):
+                for _, side in (*channels, *fetcher_channels, *resolver_channels, *signer_channels):
                     side.close()
+                counts = self._count_in(workers + index)
                 helpers = tlsworker.Helpers(
                     holder=channels[index][0],
                     fetcher=fetcher_channels[index][0] if fetcher_channels else None,
                     resolver=resolver_channels[index][0] if resolver_channels else None,
+                    signer=signer_channels[index][0] if signer_channels else None,
                 )
-                counts = self._count_in(workers + index)
                 tlsworker.run(compiled, self.settings, sockets[index], port, helpers, control, self.log, counts)
 
             self.children.append(Child(f"nfw tls {index}", start))
@@ -546,7 +550,8 @@ class Leader:
             return {"processes": [child.title for child in self.children if _has_flows(child)]}
         children = [child for child in self.children if child.title == title and _has_flows(child)]
         page = self._ask("flows", asked, children).get(str(title))
-        if page is None or page.get("token", asked.get("token")) != asked.get("token"):  # an older question's, too late
+        # What is about another page is the answer to an older question, too late.
+        if page is None or any(page.get(key, asked.get(key)) != asked.get(key) for key in ("token", "page")):
             return {"error": f"{title} did not answer in time"}
         return page
 

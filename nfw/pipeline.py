@@ -17,22 +17,33 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from engines.decode.anomalies import packet_events
 from engines.flow import CloseReason, Flow, FlowTable, Kind, TcpState, Tracked
-from engines.packet import Packet, decode, icmp_unreachable, port_unreachable, quoted, tcp_reset
+from engines.packet import (
+    Packet,
+    decode,
+    icmp_unreachable,
+    port_unreachable,
+    quoted,
+    tcp_reset,
+    with_udp_payload,
+)
+from engines.stateful.app.detect import looks_like_quic
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment
 from engines.stateful.stream import HalfStream, Status
 from engines.stateless.filter import StatelessMatch
 from engines.stateless.rule import StatelessAction, StatelessRule
+from engines.tls.ech import without_ech
 from engines.verdict import Decision, Direction, RuleRef, Scope, Verdict
 from nfw import events
 from nfw.flows.ledger import Ledger, Settled
 from nfw.marks import Disposition
-from nfw.policy.model import Mode, OpenFlowsOf, Refusal, StreamException
+from nfw.policy.model import Mode, OpenFlowsOf, Refusal, StreamException, TlsAction
 from nfw.tuples import flow_tuple
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
 
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+DNS, HTTPS = 53, 443
 SYN, FIN, RST, ACK = 0x02, 0x01, 0x04, 0x10
 
 # A sender's initial window is ten segments (RFC 6928): a request that needs more than these before it can be judged is
@@ -75,6 +86,9 @@ class Effects(Protocol):
 
     def verdict(self, packet_id: int, accept: bool) -> None:
         """The verdict of a packet answered with ``HOLD`` earlier."""
+
+    def rewrite(self, packet_id: int, packet: bytes) -> None:
+        """The packet now being judged, if it goes on, goes on as this complete IP packet."""
 
     def inject(self, packet: bytes) -> None:
         """Send a complete IP packet to wherever its destination is."""
@@ -146,6 +160,8 @@ class Pipeline:
         self.packets = self.bytes = 0  # received from the queue; bytes from the IP header on
         self.forwarded = self.forwarded_bytes = 0  # of those, what the stateless engine sent on
         self.verdicts: dict[tuple[str, str, str], int] = {}  # (stage, verdict, reason) -> packets so decided
+        self._quic = policy.tls.quic if policy.tls is not None else TlsAction.PASS
+        self._strips_ech = policy.tls is not None and policy.tls.strip_ech and not self.monitor
         self._drop_budget = float(DROP_EVENTS_PER_SECOND)
         self._drop_at = 0.0
         # To find out what is odd about a packet takes longer than to judge most: only for rules that ask.
@@ -172,6 +188,11 @@ class Pipeline:
             return answer
         self.forwarded += 1
         self.forwarded_bytes += len(data)
+        if packet.protocol == UDP:
+            if self._quic is not TlsAction.PASS and self._is_quic(packet):
+                return self._no_quic(packet, now)
+            if self._strips_ech and packet.sport == DNS:
+                self._strip_ech(packet_id, packet)
         # The kernel copies an older mark bit by bit, and a verdict may change it meanwhile: what REPLY says holds
         # whatever generation stands beside it.
         reply = disposition == Disposition.REPLY
@@ -189,6 +210,30 @@ class Pipeline:
         if ours and answer == disposition:
             return Answer.ACCEPT
         return answer
+
+    def _is_quic(self, packet: Packet) -> bool:
+        """To a scope, and by its port or its content QUIC: TLS that cannot be decrypted."""
+        return (
+            (packet.dport == HTTPS or (len(packet.payload) >= 1200 and bool(looks_like_quic(packet.payload))))
+            and self.scopes is not None
+            and self.scopes.covers_tuple(packet.src, packet.dst, packet.sport, packet.dport)
+        )
+
+    def _no_quic(self, packet: Packet, now: float) -> Answer:
+        """So that the client comes back over TCP."""
+        if self._quic is TlsAction.REJECT:
+            if not self.monitor:
+                self._refuse(packet)
+            return self._drop("quic", packet, now, verdict=Verdict.REJECT)
+        return self._drop("quic", packet, now)
+
+    def _strip_ech(self, packet_id: int, packet: Packet) -> None:
+        if packet.fragment:
+            return
+        shorter = without_ech(packet.payload)
+        if shorter is not None:
+            self._count("ech_stripped")
+            self.effects.rewrite(packet_id, with_udp_payload(packet, shorter))
 
     def _stateless(self, packet: Packet, match: StatelessMatch, now: float) -> Answer:
         if match.action is StatelessAction.DROP:
@@ -560,6 +605,8 @@ class Pipeline:
         """Both directions are settled, and no stateless rule has to see each packet."""
         if context.held or (self._flag_rules and packet.protocol == TCP):
             return False
+        if self._strips_ech and packet.protocol == UDP and DNS in (packet.sport, packet.dport):
+            return False  # the answer has to be seen
         return self.monitor or self.filter.action_of_reply(packet) is not StatelessAction.DROP
 
     # -- held packets ----------------------------------------------------------------------------------------------

@@ -196,6 +196,9 @@ class PolicyReplay:
 
     # -- Effects ---------------------------------------------------------------------------------------------------
 
+    def rewrite(self, packet_id: int, packet: bytes) -> None:
+        """Nobody receives what a capture holds; the pipeline counts it."""
+
     def verdict(self, packet_id: int, accept: bool) -> None:
         """A packet that was held is judged."""
         packet = self._waiting.pop(packet_id)

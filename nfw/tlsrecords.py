@@ -73,20 +73,23 @@ def drop(facts: FlowFacts, decision: Decision, unix_time: float) -> dict[str, An
 def tls(
     facts: FlowFacts,
     status: str,
+    action: str,
     reason: str,
     detail: str,
     info: SessionInfo | None,
     decision: Decision | None,
     unix_time: float,
 ) -> dict[str, Any]:
-    """How a session ended and what both legs were."""
+    """How a session ended and what both legs were. ``action``: pass, drop or reject."""
     event = base(facts, "tls", unix_time)
     event["tls"] = _negotiated(info)
-    event["nfw"] = {"status": status, "reason": reason}
+    event["nfw"] = {"status": status, "action": action, "reason": reason}
     if info is not None and info.revocation is not None and info.chain is not None:
         event["revocation_check"] = _revocation_check(info, info.chain, info.revocation)
     if detail:
         event["nfw"]["detail"] = detail
+    if info is not None and info.inbound:
+        event["nfw"]["inbound"] = True
     if info is not None and info.bypass:
         event["nfw"]["bypass"] = info.bypass
     if info is not None and info.bypass_refused:
@@ -159,11 +162,15 @@ def _negotiated(info: SessionInfo | None) -> dict[str, Any]:
     if info.hello is not None:
         record["ja3"] = {"hash": info.hello.ja3, "string": info.hello.ja3_string}
         record["ja4"] = info.hello.ja4
+        if info.hello.has_ech:
+            record["ech"] = True  # or GREASE, which looks the same
     for name, leg in (("client", info.client), ("server", info.server)):
         if leg is not None:
             record[name] = {"version": leg.version, "cipher": leg.cipher, "group": leg.group, "alpn": leg.alpn}
     if info.server is not None:
         record["version"] = info.server.version
+    if info.server_names:
+        record["server_names"] = list(info.server_names)
     if info.chain is not None:
         record["fingerprint"] = info.chain.fingerprints[0]
         record["chain"] = list(info.chain.fingerprints)

@@ -51,7 +51,7 @@ COLLECTING_BUFFERS = frozenset(
     }
 )
 # Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
-_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.", "mqtt.")
+_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.", "mqtt.", "rfb.")
 
 # The same bytes as file.data to the client: searched once for the patterns of both.
 _RESPONSE_BODY = "http.response_body"

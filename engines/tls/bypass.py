@@ -26,7 +26,7 @@ def name_problem(name: str) -> str | None:
     if is_valid_pattern(name):
         return None
     if name.startswith("*.") and is_valid_pattern(name[2:]):
-        return f"{name} would exempt everybody's names below {name[2:]}"
+        return f"{name} would cover everybody's names below {name[2:]}"
     return f"{name!r} is no host name; expected one, or *. and a domain"
 
 

@@ -57,6 +57,8 @@ class SessionInfo:
     forwarded: list[int] = field(default_factory=lambda: [0, 0])  # bytes let through, by Direction
     truncated: list[bool] = field(default_factory=lambda: [False, False])  # way ended without close_notify
     established: bool = False
+    inbound: bool = False  # to a server of one's own, whose certificate the client sees
+    server_names: tuple[str, ...] = ()  # of the certificate, where it is not for the name asked for
     client_alert: str = ""  # with which the client refused our handshake; OpenSSL's name of it
     bypass: str = ""  # what proved that the destination is the exempted name's: dns
     bypass_refused: str = ""  # the policy exempts the name, but nothing proved that this is it: why

@@ -34,6 +34,7 @@ import enum
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from OpenSSL import SSL
 
@@ -58,7 +59,7 @@ from engines.tls.events import (
     SendUpstream,
     SessionInfo,
 )
-from engines.tls.half import TlsError, TlsHalf
+from engines.tls.half import UNNAMED_ALERT, TlsError, TlsHalf
 from engines.tls.leaf import LeafKey, LeafRequest, leaf_key_type
 from engines.tls.revocation import Conclusion, Finding, Revocation, begin, conclude, fresher
 from engines.tls.status import FailAction, Status
@@ -152,6 +153,12 @@ _TIMEOUTS = {
     State.LEAF: (Status.INTERNAL, "leaf_timeout", "no leaf certificate in time"),
     State.CLIENT_HANDSHAKE: (Status.PROTOCOL, "client_timeout", "the client did not finish its handshake in time"),
 }
+
+
+class HalfMaker(Protocol):
+    """Makes the half that faces the client, which shows a certificate of its own."""
+
+    def half(self, alpn: bytes, only_tls12: bool) -> TlsHalf: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,20 +311,26 @@ class Session:
         if not self._open_questions or self._findings[depth].status is Revocation.REVOKED:
             self._conclude_revocation(now)
 
-    def leaf_ready(self, context: SSL.Context, now: float) -> None:
-        """The leaf asked for by NeedLeaf, as :func:`engines.tls.leaf.server_context` prepares it."""
+    def leaf_ready(self, context: SSL.Context | HalfMaker, now: float) -> None:
+        """The leaf asked for by NeedLeaf, as :func:`engines.tls.leaf.server_context` prepares it, or whoever makes
+        the client's half without one."""
         if self._state is not State.LEAF:
             return
         assert self.info.server is not None
-        connection = SSL.Connection(context)
         alpn = self.info.server.alpn.encode("latin-1")
         if self._refused is not None and alpn and self.info.hello is not None and HTTP1 in self.info.hello.alpn:
             alpn = HTTP1  # the protocol in which an end without an answer is said and understood most plainly
-        connection.set_app_data(alpn)
-        connection.set_accept_state()
-        if self.info.server.version != "TLSv1.3":
-            limit_versions(connection, (TLS1_2,))  # never show the client a better version than the server gave
-        self._half[_TO_SERVER] = TlsHalf(connection)
+        # Never show the client a better version than the server gave.
+        only_tls12 = self.info.server.version != "TLSv1.3"
+        if isinstance(context, SSL.Context):
+            connection = SSL.Connection(context)
+            connection.set_app_data(alpn)
+            connection.set_accept_state()
+            if only_tls12:
+                limit_versions(connection, (TLS1_2,))
+            self._half[_TO_SERVER] = TlsHalf(connection)
+        else:
+            self._half[_TO_SERVER] = context.half(alpn, only_tls12)
         self._enter(State.CLIENT_HANDSHAKE, now + self._settings.client_timeout)
         self._client_handler = self._handshake_client
         self._handshake_client(self._ways[_TO_SERVER].unpark(), now)
@@ -628,6 +641,8 @@ class Session:
             if self._settings.on_failure is FailAction.REJECT:
                 self._send(_TO_CLIENT, half.output())  # the alert says what a plain RST cannot
             reason = "client_refused" if error.alert else "client_handshake"
+            if error.alert == UNNAMED_ALERT and self.info.hello is not None and self.info.hello.has_ech:
+                reason = "ech_refused"  # it had the keys for an inner hello, and wants nobody but their owner
             self.info.client_alert = error.alert
             if self._refused is not None:
                 self._fail(self._refused.status, self._refused.reason, self._refused.detail)
@@ -642,7 +657,7 @@ class Session:
             return
         hello = self.info.hello
         assert hello is not None
-        if half.connection.get_servername() != hello.sni_raw:
+        if half.servername() != hello.sni_raw:
             self._fail(Status.PROTOCOL, "sni_changed", "the server name changed between two ClientHellos")
             return
         self.info.client = half.leg()
@@ -821,6 +836,9 @@ class Session:
             self._finish(Status.PROTOCOL, "client_error", f"TLS error from the client: {error.detail}", Close.RESET)
 
     def _fail(self, status: Status, reason: str, detail: str, alert: int | None = None) -> None:
+        upstream = self._half[_TO_CLIENT]
+        if status is Status.NAME_MISMATCH and upstream is not None:
+            self.info.server_names = self._settings.verifier.shown_names(upstream.connection)
         action = self._settings.actions.get(status, self._settings.on_failure)
         if self._settings.watch and self._state in _UNANSWERED and status not in _NOT_THE_POLICY:
             self._pass_on(status, reason, detail, action)

@@ -24,6 +24,7 @@ from engines.tls.events import (
     SendUpstream,
     SessionInfo,
 )
+from engines.tls.session import State
 from engines.tls.status import FailAction, Status
 from engines.verdict import Direction
 
@@ -59,6 +60,15 @@ class Splice:
             self._arrived(_TO_SERVER, hello)
         else:  # the server may be the one who speaks first
             self._dial()
+
+    @property
+    def state(self) -> State:
+        """As far as a session has that, too."""
+        if self._done:
+            return State.DONE
+        if self._connected:
+            return State.RELAY
+        return State.CONNECTING if self._dialling else State.HELD
 
     def wants(self, direction: Direction) -> bool:
         """As :meth:`engines.tls.session.Session.wants`."""

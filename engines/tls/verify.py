@@ -164,6 +164,9 @@ class HandshakeNotes:
     staple: bytes = b""
 
 
+_NAMES_SHOWN = 100  # a certificate may have thousands
+
+
 class UpstreamVerifier:
     """Trust of one policy. Holds the one Context all its upstream connections share: a Context with the public roots
     costs 5 ms, a connection 20 µs.
@@ -238,6 +241,10 @@ class UpstreamVerifier:
             connection.request_ocsp()
         return connection
 
+    def log_keys(self, write: Callable[[SSL.Connection, bytes], None]) -> None:
+        """Have ``write`` called with every line of NSS's key log; before the first connection."""
+        self._context.set_keylog_callback(write)
+
     def refusal(self, connection: SSL.Connection) -> Refusal | None:
         """After a failed handshake: the certificate's fault, or None if it was the protocol's."""
         code = openssl.verify_result(connection)
@@ -248,6 +255,16 @@ class UpstreamVerifier:
         if status is Status.NAME_MISMATCH and (problem := _malformed(connection)) is not None:
             return Refusal(Status.INVALID, "malformed_certificate", f"certificate does not parse: {problem}")
         return Refusal(status, status.value.lower(), detail)
+
+    def shown_names(self, connection: SSL.Connection) -> tuple[str, ...]:
+        """DNS names of the certificate the server has shown, as far as it can be read; for people."""
+        notes: HandshakeNotes = connection.get_app_data()
+        shown = [notes.failed_certificate] if notes.failed_depth == 0 else connection.get_peer_cert_chain() or []
+        try:
+            names = _alternative_names(shown[0].to_cryptography())[0] if shown and shown[0] is not None else ()
+        except ValueError:
+            return ()
+        return tuple(printable(name) for name in names[:_NAMES_SHOWN])
 
     def judge(self, connection: SSL.Connection, host: str, unix_time: float) -> ServerChain | Refusal | Incomplete:
         """After a successful handshake: the second look, independent of OpenSSL's."""

@@ -30,9 +30,12 @@ from nfw.policy.model import (
     Stateless,
     StatelessGroup,
     Tls,
+    TlsAction,
+    TlsDebug,
     TlsKeywords,
     Transparency,
     Trust,
+    Upstream,
     Variables,
     WithoutSni,
 )
@@ -147,7 +150,7 @@ def _tls(tls: Tls, base: Path) -> list[str]:
         lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
     if tls.revocation != Revocation():
         lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation, base))}}}")
-    lines += _bypass(tls)
+    lines += _bypass(tls, base)
     lines += ["  fetch_issuers: true"] if tls.fetch_issuers else []
     if tls.without_sni is not WithoutSni.REFUSE:
         lines.append(f"  without_sni: {tls.without_sni.value}")
@@ -159,7 +162,20 @@ def _tls(tls: Tls, base: Path) -> list[str]:
     return lines
 
 
-def _bypass(tls: Tls) -> list[str]:
+def _debug(debug: TlsDebug, base: Path) -> list[str]:
+    parts = [
+        f"{key}: {_path(file, base)}"
+        for key, file in (("key_log", debug.key_log), ("capture", debug.capture))
+        if file is not None
+    ]
+    parts += [f"sni: {_list(debug.sni)}"] if debug.sni else []
+    scope = debug.scope
+    parts += _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
+    parts += [f"max_size: {debug.max_size}"] if debug.max_size != TlsDebug().max_size else []
+    return parts
+
+
+def _bypass(tls: Tls, base: Path) -> list[str]:
     lines = ["  bypass:"] if tls.bypass else []
     for one in tls.bypass:
         scope = one.scope
@@ -167,6 +183,11 @@ def _bypass(tls: Tls) -> list[str]:
         lines.append(f"    - {{{', '.join([f'sni: {_list(one.names)}', *ends])}}}")
     if tls.resolvers:
         lines.append(f"  resolvers: {_list(tls.resolvers)}")
+    lines += [f"  quic: {tls.quic.value}"] if tls.quic is not TlsAction.DROP else []
+    lines += ["  strip_ech: false"] if not tls.strip_ech else []
+    if tls.inbound_upstream is not Upstream.PINNED:
+        lines.append(f"  inbound_upstream: {tls.inbound_upstream.value}")
+    lines += [f"  debug: {{{', '.join(_debug(tls.debug, base))}}}"] if tls.debug is not None else []
     return lines
 
 

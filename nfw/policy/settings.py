@@ -159,7 +159,7 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         actions=read_actions(tls) if tls is not None else (),
         distrust=read_distrust(tls, base) if tls is not None else Distrust(),
         fetch_issuers=tls.flag("fetch_issuers", False) if tls is not None else False,
-        passing=read_passing(tls, DEFAULT_VARIABLES) if tls is not None else {},
+        passing=read_passing(tls, DEFAULT_VARIABLES, base) if tls is not None else {},
         without_sni=tls.choice("without_sni", WithoutSni.REFUSE) if tls is not None else WithoutSni.REFUSE,
         transparency=read_transparency(tls, base) if tls is not None else Transparency(),
         revocation=Revocation(**read_fetching(revocation, DEFAULT_VARIABLES, base))

@@ -27,6 +27,7 @@ from typing import Any, Self
 CLONE = Path(__file__).resolve().parent.parent.parent
 ALLOWED, FORBIDDEN = 9001, 9002  # UDP ports at the server; no policy of these tests lets the second one pass
 WHEELS = "/srv/wheels"  # in the container
+KEPT_RELEASES = "/srv/releases"  # in the container: what has been built, so that nothing is built twice
 BOOT_SECONDS = 60.0
 PROGRAM = ("engines", "nfw", "rules", "systemd", "vagrant")
 PROGRAM_FILES = ("setup.cfg", "pyproject.toml", "requirements.txt", "Makefile", "README.md")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.service.machine import ALLOWED, FORBIDDEN, Machine, wait_for
+from tests.service.machine import ALLOWED, FORBIDDEN, KEPT_RELEASES, Machine, wait_for
 
 POLICY = f"""\
 name: NAME
@@ -118,6 +118,7 @@ def test_install(machine: Machine) -> None:
     assert machine.systemctl("is-enabled", "nfw", check=False) == "disabled"
     assert machine.run("sysctl", "-n", *FORWARDING).stdout.split() == ["0", "0"]
     assert machine.run("nft", "list", "ruleset").stdout == ""
+    machine.run("cp", "-al", "/opt/nfw/releases", KEPT_RELEASES)
     left_in_clone = machine.run("find", str(machine.clone), "-name", "*.egg-info", "-o", "-name", "build").stdout
     assert left_in_clone == ""
 

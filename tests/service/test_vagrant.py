@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.service.machine import WHEELS, Machine, Namespace
+from tests.service.machine import KEPT_RELEASES, WHEELS, Machine, Namespace
 
 
 def script(machine: Machine, name: str, *arguments: str, network: Namespace | None = None) -> str:
@@ -20,6 +20,9 @@ def script(machine: Machine, name: str, *arguments: str, network: Namespace | No
 @pytest.fixture(scope="module")
 def lab(machine: Machine) -> Iterator[Machine]:
     """Provisioned in the order of the Vagrantfile."""
+    if machine.path(KEPT_RELEASES).exists():
+        machine.run("mkdir", "/opt/nfw")
+        machine.run("mv", KEPT_RELEASES, "/opt/nfw/releases")
     for name, network in (("server", machine.server), ("router", None), ("client", machine.client)):
         script(machine, "network", name, network=network)
         script(machine, name, network=network)

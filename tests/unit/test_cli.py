@@ -496,3 +496,16 @@ def test_ca(nfw: Nfw, tmp_path: Path) -> None:
     assert (code, out, err) == (1, "", "ca/ca.key: this is a private key; expected a certificate\n")
     assert nfw("ca", "show", "nope.pem") == (1, "", "nope.pem: certificate does not exist\n")
     assert "usable       yes" in nfw("ca", "show", "ca/ca.pem").out
+    code, out, err = nfw("ca", "rotate", "ca")
+    assert (code, err) == (0, "")
+    assert "ca/next/ca.pem" in out
+    assert "--activate" in out
+    code, out, err = nfw("ca", "rotate", "ca", "--activate")
+    assert (code, err) == (0, "")
+    assert "retired" in out
+    assert "nfw policy apply" in out
+    assert nfw("ca", "rotate", "ca", "--activate").code == 1
+    assert nfw("ca", "export", "ca/ca.pem").out == (tmp_path / "ca/ca.pem").read_text()
+    assert nfw("ca", "export", "ca/ca.pem", "--format", "der", "--out", "ca.der").code == 0
+    assert (tmp_path / "ca.der").read_bytes()[0] == 0x30
+    assert nfw("ca", "export", "ca/ca.key").code == 1

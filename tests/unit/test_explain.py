@@ -409,6 +409,21 @@ def test_tls_without_a_name_where_the_policy_takes_the_address(tmp_path: Path) -
     assert "where none is, for its address" in found.tls.checks[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "decision", "verdict"), [("a.bank.example", "bypass", "drop"), ("www.example.org", "terminate", "pass")]
+)
+def test_names_that_are_not_decrypted(tmp_path: Path, name: str, decision: str, verdict: str) -> None:
+    """Rules see what is on the wire of an exempt flow: the hello, and no request."""
+    ca.create("Test CA", tmp_path, NOW)
+    rules = [
+        'drop tls any any -> any any (tls.sni; content:"bank"; sid:1;)',
+        "alert http any any -> any any (http.host; bsize:>0; sid:2;)",
+    ]
+    found = explained(tmp_path, INSPECT + '  bypass: [{sni: ["*.bank.example"]}]\n' + strict(*rules), sni=name)
+    assert (found.tls.decision, found.conclusion.verdict) == (decision, verdict if decision == "bypass" else "alert")
+    assert [ref.id for ref in found.stateful.alerts] == ([1] if decision == "bypass" else [2])
+
+
 def test_a_captured_flow_in_scope_is_left(tmp_path: Path) -> None:
     ca.create("Test CA", tmp_path, NOW)
     policy = compiled(tmp_path, INSPECT + strict(*INSIDE[:3]))
@@ -419,6 +434,28 @@ def test_a_captured_flow_in_scope_is_left(tmp_path: Path) -> None:
     (wire,), _ = Explainer(policy).captured(lambda: packets, inspect_tls=True)
     assert wire.conclusion.rule is not None
     assert (wire.conclusion.verdict, wire.conclusion.rule.id) == ("drop", 2)
+
+
+@pytest.mark.parametrize(
+    ("flow", "verdict", "enforced"),
+    [({"dport": 23}, "alert", "drop"), ({"http_host": "evil"}, "alert", "reject"), ({"http_host": "a"}, "pass", "")],
+)
+def test_mode_monitor(tmp_path: Path, flow: dict[str, Any], verdict: str, enforced: str) -> None:
+    """What replay lets pass is explained as what would have become of it."""
+    policy = """\
+mode: monitor
+stateless:
+  rules:
+    - {priority: 1, action: drop, protocols: [tcp], destination_ports: [23]}
+"""
+    text = policy + strict('reject http any any -> any any (http.host; content:"evil"; sid:1;)')
+    found = explained(tmp_path, text, **flow)
+    assert (found.conclusion.verdict, found.conclusion.enforced) == (verdict, enforced)
+    description = read_description({"src": CLIENT, "dst": SERVER, **flow})
+    packets = [each.captured for each in Dialogue(description).packets()]
+    assert replay_policy(packets, compiled(tmp_path, text), lambda _: None).dropped == 0
+    last = list(explain_lines(found, all_rules=False, packets=False))[-1]
+    assert ("mode: monitor" in last) is bool(enforced)
 
 
 def test_flows_of_a_capture_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

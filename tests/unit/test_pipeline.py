@@ -32,11 +32,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self.verdicts: list[tuple[int, bool]] = []
+        self.rewritten: list[tuple[int, bytes]] = []
         self.injected: list[bytes] = []
         self.events: list[dict[str, Any]] = []
 
     def verdict(self, packet_id: int, accept: bool) -> None:
         self.verdicts.append((packet_id, accept))
+
+    def rewrite(self, packet_id: int, packet: bytes) -> None:
+        self.rewritten.append((packet_id, packet))
 
     def inject(self, packet: bytes) -> None:
         self.injected.append(packet)

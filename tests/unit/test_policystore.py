@@ -356,6 +356,20 @@ def test_what_was_promised_is_on_disk_before_the_switch(bench: Bench) -> None:
         bench.changes.prepare(wish, source, unkept)
 
 
+def test_a_policy_that_could_not_be_written_down(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It filters all the same; but nobody may rely on coming back to it."""
+
+    def full(*_: object) -> None:
+        raise StoreError("no space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(PolicyStore, "write", full)
+        assert bench.apply("two").number == 0
+    assert any("cannot be written: no space left on device" in line for line in bench.said)
+    assert "cannot promise to go back" in str(bench.changes.refusal(Wish(0, "apply", 10)))
+    assert bench.apply("three").number == 2
+
+
 def test_a_damaged_state_is_told(bench: Bench) -> None:
     bench.apply("two", 30)
     (bench.folder / "state" / "state.json").write_text("{")

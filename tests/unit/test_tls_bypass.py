@@ -30,6 +30,7 @@ from engines.tls.events import (
 )
 from engines.tls.nameanswers import AAAA, ADDRESSES, KEPT_SECONDS, NAMES, A, NameTable, addresses, query
 from engines.tls.scope import TlsScope
+from engines.tls.session import State
 from engines.tls.splice import Splice
 from engines.tls.status import FailAction, Status
 from engines.verdict import Direction
@@ -339,14 +340,17 @@ def splice(hello: bytes = b"hello") -> Splice:
 
 def test_the_server_is_called_when_the_hello_was_released() -> None:
     one = splice()
+    assert one.state is State.HELD
     assert one.events() == [Plaintext(TO_SERVER, b"hello")]
     assert not one.wants(TO_SERVER)
     one.forward(TO_SERVER, b"hel")
     assert one.events() == [ConnectUpstream("a.test")]
+    assert one.state is State.CONNECTING
     one.forward(TO_SERVER, b"lo")
     assert one.events() == []
     one.upstream_connected(1.0)
     assert one.events() == [SendUpstream(b"hello")]
+    assert one.state is State.RELAY
     assert one.deadline is None
     one.upstream_data(b"server", 1.0)
     one.client_data(b"client", 1.0)

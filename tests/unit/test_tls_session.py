@@ -29,7 +29,18 @@ from engines.tls.events import (
 from engines.tls.session import CONTROL_MAX, PARKED_MAX, Session, State
 from engines.tls.status import FailAction, Status
 from tests.grade import tls12
-from tests.unit.tlskit import NOW, TO_CLIENT, TO_SERVER, Authority, Peer, Wire, World, client_peer, server_peer
+from tests.unit.tlskit import (
+    NOW,
+    TO_CLIENT,
+    TO_SERVER,
+    Authority,
+    Peer,
+    Wire,
+    World,
+    client_peer,
+    server_peer,
+    with_extension,
+)
 
 TLS12, TLS13 = SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION
 NAME = "www.example.test"
@@ -474,6 +485,39 @@ def test_server_that_requires_a_client_certificate(world: World, tls: int) -> No
     assert (wire.finished.status, wire.finished.reason) == (Status.PROTOCOL, "mtls_required")
     assert wire.finished.info.certificate_requested
     assert wire.client.fin == "reset"
+
+
+def test_an_alert_that_comes_with_a_reset_is_read(world: World) -> None:
+    """As it does from a server that closes without having read what follows our handshake."""
+    wire = pair(world, server={"client_certificate": True}, hold=(NeedLeaf,)).run()
+    assert wire.session.state is State.LEAF
+    wire.session.upstream_reset(0.0)
+    wire.answer()
+    assert wire.finished is not None
+    assert (wire.finished.status, wire.finished.reason) == (Status.PROTOCOL, "mtls_required")
+
+
+@pytest.mark.parametrize("tls", [TLS12, TLS13])
+def test_server_that_would_like_a_client_certificate(world: World, tls: int) -> None:
+    wire = established(world, server={"client_certificate": "optional", "versions": (TLS12, tls)})
+    assert wire.session.info.certificate_requested
+    wire.client.send(b"question")
+    wire.run()
+    assert wire.server.received == b"question"
+
+
+def test_early_data_goes_nowhere(world: World) -> None:
+    """A hello that announces it, and a record that claims to be it: no ticket of ours has allowed any."""
+    wire = pair(world)
+    wire.client.start()
+    early = struct.pack("!HH", 42, 0)
+    wire.feed_client(with_extension(wire.client.take(), early) + b"\x17\x03\x03\x00\x20" + bytes(32))
+    assert wire.session.info.hello is not None
+    assert wire.session.info.hello.has_early_data
+    while data := wire.server.take():
+        wire.feed_upstream(data)
+    assert wire.plaintext == [b"", b""]
+    assert wire.server.received == b""
 
 
 # --- deadlines and other ends before the relay -----------------------------------------------------------------------

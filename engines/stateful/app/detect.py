@@ -260,7 +260,7 @@ def _greeting(word: re.Pattern[bytes]) -> _Probe:
     return probe
 
 
-def _quic(data: bytes) -> bool | None:
+def looks_like_quic(data: bytes) -> bool | None:
     """RFC 9000, section 17.2: long header, a version in use, first flight padded to 1200 bytes."""
     version = data[1:5]
     known = version in {b"\0\0\0\1", b"\x6b\x33\x43\xcf"} or version.startswith(b"\xff\0\0")
@@ -367,7 +367,7 @@ _TO_CLIENT: list[tuple[str, _Probe]] = [
     ("dns", _dns_tcp(True)),
 ]
 _UDP_TO_SERVER: list[tuple[str, _Probe]] = [
-    ("quic", _quic),
+    ("quic", looks_like_quic),
     ("dns", _dns_udp(False)),
     ("ntp", _ntp),
     ("krb5", _krb5),
@@ -376,7 +376,7 @@ _UDP_TO_SERVER: list[tuple[str, _Probe]] = [
     ("sip", _sip),
 ]
 _UDP_TO_CLIENT: list[tuple[str, _Probe]] = [
-    ("quic", _quic),
+    ("quic", looks_like_quic),
     ("dns", _dns_udp(True)),
     ("ntp", _ntp),
     ("krb5", _krb5),

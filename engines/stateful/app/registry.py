@@ -15,6 +15,7 @@ from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.mqtt import MqttParser
 from engines.stateful.app.ntp import NtpParser
 from engines.stateful.app.quic import QuicParser
+from engines.stateful.app.rfb import RfbParser
 from engines.stateful.app.sip import SipParser
 from engines.stateful.app.smb import SmbParser
 from engines.stateful.app.smtp import SmtpParser
@@ -57,6 +58,7 @@ PARSERS: dict[str, Factory] = {
     "websocket": WebSocketParser,
     "mqtt": MqttParser,
     "krb5": Krb5Parser,
+    "rfb": RfbParser,
     "llmnr": _local_names("llmnr", False),
 }
 

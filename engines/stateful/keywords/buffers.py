@@ -32,6 +32,7 @@ SIP = frozenset({"sip"})
 KRB5 = frozenset({"krb5"})
 MQTT = frozenset({"mqtt"})
 NTP = frozenset({"ntp"})
+RFB = frozenset({"rfb"})
 JA3 = frozenset({"tls", "quic"})
 FILES = frozenset({"http", "http1", "http2", "doh2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
 
@@ -199,6 +200,7 @@ _TABLE: tuple[BufferInfo, ...] = (
     ),
     BufferInfo("krb5.cname", KRB5, TO_CLIENT, "kerberos-keywords.html", multiple=True, aliases=("krb5_cname",)),
     BufferInfo("krb5.sname", KRB5, TO_CLIENT, "kerberos-keywords.html", multiple=True, aliases=("krb5_sname",)),
+    BufferInfo("rfb.name", RFB, TO_CLIENT, "rfb-keywords.html"),
     BufferInfo("ntp.reference_id", NTP, None, "ntp-keywords.html"),
     BufferInfo("smb.named_pipe", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_named_pipe",)),
     BufferInfo("smb.share", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_share",)),
@@ -252,6 +254,8 @@ _VALUES: tuple[BufferInfo, ...] = (
         BufferInfo(name, KRB5, None, "kerberos-keywords.html")
         for name in ("krb5_msg_type", "krb5_err_code", "krb5.ticket_encryption")
     ),
+    BufferInfo("rfb.sectype", RFB, TO_SERVER, "rfb-keywords.html"),
+    BufferInfo("rfb.secresult", RFB, TO_CLIENT, "rfb-keywords.html"),
     *(BufferInfo(f"ntp.{name}", NTP, None, "ntp-keywords.html") for name in ("version", "mode", "stratum")),
     BufferInfo("smb.version", SMB, None, "smb-keywords.html"),
     BufferInfo("ftp.dynamic_port", FTP, None, _P),

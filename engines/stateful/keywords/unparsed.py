@@ -20,7 +20,6 @@ _BUFFERS: dict[str, str] = {
     "ldap.responses.attribute_type",
     "pgsql": "pgsql.query",
     "quic": "quic.ua quic.cyu.hash quic.cyu.string",
-    "rfb": "rfb.name",
     "snmp": "snmp.community snmp.usm",
 }
 _VALUES: dict[str, str] = {
@@ -30,7 +29,6 @@ _VALUES: dict[str, str] = {
     "ldap": "ldap.request.operation ldap.responses.operation ldap.responses.count ldap.responses.result_code",
     "modbus": "modbus",
     "nfs": "nfs_procedure nfs_version nfs3_procedure",
-    "rfb": "rfb.sectype rfb.secresult",
     "tls": "tls_cert_valid tls_cert_expired",
     "snmp": "snmp.version snmp.pdu_type snmp.trap_type",
 }

@@ -38,8 +38,11 @@ from nfw.policy.model import (
     StatefulGroup,
     StatelessGroup,
     Tls,
+    TlsAction,
+    TlsDebug,
     Transparency,
     Trust,
+    Upstream,
     Variables,
     WithoutSni,
 )
@@ -386,6 +389,14 @@ class _Writer:
             found["bypass"] = [{"sni": list(one.names), **_plain_scope(one.scope)} for one in tls.bypass]
         if tls.resolvers:
             found["resolvers"] = list(tls.resolvers)
+        if tls.quic is not TlsAction.DROP:
+            found["quic"] = tls.quic.value
+        if not tls.strip_ech:
+            found["strip_ech"] = False
+        if tls.inbound_upstream is not Upstream.PINNED:
+            found["inbound_upstream"] = tls.inbound_upstream.value
+        if tls.debug is not None:
+            found["debug"] = self._debug_settings(tls.debug)
         if tls.without_sni is not WithoutSni.REFUSE:
             found["without_sni"] = tls.without_sni.value
         if tls.transparency != Transparency():
@@ -401,6 +412,16 @@ class _Writer:
         if fetching:
             found["revocation"] = fetching
         return found
+
+    def _debug_settings(self, debug: TlsDebug) -> Json:
+        found: Json = {
+            key: relative_path(file, self.base)
+            for key, file in (("key_log", debug.key_log), ("capture", debug.capture))
+            if file is not None
+        }
+        if debug.sni:
+            found["sni"] = list(debug.sni)
+        return {**found, **_plain_scope(debug.scope), "max_size": debug.max_size}
 
 
 class _CustomActions:
