@@ -8,15 +8,17 @@ export MYPY_CACHE_DIR := $(CACHE)/mypy
 export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
 PYTEST := $(BIN)/python -m pytest -o cache_dir=$(CACHE)/pytest
 
-.PHONY: help setup demo test test-service check lint docs bench fuzz conformance lab install uninstall clean
+.PHONY: help setup demo test clients test-service check lint docs bench grade fuzz conformance lab install uninstall clean
 
 help:
 	@echo 'sudo make demo    nfw at work on real traffic between network namespaces, step by step'
 	@echo 'sudo make test    all checks: lint, types, unit tests, tests with real packets, the service in a container'
+	@echo 'sudo make clients   curl, OpenSSL, Python, Node, Java, Go and Chromium behind nfw, those that are installed'
 	@echo '     make check   what of that needs no root'
 	@echo 'sudo make test-service   of that the service: install, boot, upgrade, uninstall (SUITE=bookworm, trixie, noble ...)'
 	@echo '     make docs    the references of policy and commands, from the program'
 	@echo 'sudo make bench   measurements (BENCH=--engines: those that need no root)'
+	@echo 'sudo make grade   148 ways to attack or break TLS inspection, on real packets (ONLY=certificates, ONLY=K06 ...)'
 	@echo '     make fuzz    whatever arrives, nothing raises, hangs or grows (SECONDS=60 of each target)'
 	@echo '     make conformance   how far the rules agree with Suricata: every capture of its test suite (SURICATA=folder)'
 	@echo 'sudo make lab     a client, a router and a server to play with'
@@ -54,6 +56,13 @@ BENCH ?=
 bench: setup
 	@$(BIN)/python -m tests.bench --etopen $(ETOPEN) $(BENCH)
 
+# ONLY= names groups or cases; JSON= a file for the results. What is expected of each is in tests/grade.
+ONLY ?=
+JSON ?=
+
+grade: setup
+	@$(BIN)/python -m tests.grade $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json $(JSON))
+
 # Of each target; TARGETS= names some. With atheris in .venv coverage leads, else Hypothesis does.
 SECONDS ?= 60
 TARGETS ?=
@@ -69,6 +78,10 @@ conformance: setup
 
 lab: setup
 	@$(BIN)/python -m tests.lab shell
+
+# Clients that are not installed are skipped: chromium and libnss3-tools, openjdk-17-jdk-headless, golang-go.
+clients: setup
+	$(PYTEST) tests/clients/clients.py
 
 test-service: setup
 	@tests/service/run

@@ -516,6 +516,25 @@ def port_unreachable(packet: Packet) -> tuple[bytes, bytes]:
     return _unreachable(dst, src, packet.data[: packet.end], code), _unreachable(src, dst, quote, code)
 
 
+def with_udp_payload(packet: Packet, payload: bytes) -> bytes:
+    """The complete IP packet that is ``packet``, unfragmented UDP, with another payload; lengths and checksums fit."""
+    header = bytearray(packet.data[: packet.payload_offset])
+    at = packet.payload_offset - 8
+    length = 8 + len(payload)
+    header[at + 4 : at + 6] = length.to_bytes(2, "big")
+    header[at + 6 : at + 8] = bytes(2)
+    datagram = _with_checksum(bytes(header[at:]) + payload, 6, _pseudo_sum(packet.src, packet.dst, UDP, length))
+    if datagram[6:8] == bytes(2):  # RFC 768: zero says that there is none
+        datagram = datagram[:6] + b"\xff\xff" + datagram[8:]
+    network = bytes(header[:at])
+    if packet.family == 4:
+        network = network[:2] + (at + length).to_bytes(2, "big") + network[4:10] + bytes(2) + network[12:]
+        network = _with_checksum(network, 10, 0)
+    else:
+        network = network[:4] + (at - 40 + length).to_bytes(2, "big") + network[6:]
+    return network + datagram
+
+
 def _may_answer(packet: Packet) -> bool:
     if packet.problem is not None or packet.is_icmp_error:
         return False
@@ -539,6 +558,15 @@ def _segment(src: bytes, dst: bytes, sport: int, dport: int, seq: int, ack: int,
     header = _TCP.pack(sport, dport, seq, ack, 5 << 4, flags, 0) + b"\0\0\0\0"
     header = _with_checksum(header, 16, _pseudo_sum(src, dst, TCP, len(header)))
     return _ip_header(src, dst, TCP, len(header)) + header
+
+
+def tcp_packet(
+    src: bytes, dst: bytes, sport: int, dport: int, seq: int, ack: int, flags: int, payload: bytes = b""
+) -> bytes:
+    """A complete IP packet with a TCP segment; packed addresses of one family."""
+    segment = _TCP.pack(sport, dport, seq, ack, 5 << 4, flags, 0xFFFF) + b"\0\0\0\0" + payload
+    segment = _with_checksum(segment, 16, _pseudo_sum(src, dst, TCP, len(segment)))
+    return _ip_header(src, dst, TCP, len(segment)) + segment
 
 
 def _ip_header(src: bytes, dst: bytes, protocol: int, length: int) -> bytes:

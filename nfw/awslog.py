@@ -14,7 +14,7 @@ from typing import Any
 
 Record = dict[str, Any]
 
-_NO_ERROR = frozenset(("OK", "POLICY", "ABORTED", "ENDED"))
+_NO_ERROR = frozenset(("OK", "BYPASSED", "POLICY", "ABORTED", "ENDED"))
 _FLAGS = (("fin", 0x01), ("syn", 0x02), ("rst", 0x04), ("psh", 0x08), ("ack", 0x10), ("urg", 0x20), ("ecn", 0x40),
           ("cwr", 0x80))  # fmt: skip
 _BASE = ("src_ip", "src_port", "dest_ip", "dest_port", "proto", "app_proto")
@@ -78,7 +78,9 @@ def _netflows(event: Mapping[str, Any]) -> list[Record]:
 def _tls(event: Mapping[str, Any]) -> Record | None:
     ours, tls = event.get("nfw") or {}, event.get("tls") or {}
     status = str(ours.get("status", ""))
-    if status in _NO_ERROR:
+    revocation = event.get("revocation_check") or {}
+    revoked = revocation.get("status") in ("REVOKED", "UNKNOWN")
+    if status in _NO_ERROR and not revoked:
         return None
     sni = str(tls.get("sni") or "-")
     inner: Record = {
@@ -89,17 +91,14 @@ def _tls(event: Mapping[str, Any]) -> Record | None:
         "dest_port": str(event.get("dest_port", "")),
         "sni": sni,
     }
-    if status == "REVOKED":
-        inner["revocation_check"] = {
-            "leaf_cert_fpr": tls.get("fingerprint", ""),
-            "status": "REVOKED",
-            "action": "REJECT",
-        }
+    if revoked:  # also where the policy lets it pass
+        inner["revocation_check"] = {name: revocation.get(name, "") for name in ("leaf_cert_fpr", "status", "action")}
         return inner
     detail = str(ours.get("detail") or ours.get("reason") or status)
     if status == "NO_SNI":
         detail = "Server name is not found in client hello."
     elif status == "NAME_MISMATCH":
-        detail = f"SNI: {sni} Match Failed to server certificate names: {detail}"
+        names = "/".join(map(str, tls.get("server_names") or ()))
+        detail = f"SNI: {sni} Match Failed to server certificate names: {names} "
     inner["tls_error"] = {"error_message": detail}
     return inner

@@ -1,4 +1,4 @@
-"""The operator's certificate authority: make one, take over an existing one, show one.
+"""The operator's certificate authority: make one, take over an existing one, follow it by another, show one.
 
 Every leaf a client sees on an inspected connection is signed by it, so it must be a CA (RFC 5280, section 4.2.1.9), may
 sign certificates (4.2.1.3), and its key must match. Files: ``ca.pem`` (0644) to give to clients, ``ca.key`` (0600) for
@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import os
-from collections.abc import Callable
+import plistlib
+import re
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +26,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import NameOID
 
-from engines.tls.leaf import check_ca
+from engines.tls.leaf import check_ca, check_chain
 from nfw.policy.files import read_bounded
 
 CERTIFICATE_FILE = "ca.pem"
 KEY_FILE = "ca.key"
+NEXT = "next"  # the directory beside them of the CA that follows
 DEFAULT_DAYS = 3650
 MAX_DAYS = 36500
 MAX_NAME = 64  # RFC 5280 appendix A, ub-common-name
@@ -66,12 +71,17 @@ class CaInfo:
 
 def parse_certificate(pem: bytes) -> x509.Certificate:
     """The first certificate of a PEM file. Raises ``ValueError`` in words."""
+    return parse_certificates(pem)[0]
+
+
+def parse_certificates(pem: bytes) -> list[x509.Certificate]:
+    """All certificates of a PEM file: the CA, then who stands above it. Raises ``ValueError`` in words."""
     if b"-----BEGIN CERTIFICATE-----" not in pem:
         if b"PRIVATE KEY-----" in pem:
             raise ValueError("this is a private key; expected a certificate")
         raise ValueError("not a certificate in PEM form (-----BEGIN CERTIFICATE-----)")
     try:
-        return x509.load_pem_x509_certificate(pem)
+        return x509.load_pem_x509_certificates(pem)
     except ValueError as error:
         raise ValueError(f"the certificate is damaged: {error}") from error
 
@@ -117,13 +127,103 @@ def import_pair(
     certificate_file: Path, key_file: Path, out: Path, now: datetime.datetime, passphrase: bytes | None = None
 ) -> CaInfo:
     """Check an existing CA and copy it to ``out``, the key without its passphrase. Raises :class:`CaError`."""
-    certificate = _load_certificate(certificate_file)
+    certificates, key = _checked_pair(certificate_file, key_file, now, passphrase)
+    _write_pair(out, _pem(certificates), _key_pem(key))
+    return describe(certificates[0], now)
+
+
+def _checked_pair(
+    certificate_file: Path, key_file: Path, now: datetime.datetime, passphrase: bytes | None = None
+) -> tuple[list[x509.Certificate], PrivateKeyTypes]:
+    certificates = _load_certificates(certificate_file)
     key = _load_key(key_file, passphrase)
-    problems = check_ca(certificate, key, now.timestamp())
+    problems = [*check_ca(certificates[0], key, now.timestamp()), *check_chain(certificates)]
     if problems:
         raise CaError("\n".join(f"{certificate_file}: {problem}" for problem in problems))
-    _write_pair(out, certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key))
-    return describe(certificate, now)
+    return certificates, key
+
+
+def prepare_next(
+    folder: Path, now: datetime.datetime, *, name: str = "", days: int = DEFAULT_DAYS, key_type: str = "ec-p256"
+) -> CaInfo:
+    """A CA that will follow the one in ``folder``, in ``folder/next``; nothing uses it yet. Without a name it has that
+    of the present one and the month. Raises :class:`CaError`."""
+    present = _load_certificate(folder / CERTIFICATE_FILE)
+    if not name:
+        names = present.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        month = f" {now:%Y-%m}"
+        name = re.sub(r" \d{4}-\d{2}\Z", "", str(names[0].value) if names else "nfw")[: MAX_NAME - len(month)] + month
+    return create(name, folder / NEXT, now, days=days, key_type=key_type)
+
+
+def activate_next(folder: Path, now: datetime.datetime) -> tuple[CaInfo, Path]:
+    """Put the CA of ``folder/next`` into its place; the one before is kept in the returned directory.
+
+    Raises :class:`CaError`; then everything is where it was, or, where the disk failed half-way, both CAs are in the
+    two directories.
+    """
+    following = folder / NEXT
+    if not following.is_dir():
+        raise CaError(f"{following} does not exist; `nfw ca rotate {folder}` without --activate makes it first")
+    certificates, _ = _checked_pair(following / CERTIFICATE_FILE, following / KEY_FILE, now)
+    present = _load_certificate(folder / CERTIFICATE_FILE)
+    kept = folder / f"retired-{present.fingerprint(hashes.SHA256()).hex()[:12]}"
+    try:
+        owner = (folder / KEY_FILE).stat() if (folder / KEY_FILE).exists() else None
+        kept.mkdir(mode=0o700, exist_ok=True)
+        for file in (KEY_FILE, CERTIFICATE_FILE):
+            if (folder / file).exists() and not (kept / file).exists():
+                os.link(folder / file, kept / file)
+        if owner is not None and os.geteuid() == 0:
+            os.chown(following / KEY_FILE, owner.st_uid, owner.st_gid)
+        for file in (KEY_FILE, CERTIFICATE_FILE):
+            (following / file).replace(folder / file)
+        following.rmdir()
+    except OSError as error:
+        raise CaError(f"cannot change the CA in {folder}: {error.strerror or error}") from error
+    return describe(certificates[0], now), kept
+
+
+def export(files: Sequence[Path], form: str) -> bytes:
+    """Certificates as clients take them: ``pem``, ``der`` (one only), ``mobileconfig`` (Apple). Never a key.
+
+    Raises :class:`CaError`.
+    """
+    certificates = [certificate for file in files for certificate in _load_certificates(file)]
+    if form == "pem":
+        return _pem(certificates)
+    if form == "der":
+        if len(certificates) != 1:
+            raise CaError(f"DER holds one certificate, and there are {len(certificates)}; export them one by one")
+        return certificates[0].public_bytes(serialization.Encoding.DER)
+    return _mobileconfig(certificates)
+
+
+def _mobileconfig(certificates: Sequence[x509.Certificate]) -> bytes:
+    """An Apple configuration profile; identifiers follow from the certificates, so a later one replaces it."""
+
+    def described(kind: str, name: str, seed: str, **more: object) -> dict[str, object]:
+        identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"nfw:{seed}"))
+        return {
+            "PayloadType": kind,
+            "PayloadVersion": 1,
+            "PayloadDisplayName": name,
+            "PayloadIdentifier": f"nfw.ca.{identity}",
+            "PayloadUUID": identity.upper(),
+            **more,
+        }
+
+    contents = []
+    for certificate in certificates:
+        der = certificate.public_bytes(serialization.Encoding.DER)
+        name = _readable_name(certificate.subject)
+        contents.append(described("com.apple.security.root", name, hashlib.sha256(der).hexdigest(), PayloadContent=der))
+    name = _readable_name(certificates[0].subject)
+    return plistlib.dumps(described("Configuration", name, "profile:" + name, PayloadContent=contents))
+
+
+def _pem(certificates: Sequence[x509.Certificate]) -> bytes:
+    return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
 
 
 def show(certificate_file: Path, now: datetime.datetime) -> CaInfo:
@@ -183,8 +283,12 @@ def _self_signed(
 
 
 def _load_certificate(path: Path) -> x509.Certificate:
+    return _load_certificates(path)[0]
+
+
+def _load_certificates(path: Path) -> list[x509.Certificate]:
     try:
-        return parse_certificate(_read(path, "certificate"))
+        return parse_certificates(_read(path, "certificate"))
     except ValueError as error:
         raise CaError(f"{path}: {error}") from error
 

@@ -23,7 +23,7 @@ import struct
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,12 @@ class FrameError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked: ``command`` by name, ``args`` by keyword."""
+    """What is asked: ``command`` by name, ``args`` by keyword. ``uid``: who asks, as the kernel says; -1 where nobody
+    was asked yet."""
 
     command: str
     args: Mapping[str, Any] = field(default_factory=dict)
+    uid: int = field(default=-1, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,7 @@ class _Client:
 
     sock: socket.socket
     deadline: float
+    uid: int = -1
     reader: FrameReader = field(default_factory=FrameReader)
     out: bytearray = field(default_factory=bytearray)
     waiting: list[Deferred] = field(default_factory=list)
@@ -329,7 +332,7 @@ class ControlServer:
             elif len(self._clients) >= self._max_clients:
                 _refuse(sock, f"busy: {len(self._clients)} clients are connected, the limit; try again")
             else:
-                client = _Client(sock, self._clock() + CLIENT_SECONDS)
+                client = _Client(sock, self._clock() + CLIENT_SECONDS, uid)
                 self._clients[sock.fileno()] = client
                 self._inner.register(sock, selectors.EVENT_READ, client)
 
@@ -354,7 +357,7 @@ class ControlServer:
             self._queue(client, Reply(False, None, (f"bad request: {error}",)))
             return
         for request in requests:
-            self._handle(client, request)
+            self._handle(client, replace(request, uid=client.uid))
 
     def _handle(self, client: _Client, request: Request) -> None:
         try:

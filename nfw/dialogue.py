@@ -76,6 +76,28 @@ class Dialogue:
         return _TlsTalk(self.flow.sni or "", self.flow.alpn, self.plaintext())
 
     def _http(self) -> Iterator[Piece]:
+        """One request and its answer, as the protocol has it that the server chooses: the first one offered."""
+        return self._http2() if self.flow.alpn[:1] == ("h2",) else self._http1()
+
+    def _http2(self) -> Iterator[Piece]:
+        """RFC 9113: the preface and both sides' settings, then the stream of the request."""
+        flow = self.flow
+        fields = {name.lower(): value for name, value in flow.http_headers if name.lower() != "host"}
+        fields = {"user-agent": "nfw-explain", "accept": "*/*"} | fields
+        request = [
+            (":method", flow.http_method or "GET"),
+            (":scheme", "https"),
+            (":authority", flow.server_name),
+            (":path", flow.http_uri or "/"),
+            *fields.items(),
+        ]
+        opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(_SETTINGS, 0, 0, b"")
+        yield Piece(_TO_SERVER, opening + _message(request, flow.http_body), "HTTP/2 request")
+        answer = [(":status", str(flow.http_status)), ("content-type", "text/html")]
+        body = b"" if flow.http_method == "HEAD" else b"<html></html>\n"
+        yield Piece(_TO_CLIENT, _frame(_SETTINGS, 0, 0, b"") + _message(answer, body), "HTTP/2 response")
+
+    def _http1(self) -> Iterator[Piece]:
         head = [f"{self.flow.http_method or 'GET'} {self.flow.http_uri or '/'} HTTP/1.1"]
         given = {name.lower() for name, _ in self.flow.http_headers}
         if "host" not in given:
@@ -230,6 +252,27 @@ class Dialogue:
                 head = IP(src=packet.src, dst=packet.dst, proto=self.flow.protocol, id=7, frag=start // 8, flags=more)
             made.append(bytes(head / part))
         return made
+
+
+_DATA, _HEADERS, _SETTINGS = 0, 1, 4  # RFC 9113 section 6
+_END_STREAM, _END_HEADERS = 1, 4
+_FRAME_BYTES = 16_384
+
+
+def _message(fields: Sequence[tuple[str, str]], body: bytes) -> bytes:
+    """Stream 1 in one direction."""
+    from hpack import Encoder
+
+    block: bytes = Encoder().encode([(name, value.encode("utf-8", "surrogateescape")) for name, value in fields])
+    made = _frame(_HEADERS, _END_HEADERS | (0 if body else _END_STREAM), 1, block)
+    for at in range(0, len(body), _FRAME_BYTES):
+        last = at + _FRAME_BYTES >= len(body)
+        made += _frame(_DATA, _END_STREAM if last else 0, 1, body[at : at + _FRAME_BYTES])
+    return made
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
 
 class _TlsTalk:

@@ -339,6 +339,13 @@ def _daemon(facts: Facts) -> Iterator[Finding]:
         yield Finding("error", "daemon", f"no answer from {', '.join(quiet)}", mend)
     else:
         yield Finding("ok", "daemon", f"policy {status.get('name')!r} filters, generation {status.get('generation')}")
+    if status.get("mode") == "monitor":
+        yield Finding(
+            "warning",
+            "daemon",
+            f"policy {status.get('name')!r} is in mode monitor: nothing is blocked",
+            "apply it without `mode: monitor` and --monitor when its records are as they should be",
+        )
     queues = (status.get("kernel") or {}).get("queues") or {}
     dropped = sum(int(one.get("dropped", 0)) + int(one.get("user_dropped", 0)) for one in queues.values())
     if dropped:

@@ -85,6 +85,16 @@ def verdict(signature: Any, action: str) -> str:
     return "pass" if named == "pass" else "alert"
 
 
+def only_watched(event: Event) -> Event:
+    """``event`` as mode monitor writes it: nothing was blocked, but ``verdict.would_be`` says what would have been."""
+    named = event.get("verdict")
+    if named is not None and named["action"] in ("drop", "reject"):
+        event["verdict"] = {"action": "pass", "would_be": named["action"]}
+        if event.get("event_type") == "alert":
+            event["alert"]["action"] = "allowed"
+    return event
+
+
 _TCP_FLAGS = (("syn", 0x02), ("fin", 0x01), ("rst", 0x04), ("psh", 0x08), ("ack", 0x10), ("urg", 0x20), ("ecn", 0x40),
               ("cwr", 0x80))  # fmt: skip
 

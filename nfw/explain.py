@@ -28,6 +28,7 @@ from nfw.capture import Captured
 from nfw.dialogue import Dialogue
 from nfw.explaintls import Terminated, terminate
 from nfw.pipeline import Answer, Context, flow_facts
+from nfw.policy.model import Mode, WithoutSni
 from nfw.policy.places import Place, places
 from nfw.policy.values import protocol_name
 from nfw.policyreplay import PolicyReplay, Tracing
@@ -100,7 +101,8 @@ class StatefulStep:
 @dataclass(frozen=True, slots=True)
 class Conclusion:
     """``verdict``: pass, alert (it passes, and is logged), drop, reject, or intercept: rules would judge plaintext that
-    is not there. ``place``: where the rule, or the setting that decided, is written."""
+    is not there. ``place``: where the rule, or the setting that decided, is written. ``enforced``: in mode monitor, the
+    verdict if the policy did what it says."""
 
     verdict: str
     stage: str
@@ -109,6 +111,7 @@ class Conclusion:
     place: Place | None
     packet: int = 0
     detail: str = ""
+    enforced: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,9 +256,13 @@ class _Played(PolicyReplay):
 
 
 class Explainer:
-    """Explains flows by one policy. ``store``: where pattern databases may be found."""
+    """Explains flows by one policy, one in mode monitor as if it were enforced. ``store``: where pattern databases may
+    be found."""
 
     def __init__(self, compiled: Compiled, store: DatabaseStore | None = None) -> None:
+        self._watches = compiled.policy.mode is Mode.MONITOR
+        if self._watches:
+            compiled = replace(compiled, policy=replace(compiled.policy, mode=Mode.ENFORCE))
         self._compiled = compiled
         self._places = places(compiled.policy.file)
         self._free: Compiled = replace(compiled, ruleset=undecided(compiled.ruleset, store))
@@ -323,13 +330,16 @@ class Explainer:
     def _explain(self, name: str, seen: _Seen, free: NotingInspector | None, ended: Terminated | None) -> Explanation:
         real = ended.inspector if ended is not None else seen.inspector
         stateful = self._stateful(seen, real, free, ended)
+        conclusion = self._conclude(seen, real, stateful, ended)
+        if self._watches and conclusion.verdict in ("drop", "reject"):
+            conclusion = replace(conclusion, verdict="alert", enforced=conclusion.verdict)
         return Explanation(
             flow=name,
             steps=tuple(seen.steps),
             stateless=tuple(self._stateless(seen)),
             tls=self._tls(seen, ended),
             stateful=stateful,
-            conclusion=self._conclude(seen, real, stateful, ended),
+            conclusion=conclusion,
         )
 
     def _stateless(self, seen: _Seen) -> Iterator[StatelessStep]:
@@ -358,13 +368,16 @@ class Explainer:
         lines = self._places
         scopes = tuple(
             ScopeStep(number, _line(lines.get(f"tls.scopes.{number}")), scope_misfit(scope, first))
-            for number, scope in enumerate(policy.scopes, 1)
+            for number, scope in enumerate(self._compiled.scopes.scopes if self._compiled.scopes else (), 1)
         )
         inside = next((scope for scope in scopes if not scope.misfit), None)
         if inside is None:
             return TlsStep("none", "in no scope", scopes)
         if not any(step.verdict == "intercept" for step in seen.steps):
             return TlsStep("none", f"in scope {inside.number}, but looked at as it is on the wire", scopes)
+        if ended is not None and ended.bypassed:
+            why = f"in scope {inside.number}, and the name is exempt if the firewall's resolvers give it this address"
+            return TlsStep("bypass", why, scopes, ended=ended)
         checks = _checks(self._compiled.policy)
         return TlsStep("terminate", f"in scope {inside.number}", scopes, checks, ended)
 
@@ -396,9 +409,14 @@ class Explainer:
     def _conclude(
         self, seen: _Seen, real: NotingInspector | None, stateful: StatefulStep, ended: Terminated | None
     ) -> Conclusion:
+        notes = real.notes if real is not None else Notes()
         for step in seen.steps:
             if step.verdict in ("drop", "reject"):
-                return self._concluded(step.verdict, step.stage, step.reason, step.rule, step.packet)
+                decision = notes.decision
+                # Packets held before go with the one that decided.
+                held = step.stage == "stateful" and decision is not None and decision.rule == step.rule
+                at = max(step.packet, notes.decided_at) if held else step.packet
+                return self._concluded(step.verdict, step.stage, step.reason, step.rule, at)
         intercepted = next((step for step in seen.steps if step.verdict == "intercept"), None)
         if intercepted is not None and ended is None:
             return self._concluded("intercept", "tls", intercepted.reason, None, intercepted.packet)
@@ -407,7 +425,6 @@ class Explainer:
             concluded = self._concluded(refusal.verdict, refusal.stage, refusal.reason, refusal.rule, refusal.at)
             return replace(concluded, detail=refusal.detail)
         verdict = "alert" if stateful.alerts else "pass"
-        notes = real.notes if real is not None else Notes()
         if notes.decision is not None and notes.decision.verdict is Verdict.ACCEPT:
             return self._concluded(verdict, "stateful", "pass_rule", notes.decision.rule, notes.decided_at)
         if seen.steps and all(step.stage == "stateless" for step in seen.steps):
@@ -446,6 +463,8 @@ def _checks(policy: Any) -> tuple[str, ...]:
     tls = policy.tls
     trust = [*(["the system's roots"] if tls.trust.system else []), *map(str, tls.trust.files)]
     checks = [f"the server's certificate: issued under {' or '.join(trust)}, for the name asked for"]
+    checks[0] += " or, where none is, for its address" if tls.without_sni is WithoutSni.ADDRESS else ""
+    checks[0] += ", with a valid timestamp of certificate transparency" if tls.transparency.require else ""
     checks[0] += f"; else {tls.on_failure.value}"
     if tls.actions:
         checks[0] += f" ({', '.join(f'{status}: {action.value}' for status, action in tls.actions)})"

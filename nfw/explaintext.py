@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from engines.stateful.explain import Fate, RuleReport, Stage
@@ -55,6 +56,9 @@ def rule_text(ref: RuleRef) -> str:
 
 def conclusion_text(conclusion: Conclusion, names: dict[int, str] | None = None) -> str:
     """``drop by stateful rule 1100001 "denied" (deny.rules:2) at packet 4``."""
+    if conclusion.enforced:
+        would = replace(conclusion, verdict=conclusion.enforced, enforced="")
+        return f"pass, since the policy only watches (mode: monitor); enforced: {conclusion_text(would, names)}"
     text = conclusion.verdict
     reason = conclusion.reason
     if conclusion.verdict == "intercept":
@@ -133,6 +137,8 @@ def _tls(step: TlsStep) -> Iterator[str]:
         return
     for check in step.checks:
         yield f"{'':{_INDENT}}  would check {check}"
+    if step.ended is not None:
+        yield f"{'':{_INDENT}}  rules then see {', '.join(step.ended.said)}"
 
 
 def _stateful(step: StatefulStep, names: dict[int, str], all_rules: bool) -> Iterator[str]:
@@ -202,6 +208,7 @@ def explain_json(explained: Explanation, *, all_rules: bool) -> dict[str, Any]:
         "flow": explained.flow,
         "verdict": {
             "verdict": conclusion.verdict,
+            "enforced": conclusion.enforced or conclusion.verdict,
             "stage": conclusion.stage,
             "reason": conclusion.reason,
             "rule": ref_json(conclusion.rule),

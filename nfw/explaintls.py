@@ -1,11 +1,13 @@
 """A described flow behind the TLS engine: its ClientHello through the engine's session, its plaintext through rules.
 
-What the server's certificate is worth cannot be known here, so everything that follows the hello supposes that it is
-accepted. Order and calls are the TLS worker's (:mod:`nfw.tlsworker`).
+What the server's certificate is worth, and which addresses belong to a name that is exempt from decryption, cannot be
+known here: it is supposed that the one is accepted and that the address is among the others. Order and calls are the
+TLS worker's (:mod:`nfw.tlsworker`).
 """
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +16,7 @@ from engines.stateful.explain import NotingInspector
 from engines.stateful.inspector import FlowFacts, Outcome, Segment
 from engines.stateful.tlsfacts import TlsFacts
 from engines.tls import events as tls
+from engines.tls.bypass import BypassList
 from engines.tls.clienthello import ClientHello
 from engines.tls.session import Session
 from engines.verdict import Direction, RuleRef, Verdict
@@ -21,7 +24,7 @@ from nfw.policy.model import TlsKeywords, Trust
 from nfw.tlsworker import tls_settings
 
 if TYPE_CHECKING:
-    from nfw.dialogue import Dialogue
+    from nfw.dialogue import Dialogue, Piece
     from nfw.policy.compile import Compiled
 
 _BEGINNING = 1_000_000.0
@@ -41,11 +44,13 @@ class Refused(NamedTuple):
 
 @dataclass(slots=True)
 class Terminated:
-    """``said``: what rules saw, numbered from 1 on. ``inspector`` is None when the policy has no stateful rules."""
+    """``said``: what rules saw, numbered from 1 on. ``inspector`` is None when the policy has no stateful rules.
+    ``bypassed``: the name is exempt from decryption, and rules saw what is on the wire."""
 
     inspector: NotingInspector | None = None
     refusal: Refused | None = None
     said: list[str] = field(default_factory=list)
+    bypassed: bool = False
 
 
 def terminate(dialogue: Dialogue, compiled: Compiled, *, reasons: bool) -> Terminated:
@@ -76,7 +81,16 @@ class _Session:
                 return result
         self._say(_HELLO)
         hello = self._hello()
-        if hello is None or inspector is None:
+        if hello is None:
+            return result
+        flow = self._dialogue.flow
+        exempt = BypassList(self._tls.bypass)
+        result.bypassed = exempt.covers(hello.sni or "", (flow.src, flow.sport), (flow.dst, flow.dport))
+        if inspector is None:
+            return result
+        if result.bypassed:
+            inspector.not_decrypted()
+            self._judge(inspector, self._dialogue.wire())
             return result
         everything = self._tls.keywords is TlsKeywords.ALL
         facts = TlsFacts.from_hello(hello)
@@ -88,11 +102,11 @@ class _Session:
             self._say(_CERTIFICATE)
             if self._judged(inspector.tls_server([self._dialogue.certificate], self._now)):
                 return result
-        self._plaintext(inspector)
+        self._judge(inspector, self._dialogue.plaintext())
         return result
 
-    def _plaintext(self, inspector: NotingInspector) -> None:
-        for direction, data, what in self._dialogue.plaintext():
+    def _judge(self, inspector: NotingInspector, pieces: list[Piece]) -> None:
+        for direction, data, what in pieces:
             self._say(what)
             segment = Segment(direction, True, data, data, None, self._now)
             if self._judged(inspector.inspect(segment)):
@@ -107,7 +121,8 @@ class _Session:
         """What the session makes of the client's first bytes; None: it has ended, and ``refusal`` says how."""
         # Nobody looks at a server's certificate here, so the roots it would be looked for in need not be loaded.
         trust = Trust(system=False, pem=self._tls.ca.certificate_pem)
-        session = Session(tls_settings(replace(self._tls, trust=trust)), self._now, self._now)
+        server = str(ipaddress.ip_address(self._dialogue.flow.dst))
+        session = Session(tls_settings(replace(self._tls, trust=trust)), self._now, self._now, server)
         for direction, data, _ in self._dialogue.wire():
             if direction is Direction.TO_SERVER:
                 session.client_data(data, self._now)
@@ -128,6 +143,10 @@ class _Session:
                     token = status.value.lower()
                     text = detail or reason
                     self._result.refusal = Refused(verdict, "tls", token, text, None, len(self._result.said))
+        if self._result.refusal is None:  # the engine wants another hello, which nobody described
+            action = self._tls.on_failure.value
+            detail = "the ClientHello offers no key exchange that the engine takes"
+            self._result.refusal = Refused(action, "tls", "protocol", detail, None, len(self._result.said))
         return None
 
     def _say(self, what: str) -> None:

@@ -7,8 +7,9 @@ one that dies is forked again from the same memory. Everything in it dies with i
 One that hangs is found out too: the leader asks each of them every :data:`BEAT_SECONDS`, kills one that has left
 :data:`HUNG_BEATS` questions in a row unanswered, and tells the supervisor ``alive`` as long as there is no such one.
 
-Leader -> supervisor: ``failed`` [errors], ``ready`` GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text,
-``alive``, ``answer`` [number, value], ``counts`` {"rows", "since", "last"}.
+Leader -> supervisor: ``failed`` [errors], ``tried`` {...} (a policy that is not to be started), ``ready``
+GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text, ``alive``, ``answer`` [number, value], ``counts``
+{"rows", "since", "last"}.
 Supervisor -> leader: ``status``, ``old_flows`` [...], ``ask`` [number, kind, body], ``count``, ``end`` {"action":
 drop|reject}. What may be asked: ``flows`` and ``flush`` of :mod:`nfw.flows`, ``rules`` {"start"} and ``reset``. The
 answer to ``count``, and the last thing a leader says, are the counts of all rules.
@@ -17,6 +18,7 @@ answer to ``count``, and the last thing a leader says, are the counts of all rul
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
 import selectors
@@ -24,11 +26,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nfw import process
+from nfw.marks import MarkLayout
 from nfw.rulecounts import Counted, CountTable, RuleRow, parts
 from nfw.settings import QUEUE_SPAN, GenerationReady, GenerationSettings, pack, unpack
 
@@ -115,16 +118,19 @@ def listeners(count: int) -> tuple[int, list[tuple[socket.socket, socket.socket]
     raise StartError("cannot find a TCP port that is free for IPv4 and IPv6 alike")
 
 
-def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "") -> Compiled:
+def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "", monitor: bool = False) -> Compiled:
     """The policy :func:`nfw.policy.loader.load_policy` finds there, compiled, with what the cache has of it; the
-    process's heap is frozen afterwards."""
+    process's heap is frozen afterwards. ``monitor``: in mode monitor, whatever it says."""
     from nfw.cache import default_cache
     from nfw.policy.compile import compile_policy
     from nfw.policy.loader import load_policy, paused_gc
+    from nfw.policy.model import Mode
 
     cache = default_cache(process.tell)
     with paused_gc():
         loaded = load_policy(policy, *more, map_file=map_file or None, name=name, check_key=False, cache=cache)
+        if monitor:
+            loaded = dataclasses.replace(loaded, mode=Mode.MONITOR)
         _import_workers(loaded)
         compiled = compile_policy(loaded, cache)
         gc.collect()
@@ -160,6 +166,9 @@ class Leader:
     def run(self) -> None:
         """Until told to end or the supervisor is gone."""
         try:
+            if self.settings.instead_of is not None:
+                self._say("tried", self._try())
+                return
             ready = self._start()
         except StartError as failed:
             self._stop_children()
@@ -176,14 +185,11 @@ class Leader:
     # -- start -----------------------------------------------------------------------------------------------------
 
     def _start(self) -> GenerationReady:
-        from nfw.policy.errors import PolicyErrors
+        from engines.stateless.rule import StatelessAction
+        from nfw.policy.model import Mode
         from nfw.rulerows import Catalogue
 
-        try:
-            settings = self.settings
-            compiled = load_compiled(settings.policy, *settings.more, map_file=settings.map_file, name=settings.name)
-        except PolicyErrors as errors:
-            raise StartError(*[str(error) for error in errors.errors]) from errors
+        compiled, files, not_kept = self._load()
         compiled_at = time.monotonic()
         policy = compiled.policy
         workers = policy.workers if isinstance(policy.workers, int) else len(os.sched_getaffinity(0))
@@ -195,14 +201,16 @@ class Leader:
             port = self._start_tls(policy, compiled, workers)
         self._start_packet_workers(compiled, workers)
         self._wait_ready()
+        monitor, fragments = policy.mode is Mode.MONITOR, policy.stateless.fragments
         return GenerationReady(
             name=policy.name,
             queue_first=self.settings.queue_first,
             queue_last=self.settings.queue_first + workers - 1,
             tproxy_port=port,
-            fragments=policy.stateless.fragments.value,
+            fragments="watch" if monitor and fragments is StatelessAction.DROP else fragments.value,
+            mode=policy.mode.value,
             fail_open=policy.fail_open,
-            open_which=policy.open_flows.which.value,
+            open_which="none" if monitor else policy.open_flows.which.value,
             open_action=policy.open_flows.action.value,
             stream_exception=policy.stateful.stream_exception.value,
             log_path=str(policy.log.path) if policy.log.path is not None else "",
@@ -213,9 +221,63 @@ class Leader:
             log_sinks=[sink_settings(sink) for sink in policy.log.sinks],
             log_flows=policy.log.flow_interval if "flow" in policy.log.wanted else 0,
             log_stats=policy.log.stats_interval if "stats" in policy.log.wanted else 0,
-            warnings=tuple(str(warning) for warning in policy.warnings),
+            warnings=told_warnings(policy),
+            files=files,
+            not_kept=not_kept,
             compiled=compiled_at,
         )
+
+    def _load(self) -> tuple[Compiled, Mapping[str, str] | None, str]:
+        """The policy; what it was read from as the store has it, or None and why it has not."""
+        from nfw.policy.errors import PolicyErrors
+        from nfw.policy.files import as_kept, noting
+        from nfw.policystore import PolicyStore, StoreError
+
+        settings = self.settings
+        store = PolicyStore(settings.store)
+        noted: dict[str, str] = {}
+        problems: list[str] = []
+
+        def note(path: str, data: bytes) -> None:
+            try:
+                if not problems:
+                    noted[path] = store.put(data)
+            except StoreError as problem:
+                problems.append(str(problem))
+
+        with contextlib.ExitStack() as reading:
+            if settings.files is not None:
+                reading.enter_context(as_kept(store.reader(settings.files)))
+            elif settings.store and settings.instead_of is None:
+                reading.enter_context(noting(note))
+            try:
+                compiled = load_compiled(
+                    settings.policy,
+                    *settings.more,
+                    map_file=settings.map_file,
+                    name=settings.name,
+                    monitor=settings.monitor,
+                )
+            except PolicyErrors as errors:
+                raise StartError(*[str(error) for error in errors.errors]) from errors
+        if settings.files is not None or not settings.store:
+            return compiled, settings.files, ""
+        return (compiled, None, problems[0]) if problems else (compiled, noted, "")
+
+    def _try(self) -> dict[str, Any]:
+        """What starting the policy would do, without starting anything."""
+        from nfw import openflows
+
+        assert self.settings.instead_of is not None
+        compiled, _, _ = self._load()
+        layout = MarkLayout(self.settings.mark_mask)
+        return {
+            "name": compiled.policy.name,
+            "mode": compiled.policy.mode.value,
+            "warnings": told_warnings(compiled.policy),
+            "open_flows": openflows.count_ending(layout, self.settings.instead_of, compiled),
+            "action": compiled.policy.open_flows.action.value,
+        }
 
     def _start_packet_workers(self, compiled: Compiled, workers: int) -> None:
         from nfw import worker
@@ -229,7 +291,7 @@ class Leader:
             self.children.append(Child(f"nfw packet {index}", start))
 
     def _start_tls(self, policy: Policy, compiled: Compiled, workers: int) -> int:
-        from nfw import keyholder, revocationfetcher, tlsworker
+        from nfw import keyholder, resolver, revocationfetcher, tlsworker
 
         assert policy.tls is not None
         ca = policy.tls.ca
@@ -239,9 +301,14 @@ class Leader:
         checking = policy.tls.revocation
         asks = checking.check or policy.tls.fetch_issuers
         fetcher_channels = [keyholder.channel() for _ in range(workers)] if asks else []
+        resolver_channels = [keyholder.channel() for _ in range(workers)] if policy.tls.bypass else []
+        resolvers = policy.tls.resolvers
+        servers = [(str(certificate), str(key)) for certificate, key in tlsworker.server_files(policy)]
+        signer_channels = [keyholder.channel() for _ in range(workers)] if servers else []
 
         def hold(control: socket.socket) -> None:
-            keyholder.run(holder_sides, str(ca.certificate), str(ca.private_key), control)
+            sides = [*holder_sides, *(side for _, side in signer_channels)]
+            keyholder.run(sides, str(ca.certificate), str(ca.private_key), control, servers)
 
         self.children.append(Child("nfw keyholder", hold))
         if asks:
@@ -249,7 +316,7 @@ class Leader:
             def answer(control: socket.socket) -> None:
                 # It talks to strangers: nothing of the others may be within its reach.
                 self.log.close()
-                for both in (*channels, *sockets):
+                for both in (*channels, *sockets, *resolver_channels, *signer_channels):
                     for sock in both:
                         sock.close()
                 for worker_side, _ in fetcher_channels:
@@ -257,15 +324,31 @@ class Leader:
                 revocationfetcher.run([side for _, side in fetcher_channels], checking.cache, checking.allow, control)
 
             self.children.append(Child("nfw fetcher", answer))
+        if resolver_channels:
+
+            def resolve(control: socket.socket) -> None:
+                self.log.close()
+                for both in (*channels, *sockets, *fetcher_channels, *signer_channels):
+                    for sock in both:
+                        sock.close()
+                for worker_side, _ in resolver_channels:
+                    worker_side.close()
+                resolver.run([side for _, side in resolver_channels], resolvers, control)
+
+            self.children.append(Child("nfw resolver", resolve))
         for index in range(workers):
 
             def start(control: socket.socket, index: int = index) -> None:
-                for _, side in (*channels, *fetcher_channels):
+                for _, side in (*channels, *fetcher_channels, *resolver_channels, *signer_channels):
                     side.close()
-                fetcher = fetcher_channels[index][0] if fetcher_channels else None
-                holder = channels[index][0]
                 counts = self._count_in(workers + index)
-                tlsworker.run(compiled, self.settings, sockets[index], port, holder, control, self.log, fetcher, counts)
+                helpers = tlsworker.Helpers(
+                    holder=channels[index][0],
+                    fetcher=fetcher_channels[index][0] if fetcher_channels else None,
+                    resolver=resolver_channels[index][0] if resolver_channels else None,
+                    signer=signer_channels[index][0] if signer_channels else None,
+                )
+                tlsworker.run(compiled, self.settings, sockets[index], port, helpers, control, self.log, counts)
 
             self.children.append(Child(f"nfw tls {index}", start))
         return port
@@ -467,7 +550,8 @@ class Leader:
             return {"processes": [child.title for child in self.children if _has_flows(child)]}
         children = [child for child in self.children if child.title == title and _has_flows(child)]
         page = self._ask("flows", asked, children).get(str(title))
-        if page is None or page.get("token", asked.get("token")) != asked.get("token"):  # an older question's, too late
+        # What is about another page is the answer to an older question, too late.
+        if page is None or any(page.get(key, asked.get(key)) != asked.get(key) for key in ("token", "page")):
             return {"error": f"{title} did not answer in time"}
         return page
 
@@ -529,6 +613,11 @@ class Leader:
     def _say(self, kind: str, value: Any) -> None:
         with contextlib.suppress(OSError):
             self.supervisor.send(pack(kind, value))
+
+
+def told_warnings(policy: Policy) -> tuple[tuple[str, str], ...]:
+    """(level, text) of each; as many as a message has room for."""
+    return tuple((warning.level.value, str(warning)) for warning in policy.warnings[:ERRORS_TOLD])
 
 
 def _has_flows(child: Child) -> bool:

@@ -36,6 +36,7 @@ chain that drops by default must accept ``ct mark & <disposition bits> == { TLS,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import struct
@@ -98,6 +99,7 @@ class Fragments(Enum):
     DROP = "drop"
     FORWARD = "forward"  # reassembled, then judged like any packet
     PASS = "pass"  # noqa: S105 - reassembled, then forwarded without a look
+    WATCH = "watch"  # as pass, but counted as though dropped: mode monitor
 
 
 class QueueRule(Enum):
@@ -295,10 +297,12 @@ table inet {self.table} {{
     def _fragments(self, generation: GenerationPlan) -> list[str]:
         layout = self.layout
         local = self._stamp(layout.compose(0, Disposition.FRAGMENT))
+        once = self._stamp(layout.compose(generation.generation, Disposition.ONCE))
         udp = {
             Fragments.DROP: "counter name fragments_udp drop",
             Fragments.FORWARD: "accept",
-            Fragments.PASS: self._stamp(layout.compose(generation.generation, Disposition.ONCE)) + " accept",
+            Fragments.PASS: f"{once} accept",
+            Fragments.WATCH: f"counter name fragments_udp {once} accept",
         }[Fragments(generation.fragments)]
         rules = []
         for fragment, protocol in (
@@ -370,6 +374,7 @@ table inet {self.table} {{
             Fragments.DROP: ["counter name fragments_udp drop"],
             Fragments.FORWARD: [],
             Fragments.PASS: [f"{self._stamp(once)} accept"],
+            Fragments.WATCH: [f"counter name fragments_udp {self._stamp(once)} accept"],
         }[Fragments(generation.fragments)]
         return [
             f"meta mark & {self._hex(self.layout.mask)} == {self._hex(once)} accept",
@@ -530,6 +535,21 @@ class HostNet:
         """The table without a generation: nothing is forwarded. Packets that wait in any queue are dropped."""
         self._run.nft(self.plan.closed())
 
+    def restore(self, generation: GenerationPlan | None) -> None:
+        """Somebody has taken the table away, or changed it: put back what was there, closed without a generation. Flows
+        that are open keep the marks they have."""
+        self.install_closed()
+        if generation is not None:
+            self._install(generation)
+
+    def fingerprint(self) -> str:
+        """Changes whenever somebody changes the table, but not with what the kernel counts; "" without a table."""
+        objects = self._run.nft_table(self.plan.table)
+        if not objects:
+            return ""
+        lasting = [_lasting(item) for item in objects if "metainfo" not in item]
+        return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
+
     def switch(self, generation: GenerationPlan) -> None:
         """Point the kernel at a generation whose workers listen already. On HostNetError nothing has changed.
 
@@ -545,6 +565,10 @@ class HostNet:
             self._run.nft(self.plan.retire(installed.others))
         # Numbers come round: a flow of the last bearer of this one must not be taken for judged.
         self._conntrack.flush_generation(self.layout, number)
+        self._install(generation)
+
+    def _install(self, generation: GenerationPlan) -> None:
+        number = generation.generation
         rule = self.queue_rule()
         if generation.tproxy_port is not None:
             self._install_routes()
@@ -754,6 +778,17 @@ def _command(arguments: Sequence[str], text: str | None = None) -> str:
             said = f"permission denied, CAP_NET_ADMIN is needed ({said.splitlines()[0]})"
         raise HostNetError(f"{' '.join(arguments)}: {said}")
     return done.stdout
+
+
+def _lasting(item: Any, in_set: bool = False) -> Any:
+    """What nft lists, without what changes by itself: counts, handles, the elements packets add to a set and the order
+    of the others."""
+    if isinstance(item, list):
+        return sorted((_lasting(one) for one in item), key=repr) if in_set else [_lasting(one) for one in item]
+    if not isinstance(item, dict):
+        return item
+    passing = {"packets", "bytes", "handle"} | ({"elem"} if "timeout" in item else set())
+    return {key: _lasting(value, key == "elem") for key, value in item.items() if key not in passing}
 
 
 def _ours(rule: dict[str, Any]) -> bool:

@@ -6,6 +6,10 @@ The key is read here and nowhere else (:func:`key_file`); core dumps and ptrace 
 
 Messages are msgpack maps, one per sequenced packet: ``{id, request: {...}, public_key: DER}`` ->
 ``{id, leaf: DER}`` or ``{id, error: text}``.
+
+For inbound inspection it holds the servers' own keys, too, and signs the handshakes of a worker with them:
+``{id, sign: number of the key, data: bytes}`` -> ``{id, signature: bytes}``. ``data`` is a digest for elliptic curves,
+a padded block for RSA.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import secrets
 import select
 import signal
 import socket
@@ -23,13 +28,15 @@ from typing import Any
 
 import msgpack
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
 
 from engines.tls.leaf import LeafRequest, check_ca, mint
 from nfw import process
 
 MESSAGE_BYTES = 256 * 1024  # a server certificate's names fit; OpenSSL refuses chains over 100 KB
 SOCKET_BYTES = 1 << 20
+SIGN_SECONDS = 1.0  # a worker waits for a signature; all its sessions wait with it
 
 
 class CaError(Exception):
@@ -98,12 +105,89 @@ def _credentials() -> str:
     return os.environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent"
 
 
-def answer(data: bytes, certificate: x509.Certificate, key: Any, now: float) -> bytes:
+def load_server(certificate: str, private_key: str) -> tuple[list[x509.Certificate], Any]:
+    """A server's certificate, its issuers behind it, and its key. Raises :class:`CaError` naming file and fault."""
+    private_key = key_file(private_key)
+    try:
+        chain = x509.load_pem_x509_certificates(Path(certificate).read_bytes())
+    except (OSError, ValueError) as error:
+        raise CaError(f"{certificate}: cannot read the server's certificate: {error}") from error
+    try:
+        key = serialization.load_pem_private_key(Path(private_key).read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise CaError(f"{private_key}: cannot read the server's private key: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise CaError(f"{private_key}: the server's key is neither RSA nor elliptic curve")
+    if key.public_key() != chain[0].public_key():
+        raise CaError(f"{private_key}: the key does not belong to {certificate}")
+    return chain, key
+
+
+def sign(key: Any, data: bytes) -> bytes:
+    """The signature TLS asks a private key for. Raises ValueError when ``data`` is nothing it could be asked for."""
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        digest = _DIGESTS.get(len(data))
+        if digest is None:
+            raise ValueError(f"no digest has {len(data)} bytes")
+        return key.sign(data, ec.ECDSA(utils.Prehashed(digest)))
+    numbers = key.private_numbers()
+    public = numbers.public_numbers
+    block = int.from_bytes(data, "big")
+    if len(data) != key.key_size // 8 or block >= public.n:
+        raise ValueError("not a block of the key's size")
+    # Blinded, so that the time it takes says nothing of the key; checked, so that a fault does not, either.
+    blind = secrets.randbelow(public.n - 2) + 2
+    blinded = block * pow(blind, public.e, public.n) % public.n
+    one = pow(blinded, numbers.dmp1, numbers.p)
+    two = pow(blinded, numbers.dmq1, numbers.q)
+    result = (two + (one - two) * numbers.iqmp % numbers.p * numbers.q) * pow(blind, -1, public.n) % public.n
+    if pow(result, public.e, public.n) != block:
+        raise ValueError("the signature does not verify")
+    signature: bytes = result.to_bytes(len(data), "big")
+    return signature
+
+
+_DIGESTS: dict[int, hashes.HashAlgorithm] = {32: hashes.SHA256(), 48: hashes.SHA384(), 64: hashes.SHA512()}
+
+
+class RemoteKeys:
+    """A worker's side of the servers' keys: waits for each signature, as OpenSSL has to."""
+
+    def __init__(self, side: socket.socket) -> None:
+        self._side = side
+        self._next = time.monotonic_ns()
+
+    def sign(self, number: int, data: bytes) -> bytes | None:
+        """None when the key holder does not give one within :data:`SIGN_SECONDS`."""
+        self._next += 1
+        message = msgpack.packb({"id": self._next, "sign": number, "data": data})
+        deadline = time.monotonic() + SIGN_SECONDS
+        try:
+            self._side.settimeout(SIGN_SECONDS)
+            self._side.send(message)
+            while (left := deadline - time.monotonic()) > 0:
+                self._side.settimeout(left)
+                reply = decode_reply(self._side.recv(MESSAGE_BYTES))
+                if reply.get("id") == self._next:
+                    signature = reply.get("signature")
+                    return bytes(signature) if signature is not None else None
+        except (OSError, ValueError, TypeError):
+            pass
+        return None
+
+
+def answer(data: bytes, certificate: x509.Certificate, key: Any, now: float, server_keys: Sequence[Any] = ()) -> bytes:
     """The reply to one message; bad messages get an error, never an exception."""
     number = -1
     try:
         message = msgpack.unpackb(data)
         number = int(message["id"])
+        if "sign" in message:
+            index = int(message["sign"])
+            if not 0 <= index < len(server_keys):
+                raise ValueError("no such key")
+            signed: bytes = msgpack.packb({"id": number, "signature": sign(server_keys[index], message["data"])})
+            return signed
         fields = {
             name: tuple(tuple(item) if isinstance(item, list) else item for item in value)
             if isinstance(value, list)
@@ -119,14 +203,22 @@ def answer(data: bytes, certificate: x509.Certificate, key: Any, now: float) -> 
     return packed
 
 
-def run(sides: Sequence[socket.socket], certificate: str, private_key: str, ready: socket.socket) -> None:
+def run(
+    sides: Sequence[socket.socket],
+    certificate: str,
+    private_key: str,
+    ready: socket.socket,
+    servers: Sequence[tuple[str, str]] = (),
+) -> None:
     """Serve until SIGTERM or until the leader goes. ``ready`` gets ``ok`` or ``error: text``, and from then on what the
-    leader sends there comes back, as a sign of life."""
+    leader sends there comes back, as a sign of life. ``servers``: files of certificate and key, in the order workers
+    number them."""
     process.no_dumps()
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     try:
         cert, key = load_ca(certificate, private_key, time.time())
+        server_keys = [load_server(*files)[1] for files in servers]
     except CaError as error:
         ready.sendall(f"error: {error}".encode())
         return
@@ -144,7 +236,7 @@ def run(sides: Sequence[socket.socket], certificate: str, private_key: str, read
             with contextlib.suppress(BlockingIOError, ConnectionError):
                 data = by_fd[fd].recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
                 if data:
-                    by_fd[fd].send(answer(data, cert, key, time.time()), socket.MSG_DONTWAIT)
+                    by_fd[fd].send(answer(data, cert, key, time.time(), server_keys), socket.MSG_DONTWAIT)
 
 
 def _sign_of_life(leader: socket.socket) -> bool:

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +22,7 @@ from engines.tls.leaf import LeafCache, LeafKey, LeafRequest, server_context
 from nfw import keyholder
 
 MAX_QUESTIONS = 4096  # open at the same time; the oldest is forgotten, and whoever waits for it runs into a timeout
+KEY_SECONDS = 86400  # then new leaf keys are made
 ASK_AGAIN_SECONDS = 0.5  # doubled every time: a key holder with much to do must not get even more
 
 _W = TypeVar("_W")
@@ -33,6 +34,7 @@ class _Question(Generic[_W]):
     request: LeafRequest
     again: float  # when to put it once more
     pause: float
+    private: Any  # the leaf key it is for
     waiting: list[_W] = field(default_factory=list)
 
 
@@ -46,12 +48,23 @@ class Answer(Generic[_W]):
 
 
 class LeafDesk(Generic[_W]):
-    """``_W`` is what waits for an answer, a flow."""
+    """``_W`` is what waits for an answer, a flow. ``chain``: certificates (DER) shown behind every leaf.
+    ``prepare`` has every new context before it is used.
 
-    def __init__(self, holder: socket.socket) -> None:
+    Leaf keys are this process's own, and a day old at most when a leaf is made for them; sessions keep theirs.
+    """
+
+    def __init__(
+        self,
+        holder: socket.socket,
+        chain: Sequence[bytes] = (),
+        prepare: Callable[[SSL.Context], None] = lambda _: None,
+    ) -> None:
         self._holder = holder
+        self._prepare = prepare
+        self._chain = tuple(chain)
         self._keys: dict[str, Any] = {"ecdsa": ec.generate_private_key(ec.SECP256R1())}
-        self._public: dict[str, bytes] = {}
+        self._since: float | None = None  # Unix time of the first leaf for these keys
         self.cache: LeafCache[SSL.Context] = LeafCache()
         self._questions: OrderedDict[int, _Question[_W]] = OrderedDict()
         self._numbers: dict[LeafKey, int] = {}
@@ -66,6 +79,7 @@ class LeafDesk(Generic[_W]):
 
     def ask(self, key: LeafKey, request: LeafRequest, waiting: _W, now: float, unix_time: float) -> SSL.Context | None:
         """The context if it is there; otherwise None, and an :class:`Answer` will name ``waiting``."""
+        self._renew_keys(unix_time)
         context = self.cache.get(key, unix_time)
         if context is not None:
             return context
@@ -73,7 +87,8 @@ class LeafDesk(Generic[_W]):
         if number is None:
             self._next += 1
             number = self._numbers[key] = self._next
-            self._questions[number] = _Question(key, request, now + ASK_AGAIN_SECONDS, ASK_AGAIN_SECONDS)
+            private = self._key(request.key_type)
+            self._questions[number] = _Question(key, request, now + ASK_AGAIN_SECONDS, ASK_AGAIN_SECONDS, private)
             self._send(number)
             if len(self._questions) > MAX_QUESTIONS:
                 _, oldest = self._questions.popitem(last=False)
@@ -113,15 +128,19 @@ class LeafDesk(Generic[_W]):
             error = str(reply.get("error", "no leaf"))
             if "leaf" in reply:
                 try:
-                    context = server_context([reply["leaf"]], self._key(question.key.key_type))
-                    self.cache.put(question.key, context, question.request.not_after)
+                    context = server_context([reply["leaf"], *self._chain], question.private)
+                    self._prepare(context)
+                    if question.private is self._keys.get(question.key.key_type):
+                        self.cache.put(question.key, context, question.request.not_after)
                 except (ValueError, TypeError, SSL.Error) as problem:
                     error = f"unusable leaf: {problem}"
             yield Answer(question.waiting, context, error)
 
     def _send(self, number: int) -> None:
         question = self._questions[number]
-        public = self._public_key(question.request.key_type)
+        public = question.private.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
         with contextlib.suppress(OSError):  # full or gone: asked again soon
             self._holder.send(keyholder.encode_request(number, question.request, public))
 
@@ -130,11 +149,10 @@ class LeafDesk(Generic[_W]):
             self._keys[kind] = rsa.generate_private_key(65537, 2048)
         return self._keys[kind]
 
-    def _public_key(self, kind: str) -> bytes:
-        if kind not in self._public:
-            self._public[kind] = (
-                self._key(kind)
-                .public_key()
-                .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-            )
-        return self._public[kind]
+    def _renew_keys(self, unix_time: float) -> None:
+        if self._since is None:
+            self._since = unix_time
+        elif unix_time - self._since >= KEY_SECONDS:
+            self._since = unix_time
+            self._keys = {"ecdsa": ec.generate_private_key(ec.SECP256R1())}
+            self.cache.clear()

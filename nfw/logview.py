@@ -73,6 +73,8 @@ def endpoint(event: Mapping[str, Any], side: str) -> str:
 def _details(kind: str, event: Mapping[str, Any]) -> Iterator[str]:
     ours = _part(event, "nfw")
     verdict = clean(_part(event, "verdict").get("action", ""))
+    if "would_be" in _part(event, "verdict"):  # mode monitor
+        verdict = f"would {clean(_part(event, 'verdict')['would_be'])}"
     if kind == "alert":
         alert = _part(event, "alert")
         rule = f"{clean(alert.get('gid', 1))}:{clean(alert.get('signature_id', '?'))}"
@@ -93,7 +95,7 @@ def _details(kind: str, event: Mapping[str, Any]) -> Iterator[str]:
     elif kind == "log_dropped":
         yield f"{clean(ours.get('lines', '?'))} lines lost" + (f" by {clean(ours['sink'])}" if "sink" in ours else "")
     if kind == "tls":
-        yield clean(ours.get("status", ""))
+        yield clean(ours.get("status", "")) + (f", {verdict}" if verdict.startswith("would ") else "")
         yield clean(ours.get("detail") or ours.get("reason", "")) if ours.get("status") != "OK" else ""
     name = name_of(event)
     if name:

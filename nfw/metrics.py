@@ -59,7 +59,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 # Statuses that are no error of TLS.
-_NO_ERROR = frozenset(("ok", "policy", "aborted", "ended"))
+_NO_ERROR = frozenset(("ok", "bypassed", "policy", "aborted", "ended"))
 _HANDSHAKE = "nfw_tls_handshake_seconds"
 _REVOCATION = "nfw_revocation_seconds"
 _HISTOGRAMS = {
@@ -208,7 +208,7 @@ def _packets(process: Mapping[str, Any], packets: Mapping[str, int], verdicts: M
     invalid = dict.fromkeys(("stateless", "stateful"), 0)
     other = exception = 0
     for (stage, verdict, reason), count in verdicts.items():
-        if stage != "flow" or verdict == "tls":
+        if stage != "flow" or verdict not in ("drop", "reject"):
             continue
         if reason.startswith("invalid_"):
             invalid["stateless" if reason == "invalid_packet" else "stateful"] += count
@@ -305,6 +305,10 @@ def _histogram(metric: str, text: str, values: Mapping[tuple[str, ...], float]) 
     return family
 
 
+def _monitors(status: Mapping[str, Any]) -> bool:
+    return status.get("mode") == "monitor"
+
+
 def _gauges(status: Mapping[str, Any], answered: bool, firewall: str) -> Iterator[Metric]:
     processes = list(status.get("processes") or ())
     info = GaugeMetricFamily("nfw_info", "Always 1.", labels=("version", "policy"))
@@ -315,6 +319,14 @@ def _gauges(status: Mapping[str, Any], answered: bool, firewall: str) -> Iterato
         "nfw_filtering",
         "1 when a policy filters, 0 when the path is closed.",
         value=float(status.get("state") == "filtering"),
+    )
+    yield GaugeMetricFamily(
+        "nfw_monitoring", "1 when the policy is in mode monitor: nothing is blocked.", value=float(_monitors(status))
+    )
+    yield GaugeMetricFamily(
+        "nfw_policy_unconfirmed_seconds",
+        "Until the former policy comes back; 0 when nothing waits for confirmation.",
+        value=float((status.get("waiting") or {}).get("seconds_left", 0)),
     )
     yield GaugeMetricFamily(
         "nfw_generation", "Number of the generation that filters.", value=status.get("generation", 0)

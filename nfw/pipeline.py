@@ -17,22 +17,33 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from engines.decode.anomalies import packet_events
 from engines.flow import CloseReason, Flow, FlowTable, Kind, TcpState, Tracked
-from engines.packet import Packet, decode, icmp_unreachable, port_unreachable, quoted, tcp_reset
+from engines.packet import (
+    Packet,
+    decode,
+    icmp_unreachable,
+    port_unreachable,
+    quoted,
+    tcp_reset,
+    with_udp_payload,
+)
+from engines.stateful.app.detect import looks_like_quic
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment
 from engines.stateful.stream import HalfStream, Status
 from engines.stateless.filter import StatelessMatch
 from engines.stateless.rule import StatelessAction, StatelessRule
+from engines.tls.ech import without_ech
 from engines.verdict import Decision, Direction, RuleRef, Scope, Verdict
 from nfw import events
 from nfw.flows.ledger import Ledger, Settled
 from nfw.marks import Disposition
-from nfw.policy.model import OpenFlowsOf, Refusal, StreamException
+from nfw.policy.model import Mode, OpenFlowsOf, Refusal, StreamException, TlsAction
 from nfw.tuples import flow_tuple
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
 
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+DNS, HTTPS = 53, 443
 SYN, FIN, RST, ACK = 0x02, 0x01, 0x04, 0x10
 
 # A sender's initial window is ten segments (RFC 6928): a request that needs more than these before it can be judged is
@@ -76,6 +87,9 @@ class Effects(Protocol):
     def verdict(self, packet_id: int, accept: bool) -> None:
         """The verdict of a packet answered with ``HOLD`` earlier."""
 
+    def rewrite(self, packet_id: int, packet: bytes) -> None:
+        """The packet now being judged, if it goes on, goes on as this complete IP packet."""
+
     def inject(self, packet: bytes) -> None:
         """Send a complete IP packet to wherever its destination is."""
 
@@ -109,6 +123,7 @@ class Context:
     dropped: set[str] = field(default_factory=set)  # reasons already logged
     alerted: bool = False
     decision: Decision | None = None
+    blocked: Decision | None = None  # mode monitor: what would have ended the flow
     logged: bool = False  # the flow's record is written
     passing: Direction | None = None  # the direction the kernel forwards by itself
 
@@ -125,6 +140,9 @@ class Pipeline:
         self.filter = compiled.filter
         self.scopes = compiled.scopes
         self.ruleset = compiled.ruleset
+        self.monitor = policy.mode is Mode.MONITOR
+        # Mode monitor: (flow, reason, rule) of what was recorded without being blocked, oldest first.
+        self.told: OrderedDict[tuple[int, bytes, str, Any], None] = OrderedDict()
         stateful = policy.stateful
         self.inspects = bool(stateful.signatures or stateful.default_actions or compiled.ruleset.logs)
         self.table = FlowTable(policy.flows.max_flows, compiled.timeouts, policy.flows.when_full.value)
@@ -142,6 +160,8 @@ class Pipeline:
         self.packets = self.bytes = 0  # received from the queue; bytes from the IP header on
         self.forwarded = self.forwarded_bytes = 0  # of those, what the stateless engine sent on
         self.verdicts: dict[tuple[str, str, str], int] = {}  # (stage, verdict, reason) -> packets so decided
+        self._quic = policy.tls.quic if policy.tls is not None else TlsAction.PASS
+        self._strips_ech = policy.tls is not None and policy.tls.strip_ech and not self.monitor
         self._drop_budget = float(DROP_EVENTS_PER_SECOND)
         self._drop_at = 0.0
         # To find out what is odd about a packet takes longer than to judge most: only for rules that ask.
@@ -160,9 +180,19 @@ class Pipeline:
             return self._drop("invalid_packet", packet, now)
         match = self.filter.match(packet, now)
         if match.action is not StatelessAction.FORWARD:
-            return self._stateless(packet, match, now)
+            answer = self._stateless(packet, match, now)
+            if self.monitor and match.action is StatelessAction.DROP and packet.protocol in (TCP, UDP):
+                # What would not have begun goes by unseen; of a flow that is inspected, this packet alone does.
+                inspected = generation == self.generation and _IS_INSPECTED[disposition]
+                return answer if inspected or self._flag_rules else Answer.PASS
+            return answer
         self.forwarded += 1
         self.forwarded_bytes += len(data)
+        if packet.protocol == UDP:
+            if self._quic is not TlsAction.PASS and self._is_quic(packet):
+                return self._no_quic(packet, now)
+            if self._strips_ech and packet.sport == DNS:
+                self._strip_ech(packet_id, packet)
         # The kernel copies an older mark bit by bit, and a verdict may change it meanwhile: what REPLY says holds
         # whatever generation stands beside it.
         reply = disposition == Disposition.REPLY
@@ -180,6 +210,30 @@ class Pipeline:
         if ours and answer == disposition:
             return Answer.ACCEPT
         return answer
+
+    def _is_quic(self, packet: Packet) -> bool:
+        """To a scope, and by its port or its content QUIC: TLS that cannot be decrypted."""
+        return (
+            (packet.dport == HTTPS or (len(packet.payload) >= 1200 and bool(looks_like_quic(packet.payload))))
+            and self.scopes is not None
+            and self.scopes.covers_tuple(packet.src, packet.dst, packet.sport, packet.dport)
+        )
+
+    def _no_quic(self, packet: Packet, now: float) -> Answer:
+        """So that the client comes back over TCP."""
+        if self._quic is TlsAction.REJECT:
+            if not self.monitor:
+                self._refuse(packet)
+            return self._drop("quic", packet, now, verdict=Verdict.REJECT)
+        return self._drop("quic", packet, now)
+
+    def _strip_ech(self, packet_id: int, packet: Packet) -> None:
+        if packet.fragment:
+            return
+        shorter = without_ech(packet.payload)
+        if shorter is not None:
+            self._count("ech_stripped")
+            self.effects.rewrite(packet_id, with_udp_payload(packet, shorter))
 
     def _stateless(self, packet: Packet, match: StatelessMatch, now: float) -> Answer:
         if match.action is StatelessAction.DROP:
@@ -318,6 +372,10 @@ class Pipeline:
                 self._reset(packet)
             return self._drop("open_flow", packet, now)
         exception = self.policy.stateful.stream_exception
+        if self.monitor and exception is not StreamException.CONTINUE and not packet.tcp_flags & RST:
+            verdict = Verdict.REJECT if exception is StreamException.REJECT else Verdict.DROP
+            self._drop("stream_exception", packet, now, verdict=verdict)
+            exception = StreamException.CONTINUE
         if exception is StreamException.CONTINUE:
             self._count("stream_exception_continue")
             return _bare_reset(packet)
@@ -359,6 +417,8 @@ class Pipeline:
 
     def _ends_open(self, packet: Packet) -> bool:
         """Whether the policy ends a flow that was open when it was applied."""
+        if self.monitor:
+            return False
         which = self.policy.open_flows.which
         return which is OpenFlowsOf.ALL or (
             which is OpenFlowsOf.TLS_SCOPE and (self._in_scope(packet) or self._reply_in_scope(packet))
@@ -508,6 +568,9 @@ class Pipeline:
             if decision.scope is Scope.FLOW and context.decision is None:
                 context.decision = decision
             return None
+        if self.monitor:
+            self._would_block(decision, flow, context, packet, now)
+            return None
         self._count(decision.reason)
         self._verdict("stateful", decision.verdict.value, decision.reason)
         key = f"{decision.reason}:{decision.rule}"
@@ -525,11 +588,26 @@ class Pipeline:
             self._settle(flow, Answer.DROP_FLOW, now)
         return Answer.DROP_FLOW
 
+    def _would_block(self, decision: Decision, flow: Flow, context: Context, packet: Packet | None, now: float) -> None:
+        """Mode monitor: record what would have been. The inspector has decided, and is asked no more, as always."""
+        if context.blocked is not None:
+            return
+        if decision.scope is Scope.FLOW:
+            context.blocked = decision
+        self._count(decision.reason)
+        self._verdict("stateful", f"would_{decision.verdict.value}", decision.reason)
+        key = f"{decision.reason}:{decision.rule}"
+        if key not in context.dropped and len(context.dropped) < 32:
+            context.dropped.add(key)
+            self._drop_event(decision.reason, flow_event(flow, "drop", now + self.wall, packet), decision)
+
     def _kernel_may_take(self, context: Context, packet: Packet) -> bool:
         """Both directions are settled, and no stateless rule has to see each packet."""
         if context.held or (self._flag_rules and packet.protocol == TCP):
             return False
-        return self.filter.action_of_reply(packet) is not StatelessAction.DROP
+        if self._strips_ech and packet.protocol == UDP and DNS in (packet.sport, packet.dport):
+            return False  # the answer has to be seen
+        return self.monitor or self.filter.action_of_reply(packet) is not StatelessAction.DROP
 
     # -- held packets ----------------------------------------------------------------------------------------------
 
@@ -673,7 +751,7 @@ class Pipeline:
             return
         context.logged = True
         event = flow_event(flow, "flow", now + self.wall, None)
-        decision = context.decision
+        decision = context.blocked or context.decision
         if context.inspector is not None and self.ruleset.logs:
             context.inspector.log_rest()
             self._transactions(flow, context.inspector, now)
@@ -696,14 +774,14 @@ class Pipeline:
         if decision is not None:
             event["verdict"] = {"action": decision.verdict.value}
             event["nfw"] = {"reason": decision.reason, **events.where(decision.rule)}
-        self.effects.event(event)
+        self._event(event)
 
     def _transactions(self, flow: Flow, inspector: Inspector, now: float) -> None:
         for kind, tx_id, fields in inspector.transactions:
             event = flow_event(flow, kind, now + self.wall, None)
             event["tx_id"] = tx_id
             event[kind] = fields
-            self.effects.event(event)
+            self._event(event)
         inspector.transactions.clear()
 
     def _alert(self, alert: Any, flow: Flow, now: float) -> None:
@@ -716,7 +794,7 @@ class Pipeline:
         event.update(alert.tx)
         event["nfw"] = {"stage": "stateful", **events.where(alert.rule.ref)}
         self._count("alert")
-        self.effects.event(event)
+        self._event(event)
 
     def _drop(
         self,
@@ -727,19 +805,24 @@ class Pipeline:
         flow: Flow | None = None,
         verdict: Verdict = Verdict.DROP,
     ) -> Answer:
-        """Drop one packet; log it within the budget of records for packets without a flow."""
+        """Drop one packet; log it within the budget of records for packets without a flow. Mode monitor: let it go, and
+        log the first of its flow."""
         self._count(reason)
-        self._verdict("stateless" if reason.startswith("stateless") else "flow", verdict.value, reason)
+        named = f"would_{verdict.value}" if self.monitor else verdict.value
+        self._verdict("stateless" if reason.startswith("stateless") else "flow", named, reason)
+        if self.monitor and packet.key and not self._first_told((packet.protocol, packet.key, reason, rule)):
+            return Answer.ONCE
+        refused = Answer.ONCE if self.monitor else Answer.DROP
         self._drop_budget = min(
             float(DROP_EVENTS_PER_SECOND), self._drop_budget + (now - self._drop_at) * DROP_EVENTS_PER_SECOND
         )
         self._drop_at = now
         if self._drop_budget < 1.0:
             self._count("drop_records_suppressed")
-            return Answer.DROP
+            return refused
         self._drop_budget -= 1.0
         if len(packet.src) not in (4, 16):
-            return Answer.DROP
+            return refused
         event = events.base(
             "drop",
             now + self.wall,
@@ -751,18 +834,29 @@ class Pipeline:
             dport=packet.dport,
         )
         self._drop_event(reason, event, Decision(verdict, Scope.PACKET, reason, rule))
-        return Answer.DROP
+        return refused
+
+    def _first_told(self, key: tuple[int, bytes, str, Any]) -> bool:
+        if key in self.told:
+            return False
+        self.told[key] = None
+        if len(self.told) > SETTLED_KEYS:
+            self.told.popitem(last=False)
+        return True
 
     def _drop_event(self, reason: str, event: dict[str, Any], decision: Decision) -> None:
         event["drop"] = {"reason": reason}
         event["verdict"] = {"action": decision.verdict.value}
         event["nfw"] = {"reason": reason, "scope": decision.scope.value, **events.where(decision.rule)}
-        self.effects.event(event)
+        self._event(event)
 
     def _quiet(self, reason: str) -> Answer:
         self._count(reason)
         self._verdict("flow", "drop", reason)
         return Answer.DROP
+
+    def _event(self, event: dict[str, Any]) -> None:
+        self.effects.event(events.only_watched(event) if self.monitor else event)
 
     def _verdict(self, stage: str, verdict: str, reason: str) -> None:
         """Reasons are names of the program and of default actions, so there are only so many."""

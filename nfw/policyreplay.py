@@ -28,6 +28,7 @@ from nfw import events
 from nfw.capture import Captured
 from nfw.marks import Disposition
 from nfw.pipeline import HOLD_SECONDS, Answer, Context, Effects, Pipeline
+from nfw.policy.model import Mode
 from nfw.watch import flow_key
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ class PolicyReplay:
         self.intercepted = self.injected = 0
         self._event = event
         self._fragments = compiled.policy.stateless.fragments
+        if compiled.policy.mode is Mode.MONITOR and self._fragments is StatelessAction.DROP:
+            self._fragments = StatelessAction.PASS  # as the live rules let them go, and count them
         self._defragmenter = Defragmenter(lambda _: FragmentPolicy.FIRST, DefragLimits(timeout=_FRAGMENTS))
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._waiting: dict[int, Packet] = {}  # held by the pipeline, which bounds them
@@ -192,6 +195,9 @@ class PolicyReplay:
         return len(self._defragmenter) + self._defragmenter.expired + self._defragmenter.evicted
 
     # -- Effects ---------------------------------------------------------------------------------------------------
+
+    def rewrite(self, packet_id: int, packet: bytes) -> None:
+        """Nobody receives what a capture holds; the pipeline counts it."""
 
     def verdict(self, packet_id: int, accept: bool) -> None:
         """A packet that was held is judged."""

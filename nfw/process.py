@@ -7,9 +7,10 @@ import ctypes
 import os
 import resource
 import signal
+import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -68,6 +69,21 @@ def capabilities() -> int:
             if line.startswith("CapPrm:"):
                 return int(line.split()[1], 16)
     return 0
+
+
+_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL = 47, 4
+
+
+def begin_anew(module: str, arguments: Sequence[str], sockets: Sequence[socket.socket]) -> None:
+    """Execute ``python -m MODULE PARENT_PID ARGUMENTS... FD...``, where that is how capabilities are lost: a service's
+    own user has them by inheritance (ambient), and may not call capset(2). Elsewhere nothing happens."""
+    if os.geteuid() == 0 or not capabilities():
+        return
+    prctl(_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL)
+    for sock in sockets:
+        sock.set_inheritable(True)
+    numbers = [str(sock.fileno()) for sock in sockets]
+    os.execv(sys.executable, [sys.executable, "-m", module, str(os.getppid()), *arguments, *numbers])  # noqa: S606
 
 
 def more_files() -> None:

@@ -71,7 +71,6 @@ NEGATIVE_SECONDS = 20.0  # a responder that failed is left alone as long
 MESSAGE_BYTES = 256 * 1024
 USERS = ("nfw", "nobody")
 _NO_NEW_PRIVS = 38
-_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL = 47, 4
 
 
 Answer = Finding | tuple[bytes, ...]
@@ -579,22 +578,8 @@ def become(uid: int, gid: int) -> None:
     process.no_dumps()
 
 
-def begin_anew(sides: Sequence[socket.socket], folder: Path, allow: Sequence[Network], leader: socket.socket) -> None:
-    """Execute this module, where that is how capabilities are lost: a service's own user has them by inheritance
-    (ambient), and may not call capset(2)."""
-    if os.geteuid() == 0 or not process.capabilities():
-        return
-    process.prctl(_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL)
-    for sock in (*sides, leader):
-        sock.set_inheritable(True)
-    numbers = [str(sock.fileno()) for sock in (leader, *sides)]
-    networks = ",".join(str(network) for network in allow)
-    arguments = ["-m", "nfw.revocationfetcher", str(os.getppid()), str(folder), networks, *numbers]
-    os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
-
-
 def main() -> None:
-    """``python -m nfw.revocationfetcher PARENT_PID FOLDER NETWORKS LEADER_FD SIDE_FD...``, see :func:`begin_anew`."""
+    """``python -m nfw.revocationfetcher PARENT_PID FOLDER NETWORKS LEADER_FD SIDE_FD...``; :func:`run` executes it."""
     parent, folder, networks, leader, *sides = sys.argv[1:]
     process.die_with_parent(int(parent))
     process.name("nfw fetcher")
@@ -604,7 +589,8 @@ def main() -> None:
 
 def run(sides: Sequence[socket.socket], folder: Path, allow: Sequence[Network], leader: socket.socket) -> None:
     """The process. Tells the leader ``ok`` or ``error: text``, then serves until SIGTERM or the leader's end."""
-    begin_anew(sides, folder, allow, leader)
+    networks = ",".join(str(network) for network in allow)
+    process.begin_anew("nfw.revocationfetcher", [str(folder), networks], (leader, *sides))
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     for codec in ("idna", "ascii", "latin-1", "iso-8859-1", "utf-8"):

@@ -12,6 +12,7 @@ import msgpack
 
 DEFAULT_CONTROL = "/run/nfw/control.sock"
 DEFAULT_LOG = "/var/log/nfw/eve.json"
+DEFAULT_STATE = "/var/lib/nfw"
 DEFAULT_QUEUE_BASE = 5100
 QUEUE_SPAN = 64  # queues a generation may use; generations that live at the same time never share a span
 DEFAULT_LOG_BYTES = 256 << 20
@@ -31,17 +32,24 @@ class GenerationSettings:
     more: tuple[str, ...] = ()  # as in PolicySource
     map_file: str = ""
     name: str = ""
+    monitor: bool = False
+    files: Mapping[str, str] | None = None
+    store: str = ""  # directory of nfw.policystore, "" for none
+    instead_of: int | None = None  # only try it: compile, count the flows of this generation that would end, and leave
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySource:
     """Where a policy is read from: a file of nfw's own, or AWS documents in ``file`` and ``more`` files and folders,
-    with a map file, and ``name`` where several policies are among them. All paths absolute."""
+    with a map file, and ``name`` where several policies are among them. All paths absolute. ``monitor``: run it in mode
+    monitor, whatever it says. ``files``: read what was kept of them (path -> hash, see nfw.policystore) instead."""
 
     file: str
     more: tuple[str, ...] = ()
     map_file: str = ""
     name: str = ""
+    monitor: bool = False
+    files: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,10 @@ class GenerationReady:
     log_sinks: Sequence[dict[str, Any]] = ()  # as nfw.sinks.make wants them
     log_stats: int = 0  # seconds between records, 0: none are wanted
     log_flows: int = 0  # the same, of records of flows that are open
-    warnings: tuple[str, ...] = ()
+    warnings: Sequence[tuple[str, str]] = ()  # level and text
+    mode: str = "enforce"
+    files: Mapping[str, str] | None = None  # what the policy was read from (path -> hash); None: it was not kept
+    not_kept: str = ""  # why
     compiled: float = 0.0  # time.monotonic() when the rules were compiled, before any process was started
 
 

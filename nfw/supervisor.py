@@ -16,19 +16,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nfw import __version__, events, log, process, sinks
+from nfw.change import Changes, Wish
 from nfw.conntrack import Conntrack
 from nfw.control import ControlServer, Deferred, Reply, Request
 from nfw.exporter import Address, Exporter, is_private
 from nfw.flows.desk import FlowDesk
 from nfw.flows.recorder import Recorder
 from nfw.generation import MESSAGE_BYTES, describe
-from nfw.hostnet import GenerationPlan, HostNet, HostNetError
+from nfw.hostnet import TABLE, GenerationPlan, HostNet, HostNetError
 from nfw.marks import Disposition, MarkLayout
+from nfw.policystore import Entry, StoreError
 from nfw.rulecounts import Book, Kept, RuleRow, together
 from nfw.settings import (
     DEFAULT_CONTROL,
@@ -41,6 +43,7 @@ from nfw.settings import (
     pack,
     unpack,
 )
+from nfw.tablewatch import TableWatch
 from nfw.tuples import flow_tuple
 
 START_SECONDS = 120.0  # compiling 30,000 rules cold takes a fraction of it; a leader that hangs must not block applies
@@ -50,8 +53,11 @@ OLD_FLOWS_PER_MESSAGE = 8000
 STATUS_SECONDS = 3.0
 COUNTS_SECONDS = 60.0  # between two looks at what the rules have counted; a leader that is killed takes as much along
 COUNTS_FILE = "rule-counts"
+POLICIES = "policies"
 RESTART_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)  # waits before the n-th start within a minute
 QUEUE_SPANS = 4  # current, coming and two that are still ending
+MONITOR = "monitor"  # value of nfw.policy.model.Mode
+TABLE_SECONDS = 0.02  # between the first word of a change of the table and a look at it
 BUSY_SECONDS = 2.0  # for the processes of a killed supervisor to be gone
 
 
@@ -69,7 +75,7 @@ class Options:
     queue_base: int = DEFAULT_QUEUE_BASE
     log: str | None = None
     metrics: Address | None = None  # where Prometheus may scrape
-    state: str = ""  # folder in which counts of rules are kept from one start to the next; empty: they are not
+    state: str = ""  # folder that keeps policies, and counts of rules from one start to the next; empty: nothing is
     on_exit: str = "closed"  # closed: traffic stays blocked until the next start; cleanup: the kernel as it was
 
 
@@ -81,6 +87,8 @@ class Generation:
     leader: subprocess.Popen[bytes]
     sock: socket.socket
     started: float
+    source: PolicySource
+    wish: Wish | None  # None: a generation that was lost comes again
     ready: GenerationReady | None = None
     alive: float = 0.0  # when it said so last
     hangs: bool = False
@@ -126,6 +134,11 @@ class Supervisor:
         self.control: ControlServer | None = None
         self.recorder = Recorder(options.control, self.log_sender)
         self.exporter: Exporter | None = None
+        self.table: TableWatch | None = None
+        self.table_due: float | None = None  # when the table is looked at: somebody may have changed it
+        self.table_restored = 0  # times
+        self.table_print = ""  # what it was when nfw changed it last
+        self.changes: Changes  # made by run(), once nobody else can be running
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -149,6 +162,7 @@ class Supervisor:
             self.conntrack.flush_marked_any(self.layout.mask)
             self.hostnet.install_closed()
             self.hostnet.destroy_sockets()
+            self._watch_table()
         except BaseException:
             self.control.close()
             if self.exporter is not None:
@@ -159,13 +173,54 @@ class Supervisor:
             if problem is not None:
                 say(problem)
         say("closed: nothing is forwarded until the first policy runs")
-        self._begin(self.options.policy, self._first)
+        self.changes = Changes(Path(self.options.state, POLICIES) if self.options.state else None, say)
+        policy = self.changes.at_start(self.options.policy)
+        self._begin(policy, self._first, Wish(os.geteuid(), "start"))
         try:
             while not self.stopping:
                 self._once()
         finally:
             self._shutdown()
         return self.exit_status
+
+    def _watch_table(self) -> None:
+        try:
+            self.table = TableWatch(TABLE)
+        except OSError as error:
+            say(f"warning: cannot notice when somebody else changes table inet {TABLE}: {error.strerror}")
+            return
+        self.selector.register(self.table, selectors.EVENT_READ, self._table_told)
+        self._table_is_ours()
+
+    def _table_told(self) -> None:
+        assert self.table is not None
+        if self.table.changed() and self.table_due is None:
+            self.table_due = time.monotonic() + TABLE_SECONDS
+
+    def _table_is_ours(self) -> None:
+        """nfw has changed the table."""
+        if self.table is not None:
+            with contextlib.suppress(HostNetError):
+                self.table_print = self.hostnet.fingerprint()
+
+    def _look_at_table(self) -> None:
+        """Put the table back where somebody else has changed or removed it."""
+        self.table_due = None
+        try:
+            found = self.hostnet.fingerprint()
+            if found == self.table_print:
+                return
+            what = "changed" if found else "REMOVED"
+            say(f"WARNING: table inet {TABLE} was {what} by somebody else: traffic may have passed unfiltered")
+            current = self.current
+            self.hostnet.restore(_plan(current) if current is not None else None)
+            self._table_is_ours()
+        except HostNetError as error:
+            self.table_due = time.monotonic() + 1.0
+            say(f"WARNING: table inet {TABLE} cannot be restored, tried again in a second: {error}")
+            return
+        self.table_restored += 1
+        say(f"WARNING: table inet {TABLE} is restored" + ("" if current is not None else ", closed"))
 
     def _open_metrics(self) -> None:
         address = self.options.metrics
@@ -208,6 +263,9 @@ class Supervisor:
 
     def _wait(self) -> float:
         waits = self.coming or self.ending or self.restart_at is not None or self.log_due is not None
+        waits = waits or self.changes.waiting is not None
+        if self.table_due is not None:
+            return max(0.0, min(0.2, self.table_due - time.monotonic()))
         asked = self.current is not None and (self.current.waiting_status or self.current.asked)
         return 0.2 if waits or asked else 1.0
 
@@ -219,6 +277,9 @@ class Supervisor:
                 os.kill(self.log_pid, signal.SIGHUP)
 
     def _shutdown(self) -> None:
+        if self.table is not None:
+            self.selector.unregister(self.table)
+            self.table.close()
         notify("STOPPING=1")
         if self.coming is not None:
             self.coming.leader.kill()  # it filters nothing yet, and while it compiles it does not listen
@@ -316,7 +377,9 @@ class Supervisor:
 
     # -- generations -----------------------------------------------------------------------------------------------
 
-    def _begin(self, policy: PolicySource, answer: Callable[[Reply], None]) -> None:
+    def _begin(
+        self, policy: PolicySource, answer: Callable[[Reply], None], wish: Wish | None, *, only_try: bool = False
+    ) -> None:
         self.number = self.number % self.layout.max_generation + 1
         if self.current is not None and self.number == self.current.settings.number:
             self.number = self.number % self.layout.max_generation + 1
@@ -326,6 +389,10 @@ class Supervisor:
             more=policy.more,
             map_file=policy.map_file,
             name=policy.name,
+            monitor=policy.monitor,
+            files=policy.files,
+            store=str(self.changes.directory) if self.changes.store is not None else "",
+            instead_of=(self.current.settings.number if self.current is not None else 0) if only_try else None,
             queue_first=self._free_span(),
             mark_mask=self.options.mark_mask,
         )
@@ -348,7 +415,7 @@ class Supervisor:
         theirs.close()
         ours.send(pack("settings", settings))
         ours.setblocking(False)
-        generation = Generation(settings, leader, ours, time.monotonic(), answer=answer)
+        generation = Generation(settings, leader, ours, time.monotonic(), policy, wish, answer=answer)
         self.coming = generation
         self.selector.register(ours, selectors.EVENT_READ, lambda: self._hear(generation))
 
@@ -373,11 +440,15 @@ class Supervisor:
         if kind == "alive":
             generation.alive = time.monotonic()
         elif kind == "ready":
-            body["warnings"] = tuple(body["warnings"])
             generation.ready = GenerationReady(**body)
             self._switch(generation)
         elif kind == "failed":
             self._failed(generation, [str(line) for line in body])
+        elif kind == "tried":
+            answer, generation.answer = generation.answer, None
+            self._end(generation, "drop")
+            if answer is not None:
+                answer(Reply(True, body, ()))
         elif kind == "died":
             say(f"generation {generation.settings.number}: {body}")
         elif kind == "status":
@@ -401,40 +472,55 @@ class Supervisor:
         if problem is not None:
             self._failed(generation, [problem])
             return
+        entry: Entry | None = None
         try:
+            if generation.wish is not None:
+                entry = self.changes.prepare(generation.wish, generation.source, ready)
             self.conntrack.flush_generation(self.layout, number)  # a number used before must not vouch for old flows
-            self.hostnet.switch(
-                GenerationPlan(
-                    generation=number,
-                    queue_first=ready.queue_first,
-                    queue_last=ready.queue_last,
-                    tproxy_port=ready.tproxy_port,
-                    fragments=ready.fragments,
-                    fail_open=ready.fail_open,
-                )
-            )
-        except (HostNetError, OSError) as error:
+            self.hostnet.switch(_plan(generation))
+            self._table_is_ours()
+        except (HostNetError, StoreError, OSError) as error:
+            if entry is not None:
+                self.changes.abandoned(entry, str(error))
             self._failed(generation, [str(error)])
             return
         took = time.monotonic() - ready.compiled
         self.current, self.coming = generation, None
         generation.alive = time.monotonic()
         self.restart_at = None
+        # Started again, it is the same policy, whatever has become of its files.
+        policy = replace(generation.source, files=ready.files)
+        self.options = Options(**{**_fields(self.options), "policy": policy})
+        if generation.wish is not None and entry is not None:
+            self.changes.took_effect(generation.wish, entry)
         if old is not None:
             self._retire_flows(generation, old, ready)
             self._end(old, ready.open_action)
         self._move_log(ready)
-        for warning in ready.warnings:
-            say(f"warning: {warning}")
+        for level, text in ready.warnings:
+            say(f"{level}: {text}")
         say(
             f"generation {number} filters: policy {ready.name!r}, queues {ready.queue_first}-{ready.queue_last}"
             + (f", TLS port {ready.tproxy_port}" if ready.tproxy_port else "")
             + f"; switched {took * 1e3:.0f} ms after it was compiled"
         )
-        notify(f"READY=1\nSTATUS=Filtering: policy {ready.name!r}, generation {number}")
+        if ready.mode == MONITOR:
+            say(f"WARNING: policy {ready.name!r} is in mode monitor: NOTHING IS BLOCKED, what would be is recorded")
+        doing = "Monitoring, NOTHING IS BLOCKED" if ready.mode == MONITOR else "Filtering"
+        notify(f"READY=1\nSTATUS={doing}: policy {ready.name!r}, generation {number}")
         if generation.answer is not None:
             generation.answer(
-                Reply(True, {"generation": number, "name": ready.name, "warnings": list(ready.warnings)}, ())
+                Reply(
+                    True,
+                    {
+                        "generation": number,
+                        "name": ready.name,
+                        "mode": ready.mode,
+                        "warnings": [{"level": level, "message": text} for level, text in ready.warnings],
+                        **self.changes.status(),
+                    },
+                    (),
+                )
             )
             generation.answer = None
 
@@ -469,6 +555,7 @@ class Supervisor:
                 self.hostnet.destroy_sockets(number)
             self.retiring = []
             self.hostnet.retire()
+            self._table_is_ours()
         except HostNetError as error:
             say(f"cannot retire the old generation: {error}")
 
@@ -571,7 +658,10 @@ class Supervisor:
             self.retiring.append(generation.settings.number)  # what its sessions left goes with the next old generation
             say(f"generation {generation.settings.number} ended: {text}; traffic is closed; starting it again")
             notify("STATUS=Closed: the policy's processes ended and are being started again")
-            self._start_again()
+            if self.changes.waiting is not None:
+                self.changes.hurry("its processes ended")
+            else:
+                self._start_again()
 
     def _start_again(self) -> None:
         """Soon, but not so fast that a policy which cannot live takes the machine."""
@@ -637,7 +727,16 @@ class Supervisor:
             self._failed(self.coming, [f"the policy did not load within {START_SECONDS:.0f} s"])
         if self.restart_at is not None and now >= self.restart_at and self.coming is None:
             self.restart_at = None
-            self._begin(self.options.policy, self._again)
+            self._begin(self.options.policy, self._again, None)
+        if self.changes.due():
+            if self.coming is not None and self.coming.settings.instead_of is not None:
+                self._failed(self.coming, ["the former policy is coming back; try again when it is there"])
+            if self.coming is None:
+                source, wish = self.changes.back()
+                say(f"WARNING: policy not confirmed: going back to {source.file}")
+                self._begin(source, self._gone_back, wish)
+        if self.table_due is not None and now >= self.table_due:
+            self._look_at_table()
         if self.log_due is not None and now >= self.log_due:
             self._start_log()
         if self.current is not None:
@@ -677,6 +776,11 @@ class Supervisor:
         """One request of the CLI."""
         if request.command == "apply":
             return self._apply(request)
+        if request.command in _OF_CHANGES:
+            try:
+                return _OF_CHANGES[request.command](self, request)
+            except StoreError as error:
+                return Reply(False, None, (str(error),))
         if request.command == "status":
             return self._ask_status()
         if request.command in ("rules", "rules_reset"):
@@ -693,18 +797,73 @@ class Supervisor:
             return Reply(False, None, ("apply needs the absolute path of a policy file",))
         if self.coming is not None:
             return Reply(False, None, ("another policy is being applied; try again when it is done",))
+        wish = Wish(request.uid, "apply", float(request.args.get("confirm") or 0))
+        refusal = self.changes.refusal(wish)
+        if request.args.get("dry_run"):
+            return self._try(policy, refusal)
+        return Reply(False, None, (refusal,)) if refusal is not None else self._change(policy, wish)
+
+    def _try(self, policy: PolicySource, refusal: str | None) -> Deferred:
+        """All but the change itself."""
         deferred = Deferred()
 
         def done(reply: Reply) -> None:
             if reply.ok:
-                self.options = Options(**{**_fields(self.options), "policy": policy})
-            elif self.current is None and not self.stopping:
-                self._start_again()  # what ran before is gone too, and this was tried instead of it
+                warnings = [{"level": level, "message": text} for level, text in reply.data["warnings"]]
+                reply = Reply(True, {**reply.data, "warnings": warnings, "refusal": refusal}, ())
+            deferred.resolve(reply)
+
+        self._begin(policy, done, None, only_try=True)
+        return deferred
+
+    def _change(self, policy: PolicySource, wish: Wish) -> Deferred:
+        deferred = Deferred()
+
+        def done(reply: Reply) -> None:
+            if not reply.ok:
+                self.changes.failed(wish, policy, reply.errors)
+                if self.current is None and not self.stopping:
+                    self._start_again()  # what ran before is gone too, and this was tried instead of it
             deferred.resolve(reply)
 
         self.restart_at = None
-        self._begin(policy, done)
+        self._begin(policy, done, wish)
         return deferred
+
+    def _gone_back(self, reply: Reply) -> None:
+        if not reply.ok:
+            self.changes.not_back(reply.errors)
+
+    def _confirm(self, request: Request) -> Reply:
+        return Reply(True, self.changes.confirm(request.uid), ())
+
+    def _rollback(self, request: Request) -> Reply | Deferred:
+        number = _number(request)
+        if self.coming is not None:
+            return Reply(False, None, ("another policy is being applied; try again when it is done",))
+        if self.changes.waiting is None:
+            entry = self.changes.target(number)
+            return self._change(entry.source, Wish(request.uid, "rollback", of=entry.origin))
+        if number not in (None, self.changes.waiting.former.number):
+            raise StoreError(
+                "a policy waits for confirmation: `nfw policy rollback` without a number takes it back first"
+            )
+        deferred = Deferred()
+
+        def done(reply: Reply) -> None:
+            self._gone_back(reply)
+            deferred.resolve(reply)
+
+        wish = Wish(request.uid, "rollback", why=f"taken back by uid {request.uid}")
+        source, wish = self.changes.back(wish)
+        self._begin(source, done, wish)
+        return deferred
+
+    def _history(self, request: Request) -> Reply:
+        return Reply(True, self.changes.history(), ())
+
+    def _kept(self, request: Request) -> Reply:
+        return Reply(True, self.changes.kept(_number(request)), ())
 
     def _ask_status(self) -> Reply | Deferred:
         generation = self.current
@@ -793,8 +952,11 @@ class Supervisor:
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "state": "not filtering: table inet nfw is gone; restart nfw" if gone else "filtering",
+            "state": "not filtering: table inet nfw is gone; it is being restored" if gone else "filtering",
+            "table_restored": self.table_restored,
             "name": ready.name if ready else "",
+            "mode": ready.mode if ready else "",
+            **self.changes.status(),
             "policy_source": {
                 "file": settings.policy,
                 "more": list(settings.more),
@@ -841,6 +1003,36 @@ class Supervisor:
         return found
 
 
+_OF_CHANGES: dict[str, Callable[[Supervisor, Request], Reply | Deferred]] = {
+    "confirm": Supervisor._confirm,
+    "rollback": Supervisor._rollback,
+    "history": Supervisor._history,
+    "policy": Supervisor._kept,
+}
+
+
+def _number(request: Request) -> int | None:
+    """Of an entry in the history. Raises StoreError."""
+    number = request.args.get("number")
+    if number is not None and (type(number) is not int or number < 1):
+        raise StoreError(f"expected the number of an entry, got {number!r}")
+    return number
+
+
+def _plan(generation: Generation) -> GenerationPlan:
+    """What a generation needs of the kernel."""
+    ready = generation.ready
+    assert ready is not None
+    return GenerationPlan(
+        generation=generation.settings.number,
+        queue_first=ready.queue_first,
+        queue_last=ready.queue_last,
+        tproxy_port=ready.tproxy_port,
+        fragments=ready.fragments,
+        fail_open=ready.fail_open,
+    )
+
+
 def _forgotten(which: str) -> tuple[Disposition, ...]:
     """Whose conntrack entries go at a switch, by ``open_flows.which``. Those of UDP stay, to say who is the client."""
     tls = (Disposition.TLS, Disposition.OWN)
@@ -861,10 +1053,12 @@ def policy_source(args: Mapping[str, Any]) -> PolicySource | None:
     more, map_file, name = args.get("more") or (), args.get("map") or "", args.get("name") or ""
     if not isinstance(more, (list, tuple)) or not isinstance(name, str):
         return None
+    if not isinstance(args.get("confirm") or 0, (int, float)):
+        return None
     paths = [args.get("policy"), *more, *([map_file] if map_file else [])]
     if not all(isinstance(path, str) and path.startswith("/") for path in paths):
         return None
-    return PolicySource(str(paths[0]), tuple(map(str, more)), str(map_file), name)
+    return PolicySource(str(paths[0]), tuple(map(str, more)), str(map_file), name, bool(args.get("monitor")))
 
 
 def _unwritable(settings: Sequence[dict[str, Any]]) -> str | None:

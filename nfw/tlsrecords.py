@@ -34,7 +34,7 @@ def base(facts: FlowFacts, kind: str, unix_time: float, direction: Direction = D
     )
 
 
-def alert(facts: FlowFacts, found: Alert, unix_time: float) -> dict[str, Any]:
+def alert(facts: FlowFacts, found: Alert, decrypted: bool, unix_time: float) -> dict[str, Any]:
     """A rule that matched."""
     event = base(facts, "alert", unix_time, found.direction)
     event["direction"] = "to_server" if found.direction is Direction.TO_SERVER else "to_client"
@@ -43,17 +43,21 @@ def alert(facts: FlowFacts, found: Alert, unix_time: float) -> dict[str, Any]:
     if found.app_proto:
         event["app_proto"] = found.app_proto
     event.update(found.tx)
-    event["tls_inspected"] = True
+    if decrypted:
+        event["tls_inspected"] = True
     event["nfw"] = {"stage": "stateful", **events.where(found.rule.ref)}
     return event
 
 
-def transaction(facts: FlowFacts, kind: str, tx_id: int, fields: dict[str, object], unix_time: float) -> dict[str, Any]:
+def transaction(
+    facts: FlowFacts, kind: str, tx_id: int, fields: dict[str, object], decrypted: bool, unix_time: float
+) -> dict[str, Any]:
     """A request and its answer, of whatever the session carries."""
     event = base(facts, kind, unix_time)
     event["tx_id"] = tx_id
     event[kind] = fields
-    event["tls_inspected"] = True
+    if decrypted:
+        event["tls_inspected"] = True
     return event
 
 
@@ -69,20 +73,27 @@ def drop(facts: FlowFacts, decision: Decision, unix_time: float) -> dict[str, An
 def tls(
     facts: FlowFacts,
     status: str,
+    action: str,
     reason: str,
     detail: str,
     info: SessionInfo | None,
     decision: Decision | None,
     unix_time: float,
 ) -> dict[str, Any]:
-    """How a session ended and what both legs were."""
+    """How a session ended and what both legs were. ``action``: pass, drop or reject."""
     event = base(facts, "tls", unix_time)
     event["tls"] = _negotiated(info)
-    event["nfw"] = {"status": status, "reason": reason}
+    event["nfw"] = {"status": status, "action": action, "reason": reason}
     if info is not None and info.revocation is not None and info.chain is not None:
         event["revocation_check"] = _revocation_check(info, info.chain, info.revocation)
     if detail:
         event["nfw"]["detail"] = detail
+    if info is not None and info.inbound:
+        event["nfw"]["inbound"] = True
+    if info is not None and info.bypass:
+        event["nfw"]["bypass"] = info.bypass
+    if info is not None and info.bypass_refused:
+        event["nfw"]["bypass_refused"] = info.bypass_refused
     if info is not None and info.remarks:
         event["nfw"]["remarks"] = info.remarks
     if info is not None and info.passed:
@@ -96,6 +107,8 @@ def tls(
     if decision is not None:
         event["verdict"] = {"action": decision.verdict.value}
         event["nfw"].update(events.where(decision.rule))
+    if info is not None and info.would_be:
+        event["verdict"] = {"action": info.would_be}
     return event
 
 
@@ -104,11 +117,12 @@ def flow(
     counted: Sequence[int],
     app_proto: str,
     alerted: bool,
+    decrypted: bool,
     reason: str,
     started: float,
     unix_time: float,
 ) -> dict[str, Any]:
-    """The flow as netflow would have it; ``counted`` are plaintext bytes by direction."""
+    """The flow as netflow would have it; ``counted`` are bytes by direction, of plaintext where there is any."""
     event = base(facts, "flow", unix_time)
     event["flow"] = {
         "bytes_toserver": counted[Direction.TO_SERVER],
@@ -120,7 +134,8 @@ def flow(
         "alerted": alerted,
     }
     event["app_proto"] = app_proto or "tls"
-    event["tls_inspected"] = True
+    if decrypted:
+        event["tls_inspected"] = True
     return event
 
 
@@ -147,11 +162,15 @@ def _negotiated(info: SessionInfo | None) -> dict[str, Any]:
     if info.hello is not None:
         record["ja3"] = {"hash": info.hello.ja3, "string": info.hello.ja3_string}
         record["ja4"] = info.hello.ja4
+        if info.hello.has_ech:
+            record["ech"] = True  # or GREASE, which looks the same
     for name, leg in (("client", info.client), ("server", info.server)):
         if leg is not None:
             record[name] = {"version": leg.version, "cipher": leg.cipher, "group": leg.group, "alpn": leg.alpn}
     if info.server is not None:
         record["version"] = info.server.version
+    if info.server_names:
+        record["server_names"] = list(info.server_names)
     if info.chain is not None:
         record["fingerprint"] = info.chain.fingerprints[0]
         record["chain"] = list(info.chain.fingerprints)

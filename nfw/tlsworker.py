@@ -11,7 +11,9 @@ Nothing leaves before its verdict: plaintext the inspector still holds stays in 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import functools
 import select
 import signal
 import socket
@@ -20,40 +22,53 @@ import sys
 import time
 import traceback
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from OpenSSL import SSL
 
 from engines.counts import RuleCounts
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
+from engines.tls.altsvc import AltSvcMask
+from engines.tls.bypass import BypassList
 from engines.tls.knownbad import KNOWN_BAD
+from engines.tls.leaf import presented_chain
+from engines.tls.names import covers
 from engines.tls.revocation import Question
+from engines.tls.scope import ScopeSet
 from engines.tls.session import Session, State, TlsSettings
+from engines.tls.splice import Splice
 from engines.tls.status import FailAction, Status
 from engines.tls.transparency import Logs
-from engines.tls.verify import UpstreamVerifier, parse_anchors, spki_sha256
+from engines.tls.verify import UpstreamVerifier, certificate_facts, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
-from nfw import process, tlsrecords
+from nfw import events, process, tlsrecords
 from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
 from nfw.histogram import Histogram
+from nfw.keyholder import RemoteKeys
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
-from nfw.policy.model import Refusal, TlsAction, TlsKeywords, WithoutSni
+from nfw.namedesk import NameDesk
+from nfw.nativetls import NativeContext, NativeTlsError
+from nfw.policy.model import Mode, Refusal, TlsAction, TlsKeywords, Upstream, WithoutSni
 from nfw.policy.read_tls import public_keys
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.rulerows import STATUSES, status_row
 from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
+from nfw.suggestions import Suggestions
+from nfw.tlsdebug import TlsRecorder
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
-    from nfw.policy.model import Tls
+    from nfw.policy.model import Policy, Tls
 
 HIGH_WATER = 1 << 20  # bytes waiting for a socket before the other side is no longer read
 LOW_WATER = 256 * 1024
@@ -66,6 +81,29 @@ HANDSHAKE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 RECHECK_SECONDS = 2.0  # at least, between two questions about the certificates of an open session
 ACCEPTS = 64  # between two looks at the other sockets
 MESSAGE_BYTES = 1 << 20
+SUGGESTIONS_TOLD = 100  # names; all workers of a generation must fit in one message of the leader
+
+
+@dataclass(frozen=True, slots=True)
+class Helpers:
+    """Sockets to the processes a TLS worker asks. All but the first are there when the policy needs them."""
+
+    holder: socket.socket
+    fetcher: socket.socket | None = None
+    resolver: socket.socket | None = None
+    signer: socket.socket | None = None  # the key holder, too; there the worker waits for an answer
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """Servers of one's own, as a worker knows them."""
+
+    scope: ScopeSet
+    settings: TlsSettings
+    certificates: tuple[tuple[tuple[str, ...], NativeContext], ...]  # by the names they are for
+
+    def certificate(self, name: str) -> NativeContext | None:
+        return next((context for covered, context in self.certificates if covers(covered, name)), None)
 
 
 class Flow:
@@ -73,6 +111,7 @@ class Flow:
 
     __slots__ = (
         "alerted",
+        "blocked",
         "bytes",
         "client",
         "connecting",
@@ -82,18 +121,23 @@ class Flow:
         "facts",
         "finished_at",
         "held_since",
+        "inbound",
         "inspector",
         "key",
         "last",
         "logged",
+        "mask",
         "pending",
         "pending_end",
         "recheck_at",
+        "recorded",
         "scope",
         "session",
         "source",
         "started",
+        "told",
         "upstream",
+        "would_be",
     )
 
     def __init__(
@@ -110,7 +154,7 @@ class Flow:
         self.upstream: Side | None = None
         self.source = source
         self.destination = destination
-        self.session = session
+        self.session: Session | Splice = session
         self.inspector: Inspector | None = None
         self.facts = FlowFacts(
             key, socket.IPPROTO_TCP, packed(source[0]), packed(destination[0]), source[1], destination[1]
@@ -128,7 +172,22 @@ class Flow:
         self.decision: Decision | None = None
         self.alerted = False
         self.logged = False
+        self.would_be: tls.PassOn | None = None  # mode monitor: what the policy would have ended it for
+        self.blocked: Decision | None = None  # mode monitor: what rules would have ended it
+        self.told: set[str] = set()  # mode monitor: reasons recorded without being acted on
         self.scope: int | None = None  # the first that covers it
+        self.inbound: Inbound | None = None  # to a server of one's own
+        self.recorded = False  # its keys and plaintext are written to files, as the policy asks
+        self.mask: AltSvcMask | None = None  # between inspection and encryption
+
+    @property
+    def decrypted(self) -> bool:
+        return isinstance(self.session, Session)
+
+    @property
+    def stage(self) -> str:
+        """How far it has got, in a word."""
+        return self.session.state.value if isinstance(self.session, Session) else "bypassed"
 
     def sides(self) -> list[Side]:
         """The sockets that are open."""
@@ -144,10 +203,9 @@ class TlsWorker:
         settings: GenerationSettings,
         listeners: tuple[socket.socket, socket.socket],
         port: int,
-        holder: socket.socket,
+        helpers: Helpers,
         leader: socket.socket,
         log: socket.socket,
-        fetcher: socket.socket | None = None,
         statuses: RuleCounts | None = None,
     ) -> None:
         self.policy = compiled.policy
@@ -157,20 +215,34 @@ class TlsWorker:
         self.give_ups = GiveUps(compiled.ruleset, process.tell)
         self.port = port
         self.leader = leader
-        self.holder = holder
+        self.holder = holder = helpers.holder
         holder.setblocking(False)
         layout = MarkLayout(settings.mark_mask)
         self.mark = layout.compose(settings.number, Disposition.OWN)
         self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.wanted)
         assert self.policy.tls is not None
-        self.settings = tls_settings(self.policy.tls)
+        self.monitor = self.policy.mode is Mode.MONITOR
+        self.settings = tls_settings(self.policy.tls, watch=self.monitor)
+        self.hides_quic = self.policy.tls.quic is not TlsAction.PASS and not self.monitor
         self.recheck = self.policy.tls.revocation.check and self.policy.tls.revocation.recheck
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
-        self.desk: LeafDesk[Flow] = LeafDesk(holder)
-        self.fetcher = fetcher
+        self.inbound = inbound_servers(self.policy, helpers.signer)
+        self.current: Flow | None = None  # the one something is done for right now
+        self.recorder: TlsRecorder | None = None
+        if self.policy.tls.debug is not None:
+            self.recorder = TlsRecorder(self.policy.tls.debug)
+            self.settings.verifier.log_keys(self._log_keys)
+            process.tell("tls.debug: SECRETS OF CHOSEN TLS SESSIONS ARE WRITTEN TO FILES")
+        chain = presented_chain(parse_anchors(self.policy.tls.ca.certificate_pem)[0])
+        self.desk: LeafDesk[Flow] = LeafDesk(holder, chain, self._prepare)
+        self.fetcher = fetcher = helpers.fetcher
+        self.resolver = helpers.resolver
+        self.names: NameDesk[Flow] | None = None
+        self.bypass = BypassList(self.policy.tls.bypass)
+        self.suggestions = Suggestions()
         self.revocations: RevocationDesk[Flow] | None = None
         self.wall = time.time() - time.monotonic()
         self.epoll = select.epoll()
@@ -183,6 +255,10 @@ class TlsWorker:
             fetcher.setblocking(False)
             self.revocations = RevocationDesk(fetcher)
             self.epoll.register(fetcher.fileno(), select.EPOLLIN)
+        if self.resolver is not None:
+            self.resolver.setblocking(False)
+            self.names = NameDesk(self.resolver)
+            self.epoll.register(self.resolver.fileno(), select.EPOLLIN)
         self.sides: dict[int, tuple[Flow, Side]] = {}
         self.flows: OrderedDict[int, Flow] = OrderedDict()
         self.listings = Listings(lambda now: session_flows(self.flows, now))
@@ -219,6 +295,8 @@ class TlsWorker:
                     self._leafs(now)
                 elif self.fetcher is not None and fd == self.fetcher.fileno():
                     self._revocations(now)
+                elif self.resolver is not None and fd == self.resolver.fileno():
+                    self._resolved(now)
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
                 self._tick(now)
@@ -227,6 +305,7 @@ class TlsWorker:
 
     def _guard(self, flow: Flow, work: Any, *args: Any) -> None:
         """A bug met by one flow ends that flow, not the worker."""
+        self.current = flow
         try:
             work(*args)
             # What either side is waited for may have changed with the session's state.
@@ -241,6 +320,15 @@ class TlsWorker:
             self._count("bug")
             self._destroy(flow, "reset", time.monotonic(), "internal_error")
 
+    def _prepare(self, context: SSL.Context) -> None:
+        if self.recorder is not None:
+            context.set_keylog_callback(self._log_keys)
+
+    def _log_keys(self, _: SSL.Connection, line: bytes) -> None:
+        """OpenSSL has new keys, while something is done for the flow they are of."""
+        if self.recorder is not None and self.current is not None and self.current.recorded:
+            self.recorder.keys(line)
+
     def _tick(self, now: float) -> None:
         self.wall = time.time() - time.monotonic()  # the clock may have been set
         self.give_ups.look(now)
@@ -252,10 +340,14 @@ class TlsWorker:
         self.listings.expire(now)
         for flow in list(self.flows.values()):
             deadline = flow.session.deadline
-            if self.recheck and flow.session.state is State.RELAY:
+            if self.recheck and flow.decrypted and flow.session.state is State.RELAY:
                 self._guard(flow, self._recheck, flow, now)
             if flow.finished_at or now - flow.last > self.idle_seconds or (deadline is not None and now >= deadline):
                 self._guard(flow, self._check, flow, now)
+        if self.names is not None:
+            for flow in self.names.overdue(now):
+                if flow.key in self.flows:
+                    self._guard(flow, self._placed, flow, "no_answer", now)
         self.desk.ask_again(now, lambda flow: flow.key in self.flows and flow.session.state is State.LEAF)
         if self.revocations is not None:
             self.revocations.ask_again(
@@ -318,10 +410,18 @@ class TlsWorker:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.mark)  # by which what it leaves behind is found
             self.next_flow += 1
-            session = Session(self.settings, now, now + self.wall, destination[0].partition("%")[0])
+            inbound = self._inbound(source, destination)
+            settings = inbound.settings if inbound else self.settings
+            session = Session(settings, now, now + self.wall, destination[0].partition("%")[0])
             flow = Flow(self.next_flow, Side(sock), source, destination, session, now)
+            flow.inbound = inbound
+            session.info.inbound = inbound is not None
             self.flows[flow.key] = flow
             self._guard(flow, self._open, flow, now)
+
+    def _inbound(self, source: tuple[Any, ...], destination: tuple[Any, ...]) -> Inbound | None:
+        ends = packed(source[0]), packed(destination[0]), source[1], destination[1]
+        return next((one for one in self.inbound if one.scope.covers_tuple(*ends)), None)
 
     def _open(self, flow: Flow, now: float) -> None:
         if self.scopes is not None:
@@ -498,22 +598,27 @@ class TlsWorker:
                 self._plaintext(flow, direction, data, now)
             case tls.Hello(hello):
                 self._hello(flow, hello, now)
+            case tls.PassOn():
+                self._pass_on(flow, event, now)
             case tls.ConnectUpstream():
                 self._dial(flow, now)
             case tls.NeedIssuers(certificate):
                 assert self.revocations is not None
                 issuers = self.revocations.ask_issuers(certificate, flow, now)
                 if issuers is not None:
-                    flow.session.issuers_found(issuers, now)
+                    _session(flow).issuers_found(issuers, now)
             case tls.NeedRevocation(questions):
                 for question in questions:
                     self._ask_revocation(flow, question, now)
             case tls.NeedLeaf(request, key):
                 if self._verified(flow, now):
                     return
+                if flow.inbound is not None:
+                    self._own_certificate(flow, flow.inbound, now)
+                    return
                 context = self.desk.ask(key, request, flow, now, now + self.wall)
                 if context is not None:
-                    flow.session.leaf_ready(context, now)
+                    _session(flow).leaf_ready(context, now)
             case tls.Eof(direction):
                 self._plaintext_end(flow, direction, now)
             case tls.CloseClient(how):
@@ -522,10 +627,95 @@ class TlsWorker:
                 self._close(flow, flow.upstream, how, now)
             case tls.Finished():
                 self._finished(flow, event, now)
-            case tls.Established():
+            case tls.Established(info):
+                if flow.recorded and self.recorder is not None:
+                    self.recorder.begin(flow.facts, now + self.wall)
+                if self.hides_quic and info.client is not None:
+                    flow.mask = AltSvcMask(info.client.alpn)
                 self.handshakes.observe(now - flow.started)
 
     def _hello(self, flow: Flow, hello: Any, now: float) -> None:
+        facts = flow.facts
+        flow.recorded = self.recorder is not None and self.recorder.wants(facts, hello.sni or "")
+        client, server = (facts.client, facts.client_port), (facts.server, facts.server_port)
+        if flow.inbound is not None:
+            if flow.inbound.certificate(hello.sni or "") is None:
+                self._count("no_certificate")
+                if self.monitor:
+                    self._splice(flow, "monitor", now)
+                    return
+                detail = f"no certificate for {hello.sni} is given for these servers"
+                flow.session.end(self.settings.on_failure, "no_certificate", detail)
+            else:
+                self._decrypt(flow, hello, now)
+            return
+        if self.names is not None and hello.sni is not None and self.bypass.covers(hello.sni, client, server):
+            why = self.names.ask(hello.sni, facts.server, flow, now)
+            if why is not None:
+                self._placed(flow, why, now)
+        else:
+            self._decrypt(flow, hello, now)
+
+    def _own_certificate(self, flow: Flow, inbound: Inbound, now: float) -> None:
+        context = inbound.certificate(flow.session.info.sni or "")
+        try:
+            assert context is not None
+            _session(flow).leaf_ready(context, now)
+        except NativeTlsError as error:
+            _session(flow).leaf_failed(str(error), now)
+
+    def _pass_on(self, flow: Flow, event: tls.PassOn, now: float) -> None:
+        """Mode monitor: the client and the server are left to themselves, so that the client is shown what the server
+        is. What would have ended the connection is recorded at once."""
+        info, status = flow.session.info, event.status.value
+        if flow.upstream is not None:
+            self._close_side(flow.upstream, "reset")
+        flow.upstream, flow.connecting, flow.cut = None, False, False
+        if flow.inspector is not None and self.ruleset.logs:
+            flow.inspector.log_rest()
+            self._transactions(flow, flow.inspector, now)
+        flow.inspector = None  # it would not have got any further
+        info.bypass = "monitor"
+        flow.would_be = event
+        self._count(f"tls_{status.lower()}")
+        self._verdict("tls", f"would_{event.action.value}", event.reason)
+        record = tlsrecords.tls(flow.facts, status, "pass", event.reason, event.detail, info, None, now + self.wall)
+        record["verdict"] = {"action": event.action.value}
+        self._write(record)
+        flow.session = Splice(info, event.data, self.settings.connect_timeout, now)
+
+    def _resolved(self, now: float) -> None:
+        assert self.names is not None
+        try:
+            for flow, why in self.names.answers():
+                if flow.key in self.flows:
+                    self._guard(flow, self._placed, flow, why, now)
+        except (OSError, EOFError):
+            self.stopping = True
+
+    def _placed(self, flow: Flow, why: str, now: float) -> None:
+        """Whether the destination is one of the exempted name's addresses: ``why`` is "" or why nobody can say so."""
+        session, hello = flow.session, flow.session.info.hello
+        if not isinstance(session, Session) or session.state is not State.HELD or hello is None:
+            return  # the client has left meanwhile
+        if why:
+            session.info.bypass_refused = why
+            self._count("bypass_refused")
+            self._decrypt(flow, hello, now)
+        else:
+            self._splice(flow, "dns", now)
+        self._drain(flow, now)
+
+    def _splice(self, flow: Flow, why: str, now: float) -> None:
+        """The flow goes on as it is, from the hello on."""
+        session = _session(flow)
+        session.info.bypass = why
+        self._count("bypassed")
+        if flow.inspector is not None:
+            flow.inspector.not_decrypted()
+        flow.session = Splice(session.info, session.release(), self.settings.connect_timeout, now)
+
+    def _decrypt(self, flow: Flow, hello: Any, now: float) -> None:
         if flow.inspector is not None:
             facts = TlsFacts.from_hello(hello)
             if not self.all_keywords:
@@ -533,13 +723,13 @@ class TlsWorker:
             outcome = flow.inspector.tls_hello(facts, now, self.session_holding, self.all_keywords)
             if self._judged(flow, outcome, now):
                 return
-        flow.session.proceed(now)
+        _session(flow).proceed(now)
 
     def _ask_revocation(self, flow: Flow, question: Question, now: float) -> None:
         assert self.revocations is not None
         finding = self.revocations.ask(question, flow, now, now + self.wall)
         if finding is not None:
-            flow.session.revocation_found(question.depth, finding, now)
+            _session(flow).revocation_found(question.depth, finding, now)
 
     def _revocations(self, now: float) -> None:
         assert self.revocations is not None
@@ -551,10 +741,13 @@ class TlsWorker:
             self.stopping = True
 
     def _revocation(self, flow: Flow, depth: int, finding: FetcherAnswer, now: float) -> None:
+        session = flow.session
+        if not isinstance(session, Session):
+            return  # it was handed on undecrypted meanwhile
         if isinstance(finding, tuple):
-            flow.session.issuers_found(finding, now)
+            session.issuers_found(finding, now)
         else:
-            flow.session.revocation_found(depth, finding, now)
+            session.revocation_found(depth, finding, now)
         self._drain(flow, now)
 
     def _verified(self, flow: Flow, now: float) -> bool:
@@ -578,10 +771,13 @@ class TlsWorker:
             self.stopping = True  # the leader, who keeps the other end open, is gone
 
     def _leaf(self, flow: Flow, answer: Answer[Flow], now: float) -> None:
+        session = flow.session
+        if not isinstance(session, Session):
+            return  # as above
         if answer.context is not None:
-            flow.session.leaf_ready(answer.context, now)
+            session.leaf_ready(answer.context, now)
         else:
-            flow.session.leaf_failed(answer.error, now)
+            session.leaf_failed(answer.error, now)
         self._drain(flow, now)
 
     # -- plaintext -------------------------------------------------------------------------------------------------
@@ -591,17 +787,24 @@ class TlsWorker:
         if flow.finished_at:
             return
         flow.bytes[direction] += len(data)
-        self.bytes[direction] += len(data)
+        if flow.recorded and self.recorder is not None:
+            self.recorder.plaintext(flow.facts, direction, data, now + self.wall)
+        if flow.decrypted:
+            self.bytes[direction] += len(data)
         if inspector is None or (inspector.finished and not flow.pending[direction]):
-            flow.session.forward(direction, data)
+            self._forward(flow, direction, data)
             return
         if self._judged(flow, inspector.inspect(Segment(direction, True, data, data, None, now)), now):
             return
         if not any(flow.pending) and not any(inspector.held):
-            flow.session.forward(direction, data)
+            self._forward(flow, direction, data)
             return
         flow.pending[direction] += data
         self._release(flow, now)
+
+    def _forward(self, flow: Flow, direction: Direction, data: bytes) -> None:
+        """Judged bytes go on, offers of QUIC hidden."""
+        flow.session.forward(direction, data if flow.mask is None else flow.mask.feed(direction, data))
 
     def _plaintext_end(self, flow: Flow, direction: Direction, now: float) -> None:
         flow.pending_end[direction] = True
@@ -621,12 +824,14 @@ class TlsWorker:
             if free:
                 data = bytes(memoryview(pending)[:free])
                 del pending[:free]
-                flow.session.forward(direction, data)
+                self._forward(flow, direction, data)
             if held:
                 held_any = True
                 moved = moved or free > 0  # what is held now is not what was held before
             if flow.pending_end[direction] and not pending:
                 flow.pending_end[direction] = False
+                if flow.mask is not None:
+                    flow.session.forward(direction, flow.mask.rest(direction))
                 flow.session.forward_eof(direction)
         if not held_any:
             flow.held_since = 0.0
@@ -642,16 +847,19 @@ class TlsWorker:
         for alert in outcome.alerts:
             flow.alerted = True
             self._count("alert")
-            self.log.write(tlsrecords.alert(flow.facts, alert, now + self.wall))
+            self._write(tlsrecords.alert(flow.facts, alert, flow.decrypted, now + self.wall))
         decision = outcome.decision
         if decision.verdict is Verdict.ACCEPT:
             if decision.scope is Scope.FLOW:
                 flow.decision = decision
             return False
+        if self.monitor:
+            self._would_end(flow, decision, now)
+            return False
         flow.decision = decision
         self._count(decision.reason)
         self._verdict("decrypted", decision.verdict.value, decision.reason)
-        self.log.write(tlsrecords.drop(flow.facts, decision, now + self.wall))
+        self._write(tlsrecords.drop(flow.facts, decision, now + self.wall))
         for pending in flow.pending:
             pending.clear()
         how = FailAction.REJECT if decision.verdict is Verdict.REJECT else FailAction.DROP
@@ -659,9 +867,24 @@ class TlsWorker:
         self._drain(flow, now)
         return True
 
+    def _would_end(self, flow: Flow, decision: Decision, now: float) -> None:
+        """Mode monitor: record what would have been. The inspector has decided about the flow and lets the rest go."""
+        key = f"{decision.reason}:{decision.rule}"
+        if decision.reason == "flow_drop" or key in flow.told or len(flow.told) >= 32:
+            return
+        flow.told.add(key)
+        flow.blocked = flow.blocked or decision
+        self._count(decision.reason)
+        self._verdict("decrypted", f"would_{decision.verdict.value}", decision.reason)
+        self._write(tlsrecords.drop(flow.facts, decision, now + self.wall))
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self.log.write(events.only_watched(event) if self.monitor else event)
+
     def _transactions(self, flow: Flow, inspector: Inspector, now: float) -> None:
         for kind, tx_id, fields in inspector.transactions:
-            self.log.write(tlsrecords.transaction(flow.facts, kind, tx_id, fields, now + self.wall))
+            at = now + self.wall
+            self._write(tlsrecords.transaction(flow.facts, kind, tx_id, fields, flow.decrypted, at))
         inspector.transactions.clear()
 
     # -- end -------------------------------------------------------------------------------------------------------
@@ -683,6 +906,8 @@ class TlsWorker:
 
     def _finished(self, flow: Flow, event: tls.Finished, now: float) -> None:
         """The session is over. Its sockets stay until what is queued was delivered and the peers have closed."""
+        if event.reason == "client_refused" and event.info.sni is not None:
+            self.suggestions.refused(event.info.sni, event.info.client_alert)
         app_proto = flow.inspector.app_proto if flow.inspector is not None else ""
         self._log_end(flow, event.status.value, event.reason, event.detail, app_proto, now)
         flow.finished_at = flow.last = now
@@ -795,6 +1020,8 @@ class TlsWorker:
             },
             "rules_omitted": omitted,
             "pcre_gave_up": self.give_ups.counts(),
+            **({"tls_debug": self.recorder.stats()} if self.recorder is not None else {}),
+            "bypass_suggestions": self.suggestions.most(SUGGESTIONS_TOLD),
             "bugs": self.bugs,
             "log_dropped": self.log.dropped,
         }
@@ -806,31 +1033,87 @@ class TlsWorker:
     def _count(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1
 
+    def _action(self, flow: Flow, status: str) -> str:
+        """What became of a session that ended like this: pass, drop or reject."""
+        if status in ("OK", "BYPASSED", "ABORTED", "ENDED"):
+            return "pass"
+        if status == "POLICY" and flow.decision is not None:
+            return flow.decision.verdict.value
+        return self.settings.actions.get(Status(status), self.settings.on_failure).value
+
     def _log_end(self, flow: Flow, status: str, reason: str, detail: str, app_proto: str, now: float) -> None:
         """The two records every session has, once."""
         if flow.logged:
             return
         flow.logged = True
-        self._count(f"tls_{status.lower()}")
+        if flow.recorded and self.recorder is not None:
+            self.recorder.end(flow.facts, now + self.wall)
         carried = sum(flow.bytes)
-        self.statuses.add(status_row(status), carried, now, flow=True)
+        told = status if flow.would_be is None else flow.would_be.status.value
+        self.statuses.add(status_row(told), carried, now, flow=True)
         if self.scopes is not None and flow.scope is not None:
             self.scopes.counts.octets[flow.scope] += carried
         if reason.endswith("_timeout"):
             self._count("timed_out")
-        if status not in ("OK", "POLICY", "ABORTED", "ENDED"):
-            self._verdict("tls", self.settings.on_failure.value, reason)
+        passed_on = flow.would_be is not None
+        if not passed_on:
+            self._count(f"tls_{status.lower()}")
+        if not passed_on and status not in ("OK", "BYPASSED", "POLICY", "ABORTED", "ENDED"):
+            self._verdict("tls", self._action(flow, status), reason)
         if flow.inspector is not None and self.ruleset is not None and self.ruleset.logs:
             flow.inspector.log_rest()
             self._transactions(flow, flow.inspector, now)
         at = now + self.wall
-        self.log.write(tlsrecords.tls(flow.facts, status, reason, detail, flow.session.info, flow.decision, at))
+        if not passed_on:
+            action, decision = self._action(flow, status), flow.blocked or flow.decision
+            self._write(tlsrecords.tls(flow.facts, status, action, reason, detail, flow.session.info, decision, at))
         started = flow.started + self.wall
-        self.log.write(tlsrecords.flow(flow.facts, flow.bytes, app_proto, flow.alerted, reason, started, at))
+        self._write(
+            tlsrecords.flow(flow.facts, flow.bytes, app_proto, flow.alerted, flow.decrypted, reason, started, at)
+        )
 
 
-def tls_settings(policy: Tls) -> TlsSettings:
-    """The session settings of a policy. Raises ValueError when no trusted root can be read."""
+def _session(flow: Flow) -> Session:
+    """The session of a flow that is being decrypted; no other asks for a leaf or for revocation."""
+    assert isinstance(flow.session, Session)
+    return flow.session
+
+
+def server_files(policy: Policy) -> list[tuple[Path, Path]]:
+    """Certificate and key of every server that is inspected, in the order its key is numbered."""
+    return [files for inbound in policy.inspected_inbound for files in inbound.files or ()]
+
+
+def inbound_servers(policy: Policy, signer: socket.socket | None) -> tuple[Inbound, ...]:
+    """Raises ValueError for a certificate that cannot be used."""
+    found: list[Inbound] = []
+    number = 0
+    for inbound in policy.inspected_inbound:
+        assert policy.tls is not None
+        assert signer is not None
+        keys = RemoteKeys(signer)
+        certificates = []
+        leafs = []
+        for one in inbound.certificates:
+            chain = x509.load_pem_x509_certificates(one.certificate_pem)
+            try:
+                context = NativeContext(chain, functools.partial(keys.sign, number))
+            except NativeTlsError as error:
+                raise ValueError(f"{one.certificate}: {error}") from error
+            certificates.append((certificate_facts(chain[0]).dns_names, context))
+            leafs.append(chain[0])
+            number += 1
+        settings = tls_settings(policy.tls, watch=policy.mode is Mode.MONITOR)
+        if policy.tls.inbound_upstream is Upstream.PINNED:
+            pinned = UpstreamVerifier(leafs, partial_chain=True)
+            settings = dataclasses.replace(settings, verifier=pinned, revocation=False)
+        found.append(Inbound(ScopeSet(inbound.scopes), settings, tuple(certificates)))
+    return tuple(found)
+
+
+def tls_settings(policy: Tls, *, watch: bool = False) -> TlsSettings:
+    """The session settings of a policy; ``watch``: it is in mode monitor. Raises ValueError when no trusted root can be
+    read."""
     public = parse_anchors(system_roots())[0] if policy.trust.system else []
     anchors = parse_anchors(policy.trust.pem)[0] + public
     if not anchors:
@@ -859,6 +1142,7 @@ def tls_settings(policy: Tls) -> TlsSettings:
         on_failure=FailAction(policy.on_failure.value),
         actions={status: FailAction(action.value) for status, action in chosen.items() if status not in passed},
         revocation=check,
+        watch=watch,
         verify_address=policy.without_sni is WithoutSni.ADDRESS,
     )
 
@@ -877,16 +1161,15 @@ def run(
     settings: GenerationSettings,
     listeners: tuple[socket.socket, socket.socket],
     port: int,
-    holder: socket.socket,
+    helpers: Helpers,
     leader: socket.socket,
     log: socket.socket,
-    fetcher: socket.socket | None = None,
     statuses: RuleCounts | None = None,
 ) -> None:
     """The TLS worker process. Tells the leader ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
-        worker = TlsWorker(compiled, settings, listeners, port, holder, leader, log, fetcher, statuses)
+        worker = TlsWorker(compiled, settings, listeners, port, helpers, leader, log, statuses)
     except (OSError, ValueError) as error:
         leader.sendall(f"error: {error}".encode())
         sys.exit(1)

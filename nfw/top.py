@@ -205,9 +205,15 @@ class View:
         state = clean(status.get("state", "?"))
         name = f"{clean(status.get('name', ''))}  generation {clean(status.get('generation', '-'))}"
         left = f"nfw {clean(status.get('version', ''))}  {name}  "
+        style = "good" if state == "filtering" else "bad"
+        if status.get("mode") == "monitor":
+            state, style = "MONITOR: NOTHING IS BLOCKED", "bad"
+        waiting = status.get("waiting")
+        if isinstance(waiting, Mapping):
+            state, style = f"{state}, NOT CONFIRMED: {clean(waiting.get('seconds_left', '?'))} s", "bad"
         gap = max(1, width - _columns(left) - len(state) - len(clock) - (9 if self.paused else 0))
         paused: Line = [("  PAUSED ", "bad")] if self.paused else []
-        return [(left, "bold"), (state, "good" if state == "filtering" else "bad"), *paused, (" " * gap + clock, "")]
+        return [(left, "bold"), (state, style), *paused, (" " * gap + clock, "")]
 
     def _traffic(self) -> Line:
         rate = self._rate
@@ -273,7 +279,7 @@ class View:
         rows = [
             (count(gained), clean(f"{stage} {verdict}: {reason}"), "bad")
             for gained, (stage, verdict, reason) in self._since("nfw_verdicts")
-            if verdict in ("drop", "reject")
+            if verdict.removeprefix("would_") in ("drop", "reject")
         ]
         return [row for row in rows if self.filter in row[1].lower()]
 

@@ -53,6 +53,7 @@ class Worker:
         self.bugs = 0
         self.answers = [0] * (max(Answer) + 3)  # packets by answer, from HOLD on
         self.released = [0, 0]  # held packets by what became of them: dropped, accepted
+        self.rewritten: dict[int, bytes] = {}  # packet id -> what goes on in its place
         self.held: dict[int, int] = {}  # packet id -> its mark; as many as the pipeline holds
         self.queue = Queue(queue, self.on_packet, fail_open=compiled.policy.fail_open)
         self.stopping = False
@@ -63,7 +64,12 @@ class Worker:
         """Verdict of a packet held earlier. The mark says INSPECT, as for every packet of an inspected flow."""
         mark = self.layout.merge(self.held.pop(packet_id, 0), self.marks[Answer.INSPECT])
         self.released[accept] += 1
-        self.queue.verdict(packet_id, accept, mark if accept else None)
+        instead = self.rewritten.pop(packet_id, None)
+        self.queue.verdict(packet_id, accept, mark if accept else None, instead if accept else None)
+
+    def rewrite(self, packet_id: int, packet: bytes) -> None:
+        """Remembered until the verdict."""
+        self.rewritten[packet_id] = packet
 
     def inject(self, packet: bytes) -> None:
         """A reset or unreachable of our own; what cannot be sent is only counted, the drop stands anyway."""
@@ -86,15 +92,18 @@ class Worker:
             self._bug()
             answer = Answer.DROP
         self.answers[answer + 2] += 1
-        if answer is Answer.ACCEPT:
-            return ACCEPT_BATCH
         if answer is Answer.HOLD:
             self.held[packet_id] = mark
             return HELD
-        if answer is Answer.DROP:
+        instead = self.rewritten.pop(packet_id, None) if self.rewritten else None
+        if answer is Answer.ACCEPT:
+            if instead is None:
+                return ACCEPT_BATCH
+            self.queue.verdict(packet_id, True, payload=instead)
+        elif answer is Answer.DROP:
             self.queue.verdict(packet_id, False)
         else:
-            self.queue.verdict(packet_id, True, self.layout.merge(mark, self.marks[answer]))
+            self.queue.verdict(packet_id, True, self.layout.merge(mark, self.marks[answer]), instead)
         return DONE
 
     def _bug(self) -> None:

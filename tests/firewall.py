@@ -27,6 +27,7 @@ class Firewall:
         self.control = self.dir / "control.sock"
         self.log = self.dir / "eve.json"
         self.output = self.dir / "output.txt"
+        self.places = {"NFW_CACHE": str(self.dir / "cache"), "NFW_STATE": str(self.dir / "state")}
         self.process: subprocess.Popen[Any] | None = None
         self.ca = self.dir / "ca.pem"
         if not self.ca.exists():
@@ -48,7 +49,7 @@ class Firewall:
             [sys.executable, "-m", "nfw", *args],
             timeout,
             check,
-            env={"NFW_CONTROL": str(self.control), "NFW_CACHE": str(self.dir / "cache")},
+            env={"NFW_CONTROL": str(self.control), **self.places},
             cwd=ROOT,
         )
 
@@ -70,7 +71,7 @@ class Firewall:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={"NFW_CACHE": str(self.dir / "cache")},
+                env=self.places,
                 cwd=ROOT,
             )
         seen = self.output.stat().st_size

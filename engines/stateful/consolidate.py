@@ -211,7 +211,7 @@ def _one(protos: set[str]) -> str:
     """The protocol a set of names comes down to; "" when there are several."""
     if protos <= HTTP:
         return "http" if "http" in protos else min(protos)
-    if protos <= {"dns", "doh2"}:
+    if protos <= {"dns", "doh2", "mdns", "llmnr"} and len(protos) > 1:
         return "dns"
     return next(iter(protos)) if len(protos) == 1 else ""
 

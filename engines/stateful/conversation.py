@@ -29,7 +29,7 @@ _CARRIERS = frozenset({"http", "http2", "smtp", "ftp"})
 # Protocols whose client names the server it wants.
 _NAMING = frozenset({"tls", "quic"})
 # The key of the EVE object for a protocol whose name differs from it.
-_LOG_KEYS = {"http2": "http", "doh2": "http", "http1": "http"}
+_LOG_KEYS = {"http2": "http", "doh2": "http", "http1": "http", "mdns": "dns", "llmnr": "dns"}
 
 
 def log_key(protocol: str) -> str:
@@ -70,7 +70,7 @@ class Conversation:
         self._pd_rules = bool(ruleset.packet_group(facts.protocol).pd_only)
         self.app_proto = ""  # of the bytes: on a decrypted flow what TLS carries
         self.protocols: frozenset[str] = frozenset()
-        self.detector = _detector(facts.protocol)
+        self.detector = _detector(facts)
         self.early = (bytearray(), bytearray())
         self.layers: list[Layer] = []
         self.named = [False, False]
@@ -237,14 +237,14 @@ class Conversation:
         self.detector = None
         self._spoken = [name, name] if by is None else [name if side is by else "" for side in BOTH]
         if by is not None and (ruleset.needs_sides or self._pd_rules):
-            self._other_side = _detector(facts.protocol)
+            self._other_side = _detector(facts)
             self._listen(by.reply, bytes(self.early[by.reply]))
         self.app_proto = name
         self.protocols |= {name}
         group = ruleset.app_group(name)
         make = (UDP_PARSERS if facts.protocol == _UDP else PARSERS).get(name)
         wanted = group.has_transactions or (name in _CARRIERS and ruleset.needs_protocol)
-        logs = name in ruleset.logs
+        logs = name in ruleset.logs or log_key(name) in ruleset.logs
         parser = make(ruleset.limits.app, group.body_denies) if make is not None and (wanted or logs) else None
         if parser is not None:
             parser.begin(facts.client, facts.server, expected)
@@ -316,7 +316,7 @@ class Conversation:
         self._spoken = [name, name]
 
 
-def _detector(protocol: int) -> Detector | None:
-    if protocol == _TCP:
-        return Detector()
-    return Detector("udp") if protocol == _UDP else None
+def _detector(facts: FlowFacts) -> Detector | None:
+    if facts.protocol == _TCP:
+        return Detector("tcp", facts.server_port)
+    return Detector("udp", facts.server_port) if facts.protocol == _UDP else None

@@ -67,7 +67,7 @@ APP_PROTOCOLS: dict[str, frozenset[int]] = {
     "tls": _TCP,
     "dns": _BOTH,
     "mdns": _UDP,
-    "llmnr": _UDP,
+    "llmnr": _BOTH,
     "ssh": _TCP,
     "smtp": _TCP,
     "ftp": _TCP,

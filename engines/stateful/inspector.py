@@ -52,6 +52,7 @@ class Inspector:
         "_app_covered",
         "_conversation",
         "_decided",
+        "_defaults",
         "_enforcing",
         "_facts",
         "_group",
@@ -84,6 +85,7 @@ class Inspector:
         self._watching = watching
         self._enforcing = enforcing
         self._limits = ruleset.limits
+        self._defaults = bool(ruleset.defaults)
         self._facts = facts
         self._group = ruleset.packet_group(facts.protocol)
         self._conversation = Conversation(ruleset, facts)
@@ -185,7 +187,7 @@ class Inspector:
             and (self._conversation.named[direction] or not self._group.pd_only)
             and self._outcome is None
             and self._tls is None
-            and not self._ruleset.defaults
+            and not self._defaults
             and not any(layer.group.per_packet for layer in self._layers)
         )
 
@@ -206,6 +208,10 @@ class Inspector:
             return _NOTHING
         self._layers.insert(0, layer)
         return self._judge_opening(_TO_SERVER, now)
+
+    def not_decrypted(self) -> None:
+        """The flow is passed on as it is: what follows are the bytes on the wire, from the first on."""
+        self._undecided.decrypted = False
 
     def tls_server(self, chain: Sequence[bytes], now: float) -> Outcome:
         """The certificates (DER, leaf first) the server of a decrypted flow has shown; judged like the hello."""
@@ -276,7 +282,7 @@ class Inspector:
             problem = problem or overflow
         if (with_packet or not watching) and not self._conversation.named[direction]:
             self._protocol_rules(direction)
-        if not found and not ruleset.defaults and problem is None:
+        if not found and not self._defaults and problem is None:
             self._update_idle()
             return _NOTHING
         if len(found) > 1:
@@ -288,7 +294,7 @@ class Inspector:
             return self._watched(decision, alerts)
         if decision is None and problem is not None:
             decision = Decision(Verdict.DROP, Scope.FLOW, problem)
-        if decision is None and defaults and ruleset.defaults:
+        if decision is None and defaults and self._defaults:
             decision = self._undecided.decide(segment, self.app_proto, alerts)
         if decision is not None and decision.scope is Scope.FLOW and self._decided is None:
             self._decide(decision)
@@ -329,7 +335,7 @@ class Inspector:
     def _app_rules(self, direction: Direction, with_packet: bool) -> str | None:
         """Rules on application protocols and their transactions. Answers why the flow cannot go on, if it cannot."""
         rules, limit = self._rules, self._limits.max_transactions
-        window, sides = self._payload.window, (direction,) if self._watching else BOTH
+        payload, sides = self._payload, (direction,) if self._watching else BOTH
         problem = None
         for layer in self._layers:
             if with_packet and layer.group.per_packet:
@@ -340,7 +346,7 @@ class Inspector:
                 for rule in covered:
                     if direction in rule.directions and rules.applies(rule, direction):
                         rules.hit(rule, direction, True, layer.name)
-            layer.inspect(rules.applies, rules.found_in, window, sides)
+            layer.inspect(rules.applies, rules.found_in, payload.window, payload.place, sides)
             parser = layer.parser
             if parser is not None and len(parser.transactions) > limit:
                 layer.give_up_oldest(limit)
@@ -363,7 +369,7 @@ class Inspector:
     def _update_idle(self) -> None:
         """Find out whether anything can still match. Cheap tests first: this runs for every segment."""
         conversation, rules, payload = self._conversation, self._rules, self._payload
-        if self._detecting() or conversation.parsing():
+        if conversation.parsing() or self._detecting():
             return
         group, depth = self._group, self._limits.stream_depth
         for side in BOTH:
@@ -371,7 +377,7 @@ class Inspector:
                 return
             if self._owes(side):
                 return
-        if self._ruleset.defaults and not self._undecided.done():
+        if self._defaults and not self._undecided.done():
             return
         self._idle = not any(
             rules.any_left(group.packet[side], side)
@@ -388,7 +394,7 @@ class Inspector:
             return False
         if self._layers or self._payload.offset[side] < self._limits.stream_depth or self._owes(side):
             return False
-        if self._ruleset.defaults and not self._undecided.done():
+        if self._defaults and not self._undecided.done():
             return False
         return not self._rules.any_left(self._group.packet[side], side)
 

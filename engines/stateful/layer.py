@@ -22,10 +22,14 @@ _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)
 _ANSWER = Direction.TO_CLIENT  # complete last, so asked first
 
 
+# Which way a stream goes and an offset in it.
+_Place = tuple[Direction, int] | None
+
+
 class _State:
     """What was judged on one transaction; lists have one entry per direction."""
 
-    __slots__ = ("appeared", "done", "hopeless", "pending", "progress", "seen")
+    __slots__ = ("appeared", "done", "hopeless", "pending", "progress", "searched", "seen")
 
     def __init__(self) -> None:
         self.progress = [-1, -1]
@@ -33,6 +37,7 @@ class _State:
         self.pending: tuple[dict[int, int], dict[int, int]] = ({}, {})  # rule index -> bits of the buffers that matched
         self.done: tuple[set[int], set[int]] = (set(), set())
         self.hopeless: tuple[set[int], set[int]] = (set(), set())  # cannot match unless another buffer appears
+        self.searched: list[_Place] = [None, None]  # how far, and in which stream, the payload was
         self.seen: tuple[dict[int, int], dict[int, int]] = ({}, {})  # buffer group -> instances, or bytes if it grows
 
 
@@ -69,11 +74,13 @@ class Layer:
         applies: Callable[[Rule, Direction], bool],
         found: Callable[[Rule, Transaction, Direction, str], None],
         payload: bytes,
+        place: _Place,
         directions: Sequence[Direction] = _BOTH,
     ) -> None:
         """Judge what is new in all transactions. ``applies`` answers for header and state of the flow, ``found`` is
         told of each match and the protocol's name, ``payload`` is what rules see that also have conditions on the
-        payload; ``directions``: the sides to judge now."""
+        payload, and ``place`` which way and where in the stream that begins, None when it is no part of one;
+        ``directions``: the sides to judge now."""
         transactions = self.transactions
         if not transactions:
             return
@@ -89,7 +96,7 @@ class Layer:
                 if progress > 0 and progress != seen[direction]:
                     self.known = self.known or tx.tells
                     seen[direction] = progress
-                    self._inspect(tx, state, direction, applies, found, payload)
+                    self._inspect(tx, state, direction, applies, found, payload, place)
             if tx.is_complete(_ANSWER) and self._settled(tx):
                 finished += 1
         if finished:
@@ -157,6 +164,7 @@ class Layer:
         applies: Callable[[Rule, Direction], bool],
         found: Callable[[Rule, Transaction, Direction, str], None],
         payload: bytes,
+        place: _Place,
     ) -> None:
         group = self.group
         pending = state.pending[direction]
@@ -188,7 +196,7 @@ class Layer:
             candidates.update(unbuffered)
         patterns = group.payload[direction]
         if patterns is not None and payload:
-            candidates.update(patterns.scan(payload))
+            candidates.update(patterns.scan(_unsearched(state, direction, payload, place, patterns.longest)))
         if not candidates:
             return
         done, hopeless = state.done[direction], state.hopeless[direction]
@@ -239,6 +247,19 @@ class Layer:
                 data = function(data)
             if data:
                 candidates.update(patterns.scan(data))
+
+
+def _unsearched(state: _State, direction: Direction, payload: bytes, place: _Place, longest: int) -> bytes:
+    """What of the payload was not searched yet for this transaction, with as much before it as a pattern across the
+    border can need."""
+    before = state.searched[direction]
+    if place is None:
+        return payload
+    side, start = place
+    state.searched[direction] = (side, start + len(payload))
+    if before is None or before[0] is not side or before[1] < start:
+        return payload
+    return payload[max(before[1] - start - longest + 1, 0) :]
 
 
 def _search_end(buffer: BufferGroup, tx: Transaction, seen: dict[int, int], candidates: set[int]) -> bool:

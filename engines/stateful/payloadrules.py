@@ -23,7 +23,8 @@ class PayloadRules:
     """One per flow; lists have one entry per direction.
 
     ``watching``: whose flow it is only looks on: which bytes stream rules see is said with each segment. ``window``:
-    what conditions on the payload see now. ``offset``: stream bytes searched. ``addresses_done``: rules that only ask
+    what conditions on the payload see now; ``place``: which way and where in the stream that begins, None when it is
+    no part of one. ``offset``: stream bytes searched. ``addresses_done``: rules that only ask
     for addresses were judged.
     """
 
@@ -39,6 +40,7 @@ class PayloadRules:
         "_watching",
         "addresses_done",
         "offset",
+        "place",
         "window",
     )
 
@@ -56,6 +58,7 @@ class PayloadRules:
         self.offset = [0, 0]
         self.addresses_done = [False, False]
         self.window = b""
+        self.place: tuple[Direction, int] | None = None
 
     def wants_every_packet(self, direction: Direction) -> bool:
         """A rule may match a packet without payload, or it is not known yet that none does."""
@@ -64,6 +67,7 @@ class PayloadRules:
     def look_back(self, direction: Direction) -> None:
         """Nothing new came: conditions on the payload see what came last."""
         self.window = self._tail[direction]
+        self.place = (direction, self.offset[direction] - len(self.window))
 
     def forget(self) -> None:
         """Nothing is searched again."""
@@ -122,6 +126,7 @@ class PayloadRules:
                 elif together and real:
                     candidates[value >> 2] = candidates.get(value >> 2, 0) | _PACKET
         self.window = window or payload
+        self.place = (direction, start) if window and not self._watching else None
         if candidates:
             self._match(candidates, direction, payload, window, start)
 

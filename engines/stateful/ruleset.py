@@ -51,7 +51,7 @@ COLLECTING_BUFFERS = frozenset(
     }
 )
 # Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
-_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.", "mqtt.")
+_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.", "mqtt.", "rfb.")
 
 # The same bytes as file.data to the client: searched once for the patterns of both.
 _RESPONSE_BODY = "http.response_body"
@@ -61,11 +61,11 @@ _COVERS: dict[str, frozenset[str]] = {
     "http": frozenset({"http", "http1", "http2", "doh2"}),
     "http1": frozenset({"http", "http1"}),
     "http2": frozenset({"http2", "doh2"}),
-    "dns": frozenset({"dns", "doh2"}),
+    "dns": frozenset({"dns", "doh2", "mdns", "llmnr"}),
     "dcerpc": frozenset({"dcerpc", "smb"}),
 }
 # Protocols with a parser get a group even if no rule names them: rules on tcp with sticky buffers go there.
-_PROTOCOLS = ("http", "http2", "doh2", "dns", "tls", "ssh", "smtp", "ftp", "ftp-data", "dcerpc", "smb")
+_PROTOCOLS = ("http", "http2", "doh2", "dns", "mdns", "llmnr", "tls", "ssh", "smtp", "ftp", "ftp-data", "dcerpc", "smb")
 _DENIES = frozenset({Action.DROP, Action.REJECT})
 _TCP = 6
 _BOTH = (Direction.TO_SERVER, Direction.TO_CLIENT)

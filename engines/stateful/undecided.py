@@ -14,13 +14,13 @@ _TCP = 6
 class Undecided:
     """One per flow. ``decrypted``: the bytes are plaintext of a TLS session."""
 
-    __slots__ = ("_counted", "_decrypted", "_holding", "_logged", "_protocol", "_ruleset")
+    __slots__ = ("_counted", "_holding", "_logged", "_protocol", "_ruleset", "decrypted")
 
     def __init__(self, ruleset: RuleSet, holding: Holding, protocol: int, decrypted: bool) -> None:
         self._ruleset = ruleset
         self._holding = holding
         self._protocol = protocol
-        self._decrypted = decrypted
+        self.decrypted = decrypted
         self._counted = 0  # bit n: this flow was counted for action n
         self._logged: set[tuple[int, Direction]] = set()  # alerts that were logged once
 
@@ -45,7 +45,7 @@ class Undecided:
         self._count(drop, segment)
         # Bytes that count as seen must never get out later, when another packet of the flow is let through.
         held = self._holding.held
-        whole_flow = self._decrypted or (self._protocol == _TCP and bool(segment.stream or held[0] or held[1]))
+        whole_flow = self.decrypted or (self._protocol == _TCP and bool(segment.stream or held[0] or held[1]))
         return Decision(Verdict.DROP, Scope.FLOW if whole_flow else Scope.PACKET, f"default_{drop.name}", drop.ref)
 
     def _count(self, action: DefaultAction, segment: Segment) -> None:
@@ -59,7 +59,7 @@ class Undecided:
         if not condition.applies(self._protocol, segment.direction, segment.established):
             return False
         # Plaintext comes in records, not packets, and how it is cut says nothing: every condition but strict waits.
-        waits = condition.waits or (self._decrypted and condition is not Condition.STRICT)
+        waits = condition.waits or (self.decrypted and condition is not Condition.STRICT)
         return not waits or self._holding.judgeable(segment.direction)
 
     def done(self) -> bool:

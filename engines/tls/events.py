@@ -13,7 +13,7 @@ from cryptography import x509
 from engines.tls.clienthello import ClientHello
 from engines.tls.leaf import LeafKey, LeafRequest
 from engines.tls.revocation import Conclusion, Question
-from engines.tls.status import Status
+from engines.tls.status import FailAction, Status
 from engines.tls.verify import ServerChain
 from engines.verdict import Direction
 
@@ -51,11 +51,17 @@ class SessionInfo:
     revocation_action: str = ""  # pass, drop or reject
     passed: list[str] = field(default_factory=list)  # statuses the policy let pass
     certificate_requested: bool = False
+    would_be: str = ""  # only watching: how the policy would have ended an open session
     remarks: list[str] = field(default_factory=list)  # odd, but no reason to refuse; short stable tokens
     plaintext: list[int] = field(default_factory=lambda: [0, 0])  # bytes decrypted, by Direction
     forwarded: list[int] = field(default_factory=lambda: [0, 0])  # bytes let through, by Direction
     truncated: list[bool] = field(default_factory=lambda: [False, False])  # way ended without close_notify
     established: bool = False
+    inbound: bool = False  # to a server of one's own, whose certificate the client sees
+    server_names: tuple[str, ...] = ()  # of the certificate, where it is not for the name asked for
+    client_alert: str = ""  # with which the client refused our handshake; OpenSSL's name of it
+    bypass: str = ""  # what proved that the destination is the exempted name's: dns
+    bypass_refused: str = ""  # the policy exempts the name, but nothing proved that this is it: why
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,19 @@ class Hello:
     """The ClientHello is in and names a server. Answer with ``proceed()`` or ``end()``."""
 
     hello: ClientHello
+
+
+@dataclass(frozen=True, slots=True)
+class PassOn:
+    """Only asked to watch, the session ends here: for ``status`` the policy would have ended the connection by
+    ``action``, and the client has not heard a byte. Close the connection to the server and hand ``data``, what the
+    client has sent so far, on as it is."""
+
+    status: Status
+    reason: str
+    detail: str
+    action: FailAction
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +179,7 @@ class Finished:
 
 Event = (
     Hello
+    | PassOn
     | ConnectUpstream
     | NeedIssuers
     | NeedRevocation

@@ -19,6 +19,9 @@ _OUTPUT = _SLICE + _SLICE // 8  # bytes asked of the output buffer at once: a sl
 _RECORD = 16384
 
 
+UNNAMED_ALERT = "unnamed"  # one OpenSSL is not told about, such as ech_required (RFC 9849)
+
+
 class TlsError(Exception):
     """TLS failed. ``alert`` is the name of the alert the peer sent (``unknown ca``), "" if we found the fault."""
 
@@ -124,6 +127,10 @@ class TlsHalf:
         if self.error is None and not self.closed:
             openssl.renew_buffers(self.connection)
 
+    def servername(self) -> bytes | None:
+        """The name in the last ClientHello this side, a server, was sent."""
+        return self.connection.get_servername()
+
     def leg(self) -> Leg:
         """What was negotiated; after the handshake."""
         connection = self.connection
@@ -141,6 +148,8 @@ def _tls_error(error: SSL.Error) -> TlsError:
         return TlsError("the peer closed during the handshake", "close notify")
     entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
     reason = next((entry[2] for entry in reversed(entries) if len(entry) > 2 and entry[2]), "")
+    if entries and not reason:
+        return TlsError("received an alert that OpenSSL has no name for", UNNAMED_ALERT)
     if not reason:
         reason = " ".join(str(argument) for argument in error.args) or type(error).__name__
     _, alert, name = reason.partition(" alert ")

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -255,6 +257,31 @@ def check_ca(certificate: x509.Certificate, private_key: object | None, now: flo
         elif _guarded(lambda c: None if c.public_key() == private_key.public_key() else "differs", certificate):
             problems.append("private key does not belong to the certificate")
     return problems
+
+
+def check_chain(certificates: Sequence[x509.Certificate]) -> list[str]:
+    """What is wrong with the certificates above a CA: each must have issued the one before. The CA is the first."""
+    problems = []
+    for below, above in itertools.pairwise(certificates):
+        name = above.subject.rfc4514_string() or "(no subject)"
+        try:
+            below.verify_directly_issued_by(above)
+        except (ValueError, TypeError, InvalidSignature):
+            problems.append(f"chain: {name} did not issue the certificate before it")
+            continue
+        problem = _guarded(_basic_constraints_problem, above)
+        if problem is not None:
+            problems.append(f"chain: {name}: {problem}")
+    return problems
+
+
+def presented_chain(certificates: Sequence[x509.Certificate]) -> tuple[bytes, ...]:
+    """What clients who trust the root alone must be shown with a leaf (DER): all but the root, from the CA on."""
+    return tuple(
+        certificate.public_bytes(serialization.Encoding.DER)
+        for certificate in certificates
+        if certificate.subject != certificate.issuer
+    )
 
 
 def _guarded(check: Callable[[x509.Certificate], str | None], certificate: x509.Certificate) -> str | None:

@@ -34,6 +34,7 @@ import enum
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from OpenSSL import SSL
 
@@ -52,12 +53,13 @@ from engines.tls.events import (
     NeedIssuers,
     NeedLeaf,
     NeedRevocation,
+    PassOn,
     Plaintext,
     SendClient,
     SendUpstream,
     SessionInfo,
 )
-from engines.tls.half import TlsError, TlsHalf
+from engines.tls.half import UNNAMED_ALERT, TlsError, TlsHalf
 from engines.tls.leaf import LeafKey, LeafRequest, leaf_key_type
 from engines.tls.revocation import Conclusion, Finding, Revocation, begin, conclude, fresher
 from engines.tls.status import FailAction, Status
@@ -83,6 +85,7 @@ HTTP1 = b"http/1.1"
 REFUSE_AFTER = 1.0
 """Seconds a client that is refused after its handshake has for its request."""
 
+_CHANGE_CIPHER_SPEC, _CHANGE_BYTES = b"\x14", 6  # of its record
 _FALLBACK = 0x5600  # TLS_FALLBACK_SCSV
 
 # Alerts (RFC 8446 6.2) that say what a plain RST cannot, by our reason; only ``reject`` says anything.
@@ -127,6 +130,20 @@ class State(enum.Enum):
     DONE = "done"
 
 
+# States in which the client has not been answered yet.
+_UNANSWERED = frozenset(
+    (
+        State.HELLO,
+        State.HELD,
+        State.CONNECTING,
+        State.UPSTREAM_HANDSHAKE,
+        State.ISSUERS,
+        State.REVOCATION,
+        State.LEAF,
+    )
+)
+_NOT_THE_POLICY = frozenset((Status.UNREACHABLE, Status.INTERNAL))
+
 # What running out of time in a state means.
 _TIMEOUTS = {
     State.HELLO: (Status.NOT_TLS, "hello_timeout", "no complete ClientHello in time"),
@@ -138,14 +155,21 @@ _TIMEOUTS = {
 }
 
 
+class HalfMaker(Protocol):
+    """Makes the half that faces the client, which shows a certificate of its own."""
+
+    def half(self, alpn: bytes, only_tls12: bool) -> TlsHalf: ...
+
+
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
     """What all sessions of a policy share.
 
     ``ca_id`` tells CAs apart in leaf cache keys (SHA-256 of the certificate, say). ``on_failure`` is the action for
     every status that ``actions`` does not name. ``verify_address``: a client that names no server may go on, and the
-    server's address is verified. ``alpn``: protocols that may be offered upstream; None mirrors the
-    client's list. ``revocation``: check it; what is passed then is the verifier's to know. Timeouts in seconds, each
+    server's address is verified. ``alpn``: protocols that may be offered upstream; None mirrors the client's list.
+    ``revocation``: check it; what is passed then is the verifier's to know. ``watch``: what the policy would end is
+    handed on undecrypted (PassOn), as long as the client has not been answered. Timeouts in seconds, each
     for one state; whoever is asked about revocation answers within its own, shorter, budget.
     """
 
@@ -155,6 +179,7 @@ class TlsSettings:
     actions: Mapping[Status, FailAction] = field(default_factory=dict)
     alpn: frozenset[bytes] | None = None
     revocation: bool = False
+    watch: bool = False
     verify_address: bool = False
     hello_timeout: float = 10.0
     connect_timeout: float = 10.0
@@ -172,6 +197,7 @@ class Session:
     """
 
     __slots__ = (
+        "_before_second",
         "_client_handler",
         "_connection_open",
         "_deadline",
@@ -204,6 +230,7 @@ class Session:
         self._refused: Refusal | None = None  # said to the client once it has had its handshake
         self._server = address  # what it has to prove to be: the name asked for, or the address
         self._second: ClientHelloReader | None = None  # of the ClientHello after our HelloRetryRequest
+        self._before_second = b""
         self._connection_open = False  # the owner has, or is making, an upstream connection
         self.info = SessionInfo()
         self._state = State.HELLO
@@ -250,6 +277,15 @@ class Session:
             self._enter(State.CONNECTING, now + self._settings.connect_timeout)
             self._events.append(ConnectUpstream(self._server))
 
+    def release(self) -> bytes:
+        """The flow is not to be decrypted after all: the bytes the client has sent. Only while the hello is held; the
+        session is over then and says nothing more."""
+        assert self._state is State.HELD
+        data = self._ways[_TO_SERVER].unpark()
+        self._enter(State.DONE, None)
+        self._client_handler = self._upstream_handler = self._ignore
+        return data
+
     def issuers_found(self, issuers: Sequence[bytes], now: float) -> None:
         """The answer to NeedIssuers: certificates (DER) that may complete the chain, none if there are none."""
         if self._state is not State.ISSUERS:
@@ -275,20 +311,26 @@ class Session:
         if not self._open_questions or self._findings[depth].status is Revocation.REVOKED:
             self._conclude_revocation(now)
 
-    def leaf_ready(self, context: SSL.Context, now: float) -> None:
-        """The leaf asked for by NeedLeaf, as :func:`engines.tls.leaf.server_context` prepares it."""
+    def leaf_ready(self, context: SSL.Context | HalfMaker, now: float) -> None:
+        """The leaf asked for by NeedLeaf, as :func:`engines.tls.leaf.server_context` prepares it, or whoever makes
+        the client's half without one."""
         if self._state is not State.LEAF:
             return
         assert self.info.server is not None
-        connection = SSL.Connection(context)
         alpn = self.info.server.alpn.encode("latin-1")
         if self._refused is not None and alpn and self.info.hello is not None and HTTP1 in self.info.hello.alpn:
             alpn = HTTP1  # the protocol in which an end without an answer is said and understood most plainly
-        connection.set_app_data(alpn)
-        connection.set_accept_state()
-        if self.info.server.version != "TLSv1.3":
-            limit_versions(connection, (TLS1_2,))  # never show the client a better version than the server gave
-        self._half[_TO_SERVER] = TlsHalf(connection)
+        # Never show the client a better version than the server gave.
+        only_tls12 = self.info.server.version != "TLSv1.3"
+        if isinstance(context, SSL.Context):
+            connection = SSL.Connection(context)
+            connection.set_app_data(alpn)
+            connection.set_accept_state()
+            if only_tls12:
+                limit_versions(connection, (TLS1_2,))
+            self._half[_TO_SERVER] = TlsHalf(connection)
+        else:
+            self._half[_TO_SERVER] = context.half(alpn, only_tls12)
         self._enter(State.CLIENT_HANDSHAKE, now + self._settings.client_timeout)
         self._client_handler = self._handshake_client
         self._handshake_client(self._ways[_TO_SERVER].unpark(), now)
@@ -435,6 +477,13 @@ class Session:
             self.info.truncated[_TO_CLIENT] = True
             self._finish(Status.OK, "upstream_reset", "the server reset the connection", Close.RESET)
         elif self._state is not State.DONE and self._refused is None:
+            half = self._half[_TO_CLIENT]
+            if half is not None and self.info.server is not None:
+                half.decrypt(self._ways[_TO_CLIENT].unpark())  # in TLS 1.3 the alert that says why comes this late
+                if half.error is not None and half.error.alert:
+                    refusal = self._upstream_fault(half.error)
+                    self._fail(refusal.status, refusal.reason, refusal.detail)
+                    return
             self._fail(Status.PROTOCOL, "upstream_reset", "the server reset the connection during the handshake")
 
     # States, in order.
@@ -444,7 +493,6 @@ class Session:
         result = self._reader.feed(data)
         if result is None:
             return
-        self._reader = None  # its copy of the bytes is in the result
         if isinstance(result, NotTls):
             self._fail(
                 Status.NOT_TLS, result.reason, f"the client's first bytes are no TLS ClientHello: {result.reason}"
@@ -458,6 +506,7 @@ class Session:
         if refusal is not None:
             self._fail(refusal.status, refusal.reason, refusal.detail)
             return
+        self._reader = None  # its copy of the bytes is in the result
         self._enter(State.HELD, now + self._settings.connect_timeout)
         self._client_handler = self._park_client
         self._park_client(result.raw, now)
@@ -530,6 +579,10 @@ class Session:
         if finding.status is Revocation.REVOKED and not passes:
             self.info.revocation = Conclusion(finding, depth)
             action = self._settings.actions.get(Status.REVOKED, self._settings.on_failure)
+            if self._settings.watch:
+                self.info.would_be = action.value
+                self.info.passed = [*dict.fromkeys((*self.info.passed, Status.REVOKED.value))]
+                return
             self.info.revocation_action = action.value
             detail = f"while the session was open: {finding.reason} by {finding.method} {finding.source}".rstrip()
             self._fail(Status.REVOKED, "revoked", detail)
@@ -548,9 +601,12 @@ class Session:
                 self.info.passed.append(status.value)
             else:
                 action = self._settings.actions.get(status, self._settings.on_failure)
-                self.info.revocation_action = action.value
                 who = self.info.chain.certificates[depth].subject
                 detail = f"{who}: {finding.reason} by {finding.method} {finding.source}".rstrip()
+                if self._settings.watch:
+                    self._fail(status, finding.reason, detail)
+                    return
+                self.info.revocation_action = action.value
                 self._refused = Refusal(status, finding.reason, detail)
                 # Nothing the server could still say would reach anybody.
                 self._close(_TO_SERVER, _CLOSE_OF[action])
@@ -585,6 +641,9 @@ class Session:
             if self._settings.on_failure is FailAction.REJECT:
                 self._send(_TO_CLIENT, half.output())  # the alert says what a plain RST cannot
             reason = "client_refused" if error.alert else "client_handshake"
+            if error.alert == UNNAMED_ALERT and self.info.hello is not None and self.info.hello.has_ech:
+                reason = "ech_refused"  # it had the keys for an inner hello, and wants nobody but their owner
+            self.info.client_alert = error.alert
             if self._refused is not None:
                 self._fail(self._refused.status, self._refused.reason, self._refused.detail)
                 return
@@ -598,7 +657,7 @@ class Session:
             return
         hello = self.info.hello
         assert hello is not None
-        if half.connection.get_servername() != hello.sni_raw:
+        if half.servername() != hello.sni_raw:
             self._fail(Status.PROTOCOL, "sni_changed", "the server name changed between two ClientHellos")
             return
         self.info.client = half.leg()
@@ -620,14 +679,21 @@ class Session:
     def _second_hello(self, data: bytes) -> bytes | None:
         """What the client sends after a HelloRetryRequest, once its ClientHello is whole and names the same server:
         RFC 8446 4.1.2, it must repeat the first, which is the one that was judged."""
+        half = self._half[_TO_SERVER]
         assert self._second is not None
         assert self.info.hello is not None
-        early = self._second.raw
-        if not early and data[:1] == b"\x14":  # change_cipher_spec, for middleboxes
-            early, data = data[:6], data[6:]
-            self._half[_TO_SERVER].connection.bio_write(early)  # type: ignore[union-attr]
-        if not data:
-            return None
+        assert half is not None
+        if not self._second.raw:
+            data = self._before_second + data
+            self._before_second = b""
+            while data[:1] == _CHANGE_CIPHER_SPEC:  # for middleboxes; OpenSSL counts them
+                if len(data) < _CHANGE_BYTES:
+                    self._before_second = data
+                    return None
+                half.connection.bio_write(data[:_CHANGE_BYTES])
+                data = data[_CHANGE_BYTES:]
+            if not data:
+                return None
         result = self._second.feed(data)
         if result is None:
             return None
@@ -770,11 +836,25 @@ class Session:
             self._finish(Status.PROTOCOL, "client_error", f"TLS error from the client: {error.detail}", Close.RESET)
 
     def _fail(self, status: Status, reason: str, detail: str, alert: int | None = None) -> None:
+        upstream = self._half[_TO_CLIENT]
+        if status is Status.NAME_MISMATCH and upstream is not None:
+            self.info.server_names = self._settings.verifier.shown_names(upstream.connection)
         action = self._settings.actions.get(status, self._settings.on_failure)
+        if self._settings.watch and self._state in _UNANSWERED and status not in _NOT_THE_POLICY:
+            self._pass_on(status, reason, detail, action)
+            return
         alert = _ALERTS.get(reason, alert)
         if alert is not None and action is FailAction.REJECT and self._half[_TO_SERVER] is None:
             self._send(_TO_CLIENT, bytes((21, 3, 3, 0, 2, 2, alert)))
         self._finish(status, reason, detail, _CLOSE_OF[action])
+
+    def _pass_on(self, status: Status, reason: str, detail: str, action: FailAction) -> None:
+        data = self._reader.raw if self._reader is not None else self._ways[_TO_SERVER].unpark()
+        self._events.append(PassOn(status, reason, detail, action, data))
+        self._enter(State.DONE, None)
+        self._client_handler = self._upstream_handler = self._ignore
+        self._half = [None, None]
+        self._ways[_TO_CLIENT].unpark()
 
     def _complete(self) -> None:
         truncated = self.info.truncated

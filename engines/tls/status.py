@@ -9,6 +9,7 @@ class Status(enum.Enum):
     """Why a session ended, or OK. Every verdict on the server, NO_SNI, PROTOCOL and NOT_TLS can have its own action."""
 
     OK = "OK"
+    BYPASSED = "BYPASSED"  # passed on as it was, not decrypted: the policy exempts the name
     EXPIRED = "EXPIRED"
     NOT_YET_VALID = "NOT_YET_VALID"
     UNTRUSTED = "UNTRUSTED"  # no path to a trusted root, or the path uses a refused key (our own CA)

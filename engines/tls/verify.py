@@ -71,6 +71,9 @@ _NO_ISSUER = frozenset((2, 20, 21))
 # Faults of the path OpenSSL chose, which it never goes back on: another path may have none. The last two: name
 # constraints of an issuer.
 _PATH_FAULTS = _NO_ISSUER | frozenset((47, 48))
+_COMPARISONS_MAX = 1 << 17
+"""Of a leaf's names with the constraints above it; each costs 0.2 µs, and none of the web's chains needs a thousandth.
+OpenSSL's own limit is eight times as high."""
 _OTHER_PATHS = 8  # that are tried
 
 
@@ -106,6 +109,7 @@ class ServerCertificate:
     weak_key: str | None = None
     weak_signature: str | None = None
     remarks: tuple[str, ...] = ()
+    constraints: int = 0  # names it permits or excludes below it
     certificate: x509.Certificate | None = field(default=None, repr=False, compare=False)
     der: bytes = field(default=b"", repr=False)
 
@@ -158,6 +162,9 @@ class HandshakeNotes:
     incomplete: bool = False
     path_fault: Refusal | None = None  # of the path OpenSSL chose; the server is refused unless there is another
     staple: bytes = b""
+
+
+_NAMES_SHOWN = 100  # a certificate may have thousands
 
 
 class UpstreamVerifier:
@@ -234,6 +241,10 @@ class UpstreamVerifier:
             connection.request_ocsp()
         return connection
 
+    def log_keys(self, write: Callable[[SSL.Connection, bytes], None]) -> None:
+        """Have ``write`` called with every line of NSS's key log; before the first connection."""
+        self._context.set_keylog_callback(write)
+
     def refusal(self, connection: SSL.Connection) -> Refusal | None:
         """After a failed handshake: the certificate's fault, or None if it was the protocol's."""
         code = openssl.verify_result(connection)
@@ -244,6 +255,16 @@ class UpstreamVerifier:
         if status is Status.NAME_MISMATCH and (problem := _malformed(connection)) is not None:
             return Refusal(Status.INVALID, "malformed_certificate", f"certificate does not parse: {problem}")
         return Refusal(status, status.value.lower(), detail)
+
+    def shown_names(self, connection: SSL.Connection) -> tuple[str, ...]:
+        """DNS names of the certificate the server has shown, as far as it can be read; for people."""
+        notes: HandshakeNotes = connection.get_app_data()
+        shown = [notes.failed_certificate] if notes.failed_depth == 0 else connection.get_peer_cert_chain() or []
+        try:
+            names = _alternative_names(shown[0].to_cryptography())[0] if shown and shown[0] is not None else ()
+        except ValueError:
+            return ()
+        return tuple(printable(name) for name in names[:_NAMES_SHOWN])
 
     def judge(self, connection: SSL.Connection, host: str, unix_time: float) -> ServerChain | Refusal | Incomplete:
         """After a successful handshake: the second look, independent of OpenSSL's."""
@@ -364,6 +385,12 @@ class UpstreamVerifier:
             # Nobody verifies what an anchor says of itself.
             if certificate.weak_signature is not None and (certificate is not anchor or certificate is leaf):
                 yield Refusal(Status.WEAK, "weak_signature", f"{certificate.subject}: {certificate.weak_signature}")
+        comparisons = len(leaf.dns_names) * sum(one.constraints for one in certificates)
+        if comparisons > _COMPARISONS_MAX:
+            detail = (
+                f"{leaf.subject}: {comparisons} comparisons of names with constraints, {_COMPARISONS_MAX} are allowed"
+            )
+            yield Refusal(Status.INVALID, "too_many_names", detail)
         if leaf.problem is not None:
             yield Refusal(Status.INVALID, "wrong_usage", leaf.problem)
         address = packed_address(host)
@@ -466,6 +493,7 @@ def certificate_facts(certificate: x509.Certificate) -> ServerCertificate:
         weak_key=_weak_key(certificate.public_key()),
         weak_signature=_weak_signature(certificate),
         remarks=_remarks(certificate),
+        constraints=_constraints(certificate),
         certificate=certificate,
         der=der,
     )
@@ -589,6 +617,14 @@ def _remarks(certificate: x509.Certificate) -> tuple[str, ...]:
     if (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days > _LONG_LIFE_DAYS:
         found.append("long_lived")
     return tuple(found)
+
+
+def _constraints(certificate: x509.Certificate) -> int:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+    except x509.ExtensionNotFound:
+        return 0
+    return len(found.permitted_subtrees or ()) + len(found.excluded_subtrees or ())
 
 
 def _weak_signature(certificate: x509.Certificate) -> str | None:

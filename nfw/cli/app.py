@@ -26,7 +26,8 @@ COMMANDS = {
     "rules": ("nfw.cli.rules", "rules", "Check rule files."),
     "explain": ("nfw.cli.explain", "explain", "Say what a policy does with a flow, and why."),
     "replay": ("nfw.cli.replay", "replay", "Run rules, or a policy, over a capture."),
-    "ca": ("nfw.cli.ca", "ca", "Create, import or show the CA that TLS inspection signs with."),
+    "tls": ("nfw.cli.tls", "tls", "Show which names TLS inspection does not suit."),
+    "ca": ("nfw.cli.ca", "ca", "Create, import, rotate, export or show the CA that TLS inspection signs with."),
     "cleanup": ("nfw.cli.daemon", "cleanup", "Remove everything nfw has set in the kernel."),
     "completion": ("nfw.cli.completion", "completion", "Print the completion script of a shell."),
 }

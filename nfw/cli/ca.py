@@ -1,8 +1,9 @@
-"""``nfw ca create``, ``import`` and ``show``."""
+"""``nfw ca create``, ``import``, ``rotate``, ``export`` and ``show``."""
 
 from __future__ import annotations
 
 import datetime
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ _KEY_TYPES = ["ec-p256", "ec-p384", "rsa-2048", "rsa-4096"]  # nfw.ca.KEY_TYPES,
 
 @click.group(cls=NearestGroup)
 def ca() -> None:
-    """Create, import or show the CA that TLS inspection signs with."""
+    """Create, import, rotate, export or show the CA that TLS inspection signs with."""
 
 
 @ca.command()
@@ -63,6 +64,61 @@ def import_(certificate: Path, key: Path, out: Path, passphrase_file: Path | Non
     except OSError as error:
         raise Failure(f"{passphrase_file}: passphrase file {error.strerror}") from None
     _written(info, out, as_json)
+
+
+@ca.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--activate", is_flag=True, help="The new CA takes over; before, every client must trust it.")
+@click.option("--name", default="", help="Of the new CA.  [default: the present one's, with the month]")
+@click.option("--days", type=click.IntRange(1, 36500), default=3650, show_default=True, help="How long it is valid.")
+@click.option("--key-type", type=click.Choice(_KEY_TYPES), default="ec-p256", show_default=True)
+@json_option
+def rotate(folder: Path, activate: bool, name: str, days: int, key_type: str, as_json: bool) -> None:
+    """Follow the CA in DIR by a new one, in two steps.
+
+    First DIR/next/ca.pem and ca.key are made: give both certificates to the clients. Once all trust the new one,
+    --activate puts it into its place (the old one is kept beside it), and `nfw policy apply` uses it.
+    """
+    from nfw import ca as authority
+
+    try:
+        if activate:
+            info, kept = authority.activate_next(folder, _now())
+        else:
+            info, kept = authority.prepare_next(folder, _now(), name=name, days=days, key_type=key_type), None
+    except authority.CaError as error:
+        raise Failure(*str(error).splitlines()) from None
+    if as_json:
+        where = folder if activate else folder / authority.NEXT
+        emit_json({"certificate": str(where / "ca.pem"), "retired": str(kept) if kept else None, **info.to_json()})
+        return
+    if kept is None:
+        _written(info, folder / authority.NEXT, False)
+        emit(f"next: clients trust both; nfw ca rotate --activate {folder}; nfw policy apply")
+    else:
+        emit(f"retired      {kept}")
+        _written(info, folder, False)
+        emit("next: nfw policy apply; clients may forget the retired one afterwards")
+
+
+@ca.command()
+@click.argument("files", metavar="CERT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["pem", "der", "mobileconfig"]), default="pem", show_default=True)
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Instead of standard output.")
+def export(files: tuple[Path, ...], form: str, out: Path | None) -> None:
+    """Write certificates as clients take them: DER for Windows and Android, mobileconfig for Apple. Never a key."""
+    from nfw import ca as authority
+
+    try:
+        data = authority.export(files, form)
+        if out is not None:
+            out.write_bytes(data)
+    except authority.CaError as error:
+        raise Failure(*str(error).splitlines()) from None
+    except OSError as error:
+        raise Failure(f"{out}: {error.strerror}") from None
+    if out is None:
+        sys.stdout.buffer.write(data)
 
 
 @ca.command()

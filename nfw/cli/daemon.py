@@ -12,7 +12,7 @@ from nfw import process
 from nfw.cli.app import Failure, emit, emit_json, tell
 from nfw.cli.options import control_option, json_option, policy_options, timeout_option
 from nfw.control import ControlClient
-from nfw.settings import DEFAULT_LOG, DEFAULT_QUEUE_BASE, QUEUE_SPAN
+from nfw.settings import DEFAULT_LOG, DEFAULT_QUEUE_BASE, DEFAULT_STATE, QUEUE_SPAN
 
 DEFAULT_MARK_MASK = 0xFFF00000
 MIN_MASK_BITS = 4  # three for the disposition, and generations need at least one
@@ -84,11 +84,10 @@ def mark_mask_option(function: Any) -> Any:
 )
 @click.option(
     "--state",
-    envvar="STATE_DIRECTORY",
-    default="",
+    envvar=["NFW_STATE", "STATE_DIRECTORY"],
     metavar="FOLDER",
     show_envvar=True,
-    help="Keep the counts of rules there from one start to the next.  [default: they begin anew]",
+    help="Keep applied policies there, for going back, and counts of rules; off: nowhere.  [default: /var/lib/nfw]",
 )
 @click.option(
     "--on-exit",
@@ -106,7 +105,7 @@ def run(
     queue_base: int,
     log_file: str | None,
     metrics: Any,
-    state: str,
+    state: str | None,
     on_exit: str,
 ) -> int:
     """Run the firewall in the foreground until SIGTERM or Ctrl-C."""
@@ -127,13 +126,21 @@ def run(
         queue_base=queue_base,
         log=log_file,
         metrics=metrics,
-        state=os.path.abspath(state) if state else "",
+        state=_folder(state),
         on_exit=on_exit,
     )
     try:
         return supervisor.run(options)
     except HostNetError as error:
         raise Failure(*(f"nfw: {line}" for line in str(error).splitlines())) from error
+
+
+def _folder(chosen: str | None) -> str:
+    """Where state is kept; "" for nowhere."""
+    if chosen is None:
+        return DEFAULT_STATE if os.geteuid() == 0 else ""
+    first = chosen.partition(":")[0]  # systemd: StateDirectory= may name several
+    return os.path.abspath(first) if first not in ("", "off") else ""
 
 
 @click.command()
@@ -154,13 +161,14 @@ def status(control: str, timeout: float, as_json: bool) -> None:
 
 @click.command()
 @mark_mask_option
+@control_option
 @click.option(
     "--if-fail-open",
     "policy_file",
     metavar="FILE",
     help="Only if the policy in FILE says fail_open: true; whatever else is the case, traffic stays as it is.",
 )
-def cleanup(mark_mask: int, policy_file: str | None) -> None:
+def cleanup(mark_mask: int, control: str, policy_file: str | None) -> None:
     """Remove every rule, route and mark nfw has set in the kernel.
 
     Needs no saved state and does no harm where nothing was set. While nfw runs, stop it first.
@@ -173,12 +181,23 @@ def cleanup(mark_mask: int, policy_file: str | None) -> None:
     from nfw.hostnet import HostNet, HostNetError
     from nfw.marks import MarkLayout
 
+    _warn_if_running(control)
     try:
         HostNet(MarkLayout(mark_mask)).cleanup()
     except HostNetError as error:
         raise Failure(*(f"nfw: {line}" for line in str(error).splitlines())) from error
     if policy_file is not None:
         tell(f"nfw: {policy_file} says fail_open: TRAFFIC PASSES UNFILTERED until nfw runs again")
+
+
+def _warn_if_running(control: str) -> None:
+    from nfw.control import ControlError
+
+    try:
+        answer = ControlClient(control, 2.0).request("ping").data
+    except ControlError:
+        return
+    tell(f"nfw: WARNING: nfw is running (pid {answer.get('pid', '?')}) and will put its table back; stop it first")
 
 
 def _fails_open(policy_file: str) -> bool:
@@ -198,9 +217,20 @@ def format_status(data: Any, now: float) -> list[str]:
     """The daemon's status as lines for a person; what is not known to this program is shown as it came."""
     if not isinstance(data, dict):
         return [str(data)]
-    lines = [f"nfw {data.get('version', '?')}, pid {data.get('pid', '?')}: {data.get('state', '?')}"]
+    state = data.get("state", "?")
+    if data.get("mode") == "monitor":
+        state = f"{state} in MODE MONITOR: NOTHING IS BLOCKED, what would be is recorded"
+    lines = [f"nfw {data.get('version', '?')}, pid {data.get('pid', '?')}: {state}"]
+    waiting = data.get("waiting")
+    if isinstance(waiting, dict):
+        lines.append(
+            f"  NOT CONFIRMED: in {waiting.get('seconds_left', '?')} s policy {waiting.get('back_to_name', '?')!r}"
+            f" (entry {waiting.get('back_to', '?')}) comes back unless `nfw policy confirm`"
+        )
+        if waiting.get("overdue"):
+            lines.append(f"  CANNOT GO BACK: {waiting['overdue']}; tried again")
     for key, value in data.items():
-        if key in ("version", "pid", "state", "processes"):
+        if key in ("version", "pid", "state", "processes", "waiting"):
             continue
         if key == "since" and isinstance(value, (int, float)):
             value = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(value))} ({_duration(now - value)})"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from nfw.flows.record import FlowRecord
 
 FLUSH_MOST = 1_000_000
+_NICE = 10  # reading the kernel's list takes seconds of a processor, which packets may want
 _SORTS: dict[str, Callable[[FlowRecord], Any]] = {
     "bytes": lambda record: sum(record.octets),
     "packets": lambda record: sum(record.packets),
@@ -226,6 +229,8 @@ def _bounded(flows: Iterable[Listed]) -> Iterator[Listed]:
 def _client(control: str, timeout: float) -> FlowClient:
     from nfw.flows.client import FlowClient
 
+    with contextlib.suppress(OSError):
+        os.nice(_NICE)
     return FlowClient(ControlClient(control, timeout))
 
 

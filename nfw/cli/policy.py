@@ -1,4 +1,4 @@
-"""``nfw policy check``, ``show``, ``apply``, ``convert`` and ``test``."""
+"""``nfw policy check``, ``convert`` and ``test``; what deals with the running policy is in :mod:`nfw.cli.change`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nfw.cli.app import Failure, NearestGroup, emit, emit_json, tell
-from nfw.cli.options import control_option, json_option, policy_options, timeout_option
-from nfw.control import ControlClient
+from nfw.cli.change import apply, confirm, diff, history, rollback, show
+from nfw.cli.options import json_option, policy_options
+from nfw.cli.problems import counted, tell_problems
 
 if TYPE_CHECKING:
     from nfw.explain import Explainer
     from nfw.policy import Policy
-    from nfw.policytest import Result, TestFile
-
-APPLY_SECONDS = 180.0  # the daemon gives a policy 120 s to start
+    from nfw.policytest import Result
+    from nfw.testfile import TestFile
 
 
 @click.group(cls=NearestGroup)
 def policy() -> None:
-    """Check, show, test, apply or convert a policy."""
+    """Check, test, compare, apply, confirm, take back, show or convert a policy."""
 
 
 @policy.command()
@@ -75,27 +75,13 @@ def check(files: tuple[str, ...], map_file: str | None, name: str, fail_on: str,
         summary = summarize(loaded) if loaded is not None and not errors else None
         emit_json({"ok": not errors, "file": file, "problems": found, "policy": summary})
         return status
-    for warning in warnings:
-        tell(f"{warning} [{warning.level.value}]")
-    for error in errors:
-        tell(str(error))
+    tell_problems([(problem.level.value, str(problem)) for problem in (*warnings, *errors)])
     if errors:
-        count = f"{len(errors)} error{'s' if len(errors) != 1 else ''}"
-        tell(f"{file}: {count}; this policy cannot be applied")
+        tell(f"{file}: this policy cannot be applied")
         return 1
     assert loaded is not None
     emit(f"{file}: ok, {describe(summarize(loaded))}")
     return status
-
-
-@policy.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@policy_options
-def show(files: tuple[str, ...], map_file: str | None, name: str) -> None:
-    """Print the policy in FILE in canonical form: sorted, defaults left out, comments gone."""
-    from nfw.policy.dump import dump_policy
-
-    emit(dump_policy(_load(files, map_file, name)).rstrip("\n"))
 
 
 @policy.command()
@@ -118,8 +104,7 @@ def convert(files: tuple[str, ...], form: str, output: str | None, map_file: str
     loaded = _load((first, *more), os.path.abspath(map_file) if map_file else None, name)
     if output is not None:
         loaded = dataclasses.replace(loaded, file=Path(os.path.abspath(output)))
-    for warning in loaded.warnings:
-        tell(f"{warning} [{warning.level.value}]")
+    tell_problems([(warning.level.value, str(warning)) for warning in loaded.warnings])
     text = write_template(loaded) if form == "aws" else dump_policy(loaded)
     if output is None:
         emit(text.rstrip("\n"))
@@ -130,6 +115,10 @@ def convert(files: tuple[str, ...], form: str, output: str | None, map_file: str
         raise Failure(f"{output}: {error.strerror}") from None
 
 
+for command in (apply, confirm, rollback, history, diff, show):
+    policy.add_command(command)
+
+
 def _load(files: tuple[str, ...], map_file: str | None, name: str) -> Policy:
     from nfw.policy.errors import PolicyErrors
     from nfw.policy.loader import load_policy
@@ -138,39 +127,6 @@ def _load(files: tuple[str, ...], map_file: str | None, name: str) -> Policy:
         return load_policy(*files, map_file=map_file, name=name)
     except PolicyErrors as refused:
         raise Failure(*(str(error) for error in refused)) from None
-
-
-@policy.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@policy_options
-@control_option
-@timeout_option(APPLY_SECONDS)
-@json_option
-def apply(files: tuple[str, ...], map_file: str | None, name: str, control: str, timeout: float, as_json: bool) -> int:
-    """Make the running firewall switch to the policy in FILE, which is all that `nfw policy check` takes.
-
-    All or nothing: a policy with errors changes nothing.
-    """
-    file = files[0]
-    for each in (*files, *([map_file] if map_file else [])):
-        if not os.path.exists(each):
-            raise Failure(f"{each}: policy file does not exist")
-    path, *more = (os.path.abspath(each) for each in files)
-    asked: dict[str, Any] = {"policy": path}
-    asked |= {"more": more} if more else {}
-    asked |= {"map": os.path.abspath(map_file)} if map_file else {}
-    asked |= {"name": name} if name else {}
-    reply = ControlClient(control, timeout).request("apply", **asked)
-    data = reply.data if isinstance(reply.data, dict) else {}
-    if as_json:
-        emit_json({"ok": reply.ok, "errors": list(reply.errors), **data})
-        return 0 if reply.ok else 1
-    if not reply.ok:
-        raise Failure(*reply.errors, f"{file}: not applied; the running policy is unchanged")
-    for warning in data.get("warnings", ()):
-        tell(f"{warning} [warning]")
-    emit(f"{file}: applied as generation {data.get('generation', '?')}")
-    return 0
 
 
 def summarize(policy: Policy) -> dict[str, Any]:
@@ -188,15 +144,12 @@ def summarize(policy: Policy) -> dict[str, Any]:
 def describe(summary: dict[str, Any]) -> str:
     """A summary as half a sentence."""
 
-    def count(number: int, what: str) -> str:
-        return f"{number} {what}{'' if number == 1 else 's'}"
-
     scopes = summary["tls_scopes"]
     return ", ".join(
         [
-            f"policy {summary['name']}: " + count(summary["stateless_rules"], "stateless rule"),
-            count(summary["stateful_rules"], "stateful rule"),
-            f"TLS inspection of {count(scopes, 'scope')}" if scopes else "no TLS inspection",
+            f"policy {summary['name']}: " + counted(summary["stateless_rules"], "stateless rule"),
+            counted(summary["stateful_rules"], "stateful rule"),
+            f"TLS inspection of {counted(scopes, 'scope')}" if scopes else "no TLS inspection",
         ]
     )
 
@@ -219,7 +172,8 @@ def run_policy_tests(files: tuple[str, ...], report: str | None, as_json: bool) 
     Verdicts are pass, alert (passes and is logged), drop and reject. The firewall need not run.
     """
     from nfw.policy.errors import PolicyErrors
-    from nfw.policytest import junit, load_tests, result_json, run_tests
+    from nfw.policytest import junit, result_json, run_tests
+    from nfw.testfile import load_tests
 
     try:
         loaded = load_tests(files)

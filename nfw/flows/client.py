@@ -4,6 +4,8 @@ knows how much was carried. The daemon's part is a small page at a time; reading
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +18,11 @@ from nfw.flows import kernel
 from nfw.flows.desk import FLUSH_FLOWS
 from nfw.flows.filter import FlowFilter
 from nfw.flows.kernel import KernelFlow
+from nfw.flows.listing import LATE
 from nfw.flows.record import DROP, KERNEL, PASS, FlowRecord
 from nfw.marks import Disposition, MarkLayout
+
+PATIENCE = 10  # times a page is asked for again
 
 _VERDICTS = {
     Disposition.PASS: PASS,
@@ -38,6 +43,10 @@ class Listed:
 
 class FlowsError(ControlError):
     """The daemon refused; one line for the operator."""
+
+
+class _LateError(FlowsError):
+    """A process was too busy; it may be asked once more."""
 
 
 class FlowClient:
@@ -72,15 +81,22 @@ class FlowClient:
 
     def _pages(self, process: str, wanted: FlowFilter) -> Iterator[FlowRecord]:
         token = int.from_bytes(os.urandom(6), "big")
-        page = self._ask("flows", process=process, token=token, filter=wanted.to_plain())
-        while True:
+        for number in itertools.count():
+            first = {} if number else {"filter": wanted.to_plain()}
+            page = self._page(process=process, token=token, page=number, **first)
+            if page["generation"] != self.generation:
+                raise FlowsError("another policy was applied meanwhile; ask again")
             for row in page["rows"]:
                 yield FlowRecord.from_wire(row)._replace(process=process)
             if page["done"]:
                 return
-            page = self._ask("flows", process=process, token=token)
-            if page["generation"] != self.generation:
-                raise FlowsError("another policy was applied meanwhile; ask again")
+
+    def _page(self, **args: object) -> dict[str, Any]:
+        """A worker may be busy for longer than anybody waits for it."""
+        for _ in range(PATIENCE):
+            with contextlib.suppress(_LateError):
+                return self._ask("flows", **args)
+        return self._ask("flows", **args)
 
     def _kernel(self, layout: MarkLayout) -> Entries:
         try:
@@ -94,6 +110,8 @@ class FlowClient:
     def _ask(self, command: str, **args: object) -> dict[str, Any]:
         reply: Reply = self.control.request(command, **args)
         if not reply.ok or not isinstance(reply.data, dict):
+            if reply.errors and LATE in reply.errors[0]:
+                raise _LateError("; ".join(reply.errors))
             raise FlowsError("; ".join(reply.errors) or "an answer that cannot be read")
         return reply.data
 

@@ -1,7 +1,7 @@
 """The daemon's side of ``nfw flows``: a page of a list, or the end of some flows, for each request.
 
 ``flows`` without a process tells what there is to ask: ``{"generation", "mark_mask", "processes"}``. With ``process``,
-``token`` and, on the first page, ``filter``: ``{"rows", "done"}``, see :class:`nfw.flows.listing.Listings`.
+``token``, ``page`` and, on the first one, ``filter``: ``{"rows", "done"}``, see :class:`nfw.flows.listing.Listings`.
 
 ``flush`` ends up to :data:`FLUSH_FLOWS` flows, each ``[record, entries]`` as :class:`FlowRecord` and
 :class:`nfw.flows.kernel.KernelFlow`. In this order, so that nothing slips through between:

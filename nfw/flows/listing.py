@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engines.verdict import Verdict
@@ -23,11 +24,23 @@ if TYPE_CHECKING:
     from nfw.pipeline import Pipeline
     from nfw.tlsworker import Flow as Session
 
-SLICE_SECONDS = 0.002  # a packet of a busy worker waits longer for its turn in the queue
+SLICE_SECONDS = 0.001  # a packet of a busy worker waits longer for its turn in the queue
 PAGE_ROWS = 400  # at most 800 bytes each, in a message of 1 MiB
 WALKS = 4  # at a time; one more ends the one that was not asked for longest
 WALK_SECONDS = 30.0  # without being asked for the next page; a walk keeps flows alive that have ended
+LATE = "did not answer"  # within an error after which the same page may be asked for again
 _LOOKS = 16  # flows between two looks at the clock
+
+
+@dataclass(slots=True)
+class _Walk:
+    """``page`` is number ``number``, kept for an asker who has not got it in time."""
+
+    flows: Iterator[FlowRecord]
+    wanted: FlowFilter
+    asked: float
+    number: int = -1
+    page: dict[str, Any] = field(default_factory=dict)
 
 
 class Listings:
@@ -35,36 +48,37 @@ class Listings:
 
     def __init__(self, walk: Callable[[float], Iterator[FlowRecord]]) -> None:
         self._walk = walk
-        self._open: OrderedDict[int, tuple[Iterator[FlowRecord], FlowFilter, float]] = OrderedDict()
+        self._open: OrderedDict[int, _Walk] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._open)
 
     def page(self, body: Mapping[str, Any], now: float) -> dict[str, Any]:
-        """The answer to ``{"token": number, "filter": of the first page}``: ``rows`` and ``done``, or ``error``."""
-        token = int(body.get("token", 0))
-        if "filter" in body:
+        """The answer to ``{"token": number, "page": number from 0, "filter": with the first}``: ``rows`` and ``done``
+        beside ``token`` and ``page``, or ``error``. The last page told may be asked for again."""
+        token, number = int(body.get("token", 0)), int(body.get("page", 0))
+        walk = self._open.pop(token, None)
+        if walk is None and "filter" in body:
             try:
-                wanted = FlowFilter.from_plain(body["filter"])
+                walk = _Walk(self._walk(now), FlowFilter.from_plain(body["filter"]), now)
             except ValueError as error:
                 return {"error": "; ".join(map(str, error.args))}
-            self._open[token] = (self._walk(now), wanted, now)
-            while len(self._open) > WALKS:
-                self._open.popitem(last=False)
-        found = self._open.pop(token, None)
-        if found is None:
+        if walk is None or number not in (walk.number, walk.number + 1):
             return {"error": "the list was given up: too many were asked for at the same time, or this one too slowly"}
-        walk, wanted, _ = found
-        rows, done = _slice(walk, wanted)
-        if not done:
-            self._open[token] = (walk, wanted, now)
-        return {"token": token, "rows": rows, "done": done}
+        self._open[token] = walk
+        while len(self._open) > WALKS:
+            self._open.popitem(last=False)
+        walk.asked = now
+        if number > walk.number:
+            rows, done = _slice(walk.flows, walk.wanted)
+            walk.number, walk.page = number, {"token": token, "page": number, "rows": rows, "done": done}
+        return walk.page
 
     def expire(self, now: float) -> None:
         """Give up walks nobody asks for."""
         while self._open:
-            token, (_, _, asked) = next(iter(self._open.items()))
-            if now - asked < WALK_SECONDS:
+            token, walk = next(iter(self._open.items()))
+            if now - walk.asked < WALK_SECONDS:
                 return
             del self._open[token]
 
@@ -177,6 +191,6 @@ def _session(session: Session, now: float) -> FlowRecord:
         said,
         reason,
         *where(session.decision.rule if session.decision is not None else None),
-        session.session.state.value,
+        session.stage,
         TLS,
     )

@@ -65,7 +65,11 @@ def compile_policy(policy: Policy, cache: Cache | None = None) -> Compiled:
             fragments=stateless.fragments,
             fragments_counters=stateless.fragments_counters,
         ),
-        scopes=ScopeSet(policy.tls.scopes) if policy.tls is not None else None,
+        scopes=ScopeSet(
+            [*policy.tls.scopes, *(scope for inbound in policy.inspected_inbound for scope in inbound.scopes)]
+        )
+        if policy.tls is not None
+        else None,
         ruleset=ruleset,
         timeouts=flow_timeouts(policy.flows),
         limits=limits,

@@ -19,6 +19,7 @@ from nfw.policy.model import (
     Flows,
     InboundTls,
     Log,
+    Mode,
     OpenFlows,
     Policy,
     Revocation,
@@ -29,9 +30,12 @@ from nfw.policy.model import (
     Stateless,
     StatelessGroup,
     Tls,
+    TlsAction,
+    TlsDebug,
     TlsKeywords,
     Transparency,
     Trust,
+    Upstream,
     Variables,
     WithoutSni,
 )
@@ -46,6 +50,7 @@ def dump_policy(policy: Policy) -> str:
     base = policy.file.parent
     lines = [f"name: {_text(policy.name)}"]
     lines += [f"arn: {_text(policy.arn)}"] if policy.arn else []
+    lines += [f"mode: {policy.mode.value}"] if policy.mode is not Mode.ENFORCE else []
     lines += _variables(policy)
     lines += _stateless(policy.stateless)
     lines += _tls(policy.tls, base) if policy.tls is not None else []
@@ -139,12 +144,13 @@ def _tls(tls: Tls, base: Path) -> list[str]:
             f"  distrust: [{', '.join([*tls.distrust.keys, *(_path(file, base) for file in tls.distrust.files)])}]"
         )
     lines.append("  scopes:")
-    lines += [f"    - {_scope(scope)}" for scope in tls.scopes]
+    lines += [f"    - {format_scope(scope)}" for scope in tls.scopes]
     lines.append(f"  on_failure: {tls.on_failure.value}")
     if tls.actions:
         lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
     if tls.revocation != Revocation():
         lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation, base))}}}")
+    lines += _bypass(tls, base)
     lines += ["  fetch_issuers: true"] if tls.fetch_issuers else []
     if tls.without_sni is not WithoutSni.REFUSE:
         lines.append(f"  without_sni: {tls.without_sni.value}")
@@ -156,7 +162,37 @@ def _tls(tls: Tls, base: Path) -> list[str]:
     return lines
 
 
-def _scope(scope: TlsScope) -> str:
+def _debug(debug: TlsDebug, base: Path) -> list[str]:
+    parts = [
+        f"{key}: {_path(file, base)}"
+        for key, file in (("key_log", debug.key_log), ("capture", debug.capture))
+        if file is not None
+    ]
+    parts += [f"sni: {_list(debug.sni)}"] if debug.sni else []
+    scope = debug.scope
+    parts += _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
+    parts += [f"max_size: {debug.max_size}"] if debug.max_size != TlsDebug().max_size else []
+    return parts
+
+
+def _bypass(tls: Tls, base: Path) -> list[str]:
+    lines = ["  bypass:"] if tls.bypass else []
+    for one in tls.bypass:
+        scope = one.scope
+        ends = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
+        lines.append(f"    - {{{', '.join([f'sni: {_list(one.names)}', *ends])}}}")
+    if tls.resolvers:
+        lines.append(f"  resolvers: {_list(tls.resolvers)}")
+    lines += [f"  quic: {tls.quic.value}"] if tls.quic is not TlsAction.DROP else []
+    lines += ["  strip_ech: false"] if not tls.strip_ech else []
+    if tls.inbound_upstream is not Upstream.PINNED:
+        lines.append(f"  inbound_upstream: {tls.inbound_upstream.value}")
+    lines += [f"  debug: {{{', '.join(_debug(tls.debug, base))}}}"] if tls.debug is not None else []
+    return lines
+
+
+def format_scope(scope: TlsScope) -> str:
+    """A scope as it is written in a policy."""
     parts = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
     return "{" + ", ".join(parts) + "}"
 
@@ -174,7 +210,7 @@ def _inbound(inbound: tuple[InboundTls, ...], base: Path) -> list[str]:
             parts += [f"arn: {_text(certificate.arn)}"] if certificate.arn else []
             lines.append(f"      - {{{', '.join(parts)}}}")
         lines.append("    scopes:")
-        lines += [f"      - {_scope(scope)}" for scope in entry.scopes]
+        lines += [f"      - {format_scope(scope)}" for scope in entry.scopes]
     return lines
 
 

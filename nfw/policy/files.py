@@ -1,11 +1,23 @@
-"""Files a policy is made of: read whole, bounded, with the reason in words when that fails."""
+"""Files a policy is made of: read whole, bounded, with the reason in words when that fails.
+
+Who loads a policy can have noted what it was made of (:func:`noting`), and have it made of the same again later,
+whatever has become of the files since (:func:`as_kept`).
+"""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+
+Note = Callable[[str, bytes], None]  # absolute path, content; of a folder: path and "/", names between zero bytes
+Kept = Callable[[str], bytes]  # raises OSError whose ``strerror`` is a sentence, as read_bounded does
+
+_note: ContextVar[Note | None] = ContextVar("note", default=None)
+_kept: ContextVar[Kept | None] = ContextVar("kept", default=None)
 
 # A list of some hundred thousand digests.
 _MAX_LIST = 64 << 20
@@ -17,11 +29,68 @@ def list_reader(rule_file: str) -> Callable[[str], bytes]:
     return lambda name: read_bounded(folder / name, _MAX_LIST)
 
 
-def read_bounded(path: Path, limit: int) -> bytes:
+@contextmanager
+def noting(note: Note) -> Iterator[None]:
+    """Tell ``note`` of every file and folder that is read within."""
+    token = _note.set(note)
+    try:
+        yield
+    finally:
+        _note.reset(token)
+
+
+@contextmanager
+def as_kept(kept: Kept) -> Iterator[None]:
+    """Within, files and folders have the content that ``kept`` gives for the names :func:`noting` told."""
+    token = _kept.set(kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def read_bounded(path: Path, limit: int, *, machine: bool = False) -> bytes:
     """The content of a regular file of at most ``limit`` bytes.
 
+    ``machine``: the file belongs to this machine (the inspection CA) rather than to the policy: always as it is now.
     Raises ``OSError`` whose ``strerror`` is a sentence a person can act on.
     """
+    kept = _kept.get()
+    if kept is not None and not machine:
+        return kept(os.path.abspath(path))
+    data = _read(path, limit)
+    note = _note.get()
+    if note is not None and not machine:
+        note(os.path.abspath(path), data)
+    return data
+
+
+def is_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder; unlike Path.is_dir never an exception."""
+    kept = _kept.get()
+    if kept is None:
+        return os.path.isdir(path)
+    try:
+        kept(os.path.abspath(path) + "/")
+    except OSError:
+        return False
+    return True
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The regular files in a folder, sorted. Raises OSError."""
+    name = os.path.abspath(folder) + "/"
+    kept = _kept.get()
+    if kept is not None:
+        return [folder / entry for entry in os.fsdecode(kept(name)).split("\0") if entry]
+    found = sorted(entry for entry in folder.iterdir() if entry.is_file())
+    note = _note.get()
+    if note is not None:
+        note(name, os.fsencode("\0".join(entry.name for entry in found)))
+    return found
+
+
+def _read(path: Path, limit: int) -> bytes:
     try:
         # Not blocking: opening a FIFO nobody writes to would otherwise hang the daemon.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

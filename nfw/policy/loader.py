@@ -7,7 +7,6 @@ policy file, the rule files, certificates and trust files it names and, when ask
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from pathlib import Path
 from nfw.cache import Cache
 from nfw.policy.errors import PolicyError, PolicyErrors, Problems
 from nfw.policy.fields import open_section
-from nfw.policy.model import Policy
+from nfw.policy.files import is_folder
+from nfw.policy.model import Mode, Policy
 from nfw.policy.read_log import read_log
 from nfw.policy.read_stateful import read_stateful
 from nfw.policy.read_stateless import read_stateless
@@ -28,6 +28,7 @@ from nfw.policy.yamlpos import Node, parse_yaml
 KEYS = (
     "name",
     "arn",
+    "mode",
     "variables",
     "stateless",
     "tls",
@@ -69,7 +70,7 @@ def load_policy(
     with paused_gc():
         files = [read_file(each) for each in expand([first, *map(Path, more)], problems, mapped)]
         ours = [each for each in files if each.roots and not is_aws(each)]
-        if len(files) == 1 and ours and mapped is None and not os.path.isdir(first):
+        if len(files) == 1 and ours and mapped is None and not is_folder(first):
             found = ours[0]
             mine = _native(found.roots[0], found.text, first, found.problems, check_key=check_key, now=now, cache=cache)
             if name and mine.name != name:
@@ -121,11 +122,19 @@ def _native(
         variables=variables,
         stateless=read_stateless(section.get("stateless"), variables, problems),
         tls=read_tls(section.get("tls"), variables, path.parent, problems, check_key=check_key, now=now),
-        inbound=read_inbound(section.get("inbound"), variables, path.parent, problems),
+        inbound=read_inbound(
+            section.get("inbound"),
+            variables,
+            path.parent,
+            problems,
+            check_key=check_key,
+            outbound=section.get("tls") is not None,
+        ),
         stateful=read_stateful(section.get("stateful"), variables, path.parent, text, problems, cache),
         arn=section.text("arn", "a text"),
         open_flows=read_open_flows(section),
         flows=read_flows(section),
+        mode=section.choice("mode", Mode.ENFORCE),
         fail_open=section.flag("fail_open", False),
         workers=read_workers(section),
         log=read_log(section, path.parent),

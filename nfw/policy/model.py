@@ -17,11 +17,19 @@ from typing import Literal
 
 from engines.stateful.signature import Signature
 from engines.stateless.rule import StatelessAction, StatelessRule
+from engines.tls.bypass import Exemption
 from engines.tls.scope import TlsScope
 from nfw.policy.errors import PolicyError
 from nfw.settings import DEFAULT_LOG_EVENTS
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Mode(enum.StrEnum):
+    """Whether the policy acts."""
+
+    ENFORCE = "enforce"
+    MONITOR = "monitor"  # what would be blocked is let through and recorded
 
 
 class RuleOrder(enum.StrEnum):
@@ -136,19 +144,38 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class ServerCertificate:
-    """The certificate and key of an inspected server; None where an AWS document names only its ``arn``."""
+    """The certificate and key of an inspected server; None where an AWS document names only its ``arn``.
+    ``certificate_pem`` is the content of ``certificate``; the key stays in its file."""
 
     certificate: Path | None = None
     private_key: Path | None = None
     arn: str = ""
+    certificate_pem: bytes = field(default=b"", compare=False, repr=False)
+
+
+class Upstream(enum.StrEnum):
+    """By what an inspected server of one's own is known."""
+
+    PINNED = "pinned"  # it shows one of the certificates given here
+    VERIFIED = "verified"  # as any server: by name and chain
 
 
 @dataclass(frozen=True, slots=True)
 class InboundTls:
-    """Connections to servers of one's own that AWS would decrypt with the servers' certificates. Only kept."""
+    """Connections to servers of one's own, decrypted with the servers' certificates (AWS ``ServerCertificates``)."""
 
     certificates: tuple[ServerCertificate, ...]
     scopes: tuple[TlsScope, ...]
+
+    @property
+    def files(self) -> tuple[tuple[Path, Path], ...] | None:
+        """Certificates and keys; None when some are not at hand, so that nothing can be decrypted."""
+        found = tuple(
+            (one.certificate, one.private_key)
+            for one in self.certificates
+            if one.certificate is not None and one.private_key is not None
+        )
+        return found if found and len(found) == len(self.certificates) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +219,17 @@ class Transparency:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsDebug:
+    """Sessions whose keys and plaintext are written to files: those to ``sni`` (any, if empty) within ``scope``."""
+
+    key_log: Path | None = None
+    capture: Path | None = None
+    sni: tuple[str, ...] = ()
+    scope: TlsScope = field(default_factory=TlsScope)
+    max_size: int = 64 << 20  # bytes, of each file
+
+
+@dataclass(frozen=True, slots=True)
 class Tls:
     """Stage 2. Flows in a scope are decrypted; ``on_failure`` ends those that cannot be, unless ``actions`` names
     another end for the status (:class:`engines.tls.status.Status`, in small letters)."""
@@ -206,6 +244,12 @@ class Tls:
     actions: tuple[tuple[str, TlsAction], ...] = ()
     distrust: Distrust = Distrust()
     revocation: Revocation = Revocation()
+    bypass: tuple[Exemption, ...] = ()  # names whose flows are not decrypted, where resolvers say it is they
+    resolvers: tuple[str, ...] = ()  # addresses of who is asked; none: those of /etc/resolv.conf
+    quic: TlsAction = TlsAction.DROP  # QUIC to a scope, which cannot be decrypted
+    inbound_upstream: Upstream = Upstream.PINNED
+    debug: TlsDebug | None = None
+    strip_ech: bool = True  # keys for Encrypted ClientHello are taken out of DNS answers
     without_sni: WithoutSni = WithoutSni.REFUSE
     transparency: Transparency = Transparency()
     fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
@@ -400,8 +444,14 @@ class Policy:
     stateful: Stateful = Stateful()
     open_flows: OpenFlows = OpenFlows()
     flows: Flows = Flows()
+    mode: Mode = Mode.ENFORCE
     fail_open: bool = False  # True: without a reader the kernel lets packets through
     workers: int | Literal["auto"] = "auto"
     log: Log = Log()
     arn: str = ""
     warnings: tuple[PolicyError, ...] = field(default=(), compare=False)
+
+    @property
+    def inspected_inbound(self) -> tuple[InboundTls, ...]:
+        """What of ``inbound`` is decrypted: that with keys, beside a ``tls`` section."""
+        return tuple(one for one in self.inbound if one.files is not None) if self.tls is not None else ()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.tls.bypass import Exemption, name_problem
 from engines.tls.scope import TlsScope
 from nfw.policy.errors import Place, Problems, suggest
 from nfw.policy.fields import Section, open_section
@@ -19,9 +21,11 @@ from nfw.policy.model import (
     ServerCertificate,
     Tls,
     TlsAction,
+    TlsDebug,
     TlsKeywords,
     Transparency,
     Trust,
+    Upstream,
     Variables,
     WithoutSni,
 )
@@ -44,8 +48,20 @@ KEYS = (
     "transparency",
     "session_holding",
     "keywords",
+    "bypass",
+    "resolvers",
+    "quic",
+    "strip_ech",
+    "debug",
+    "inbound_upstream",
     "arn",
 )
+PASSING_KEYS = ("bypass", "resolvers", "quic", "strip_ech", "debug", "inbound_upstream")
+DEBUG_KEYS = ("key_log", "capture", "sni", "sources", "source_ports", "destinations", "destination_ports", "max_size")
+BYPASS_KEYS = ("sni", "sources", "source_ports", "destinations", "destination_ports")
+_BYPASS_EXAMPLE = '[{sni: ["*.bank.example"]}]'
+MAX_RESOLVERS = 3
+TRANSPARENCY_KEYS = ("logs", "require")
 FETCHING_KEYS = ("allow", "cache", "recheck")
 REVOCATION_KEYS = ("check", "revoked", "unknown", *FETCHING_KEYS)
 CERTIFICATE_ACTIONS = ("expired", "not_yet_valid", "untrusted", "name_mismatch", "invalid", "weak", "must_staple")
@@ -77,6 +93,7 @@ def read_tls(
     revocation = read_revocation(section, variables, base)
     keywords = section.choice("keywords", TlsKeywords.ALL)
     fetch_issuers = section.flag("fetch_issuers", False)
+    passing = read_passing(section, variables, base)
     if ca is None:
         return None
     return Tls(
@@ -93,7 +110,80 @@ def read_tls(
         without_sni=section.choice("without_sni", WithoutSni.REFUSE),
         transparency=read_transparency(section, base),
         arn=section.text("arn", "a text"),
+        **passing,
     )
+
+
+def read_passing(section: Section, variables: Variables, base: Path) -> dict[str, Any]:
+    """The keys about what is not or cannot be decrypted (:data:`PASSING_KEYS`), as fields of
+    :class:`nfw.policy.model.Tls`."""
+    return {
+        "bypass": _read_bypass(section, variables),
+        "resolvers": _read_resolvers(section),
+        "quic": section.choice("quic", TlsAction.DROP),
+        "strip_ech": section.flag("strip_ech", True),
+        "debug": _read_debug(section, variables, base),
+        "inbound_upstream": section.choice("inbound_upstream", Upstream.PINNED),
+    }
+
+
+def _read_debug(section: Section, variables: Variables, base: Path) -> TlsDebug | None:
+    part = section.section("debug", DEBUG_KEYS, "{capture: plain.pcapng, sni: [a.example]}")
+    if part is None:
+        return None
+    key_log, capture = part.text("key_log", "a file name"), part.text("capture", "a file name")
+    found = TlsDebug(
+        key_log=base / key_log if key_log else None,
+        capture=base / capture if capture else None,
+        sni=_read_names(part) if "sni" in part else (),
+        scope=_scope(part, variables),
+        max_size=part.size("max_size", TlsDebug().max_size, 4096, 1 << 40),
+    )
+    node = section.key("debug")
+    if found.key_log is None and found.capture is None:
+        section.error(node, "debug: expected key_log, capture, or both")
+    if not found.sni and not found.scope.sources and not found.scope.destinations:
+        section.error(node, "debug: expected sni, sources or destinations: whose sessions are written down")
+    for file in (found.key_log, found.capture):
+        if file is not None:
+            section.problems.warning(node, f"debug: SECRETS OF TLS SESSIONS ARE WRITTEN to {file}")
+    return found
+
+
+def _read_names(part: Section) -> tuple[str, ...]:
+    names: list[str] = []
+    for item in part.items("sni", '["*.bank.example"]'):
+        text = item.text if isinstance(item, Scalar) and isinstance(item.value, str) else ""
+        problem = name_problem(text) if text else "expected a host name, or *. and a domain"
+        if problem is None:
+            names.append(text.lower())
+        else:
+            part.error(item, f"sni: {problem}")
+    return tuple(names)
+
+
+def _read_bypass(section: Section, variables: Variables) -> tuple[Exemption, ...]:
+    found: list[Exemption] = []
+    for node in section.items("bypass", _BYPASS_EXAMPLE):
+        part = open_section(node, "bypass", BYPASS_KEYS, _BYPASS_EXAMPLE[1:-1], section.problems)
+        if part is None:
+            continue
+        part.require("sni", 'a list of names such as ["*.bank.example"]')
+        found.append(Exemption(_read_names(part), _scope(part, variables)))
+    return tuple(found)
+
+
+def _read_resolvers(section: Section) -> tuple[str, ...]:
+    found: list[str] = []
+    for item in section.items("resolvers", "[192.0.2.53]"):
+        text = item.text if isinstance(item, Scalar) else ""
+        try:
+            found.append(str(ipaddress.ip_address(text)))
+        except ValueError:
+            section.error(item, f"resolvers: expected addresses such as [192.0.2.53], got {text!r}")
+    if len(found) > MAX_RESOLVERS:
+        section.error(section.get("resolvers"), f"resolvers: expected at most {MAX_RESOLVERS}, got {len(found)}")
+    return tuple(dict.fromkeys(found))
 
 
 def read_actions(section: Section) -> tuple[tuple[str, TlsAction], ...]:
@@ -166,7 +256,7 @@ def read_fetching(section: Section, variables: Variables, base: Path) -> dict[st
 
 def read_transparency(section: Section, base: Path) -> Transparency:
     """``tls.transparency``."""
-    part = section.section("transparency", ("logs", "require"), "{logs: [ct-logs.pem], require: true}")
+    part = section.section("transparency", TRANSPARENCY_KEYS, "{logs: [ct-logs.pem], require: true}")
     if part is None:
         return Transparency()
     files: list[Path] = []
@@ -215,8 +305,10 @@ def public_keys(pem: bytes) -> list[LogKey]:
     return found
 
 
-def read_inbound(node: Node | None, variables: Variables, base: Path, problems: Problems) -> tuple[InboundTls, ...]:
-    """The policy's ``inbound``: kept for conversion; nothing is decrypted by it."""
+def read_inbound(
+    node: Node | None, variables: Variables, base: Path, problems: Problems, *, check_key: bool, outbound: bool
+) -> tuple[InboundTls, ...]:
+    """The policy's ``inbound``. ``outbound``: there is a ``tls`` section, without which nothing is decrypted."""
     if node is None:
         return ()
     example = "[{certificates: [{certificate: server.pem, private_key: server.key}], scopes: [...]}]"
@@ -237,26 +329,59 @@ def read_inbound(node: Node | None, variables: Variables, base: Path, problems: 
                 arn = part.text("arn", "a text")
                 if None in paths and (paths != (None, None) or not arn):
                     part.error(None, "certificate: expected certificate and private_key, arn, or all of them")
-                certificates.append(ServerCertificate(*paths, arn))
+                certificates.append(read_server(part, *paths, arn, check_key))
         section.require("certificates", "the servers' certificates")
         section.require("scopes", f"a list such as [{_SCOPE_EXAMPLE}]")
         scopes = [_read_scope(scope, variables, problems) for scope in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
-        warn_inbound(section.node, problems)
-        found.append(InboundTls(tuple(certificates), tuple(scope for scope in scopes if scope is not None)))
+        one = InboundTls(tuple(certificates), tuple(scope for scope in scopes if scope is not None))
+        warn_inbound(section.node, one, outbound, problems)
+        found.append(one)
     return tuple(found)
 
 
-def warn_inbound(place: Place | None, problems: Problems) -> None:
-    """Whoever asks for inbound inspection must hear that there is none."""
-    problems.warning(
-        place, "connections to servers are not decrypted with the servers' certificates: this is kept, not applied"
-    )
+def read_server(
+    section: Section, certificate: Path | None, key: Path | None, arn: str, check_key: bool
+) -> ServerCertificate:
+    """A server's certificate and key, which the keys ``certificate`` and ``private_key`` of ``section`` name."""
+    if certificate is None or key is None:
+        return ServerCertificate(certificate, key, arn)
+    pem = _read_file(section, section.get("certificate"), "certificate", certificate)
+    if pem is not None:
+        from nfw.ca import parse_certificates, parse_key
+
+        try:
+            chain = parse_certificates(pem)
+        except ValueError as error:
+            section.error(section.get("certificate"), f"certificate {certificate}: {error}")
+            return ServerCertificate(certificate, key, arn)
+        key_pem = _read_file(section, section.get("private_key"), "key", key) if check_key else None
+        if key_pem is not None:
+            try:
+                if parse_key(key_pem).public_key() != chain[0].public_key():
+                    section.error(section.get("private_key"), f"key {key} does not belong to {certificate}")
+            except ValueError as error:
+                section.error(section.get("private_key"), f"key {key}: {error}")
+    return ServerCertificate(certificate, key, arn, pem or b"")
+
+
+def warn_inbound(place: Place | None, inbound: InboundTls, outbound: bool, problems: Problems) -> None:
+    """Whoever asks for inbound inspection must hear when there is none."""
+    if inbound.files is None:
+        problems.warning(
+            place, "connections to these servers are not decrypted: certificate and private_key are not given for all"
+        )
+    elif not outbound:
+        problems.warning(place, "connections to these servers are not decrypted: that needs a tls section with a CA")
 
 
 def _read_scope(node: Node, variables: Variables, problems: Problems) -> TlsScope | None:
     section = open_section(node, "tls scope", SCOPE_KEYS, _SCOPE_EXAMPLE, problems)
     if section is None:
         return None
+    return _scope(section, variables)
+
+
+def _scope(section: Section, variables: Variables) -> TlsScope:
     return TlsScope(
         sources=read_networks(section, "sources", variables),
         source_ports=read_ports(section, "source_ports"),
@@ -282,7 +407,7 @@ def read_authority(
     ca: Section, certificate_path: Path, key_path: Path, arn: str, check_key: bool, now: float
 ) -> CertificateAuthority:
     """The CA in two files, which the keys ``certificate`` and ``private_key`` of ``ca`` name."""
-    certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path)
+    certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, machine=True)
     key_pem: bytes | None = None
     encrypted = key_path.with_name(key_path.name + ".cred")
     if check_key and encrypted.exists() and not key_path.exists():
@@ -290,7 +415,7 @@ def read_authority(
             ca.get("private_key"), f"CA key {encrypted} is encrypted for the service, so it is not checked here"
         )
     elif check_key:
-        key_pem = _read_file(ca, ca.get("private_key"), "CA key", key_path)
+        key_pem = _read_file(ca, ca.get("private_key"), "CA key", key_path, machine=True)
         mode = too_open(key_path)
         if mode is not None:
             ca.problems.warning(
@@ -309,8 +434,8 @@ def _check_ca(
     key_pem: bytes | None,
     now: float,
 ) -> None:
-    from engines.tls.leaf import check_ca  # loads OpenSSL, which a policy without TLS does not need
-    from nfw.ca import parse_certificate, parse_key
+    from engines.tls.leaf import check_ca, check_chain  # loads OpenSSL, which a policy without TLS does not need
+    from nfw.ca import parse_certificates, parse_key
 
     key = None
     if key_pem is not None:
@@ -321,14 +446,14 @@ def _check_ca(
     if certificate_pem is None:
         return
     try:
-        certificate = parse_certificate(certificate_pem)
+        certificate, *above = parse_certificates(certificate_pem)
     except ValueError as error:
         ca.error(ca.get("certificate"), f"CA certificate {certificate_path}: {error}")
         return
     days = (certificate.not_valid_after_utc.timestamp() - now) / 86_400
     if 0 < days < WARN_DAYS:
         ca.problems.warning(ca.get("certificate"), f"CA certificate {certificate_path} expires in {int(days)} days")
-    for complaint in check_ca(certificate, key, now):
+    for complaint in (*check_ca(certificate, key, now), *check_chain([certificate, *above])):
         if complaint.startswith("private key"):
             ca.error(ca.get("private_key"), f"CA key {key_path}: {complaint}")
         else:
@@ -374,9 +499,11 @@ def _check_roots(section: Section, node: Node, path: Path, content: bytes, what:
     return True
 
 
-def _read_file(section: Section, node: Node | None, what: str, path: Path, hint: str = "") -> bytes | None:
+def _read_file(
+    section: Section, node: Node | None, what: str, path: Path, hint: str = "", *, machine: bool = False
+) -> bytes | None:
     try:
-        return read_bounded(path, MAX_PEM_BYTES)
+        return read_bounded(path, MAX_PEM_BYTES, machine=machine)
     except OSError as error:
         section.error(node, f"{what} {path} {error.strerror}{hint}")
         return None

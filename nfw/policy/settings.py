@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nfw.policy.errors import Problems
 from nfw.policy.fields import Section, describe, open_section
@@ -17,6 +17,7 @@ from nfw.policy.model import (
     Distrust,
     Flows,
     Log,
+    Mode,
     OpenFlows,
     OpenFlowsOf,
     Policy,
@@ -33,7 +34,16 @@ from nfw.policy.model import (
 )
 from nfw.policy.read_log import read_log
 from nfw.policy.read_stateful import FILE_KEYS, RuleFiles, read_rule_files
-from nfw.policy.read_tls import FETCHING_KEYS, read_actions, read_distrust, read_fetching, read_transparency, read_trust
+from nfw.policy.read_tls import (
+    FETCHING_KEYS,
+    PASSING_KEYS,
+    read_actions,
+    read_distrust,
+    read_fetching,
+    read_passing,
+    read_transparency,
+    read_trust,
+)
 from nfw.policy.variables import read_own_variables
 from nfw.policy.yamlpos import Mapping as MappingNode
 from nfw.policy.yamlpos import Node, Scalar
@@ -41,7 +51,7 @@ from nfw.policy.yamlpos import Node, Scalar
 if TYPE_CHECKING:
     from nfw.policy.aws.firewall_policy import Logging
 
-KEYS = ("variables", "tls", "stateful", "open_flows", "flows", "fail_open", "workers", "log")
+KEYS = ("mode", "variables", "tls", "stateful", "open_flows", "flows", "fail_open", "workers", "log")
 FLOWS_KEYS = ("max_flows", "tcp_idle", "tcp_opening", "udp", "icmp", "other", "when_full")
 TLS_KEYS = (
     "trust",
@@ -53,6 +63,7 @@ TLS_KEYS = (
     "revocation",
     "without_sni",
     "transparency",
+    *PASSING_KEYS,
 )
 MAX_WORKERS = 64  # queues of one generation; a router with more cores than that is not this program's
 MAX_FLOWS = 1 << 24
@@ -70,6 +81,7 @@ class Settings:
     actions: tuple[tuple[str, TlsAction], ...] = ()
     distrust: Distrust = field(default_factory=Distrust)
     fetch_issuers: bool = False
+    passing: dict[str, Any] = field(default_factory=dict)  # fields of Tls: what is not decrypted
     without_sni: WithoutSni = WithoutSni.REFUSE
     transparency: Transparency = field(default_factory=Transparency)
     revocation: Revocation = field(default_factory=Revocation)  # AWS has what to do, not how it is found out
@@ -77,6 +89,7 @@ class Settings:
     rule_files: RuleFiles = field(default_factory=RuleFiles)
     open_flows: OpenFlows = field(default_factory=OpenFlows)
     flows: Flows = field(default_factory=Flows)
+    mode: Mode = Mode.ENFORCE
     fail_open: bool = False
     workers: int | Literal["auto"] = "auto"
     log: Log = field(default_factory=Log)
@@ -95,6 +108,7 @@ class Settings:
                 actions=self.actions,
                 distrust=self.distrust,
                 fetch_issuers=self.fetch_issuers,
+                **self.passing,
                 without_sni=self.without_sni,
                 transparency=self.transparency,
                 revocation=replace(
@@ -118,6 +132,7 @@ class Settings:
             stateful=stateful,
             open_flows=self.open_flows,
             flows=flows,
+            mode=self.mode,
             fail_open=self.fail_open,
             workers=self.workers,
             log=log,
@@ -144,6 +159,7 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         actions=read_actions(tls) if tls is not None else (),
         distrust=read_distrust(tls, base) if tls is not None else Distrust(),
         fetch_issuers=tls.flag("fetch_issuers", False) if tls is not None else False,
+        passing=read_passing(tls, DEFAULT_VARIABLES, base) if tls is not None else {},
         without_sni=tls.choice("without_sni", WithoutSni.REFUSE) if tls is not None else WithoutSni.REFUSE,
         transparency=read_transparency(tls, base) if tls is not None else Transparency(),
         revocation=Revocation(**read_fetching(revocation, DEFAULT_VARIABLES, base))
@@ -155,6 +171,7 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         else None,
         open_flows=read_open_flows(section),
         flows=read_flows(section),
+        mode=section.choice("mode", Mode.ENFORCE),
         fail_open=section.flag("fail_open", False),
         workers=read_workers(section),
         log=read_log(section, base),

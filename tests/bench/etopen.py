@@ -168,6 +168,9 @@ class _Silent:
     def verdict(self, packet_id: int, accept: bool) -> None:
         pass
 
+    def rewrite(self, packet_id: int, packet: bytes) -> None:
+        pass
+
     def inject(self, packet: bytes) -> None:
         pass
 

@@ -429,7 +429,7 @@ def _all() -> Iterator[Target]:
         prefix = {"http2": "http"}.get(name, name)
         run = partial(protocol, make, prefix)
         folder = {"http": "http1", "ftp-data": "mime"}.get(name, name)
-        seeds = _framed_dns if name == "dns" else partial(_hex, folder)
+        seeds = _framed_dns if name in {"dns", "llmnr"} else partial(_hex, folder)
         yield Target(name, run, seeds, words.get(name, (TURN, b"\r\n", b"\xff\xff")), 20_000)
     yield Target("http2-frames", partial(protocol, _http2_with_frames, "http"), partial(_hex, "http2"), (TURN,))
     for name in ("http", "dns", "sip", "smb", "websocket"):
@@ -437,7 +437,8 @@ def _all() -> Iterator[Target]:
         run = partial(protocol, partial(_with_frames, PARSERS[name]), "frame.")
         yield Target(f"{name}-pieces", run, _framed_dns if name == "dns" else partial(_hex, folder), (TURN,), 20_000)
     for name, make in UDP_PARSERS.items():
-        yield Target(f"{name}-udp", partial(protocol, make, name), partial(_hex, name), (TURN,))
+        folder = "dns" if name in {"mdns", "llmnr"} else name
+        yield Target(f"{name}-udp", partial(protocol, make, name), partial(_hex, folder), (TURN,))
     yield Target("flow-tcp", partial(inspector, 6), _flows, _HTTP_WORDS, 20_000)
     yield Target("flow-udp", partial(inspector, 17), partial(_hex, "dns"), (TURN,))
     yield Target("certificate", certificate, partial(_hex, "certificate", prefix=b""))

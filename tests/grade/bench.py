@@ -657,7 +657,7 @@ class Open:
 # -- probes ------------------------------------------------------------------------------------------------------------
 
 OK = "OK"
-_ENDS = {"reject": ("reset",), "drop": ("cut",)}
+_ENDS = {"reject": ("reset", "alert"), "drop": ("cut",)}  # an alert where it says what a plain RST cannot
 
 
 @dataclass

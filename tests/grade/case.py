@@ -102,7 +102,8 @@ def run_all(bench: Bench, cases: list[Case], report: Callable[[Result], None]) -
         except Exception as error:
             for one in cases:
                 if one.policy == policy:
-                    results.append(Result(one, "failed", f"the policy is refused: {error}", 0.0))
+                    why = f"pending ({one.pending})" if one.pending else f"the policy is refused: {error}"
+                    results.append(Result(one, "failed", why, 0.0))
                     report(results[-1])
             continue
         here = [one for one in cases if one.policy == policy]

@@ -43,5 +43,6 @@ POLICIES = {
     "sct": _policy("sct", more="  transparency: {logs: [sct-log.pem], require: true}\n").replace(
         "trust: [anchors.pem]", "trust: [system, anchors.pem]"
     ),
+    "bypass": _policy("bypass", more='  bypass: [{sni: ["pinned.grade.test"]}]\n  resolvers: [203.0.113.10]\n'),
     "recheck": _policy("recheck").replace("cache: answers", "cache: answers, recheck: true"),
 }

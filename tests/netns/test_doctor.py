@@ -92,15 +92,6 @@ def a_worker_that_hangs(firewall: Firewall) -> Iterator[None]:
     wait_for(lambda: pids_named(firewall.pid(), "nfw packet 0") not in ([], [worker]), 10)
 
 
-@contextmanager
-def no_table(firewall: Firewall) -> Iterator[None]:
-    """Somebody has flushed the rule set."""
-    firewall.lab.router.run(["nft", "flush", "ruleset"])
-    yield
-    firewall.stop()
-    firewall.start(firewall.dir / "fit.yaml")
-
-
 @pytest.mark.parametrize(
     ("broken", "topic", "text", "mend"),
     [
@@ -109,7 +100,6 @@ def no_table(firewall: Firewall) -> Iterator[None]:
         (two_uplinks, "rp_filter", "strict reverse path filtering", "sysctl -w net.ipv4.conf.all.rp_filter=2"),
         (no_ca, "CA", "cannot be read: No such file", "nfw ca create"),
         (a_worker_that_hangs, "daemon", "no answer from nfw packet 0", "journalctl -u nfw"),
-        (no_table, "daemon", "table inet nfw is gone", "systemctl restart nfw"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

@@ -402,7 +402,7 @@ def test_stop_while_starting(firewall: Firewall) -> None:
     command += ["--control", str(firewall.control), "--log", str(firewall.log)]
     with firewall.output.open("ab") as output:
         seen = firewall.output.stat().st_size
-        process = firewall.lab.router.popen(command, stdout=output, stderr=output, cwd=ROOT)
+        process = firewall.lab.router.popen(command, stdout=output, stderr=output, env=firewall.places, cwd=ROOT)
     wait_for(lambda: "closed: nothing is forwarded" in firewall.output.read_text()[seen:], 10)
     started = time.monotonic()
     process.terminate()

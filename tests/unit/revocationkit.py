@@ -58,6 +58,7 @@ def ocsp_response(
     by_name: bool = False,
     issuer: x509.Certificate | None = None,
     algorithm: hashes.HashAlgorithm | None = None,
+    nonce: bytes = b"",
 ) -> bytes:
     """DER. Times in seconds from ``at``. ``signer``: a delegate, which is put into the response if ``include``."""
     responder, key = signer or (authority.certificate, authority.key)
@@ -79,6 +80,8 @@ def ocsp_response(
     )
     if signer is not None and include:
         builder = builder.certificates([responder])
+    if nonce:
+        builder = builder.add_extension(x509.OCSPNonce(nonce), critical=False)
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 

@@ -8,7 +8,7 @@ import struct
 import pytest
 from dnslib import DNSRecord
 
-from engines.stateful.app.detect import FAILED, MAX_ONE_SIDED, Detector
+from engines.stateful.app.detect import FAILED, LOCAL_NAMES, MAX_ONE_SIDED, Detector
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
 from engines.verdict import Direction
 
@@ -22,6 +22,8 @@ def framed(message: bytes) -> bytes:
 
 
 FIRST_BYTES = [
+    (C, b"\0\0\0\x0aj\x08\x30\x06" + bytes(6), "krb5"),
+    (C, b"\0\0\0\x0bj\x08\x30\x06" + bytes(6), None),
     (C, b"GET / HTTP/1.1\r\n", "http"),
     (C, b"\r\nPOST /", "http"),
     (C, b"GET /old\n", "http"),
@@ -86,6 +88,9 @@ def test_tcp(direction: Direction, data: bytes, name: str | None, cut: int) -> N
 
 
 FIRST_DATAGRAMS = [
+    (C, b"j\x08\x30\x06" + bytes(6), "krb5"),
+    (S, b"\x7e\x82\0\x02\x30\0", "krb5"),
+    (S, b"\x7e\x82\0\x03\x30\0", None),
     (C, QUERY, "dns"),
     (S, ANSWER, "dns"),
     (C, b"NOTIFY sip:a@b SIP/2.0\r\n\r\n", "sip"),
@@ -165,5 +170,5 @@ def test_random_bytes() -> None:
 def test_every_parser_goes_by_a_name_that_is_detected() -> None:
     names = {name for _, _, name in FIRST_BYTES}
     # WebSocket begins inside HTTP, by name; a transfer of FTP is announced.
-    assert set(PARSERS) - {"websocket", "ftp-data"} <= names
-    assert set(UDP_PARSERS) <= {name for _, _, name in FIRST_DATAGRAMS}
+    assert set(PARSERS) - {"websocket", "ftp-data"} - set(LOCAL_NAMES.values()) <= names
+    assert set(UDP_PARSERS) - set(LOCAL_NAMES.values()) <= {name for _, _, name in FIRST_DATAGRAMS}

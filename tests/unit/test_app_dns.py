@@ -10,7 +10,9 @@ from dnslib import AAAA, CNAME, MX, QTYPE, RR, TXT, A, DNSHeader, DNSQuestion, D
 
 from engines.stateful.app.dns import DnsParser, DnsTransaction, parse_message, read_name
 from engines.stateful.app.limits import AppLimits
-from tests.unit.app_feeding import C, S, every_way, survives
+from engines.stateful.app.registry import UDP_PARSERS
+from tests.unit.app_feeding import C, S, Script, every_way, survives
+from tests.unit.test_inspector import ANY, DOWN, TCP, UDP, UP, Flow, compiled
 
 NAMES = ["dns.query", "dns.answers.rrname", "dns.response.rrname", "dns.opcode", "dns.rcode", "dns.rrtype", "x"]
 
@@ -231,3 +233,49 @@ def test_mutations(udp: bool) -> None:
     if not udp:
         script = [(direction, framed(data)) for direction, data in script]
     survives(lambda: DnsParser(udp=udp), script, NAMES, rounds=1500, seed=3)
+
+
+# --- multicast DNS and LLMNR ------------------------------------------------------------------------------------------
+
+NEIGHBOURS = ("mdns", "llmnr", "dns")
+LOCAL_QUERY = b"\0\1\0\0\0\1\0\0\0\0\0\0\3box\5local\0\0\1\0\1"
+LOCAL_ANSWER = b"\0\1\x84\0\0\0\0\1\0\0\0\0\3box\5local\0\0\1\0\1\0\0\0\x78\0\4\n\0\0\1"
+
+
+@pytest.mark.parametrize(
+    ("port", "protocol", "script", "expected"),
+    [
+        (5353, UDP, [(UP, LOCAL_QUERY)], {"mdns": [1], "dns": [3]}),
+        (5353, UDP, [(UP, LOCAL_ANSWER)], {"mdns": [2, 4]}),  # to all, so the way of a query
+        (5355, UDP, [(UP, LOCAL_QUERY), (DOWN, LOCAL_ANSWER)], {"llmnr": [1, 2, 4], "dns": [3]}),
+        (5355, TCP, [(UP, len(LOCAL_QUERY).to_bytes(2, "big") + LOCAL_QUERY)], {"llmnr": [1], "dns": [3]}),
+        (53, UDP, [(UP, LOCAL_QUERY)], {"dns": [3]}),
+        (53, UDP, [(UP, LOCAL_ANSWER)], {}),
+        (5353, UDP, [(UP, b"\xff" * 40)], {}),
+    ],
+)
+def test_names_in_the_neighbourhood(port: int, protocol: int, script: Script, expected: dict[str, list[int]]) -> None:
+    """Their rules see them, and so do those for DNS: its servers may listen there."""
+    rules = ""
+    for base, proto in enumerate(("mdns", "llmnr")):
+        for sid, buffer in ((1, "queries"), (2, "answers"), (4, "response")):
+            rules += f'alert {proto} {ANY} ({proto}.{buffer}.rrname; content:"box"; sid:{base * 10 + sid};)\n'
+    rules += f'alert dns {ANY} (dns.query; content:"box"; sid:23;)'
+    flow = Flow(compiled(rules), protocol, port=port)
+    if protocol == TCP:
+        flow.handshake()
+    got: list[int] = []
+    for direction, data in script:
+        flow.data(direction, data)
+        got += flow.sids
+    found = {name: sorted(sid % 10 for sid in got if sid // 10 == base) for base, name in enumerate(NEIGHBOURS)}
+    assert {name: sids for name, sids in found.items() if sids} == expected
+
+
+@pytest.mark.parametrize("name", ["mdns", "llmnr"])
+def test_they_know_one_opcode(name: str) -> None:
+    parser = UDP_PARSERS[name](AppLimits(), False)
+    parser.feed(UP, LOCAL_QUERY[:2] + b"\x78" + LOCAL_QUERY[3:])
+    (tx,) = parser.transactions
+    assert tx.events == ["invalid_opcode"]
+    assert list(tx.buffer(f"{name}.queries.rrname")) == [b"box.local"]

@@ -286,6 +286,26 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
             "actions": draw(st.sampled_from([{"weak": "pass"}, {"expired": "drop", "not_tls": "drop"}])),
             "distrust": draw(st.sampled_from([["ab" * 32], ["ca.pem"], ["cd" * 32, "certs/ca.pem"]])),
             "fetch_issuers": draw(st.booleans()),
+            "bypass": draw(
+                st.sampled_from(
+                    [
+                        [{"sni": ["*.a.test", "b.test"], "sources": ["10.0.0.0/8"]}, {"sni": ["c.test"]}],
+                        [{"sni": ["d.test"]}],
+                    ]
+                )
+            ),
+            "debug": draw(
+                st.sampled_from(
+                    [
+                        {"key_log": "keys.txt", "sni": ["*.a.test"]},
+                        {"capture": "plain.pcapng", "sources": ["10.0.0.0/8"], "max_size": 1 << 20},
+                    ]
+                )
+            ),
+            "inbound_upstream": draw(st.sampled_from(["pinned", "verified"])),
+            "quic": draw(st.sampled_from(["pass", "drop", "reject"])),
+            "strip_ech": draw(st.booleans()),
+            "resolvers": draw(st.sampled_from([["192.0.2.53"], ["192.0.2.53", "2001:db8::53"]])),
             "without_sni": draw(st.sampled_from(["refuse", "address"])),
             **draw(st.sampled_from([{}, {"transparency": {"logs": ["logs.pem"], "require": True}}])),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import plistlib
 import stat
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from engines.tls.leaf import check_ca
+from engines.tls.leaf import check_ca, presented_chain
 from nfw import ca
+from tests.unit.tlskit import NOW as KIT_NOW
+from tests.unit.tlskit import Authority
 
 NOW = datetime.datetime(2026, 6, 1, 12, tzinfo=datetime.UTC)
 
@@ -143,3 +146,81 @@ def test_key_is_that_of_the_certificate(tmp_path: Path) -> None:
     key = ca.parse_key((tmp_path / "ca.key").read_bytes())
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     assert key.public_key() == ca.parse_certificate((tmp_path / "ca.pem").read_bytes()).public_key()
+
+
+# --- rotation, export, chains -----------------------------------------------------------------------------------------
+
+
+def test_rotation_in_two_steps(tmp_path: Path) -> None:
+    old = ca.create("Firewall", tmp_path, NOW)
+    old_key = (tmp_path / "ca.key").read_bytes()
+    new = ca.prepare_next(tmp_path, NOW)
+    assert new.subject == "CN=Firewall 2026-06"
+    assert (tmp_path / "ca.key").read_bytes() == old_key, "nothing uses the new one yet"
+    assert mode(tmp_path / "next/ca.key") == 0o600
+    with pytest.raises(ca.CaError, match="is not overwritten"):
+        ca.prepare_next(tmp_path, NOW)
+    info, kept = ca.activate_next(tmp_path, NOW)
+    assert info == new
+    assert ca.show(tmp_path / "ca.pem", NOW) == new
+    assert ca.show(kept / "ca.pem", NOW) == old
+    assert (kept / "ca.key").read_bytes() == old_key
+    assert [mode(path) for path in (kept, kept / "ca.key", tmp_path / "ca.key")] == [0o700, 0o600, 0o600]
+    assert not (tmp_path / "next").exists()
+    with pytest.raises(ca.CaError, match="without --activate"):
+        ca.activate_next(tmp_path, NOW)
+    again = ca.prepare_next(tmp_path, NOW + datetime.timedelta(days=40))
+    assert again.subject == "CN=Firewall 2026-07"
+
+
+def test_a_pair_that_does_not_match_is_not_activated(tmp_path: Path) -> None:
+    ca.create("A", tmp_path, NOW)
+    ca.create("B", tmp_path / "next", NOW)
+    ca.create("C", tmp_path / "other", NOW)
+    (tmp_path / "other/ca.key").replace(tmp_path / "next/ca.key")
+    before = (tmp_path / "ca.pem").read_bytes(), (tmp_path / "ca.key").read_bytes()
+    with pytest.raises(ca.CaError, match="does not belong"):
+        ca.activate_next(tmp_path, NOW)
+    assert ((tmp_path / "ca.pem").read_bytes(), (tmp_path / "ca.key").read_bytes()) == before
+
+
+def test_export(tmp_path: Path) -> None:
+    ca.create("A", tmp_path, NOW)
+    ca.prepare_next(tmp_path, NOW)
+    both = [tmp_path / "ca.pem", tmp_path / "next/ca.pem"]
+    pem = ca.export(both, "pem")
+    assert [one.subject.rfc4514_string() for one in ca.parse_certificates(pem)] == ["CN=A", "CN=A 2026-06"]
+    der = ca.export(both[:1], "der")
+    assert x509.load_der_x509_certificate(der) == ca.parse_certificate(pem)
+    with pytest.raises(ca.CaError, match="one certificate"):
+        ca.export(both, "der")
+    profile = plistlib.loads(ca.export(both, "mobileconfig"))
+    assert profile["PayloadType"] == "Configuration"
+    assert profile["PayloadContent"][0]["PayloadContent"] == der
+    with pytest.raises(ca.CaError, match="this is a private key"):
+        ca.export([tmp_path / "ca.key"], "pem")
+
+
+def test_a_ca_below_another(tmp_path: Path) -> None:
+    root, other = Authority("Root"), Authority("Other")
+    below = Authority("Below", root)
+    later = datetime.datetime.fromtimestamp(KIT_NOW, datetime.UTC)
+
+    def pem(*authorities: Authority) -> bytes:
+        return b"".join(one.certificate.public_bytes(serialization.Encoding.PEM) for one in authorities)
+
+    plain = serialization.NoEncryption()
+    (tmp_path / "key").write_bytes(
+        below.key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    )
+    for wrong in (pem(below, other), pem(below, below)):
+        (tmp_path / "chain").write_bytes(wrong)
+        with pytest.raises(ca.CaError, match="did not issue"):
+            ca.import_pair(tmp_path / "chain", tmp_path / "key", tmp_path / "out", later)
+    (tmp_path / "chain").write_bytes(pem(below, root))
+    ca.import_pair(tmp_path / "chain", tmp_path / "key", tmp_path / "out", later)
+    assert (tmp_path / "out/ca.pem").read_bytes() == pem(below, root)
+    assert presented_chain([below.certificate, root.certificate]) == (
+        below.certificate.public_bytes(serialization.Encoding.DER),
+    )
+    assert presented_chain([root.certificate]) == ()

@@ -97,7 +97,10 @@ def test_help_lists_every_command(nfw: Nfw) -> None:
     [
         (["polcy"], 'no such command "polcy"; did you mean "policy"?'),
         (["policy", "chekc"], 'no such command "chekc"; did you mean "check"?'),
-        (["policy", "zzz"], 'no such command "zzz"; known: apply, check, convert, show'),
+        (
+            ["policy", "zzz"],
+            'no such command "zzz"; known: apply, check, confirm, convert, diff, history, rollback, show, test',
+        ),
         (["policy", "check"], "Missing argument"),
         (["policy"], "Usage: nfw policy"),
         ([], "Usage: nfw"),
@@ -172,7 +175,9 @@ def test_completion(nfw: Nfw, shell: str) -> None:
 def test_completion_knows_the_commands() -> None:
     environment = {**os.environ, "_NFW_COMPLETE": "bash_complete", "COMP_WORDS": "nfw policy ", "COMP_CWORD": "2"}
     done = subprocess.run([sys.executable, "-m", "nfw"], env=environment, capture_output=True, text=True, check=False)
-    assert [line.split(",")[1] for line in done.stdout.split()] == ["apply", "check", "convert", "show", "test"]
+    assert [line.split(",")[1] for line in done.stdout.split()] == [
+        *("apply", "check", "confirm", "convert", "diff", "history", "rollback", "show", "test"),
+    ]
 
 
 # -- policy --------------------------------------------------------------------------------------------------------
@@ -194,9 +199,10 @@ def test_policy_check_of_a_wrong_one(nfw: Nfw, tmp_path: Path) -> None:
     code, out, err = nfw("policy", "check", "bad.yaml")
     assert (code, out) == (1, "")
     assert err.splitlines() == [
+        "2 errors:",
         'bad.yaml:1:1: unknown key "stateles" in policy; did you mean "stateless"?',
         "bad.yaml:2:10: workers: expected auto or a number from 1 to 64, got 0",
-        "bad.yaml: 2 errors; this policy cannot be applied",
+        "bad.yaml: this policy cannot be applied",
     ]
     code, out, err = nfw("policy", "check", "bad.yaml", "--json")
     assert (code, err) == (1, "")
@@ -205,7 +211,7 @@ def test_policy_check_of_a_wrong_one(nfw: Nfw, tmp_path: Path) -> None:
         (1, 1, "error"),
         (2, 10, "error"),
     ]
-    assert nfw("policy", "check", "nope.yaml").err.startswith("nope.yaml: policy file does not exist\n")
+    assert nfw("policy", "check", "nope.yaml").err.startswith("1 error:\nnope.yaml: policy file does not exist\n")
 
 
 def test_policy_show(nfw: Nfw, tmp_path: Path) -> None:
@@ -220,23 +226,25 @@ def test_policy_show(nfw: Nfw, tmp_path: Path) -> None:
 def test_policy_apply(nfw: Nfw, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(GOOD)
     asked: list[Request] = []
+    beware = {"level": "warning", "message": "good.yaml:1:1: beware"}
 
     def handler(request: Request) -> Reply:
         asked.append(request)
         if len(asked) < 3:
-            return Reply(True, {"generation": 7, "name": "good", "warnings": ["good.yaml:1:1: beware"]})
+            return Reply(True, {"generation": 7, "name": "good", "warnings": [beware]})
         return Reply(False, None, ("good.yaml:1:1: wrong", "good.yaml:2:1: wrong too"))
 
     end = serve(tmp_path / "control", handler)
     try:
         code, out, err = nfw("policy", "apply", "good.yaml", "--control", "control")
         assert (code, out) == (0, "good.yaml: applied as generation 7\n")
-        assert err == "good.yaml:1:1: beware [warning]\n"
+        assert err == "1 warning:\ngood.yaml:1:1: beware\n"
         code, out, err = nfw("policy", "apply", "good.yaml", "--control", "control", "--json")
         assert (code, json.loads(out)["generation"], err) == (0, 7, "")
         code, out, err = nfw("policy", "apply", "good.yaml", "--control", "control")
         assert (code, out) == (1, "")
         assert err.splitlines() == [
+            "2 errors:",
             "good.yaml:1:1: wrong",
             "good.yaml:2:1: wrong too",
             "good.yaml: not applied; the running policy is unchanged",
@@ -276,7 +284,10 @@ def test_policy_check_tells_levels(nfw: Nfw, tmp_path: Path) -> None:
     assert sorted(problem["level"] for problem in found["problems"]) == ["aws-refuses", "warning"]
     code, out, err = nfw("policy", "check", "docs")
     assert code == 0
-    assert {line.rpartition(" ")[2] for line in err.splitlines()} == {"[aws-refuses]", "[warning]"}
+    assert [line for line in err.splitlines() if line.endswith(":")] == [
+        "1 warning:",
+        "1 aws-refuses (loads here, but AWS would not take it):",
+    ]
 
 
 SHADOWED = "    drop ip any any -> any any (sid:1;)\n    pass tcp any any -> any 80 (sid:2;)\n"
@@ -302,7 +313,9 @@ def test_policy_check_fails_on_what_is_asked(
     (tmp_path / "p.yaml").write_text("stateful:\n  order: strict\n  rules: |\n" + SHADOWED)
     code, out, err = nfw("policy", "check", "docs" if documents else "p.yaml", "--fail-on", least)
     assert (code, ": ok, " in out) == (status, True)
-    assert err.endswith("[aws-refuses]\n" if documents else "make the other one narrower [warning]\n")
+    heading = "1 aws-refuses (loads here, but AWS would not take it):" if documents else "1 warning:"
+    assert heading in err.splitlines()
+    assert documents or err.endswith("make the other one narrower\n")
     code, out, _ = nfw("policy", "check", "docs" if documents else "p.yaml", "--fail-on", least, "--json")
     found = json.loads(out)
     assert (code, found["ok"]) == (status, True)
@@ -483,3 +496,16 @@ def test_ca(nfw: Nfw, tmp_path: Path) -> None:
     assert (code, out, err) == (1, "", "ca/ca.key: this is a private key; expected a certificate\n")
     assert nfw("ca", "show", "nope.pem") == (1, "", "nope.pem: certificate does not exist\n")
     assert "usable       yes" in nfw("ca", "show", "ca/ca.pem").out
+    code, out, err = nfw("ca", "rotate", "ca")
+    assert (code, err) == (0, "")
+    assert "ca/next/ca.pem" in out
+    assert "--activate" in out
+    code, out, err = nfw("ca", "rotate", "ca", "--activate")
+    assert (code, err) == (0, "")
+    assert "retired" in out
+    assert "nfw policy apply" in out
+    assert nfw("ca", "rotate", "ca", "--activate").code == 1
+    assert nfw("ca", "export", "ca/ca.pem").out == (tmp_path / "ca/ca.pem").read_text()
+    assert nfw("ca", "export", "ca/ca.pem", "--format", "der", "--out", "ca.der").code == 0
+    assert (tmp_path / "ca.der").read_bytes()[0] == 0x30
+    assert nfw("ca", "export", "ca/ca.key").code == 1

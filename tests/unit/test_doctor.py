@@ -123,6 +123,7 @@ BROKEN: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
     ("not running", {"status": None}, [("note", "daemon")]),
     ("closed", {"status": {"state": "closed"}}, [("error", "daemon")]),
     ("flushed", {"status": {"state": "not filtering: table inet nfw is gone"}}, [("error", "daemon")]),
+    ("monitor", {"status": {**STATUS, "mode": "monitor"}}, [("warning", "daemon")]),
     (
         "a worker hangs",
         {"status": {**STATUS, "processes": [{"name": "nfw packet 0", "pid": 2}]}},

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from engines.stateful.explain import Fate, RuleReport, Stage
 from nfw import ca
-from nfw.capture import Captured
+from nfw.capture import Captured, read_capture
 from nfw.describe import KEYS, DescriptionError, read_description
 from nfw.dialogue import Dialogue
 from nfw.explain import Explainer, Explanation
@@ -243,6 +243,25 @@ def test_nothing_is_said_that_the_engine_did_not_do(everything: Compiled, flow: 
     assert seen == {tuple(what): number for what, number in summary.verdicts.items()}
 
 
+CAPTURES = sorted((Path(__file__).parents[2].parent / "shared/conformance/suricata").rglob("*.pcap"))
+
+
+@pytest.mark.skipif(not CAPTURES, reason="Suricata's captures are not beside the checkout")
+def test_captures_are_explained_as_they_are_replayed(everything: Compiled) -> None:
+    explainer = Explainer(everything)
+    small = [path for path in CAPTURES if path.stat().st_size < 20_000][::20]
+    for path in small:
+        packets = list(read_capture(path))
+        everything.ruleset.forget()
+        summary = replay_policy(packets, everything, lambda _: None)
+        explanations, left = explainer.captured(lambda packets=packets: packets)
+        seen: dict[tuple[str, ...], int] = {}
+        for step in (step for each in explanations for step in each.steps):
+            key = (step.stage, step.verdict, step.reason)
+            seen[key] = seen.get(key, 0) + 1
+        assert (seen, left) == ({tuple(what): number for what, number in summary.verdicts.items()}, 0), path
+
+
 VALUES: dict[str, Any] = {
     "src": st.sampled_from(["10.0.0.5", "fd00::5", "224.0.0.1"]),
     "dst": st.sampled_from(["198.51.100.7", "2001:db8::7", "255.255.255.255"]),
@@ -360,6 +379,8 @@ INSIDE = [
         ({"sni": "www.example.org", "http_uri": "/secret"}, "terminate", "drop", 1),
         ({"sni": "blocked.example"}, "terminate", "drop", 2),
         ({"sni": "shown.example"}, "terminate", "drop", 3),
+        ({"sni": "www.example.org", "alpn": ["h2"], "http_uri": "/secret"}, "terminate", "drop", 1),
+        ({"sni": "www.example.org", "alpn": ["h2"]}, "terminate", "pass", None),
         ({"sni": ""}, "terminate", "drop", "no_sni"),
         ({"dport": 443, "payload": "SSH-2.0-x\\r\\n"}, "terminate", "drop", "not_tls"),
         ({"dport": 443}, "terminate", "drop", "not_tls"),
@@ -379,6 +400,30 @@ def test_tls(tmp_path: Path, flow: dict[str, Any], decision: str, verdict: str, 
         assert "there are no packets in a decrypted flow" in packet_rule.text
 
 
+def test_tls_without_a_name_where_the_policy_takes_the_address(tmp_path: Path) -> None:
+    ca.create("Test CA", tmp_path, NOW)
+    policy = INSPECT + "  without_sni: address\n" + strict(*INSIDE[:1])
+    found = explained(tmp_path, policy, sni="", http_uri="/secret")
+    assert found.conclusion.rule is not None
+    assert (found.conclusion.verdict, found.conclusion.rule.id) == ("drop", 1)
+    assert "where none is, for its address" in found.tls.checks[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "decision", "verdict"), [("a.bank.example", "bypass", "drop"), ("www.example.org", "terminate", "pass")]
+)
+def test_names_that_are_not_decrypted(tmp_path: Path, name: str, decision: str, verdict: str) -> None:
+    """Rules see what is on the wire of an exempt flow: the hello, and no request."""
+    ca.create("Test CA", tmp_path, NOW)
+    rules = [
+        'drop tls any any -> any any (tls.sni; content:"bank"; sid:1;)',
+        "alert http any any -> any any (http.host; bsize:>0; sid:2;)",
+    ]
+    found = explained(tmp_path, INSPECT + '  bypass: [{sni: ["*.bank.example"]}]\n' + strict(*rules), sni=name)
+    assert (found.tls.decision, found.conclusion.verdict) == (decision, verdict if decision == "bypass" else "alert")
+    assert [ref.id for ref in found.stateful.alerts] == ([1] if decision == "bypass" else [2])
+
+
 def test_a_captured_flow_in_scope_is_left(tmp_path: Path) -> None:
     ca.create("Test CA", tmp_path, NOW)
     policy = compiled(tmp_path, INSPECT + strict(*INSIDE[:3]))
@@ -389,6 +434,28 @@ def test_a_captured_flow_in_scope_is_left(tmp_path: Path) -> None:
     (wire,), _ = Explainer(policy).captured(lambda: packets, inspect_tls=True)
     assert wire.conclusion.rule is not None
     assert (wire.conclusion.verdict, wire.conclusion.rule.id) == ("drop", 2)
+
+
+@pytest.mark.parametrize(
+    ("flow", "verdict", "enforced"),
+    [({"dport": 23}, "alert", "drop"), ({"http_host": "evil"}, "alert", "reject"), ({"http_host": "a"}, "pass", "")],
+)
+def test_mode_monitor(tmp_path: Path, flow: dict[str, Any], verdict: str, enforced: str) -> None:
+    """What replay lets pass is explained as what would have become of it."""
+    policy = """\
+mode: monitor
+stateless:
+  rules:
+    - {priority: 1, action: drop, protocols: [tcp], destination_ports: [23]}
+"""
+    text = policy + strict('reject http any any -> any any (http.host; content:"evil"; sid:1;)')
+    found = explained(tmp_path, text, **flow)
+    assert (found.conclusion.verdict, found.conclusion.enforced) == (verdict, enforced)
+    description = read_description({"src": CLIENT, "dst": SERVER, **flow})
+    packets = [each.captured for each in Dialogue(description).packets()]
+    assert replay_policy(packets, compiled(tmp_path, text), lambda _: None).dropped == 0
+    last = list(explain_lines(found, all_rules=False, packets=False))[-1]
+    assert ("mode: monitor" in last) is bool(enforced)
 
 
 def test_flows_of_a_capture_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +488,7 @@ def test_what_is_shown_is_bounded(tmp_path: Path) -> None:
 
 
 def test_rules_that_never_match_are_named(tmp_path: Path) -> None:
-    found = explained(
-        tmp_path, strict('alert mqtt any any -> any any (mqtt.publish.topic; content:"a"; sid:7;)'), **WEB
-    )
-    assert [(ref.id, why) for ref, why in found.stateful.unusable] == [(7, "no parser for mqtt.publish.topic")]
+    found = explained(tmp_path, strict("alert tcp any any -> any any (vlan.id:7; sid:7;)"), **WEB)
+    ((ref, why),) = found.stateful.unusable
+    assert (ref.id, why) == (7, "a router has taken VLAN tags off before a packet comes to the IP layer")
+    assert any("never matches" in line for line in explain_lines(found, all_rules=False, packets=False))

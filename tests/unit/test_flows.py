@@ -114,8 +114,9 @@ def walk_all(listings: Listings, wanted: dict[str, Any], now: float) -> tuple[li
     while True:
         rows += page["rows"]
         if page["done"]:
+            assert listings.page({"token": 1, "page": pages - 1}, now) == page, "an answer that came too late"
             return rows, pages
-        page = listings.page({"token": 1}, now)
+        page = listings.page({"token": 1, "page": pages}, now)
         pages += 1
 
 
@@ -126,11 +127,10 @@ def test_a_hundred_thousand_flows_come_in_slices(monkeypatch: pytest.MonkeyPatch
     rows, pages = walk_all(listings, {}, 0.0)
     assert [row.id for row in rows] == list(range(100_000))
     assert pages >= 100_000 // PAGE_ROWS
-    assert len(listings) == 0
     ticks = iter(range(1_000_000))
     monkeypatch.setattr(listing.time, "perf_counter", lambda: next(ticks) * listing.SLICE_SECONDS / 4)
     page = listings.page({"token": 2, "filter": {"protocols": [99]}}, 0.0)
-    assert page == {"token": 2, "rows": [], "done": False}, "nothing matches, and still the slice ends"
+    assert page == {"token": 2, "page": 0, "rows": [], "done": False}, "nothing matches, and still the slice ends"
 
 
 def test_a_walk_is_given_up() -> None:
@@ -139,10 +139,11 @@ def test_a_walk_is_given_up() -> None:
     for token in range(WALKS + 1):
         assert not listings.page({"token": token, "filter": {}}, 0.0)["done"]
     assert "given up" in listings.page({"token": 0}, 0.0)["error"]
-    assert listings.page({"token": 1}, 1.0)["done"]
-    listings.expire(WALK_SECONDS - 0.1)
-    assert len(listings) == WALKS - 1
+    assert "given up" in listings.page({"token": 1, "page": 2}, 0.0)["error"], "a page was left out"
+    assert listings.page({"token": 2, "page": 1}, 1.0)["done"]
     listings.expire(WALK_SECONDS)
+    assert len(listings) == 1, "the others were not asked for"
+    listings.expire(WALK_SECONDS + 1.0)
     assert len(listings) == 0
     assert "none of" in listings.page({"token": 9, "filter": {"verdicts": ["x"]}}, 0.0)["error"]
 
@@ -437,6 +438,18 @@ def test_a_client_asks_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "filter" not in control.requests[2][1]
     with pytest.raises(FlowsError, match="gone"):
         list(FlowClient(Control(first, Reply(False, None, ("gone",)))).flows(FlowFilter()))  # type: ignore[arg-type]
+
+
+def test_a_page_that_comes_too_late_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "dump", lambda *_: iter(()))
+    first = Reply(True, {"generation": 5, "mark_mask": LAYOUT.mask, "processes": ["nfw packet 0"]}, ())
+    late = Reply(False, None, ("nfw packet 0 did not answer in time",))
+    page = Reply(True, {"generation": 5, "rows": [list(record())], "done": True}, ())
+    control = Control(first, late, late, page)
+    assert len(list(FlowClient(control).flows(FlowFilter()))) == 1  # type: ignore[arg-type]
+    assert control.requests[1] == control.requests[2] == control.requests[3]
+    with pytest.raises(FlowsError, match="in time"):
+        list(FlowClient(Control(first, *[late] * 11)).flows(FlowFilter()))  # type: ignore[arg-type]
 
 
 def test_without_the_kernels_list_the_rest_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,6 +238,11 @@ def test_without_interception_nothing_is_diverted() -> None:
     [
         (Fragments.DROP, "counter name fragments_udp drop", "counter name fragments_udp drop"),
         (Fragments.FORWARD, "accept", None),
+        (
+            Fragments.WATCH,
+            "counter name fragments_udp meta mark set meta mark & 0x000fffff | 0x03600000 accept",
+            "counter name fragments_udp meta mark set meta mark & 0x000fffff | 0x03600000 accept",
+        ),
     ],
 )
 def test_fragment_defaults(fragments: Fragments, udp: str, whole: str | None) -> None:

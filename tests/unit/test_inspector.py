@@ -895,6 +895,24 @@ def test_ssh_is_over_after_the_key_exchange() -> None:
     assert flow.inspector.finished
 
 
+@pytest.mark.parametrize("size", [1, 3, 7, 30])
+def test_a_payload_around_a_transaction_is_searched_across_segments(size: int) -> None:
+    rules = f"""
+        alert http {ANY} (content:"needle across"; http.stat_code; content:"200"; sid:1;)
+        alert http {ANY} (content:"needle across"; http.stat_code; content:"404"; sid:2;)
+    """
+    body = b"." * 40 + b"needle across" + b"." * 40
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    flow = Flow(compiled(rules)).handshake()
+    got = []
+    for _ in range(2):  # the second finds the first one's still in the window, and once
+        assert flow.data(UP, GET) == "accept"
+        for at in range(0, len(answer), size):
+            flow.data(DOWN, answer[at : at + size])
+            got += flow.sids
+    assert got == [1, 1]
+
+
 # -- the request line ------------------------------------------------------------------------------------------------
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import msgpack
 import pytest
+from OpenSSL import SSL
 
-from engines.tls.leaf import LeafKey, LeafRequest
-from nfw import leafs
-from nfw.leafs import ASK_AGAIN_SECONDS, LeafDesk
+from engines.tls.leaf import LeafKey, LeafRequest, presented_chain
+from nfw import keyholder, leafs
+from nfw.leafs import ASK_AGAIN_SECONDS, KEY_SECONDS, LeafDesk
+from tests.unit.tlskit import NOW, Authority, Peer, client_peer
 
 REQUEST = LeafRequest(("a.test",), (), "a.test", 0, 1 << 31)
 
@@ -117,3 +119,66 @@ def test_the_end_of_the_leader_is_told(holder_and_desk: tuple[socket.socket, Lea
     holder.close()
     with pytest.raises(EOFError):
         list(desk.answers())
+
+
+def answered(holder: socket.socket, authority: Authority, when: float) -> bytes:
+    """Mint what is asked for, as the key holder does; the public key it was asked for."""
+    (question,) = questions(holder)
+    holder.send(keyholder.answer(msgpack.packb(question), authority.certificate, authority.key, when))
+    public: bytes = question["public_key"]
+    return public
+
+
+def test_leaf_keys_are_new_every_day(holder_and_desk: tuple[socket.socket, LeafDesk[str]]) -> None:
+    holder, desk = holder_and_desk
+    authority = Authority()
+    request = LeafRequest(("a.test",), (), "a.test", int(NOW) - 10, int(NOW) + 10**7)
+    seen = []
+    for when in (NOW, NOW + KEY_SECONDS - 1, NOW + KEY_SECONDS, NOW + KEY_SECONDS + 5):
+        context = desk.ask(key(), request, "flow", 0.0, when)
+        if context is None:
+            seen.append((when, answered(holder, authority, when)))
+            (answer,) = desk.answers()
+            assert answer.context is not None, answer.error
+    assert [when for when, _ in seen] == [NOW, NOW + KEY_SECONDS]
+    assert seen[0][1] != seen[1][1]
+
+
+def test_an_answer_for_yesterdays_key_serves_those_who_wait_alone(
+    holder_and_desk: tuple[socket.socket, LeafDesk[str]],
+) -> None:
+    holder, desk = holder_and_desk
+    authority = Authority()
+    request = LeafRequest(("a.test",), (), "a.test", int(NOW) - 10, int(NOW) + 10**7)
+    assert desk.ask(key(), request, "early", 0.0, NOW) is None
+    (question,) = questions(holder)
+    assert desk.ask(key(1), request, "late", 0.0, NOW + KEY_SECONDS) is None
+    holder.send(keyholder.answer(msgpack.packb(question), authority.certificate, authority.key, NOW))
+    (answer,) = desk.answers()
+    assert (answer.waiting, answer.context is not None) == (["early"], True)
+    assert len(desk) == 0
+
+
+def test_the_chain_is_shown_behind_every_leaf() -> None:
+    """To a client that trusts the root and knows nothing of the CA below it."""
+    root = Authority("Root")
+    below = Authority("Below", root)
+    ours, holder = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, holder:
+        for side in (ours, holder):
+            side.setblocking(False)
+        desk: LeafDesk[str] = LeafDesk(ours, presented_chain([below.certificate, root.certificate]))
+        request = LeafRequest(("a.test",), (), "a.test", int(NOW) - 10, int(NOW) + 10**7)
+        desk.ask(key(), request, "flow", 0.0, NOW)
+        answered(holder, below, NOW)
+        (answer,) = desk.answers()
+    assert answer.context is not None
+    connection = SSL.Connection(answer.context)
+    connection.set_accept_state()
+    connection.set_app_data(b"")
+    server, client = Peer(connection), client_peer("a.test", [root.certificate])
+    client.start()
+    while data := client.take():
+        server.feed(data)
+        client.feed(server.take())
+    assert client.ready, client.failed

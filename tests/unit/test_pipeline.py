@@ -32,11 +32,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self.verdicts: list[tuple[int, bool]] = []
+        self.rewritten: list[tuple[int, bytes]] = []
         self.injected: list[bytes] = []
         self.events: list[dict[str, Any]] = []
 
     def verdict(self, packet_id: int, accept: bool) -> None:
         self.verdicts.append((packet_id, accept))
+
+    def rewrite(self, packet_id: int, packet: bytes) -> None:
+        self.rewritten.append((packet_id, packet))
 
     def inject(self, packet: bytes) -> None:
         self.injected.append(packet)
@@ -733,3 +737,95 @@ def test_verdicts_and_volumes_are_counted(tmp_path: Path) -> None:
         ("stateless", "pass", "stateless_rule"): 1,
         ("flow", "drop", "stream_exception"): 1,
     }
+
+
+# -- mode monitor ------------------------------------------------------------------------------------------------------
+
+WATCH = "mode: monitor\n" + INSPECT
+
+
+def told(bench: Bench) -> list[tuple[str, str, dict[str, str]]]:
+    """(event type, reason, verdict) of the records that have a verdict."""
+    return [
+        (event["event_type"], event["nfw"].get("reason", ""), event["verdict"])
+        for event in bench.effects.events
+        if "verdict" in event
+    ]
+
+
+def test_monitor_lets_a_dropped_request_go_and_records_it_once(tmp_path: Path) -> None:
+    """Held like any request until it can be judged, then released; the rest is the kernel's."""
+    bench = Bench(tmp_path, WATCH)
+    talk = Talk(bench)
+    talk.open()
+    assert bench.known(talk.client(data=b"GET /secret HT")) is Answer.HOLD
+    assert bench.known(talk.client(data=b"TP/1.1\r\nHost: x\r\n\r\n")) is Answer.PASS
+    assert [accept for _, accept in bench.effects.verdicts] == [True]
+    would_be = {"action": "pass", "would_be": "drop"}
+    assert told(bench) == [("alert", "", would_be), ("drop", "rule", would_be), ("flow", "rule", would_be)]
+    assert bench.effects.events[0]["alert"]["action"] == "allowed"
+    assert bench.effects.injected == []
+    assert bench.pipeline.verdicts == {("stateful", "would_drop", "rule"): 1}
+
+
+def test_monitor_of_a_request_that_does_not_end(tmp_path: Path) -> None:
+    """What is decided when a hold runs out does not drop the packet that comes next."""
+    policy = "mode: monitor\nstateful: {order: strict, default_actions: [drop_established]}\n"
+    bench = Bench(tmp_path, policy)
+    talk = Talk(bench)
+    talk.open()
+    assert bench.known(talk.client(data=b"GET / HT")) in (Answer.HOLD, Answer.PASS)
+    bench.now += 1
+    bench.pipeline.tick(bench.now)
+    assert all(accept for _, accept in bench.effects.verdicts)
+    assert bench.known(talk.client(data=b"TP/1.1\r\n\r\n")) in (Answer.PASS, Answer.ACCEPT)
+    assert ("drop", "default_drop_established", {"action": "pass", "would_be": "drop"}) in told(bench)
+
+
+@pytest.mark.parametrize(
+    ("policy", "packet", "answer", "reason", "would_be"),
+    [
+        ("stateless: {default: drop}\n", TCP(dport=80, flags="S"), Answer.PASS, "stateless_default", "drop"),
+        ("stateless: {default: drop}\n", UDP(dport=80) / b"x", Answer.PASS, "stateless_default", "drop"),
+        ("stateless: {default: drop}\n", ICMP(), Answer.ONCE, "stateless_default", "drop"),
+        (
+            "stateless: {default: forward, rules: [{priority: 1, action: drop, tcp_flags: [{flags: [SYN]}]}]}\n",
+            TCP(dport=80, flags="S"),
+            Answer.ONCE,
+            "stateless_rule",
+            "drop",
+        ),
+        ("stateful: {stream_exception: drop}\n", TCP(dport=80, flags="A") / b"x", None, "stream_exception", "drop"),
+        ("stateful: {stream_exception: reject}\n", TCP(dport=80, flags="A") / b"x", None, "stream_exception", "reject"),
+        (INSPECT, UDP(dport=53) / b"BAD", Answer.INSPECT, "rule", "drop"),
+    ],
+)
+def test_monitor_of_every_stage(
+    tmp_path: Path, policy: str, packet: Scapy, answer: Answer | None, reason: str, would_be: str
+) -> None:
+    """``answer`` None: the flow is taken up."""
+    bench = Bench(tmp_path, "mode: monitor\n" + policy)
+    whole = IP(src=CLIENT, dst=SERVER) / packet
+    given = bench.send(whole)
+    assert given is answer or (answer is None and given in (Answer.INSPECT, Answer.PASS))
+    bench.send(whole)
+    records = [record for record in told(bench) if record[0] == "drop"]
+    assert records == [("drop", reason, {"action": "pass", "would_be": would_be})]
+    assert bench.effects.injected == []
+
+
+def test_monitor_ends_no_open_flow(tmp_path: Path) -> None:
+    policy = "mode: monitor\nopen_flows: {which: all, action: reject}\n" + INSPECT
+    bench = Bench(tmp_path, policy)
+    packet = IP(src=CLIENT, dst=SERVER) / TCP(sport=40000, dport=80, flags="A", seq=5, ack=6) / b"x"
+    assert bench.send(packet, 4, Disposition.INSPECT) is Answer.HOLD
+    assert (
+        bench.send(IP(src=SERVER, dst=CLIENT) / UDP(sport=53, dport=9) / b"x", 4, Disposition.REPLY) is not Answer.ENDED
+    )
+    assert bench.effects.injected == []
+
+
+def test_monitor_of_what_is_malformed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, WATCH)
+    assert bench.pipeline.packet(1, 0, 0, b"\x45\x00\x00", bench.now) is Answer.ONCE
+    assert bench.pipeline.verdicts == {("flow", "would_drop", "invalid_packet"): 1}

@@ -22,7 +22,7 @@ from nfw import revocationfetcher
 from nfw.httpfetch import FetchError
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Fetcher, Store, decode_answer, encode_answer, encode_question
-from tests.unit.revocationkit import CRL_URL, OCSP_URL, crl, ocsp_response, pointing
+from tests.unit.revocationkit import CRL_URL, HOUR, OCSP_URL, crl, ocsp_response, pointing
 from tests.unit.test_tls_revocation import produced_when_judged  # noqa: F401 - a fixture used by itself
 from tests.unit.tlskit import DAY, NOW, Authority
 
@@ -153,6 +153,44 @@ def test_a_thousand_wait_for_one_fetch(bench) -> None:
     place.ask(ONLY_OCSP, 1000)
     assert len(place.settle(1001)) == 1001
     assert place.fetched == [OCSP_URL]
+
+
+def test_a_crl_is_renewed_before_it_ends(bench) -> None:
+    """In the background, while the old one serves; a failure leaves the old one, and is not repeated at once."""
+    place = bench({CRL_URL: lambda: crl(ROOT, next_update=HOUR)})  # one of two hours is over
+    assert place.find(ONLY_CRL).status is Revocation.GOOD
+    place.fetcher.settle(time.monotonic())
+    assert place.fetched == [CRL_URL]
+
+    def until(fetches: int) -> None:
+        deadline = time.monotonic() + 5
+        while (len(place.fetched) < fetches or place.fetcher._shelf._coming) and time.monotonic() < deadline:
+            place.fetcher.settle(time.monotonic())
+            time.sleep(0.01)
+        assert len(place.fetched) == fetches
+
+    place.net[CRL_URL] = failing("unreachable")
+    place.at = NOW + HOUR - 600  # less than a tenth of its life is left
+    until(2)
+    for _ in range(3):
+        place.fetcher.settle(time.monotonic())
+    assert len(place.fetched) == 2
+    assert place.find(ALSO_CRL).status is Revocation.GOOD
+    place.net[CRL_URL] = lambda: crl(ROOT, BOTH, at=place.at)
+    place.at += revocationfetcher.NEGATIVE_SECONDS
+    until(3)
+    place.net[CRL_URL] = failing("unreachable")
+    place.at = NOW + 2 * HOUR  # the first one has ended
+    assert place.find(ONLY_CRL).status is Revocation.GOOD
+    assert len(place.fetched) == 3
+
+
+def test_a_crl_nobody_asks_for_is_not_renewed(bench) -> None:
+    place = bench({CRL_URL: lambda: crl(ROOT, next_update=3 * DAY)})
+    place.find(ONLY_CRL)
+    place.at = NOW + revocationfetcher.REFRESH_WITHIN
+    place.fetcher.settle(time.monotonic())
+    assert not place.fetcher._shelf._coming
 
 
 def test_one_crl_for_all_its_certificates(bench) -> None:

@@ -143,8 +143,8 @@ def test_igmp() -> None:
 @pytest.mark.parametrize(
     ("header", "options", "why"),
     [
-        ("alert rfb any any -> any any", "rfb.sectype:1;", "no parser for rfb.sectype"),
-        ("alert tcp any any -> any any", 'krb5.cname; content:"a";', "no parser for krb5.cname"),
+        ("alert snmp any any -> any any", "snmp.version:1;", "no parser for snmp.version"),
+        ("alert udp any any -> any any", 'snmp.usm; content:"a";', "no parser for snmp.usm"),
         ("alert nfs any any -> any any", 'file_data; content:"a";', "no parser for nfs"),
         ("alert pgsql any any -> any any", 'pgsql.query; content:"a";', "no parser for pgsql"),
     ],
@@ -181,8 +181,8 @@ def test_what_matches_in_captures_only_says_so_and_is_compiled_for_them(header: 
     [
         ("alert smb any any -> any any", "smb.version:1; smb.version:2;", "twice"),
         ("alert ftp any any -> any any", "ftp.reply_received:perhaps;", "expected one of"),
-        ("alert tls any any -> any any", "rfb.sectype:1;", "does not exist in tls"),
-        ("alert rfb any any -> any any", "rfb.name;", "no condition"),
+        ("alert tls any any -> any any", "snmp.version:1;", "does not exist in tls"),
+        ("alert snmp any any -> any any", "snmp.community;", "no condition"),
     ],
 )
 def test_their_mistakes_are_refused_all_the_same(header: str, options: str, says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +36,18 @@ def test_a_key_that_cannot_be_read_is_the_credential_of_that_name(
         (credentials / "ca.key").write_text(content)
     named = str(tmp_path / "ca.key")
     assert keyholder.key_file(named) == (str(credentials / "ca.key") if found else named)
+
+
+def test_no_core_file_and_no_tracing() -> None:
+    """What every process with keys or plaintext begins with: prctl(2), getrlimit(2)."""
+    asked = """
+import ctypes, resource
+from nfw import process
+process.no_dumps()
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), *resource.getrlimit(resource.RLIMIT_CORE))
+"""
+    answer = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["0", "0", "0"]
 
 
 def test_no_credentials_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

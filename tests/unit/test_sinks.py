@@ -130,21 +130,30 @@ def test_aws_flow_is_two_records() -> None:
         (
             "NAME_MISMATCH",
             "a.test",
-            {"detail": "b.test"},
-            {"tls_error": {"error_message": "SNI: a.test Match Failed to server certificate names: b.test"}},
+            {"server_names": ["b.test", "*.c.test"]},
+            {"tls_error": {"error_message": "SNI: a.test Match Failed to server certificate names: b.test/*.c.test "}},
         ),
-        (
-            "REVOKED",
-            "a.test",
-            {},
-            {"revocation_check": {"leaf_cert_fpr": "ff", "status": "REVOKED", "action": "REJECT"}},
+        *(
+            (
+                status,
+                "a.test",
+                {"revocation_check": {"leaf_cert_fpr": "ff", "status": said, "action": action, "method": "crl"}},
+                {"revocation_check": {"leaf_cert_fpr": "ff", "status": said, "action": action}},
+            )
+            for status, said, action in (
+                ("REVOKED", "REVOKED", "DROP"),
+                ("UNKNOWN", "UNKNOWN", "REJECT"),
+                ("OK", "REVOKED", "PASS"),
+            )
         ),
+        ("OK", "a.test", {"revocation_check": {"leaf_cert_fpr": "ff", "status": "GOOD", "action": "PASS"}}, None),
     ],
 )
-def test_aws_tls_is_failures_only(status: str, sni: str, more: dict[str, str], expected: dict[str, Any] | None) -> None:
-    found = awslog.records(
-        event("tls", tls={"sni": sni, "fingerprint": "ff"}, nfw={"status": status, **more}), "egress"
-    )
+def test_aws_tls_is_failures_only(status: str, sni: str, more: dict[str, Any], expected: dict[str, Any] | None) -> None:
+    ours = {key: value for key, value in more.items() if key == "detail"}
+    tls = {key: value for key, value in more.items() if key == "server_names"}
+    rest = {key: value for key, value in more.items() if key == "revocation_check"}
+    found = awslog.records(event("tls", tls={"sni": sni, **tls}, nfw={"status": status, **ours}, **rest), "egress")
     if expected is None:
         assert found == []
         return

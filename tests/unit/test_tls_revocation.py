@@ -111,6 +111,7 @@ OCSP_CASES = {
         "UNKNOWN",
         "other_certificate",
     ),
+    "an answer to somebody else": (lambda: ocsp_response(LEAF, ROOT, nonce=b"n" * 16), "UNKNOWN", "other_nonce"),
     "another serial": (lambda: ocsp_response(OTHER, ROOT), "UNKNOWN", "other_certificate"),
     "stale": (lambda: ocsp_response(LEAF, ROOT, this_update=-2 * DAY, next_update=-1), "UNKNOWN", "stale"),
     "stale revocation": (

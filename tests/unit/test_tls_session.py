@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
+import struct
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
@@ -25,7 +28,19 @@ from engines.tls.events import (
 )
 from engines.tls.session import CONTROL_MAX, PARKED_MAX, Session, State
 from engines.tls.status import FailAction, Status
-from tests.unit.tlskit import NOW, TO_CLIENT, TO_SERVER, Authority, Peer, Wire, World, client_peer, server_peer
+from tests.grade import tls12
+from tests.unit.tlskit import (
+    NOW,
+    TO_CLIENT,
+    TO_SERVER,
+    Authority,
+    Peer,
+    Wire,
+    World,
+    client_peer,
+    server_peer,
+    with_extension,
+)
 
 TLS12, TLS13 = SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION
 NAME = "www.example.test"
@@ -345,6 +360,75 @@ def test_not_tls(world: World, data: bytes, reason: str) -> None:
     expect_blocked(wire, Status.NOT_TLS, Close.RESET, reason)
 
 
+@pytest.mark.parametrize("action", [FailAction.REJECT, FailAction.DROP])
+@pytest.mark.parametrize(
+    ("hello", "reason", "alert"),
+    [
+        ({"ciphers": (0xC02B, 0x5600)}, "inappropriate_fallback", 86),
+        ({"version": 0x0302}, "client_version", 70),
+        ({"ciphers": ()}, "decode_error", 50),
+    ],
+)
+def test_what_is_wrong_with_an_offer_is_said(hello: dict, reason: str, alert: int, action: FailAction) -> None:
+    """By an alert before the reset; dropping says nothing."""
+    wire = Wire(World(on_failure=action), client_peer(NAME), None)
+    wire.feed_client(tls12.record(tls12.HANDSHAKE, tls12.client_hello(NAME, **hello)))
+    assert wire.finished is not None
+    assert wire.finished.reason == reason
+    said = b"".join(event.data for event in wire.log if isinstance(event, SendClient))
+    assert said == (bytes((21, 3, 3, 0, 2, 2, alert)) if action is FailAction.REJECT else b"")
+
+
+@pytest.mark.parametrize("cut", [1 << 18, 1, 7])
+@pytest.mark.parametrize("change", [b"\x14\3\3\0\1\1", b""])
+@pytest.mark.parametrize("name", [NAME, "other.example.test", None])
+def test_the_hello_after_a_retry_request_names_the_same_server(
+    world: World, name: str | None, change: bytes, cut: int
+) -> None:
+    def hello(name: str | None, *shares: tuple[int, bytes]) -> bytes:
+        block = b"".join(struct.pack("!H", group) + tls12.vector(key, 2) for group, key in shares)
+        extra = [tls12.extension(51, tls12.vector(block, 2)), tls12.extension(45, b"\1\1")]
+        message = tls12.client_hello(
+            name, ciphers=(0x1301,), versions=(0x0304,), groups=(0x9999, 29), extra=extra, random=bytes(32)
+        )
+        return tls12.record(tls12.HANDSHAKE, message)
+
+    certificate, key = world.root.issue(NAME)
+    wire = Wire(world, client_peer(NAME), server_peer(certificate, key), chunk=cut)
+    wire.client.failed = "scripted"
+    wire.feed_client(hello(NAME, (0x9999, bytes(32))))
+    while wire._carry():
+        pass
+    assert wire.session.state is State.CLIENT_HANDSHAKE
+    wire.log.clear()
+    wire.feed_client(change + hello(name, (29, b"\x09" + bytes(31))))
+    said = b"".join(event.data for event in wire.log if isinstance(event, SendClient))
+    if name == NAME:
+        assert wire.session.state is State.CLIENT_HANDSHAKE
+        assert len(said) > 500, "ServerHello and what follows"
+    else:
+        assert wire.finished is not None
+        assert wire.finished.reason == "sni_changed"
+        assert said == bytes((21, 3, 3, 0, 2, 2, 47))
+
+
+@pytest.mark.parametrize(
+    ("address", "status"), [("192.0.2.7", None), ("192.0.2.8", Status.NAME_MISMATCH), ("", Status.NO_SNI)]
+)
+def test_without_a_name_the_address_is_verified(address: str, status: Status | None) -> None:
+    world = World(verify_address=True)
+    certificate, key = world.root.issue(san=[x509.IPAddress(ipaddress.ip_address("192.0.2.7"))])
+    wire = Wire(world, client_peer(None, verify=False), server_peer(certificate, key))
+    wire.session = Session(world.settings, 0.0, NOW, address)
+    wire.run()
+    assert (wire.finished.status if wire.finished else None) is status
+    assert wire.client.ready is (status is None)
+    if status is None:
+        leaf = wire.client.connection.get_peer_certificate(as_cryptography=True)
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert [str(one) for one in names.get_values_for_type(x509.IPAddress)] == ["192.0.2.7"]
+
+
 def test_status_can_have_its_own_action() -> None:
     world = World(on_failure=FailAction.REJECT, actions={Status.NO_SNI: FailAction.DROP})
     expect_blocked(Wire(world, client_peer(None, verify=False), None).run(), Status.NO_SNI, Close.SILENT)
@@ -401,6 +485,39 @@ def test_server_that_requires_a_client_certificate(world: World, tls: int) -> No
     assert (wire.finished.status, wire.finished.reason) == (Status.PROTOCOL, "mtls_required")
     assert wire.finished.info.certificate_requested
     assert wire.client.fin == "reset"
+
+
+def test_an_alert_that_comes_with_a_reset_is_read(world: World) -> None:
+    """As it does from a server that closes without having read what follows our handshake."""
+    wire = pair(world, server={"client_certificate": True}, hold=(NeedLeaf,)).run()
+    assert wire.session.state is State.LEAF
+    wire.session.upstream_reset(0.0)
+    wire.answer()
+    assert wire.finished is not None
+    assert (wire.finished.status, wire.finished.reason) == (Status.PROTOCOL, "mtls_required")
+
+
+@pytest.mark.parametrize("tls", [TLS12, TLS13])
+def test_server_that_would_like_a_client_certificate(world: World, tls: int) -> None:
+    wire = established(world, server={"client_certificate": "optional", "versions": (TLS12, tls)})
+    assert wire.session.info.certificate_requested
+    wire.client.send(b"question")
+    wire.run()
+    assert wire.server.received == b"question"
+
+
+def test_early_data_goes_nowhere(world: World) -> None:
+    """A hello that announces it, and a record that claims to be it: no ticket of ours has allowed any."""
+    wire = pair(world)
+    wire.client.start()
+    early = struct.pack("!HH", 42, 0)
+    wire.feed_client(with_extension(wire.client.take(), early) + b"\x17\x03\x03\x00\x20" + bytes(32))
+    assert wire.session.info.hello is not None
+    assert wire.session.info.hello.has_early_data
+    while data := wire.server.take():
+        wire.feed_upstream(data)
+    assert wire.plaintext == [b"", b""]
+    assert wire.server.received == b""
 
 
 # --- deadlines and other ends before the relay -----------------------------------------------------------------------

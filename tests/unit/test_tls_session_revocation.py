@@ -101,6 +101,27 @@ def test_nothing_is_asked_unless_the_policy_checks() -> None:
     assert wire.client.received == b"the server's answer"
 
 
+@pytest.mark.parametrize("action", ["pass", "drop", "reject"])
+def test_revoked_while_the_session_is_open(action: str) -> None:
+    """The owner asks again; REVOKED ends the session as the policy says, anything else does not."""
+    wire = meet(checking(revoked=action), findings={0: found(Revocation.GOOD)})
+    session = wire.session
+    assert session.state is State.RELAY
+    assert [question.depth for question in session.info.questions] == [0]
+    for harmless in (Revocation.UNKNOWN, Revocation.GOOD):
+        session.revocation_found(0, found(harmless), 1.0)
+        assert session.state is State.RELAY
+        assert session.info.revocation.finding.status is Revocation.GOOD
+    session.revocation_found(0, found(Revocation.REVOKED), 2.0)
+    wire.answer()
+    if action == "pass":
+        assert session.state is State.RELAY
+        return
+    assert wire.finished.status is Status.REVOKED
+    assert wire.client.fin == ("reset" if action == "reject" else "silent")
+    assert session.info.revocation_action == action
+
+
 def test_a_revoked_intermediate_counts() -> None:
     world = checking()
     middle = Authority("Middle", world.root, extra=pointing_extra())

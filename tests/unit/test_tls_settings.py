@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from engines.tls.status import FailAction, Status
 from engines.tls.verify import spki_sha256
 from nfw import ca
+from nfw.policy.errors import PolicyErrors
 from nfw.policy.loader import load_policy_text
 from nfw.tlsworker import tls_settings
 from tests.unit.tlskit import Authority
@@ -28,14 +29,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+TEXT = (
+    "tls:\n"
+    "  ca: {certificate: ca.pem, private_key: ca.key}\n"
+    "  trust: [root.pem, bad.pem]\n"
+    "  scopes: [{destination_ports: [443]}]\n"
+)
+
+
 def settings(folder: Path, more: str = ""):
-    text = (
-        "tls:\n"
-        "  ca: {certificate: ca.pem, private_key: ca.key}\n"
-        "  trust: [root.pem, bad.pem]\n"
-        "  scopes: [{destination_ports: [443]}]\n" + more
-    )
-    policy = load_policy_text(text.encode(), folder / "policy.yaml", now=NOW.timestamp())
+    policy = load_policy_text((TEXT + more).encode(), folder / "policy.yaml", now=NOW.timestamp())
     assert policy.tls is not None
     return tls_settings(policy.tls)
 
@@ -77,3 +80,35 @@ def test_distrusted_anchors_are_none(folder: Path, named: str) -> None:
     found = settings(folder, f"  distrust: [{named}]\n")
     assert found.verifier.anchors == 1
     assert spki_sha256(BAD.certificate) in found.verifier._refused
+
+
+def test_names_that_are_not_decrypted(folder: Path) -> None:
+    more = '  bypass: [{sni: ["*.Bank.example", a.test], destination_ports: ["443-444"]}]\n  resolvers: [192.0.2.53]\n'
+    policy = load_policy_text((TEXT + more).encode(), folder / "policy.yaml", now=NOW.timestamp())
+    assert policy.tls is not None
+    (one,) = policy.tls.bypass
+    assert (one.names, one.scope.destination_ports) == (("*.bank.example", "a.test"), ((443, 444),))
+    assert policy.tls.resolvers == ("192.0.2.53",)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("bypass: [{sni: []}]", "sni"),
+        ("bypass: [{}]", "sni"),
+        ('bypass: [{sni: ["*.com"]}]', "would cover everybody's names below com"),
+        ("bypass: [{sni: [192.0.2.1]}]", "is no host name"),
+        ("bypass: [{sni: [a.test], ports: [443]}]", "ports"),
+        ("debug: {sni: [a.test]}", "expected key_log, capture, or both"),
+        ("debug: {capture: x.pcapng}", "whose sessions are written down"),
+        ("debug: {capture: x.pcapng, sni: ['*.com']}", "would cover"),
+        ("quic: maybe", "quic"),
+        ("resolvers: [dns.test]", "expected addresses"),
+        ("resolvers: [10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4]", "at most 3"),
+    ],
+)
+def test_what_is_wrong_with_an_exemption_is_said(folder: Path, more: str, said: str) -> None:
+    with pytest.raises(PolicyErrors) as raised:
+        load_policy_text(f"{TEXT}  {more}\n".encode(), folder / "policy.yaml", now=NOW.timestamp())
+    assert said in str(raised.value)
+    assert "policy.yaml:5:" in str(raised.value)

@@ -7,6 +7,7 @@ import ipaddress
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import SSL
 
 from engines.tls.clienthello import TLS1_2, TLS1_3, ClientHelloReader
@@ -42,6 +43,59 @@ def handshake(verifier: UpstreamVerifier, server: Peer, host: str, at: float = N
         except SSL.Error:
             return verifier.refusal(connection)
         return verifier.judge(connection, host, at)
+
+
+def test_a_path_beside_the_one_openssl_takes(root: Authority) -> None:
+    """Two certificates of one authority, of which the first leads nowhere or may not vouch for the name."""
+    good = Authority("Cross", root)
+    dead = Authority("Nobody")
+    narrow = x509.NameConstraints([x509.DNSName("other.test")], None)
+    for bad in (
+        dead.sign(subject=good.name, key=good.key, ca=True, days=(-9, 9), eku=None),
+        root.sign(subject=good.name, key=good.key, ca=True, days=(-9, 9), eku=None, extra=[(narrow, True)]),
+    ):
+        certificate, key = good.issue("a.test")
+        for chain in ([bad, good.certificate], [good.certificate, bad]):
+            found = handshake(UpstreamVerifier([root.certificate]), server_peer(certificate, key, chain), "a.test")
+            assert isinstance(found, ServerChain), found
+            assert found.certificates[1].certificate == good.certificate
+        found = handshake(UpstreamVerifier([root.certificate]), server_peer(certificate, key, [bad]), "a.test")
+        assert isinstance(found, Refusal)
+        assert found.status in (Status.UNTRUSTED, Status.INVALID)
+        found = handshake(UpstreamVerifier([dead.certificate]), server_peer(certificate, key, [bad, bad]), "b.test")
+        assert isinstance(found, Refusal)
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "status"),
+    [
+        ("192.0.2.7", [x509.IPAddress(ipaddress.ip_address("192.0.2.7"))], None),
+        ("2001:db8::7", [x509.IPAddress(ipaddress.ip_address("2001:db8::7"))], None),
+        ("192.0.2.7", [x509.IPAddress(ipaddress.ip_address("192.0.2.8"))], Status.NAME_MISMATCH),
+        ("192.0.2.7", [x509.IPAddress(ipaddress.ip_address("::ffff:192.0.2.7"))], Status.NAME_MISMATCH),
+        ("192.0.2.7", [x509.DNSName("192.0.2.7")], Status.NAME_MISMATCH),
+        ("192.0.2.7", [x509.DNSName("a.test")], Status.NAME_MISMATCH),
+    ],
+)
+def test_an_address_is_proved_by_an_address(root: Authority, host: str, names: list, status: Status | None) -> None:
+    certificate, key = root.issue("a.test", san=names)
+    peer = server_peer(certificate, key)
+    found = handshake(UpstreamVerifier([root.certificate]), peer, host)
+    assert (found.status if isinstance(found, Refusal) else None) is status, found
+    assert peer.connection.get_servername() is None
+
+
+@pytest.mark.parametrize(
+    ("profile", "remarks"),
+    [
+        ({"key": rsa.generate_private_key(3, 2048)}, ("rsa_exponent",)),
+        ({"key": rsa.generate_private_key(65537, 2050)}, ("rsa_modulus",)),
+        ({"days": (-1, 400)}, ("long_lived",)),
+        ({}, ()),
+    ],
+)
+def test_remarks(root: Authority, profile: dict, remarks: tuple[str, ...]) -> None:
+    assert certificate_facts(root.issue("a.test", **profile)[0]).remarks == remarks
 
 
 def test_what_is_offered(root: Authority) -> None:

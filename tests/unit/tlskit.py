@@ -203,7 +203,7 @@ def server_peer(
     *,
     alpn: Sequence[bytes] = (),
     versions: tuple[int, int] = (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION),
-    client_certificate: bool = False,
+    client_certificate: bool | str = False,
     ciphers: bytes = b"DEFAULT:@SECLEVEL=0",
     staple: bytes = b"",
 ) -> Peer:
@@ -222,7 +222,8 @@ def server_peer(
             lambda _, offered: next((p for p in alpn if p in offered), SSL.NO_OVERLAPPING_PROTOCOLS)
         )
     if client_certificate:
-        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+        must = 0 if client_certificate == "optional" else SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+        context.set_verify(SSL.VERIFY_PEER | must)
     connection = SSL.Connection(context)
     connection.set_accept_state()
     return Peer(connection)
@@ -376,3 +377,17 @@ def _usage(digital_signature: bool, ca: bool, crl_sign: bool | None = None) -> x
 
 def _moment(unix: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(int(unix), datetime.UTC)
+
+
+def with_extension(hello: bytes, extension: bytes) -> bytes:
+    """A ClientHello, one record, with one more extension at its end."""
+    body = bytearray(hello)
+    at = 5 + 4 + 2 + 32  # record, handshake header, version, random
+    at += 1 + body[at]
+    at += 2 + int.from_bytes(body[at : at + 2], "big")
+    at += 1 + body[at]
+    body[at : at + 2] = (int.from_bytes(body[at : at + 2], "big") + len(extension)).to_bytes(2, "big")
+    body += extension
+    body[3:5] = (len(body) - 5).to_bytes(2, "big")
+    body[6:9] = (len(body) - 9).to_bytes(3, "big")
+    return bytes(body)

@@ -27,15 +27,20 @@ _Probe = Callable[[bytes], bool | None]
 
 
 class Detector:
-    """Feed both directions in order; ask :attr:`name`. ``transport``: ``tcp`` or ``udp`` (one datagram per feed)."""
+    """Feed both directions in order; ask :attr:`name`. ``transport``: ``tcp`` or ``udp`` (one datagram per feed).
+    ``port``: the server's; it only tells which kind of DNS a flow speaks that speaks DNS."""
 
-    __slots__ = ("_buffers", "_failed", "_fed", "_probes", "_udp", "name")
+    __slots__ = ("_buffers", "_failed", "_fed", "_local", "_probes", "_udp", "name")
 
-    def __init__(self, transport: str = "tcp") -> None:
+    def __init__(self, transport: str = "tcp", port: int = 0) -> None:
         self.name: str | None = None  # None: not known yet; "failed": never will be
         self._udp = transport == "udp"
         probes = _UDP if self._udp else _TCP
         self._probes = [list(probes[0]), list(probes[1])]
+        self._local = LOCAL_NAMES.get(port, "") if self._udp or port != 5353 else ""
+        if self._local == "mdns":
+            for side in self._probes:
+                side.append(("dns", _multicast_dns))
         self._buffers = [bytearray(), bytearray()]
         self._fed = [0, 0]
         self._failed = [False, False]
@@ -81,7 +86,7 @@ class Detector:
         for name, probe in self._probes[direction]:
             answer = probe(data)
             if answer:
-                self.name = name
+                self.name = self._local or name if name == "dns" else name
                 return
             if answer is None and not self._udp:
                 left.append((name, probe))
@@ -207,6 +212,16 @@ def dns_message(data: bytes, response: bool, whole: bool) -> bool | None:
     return (int.from_bytes(data[at + 2 : at + 4], "big") & 0x7FFF) in {1, 2, 3, 4, 254, 255}
 
 
+def _multicast_dns(data: bytes) -> bool | None:
+    """A message of either kind on the port of multicast DNS (RFC 6762, section 18)."""
+    counts = [int.from_bytes(data[at : at + 2], "big") for at in (4, 6, 8, 10)]
+    return len(data) > 12 and 0 < sum(counts) <= 4096 and data[12] < 64
+
+
+# Ports on which DNS is another protocol, with rules of its own.
+LOCAL_NAMES = {5353: "mdns", 5355: "llmnr"}
+
+
 def _dns_tcp(response: bool) -> _Probe:
     def probe(data: bytes) -> bool | None:
         if len(data) < 2:
@@ -245,7 +260,7 @@ def _greeting(word: re.Pattern[bytes]) -> _Probe:
     return probe
 
 
-def _quic(data: bytes) -> bool | None:
+def looks_like_quic(data: bytes) -> bool | None:
     """RFC 9000, section 17.2: long header, a version in use, first flight padded to 1200 bytes."""
     version = data[1:5]
     known = version in {b"\0\0\0\1", b"\x6b\x33\x43\xcf"} or version.startswith(b"\xff\0\0")
@@ -255,6 +270,32 @@ def _quic(data: bytes) -> bool | None:
 def _ntp(data: bytes) -> bool | None:
     """RFC 5905, figure 8: version 1 to 4, a mode in use."""
     return len(data) in {48, 68, 72} and 1 <= (data[0] >> 3 & 7) <= 4 and 1 <= data[0] & 7 <= 5
+
+
+def _krb5(data: bytes) -> bool | None:
+    """RFC 4120, section 5: an application type that is a sequence, and as long as it says. A datagram."""
+    if len(data) < 6 or data[0] not in _KRB5_TAGS:
+        return False
+    more = data[1] & 0x7F if data[1] & 0x80 else 0
+    size = int.from_bytes(data[2 : 2 + more], "big") if more else data[1]
+    return more <= 3 and 2 + more + size == len(data) and data[2 + more] == 0x30
+
+
+def _krb5_tcp(data: bytes) -> bool | None:
+    """The same behind its length (RFC 4120, section 7.2.2)."""
+    if data[0] or (len(data) > 1 and data[1]):
+        return False
+    if len(data) < 9:
+        return None if len(data) < 5 or data[4] in _KRB5_TAGS else False
+    size = int.from_bytes(data[:4], "big")
+    more = data[5] & 0x7F if data[5] & 0x80 else 0
+    if data[4] not in _KRB5_TAGS or more > 2:
+        return False
+    inner = int.from_bytes(data[6 : 6 + more], "big") if more else data[5]
+    return 2 + more + inner == size and data[6 + more] == 0x30
+
+
+_KRB5_TAGS = frozenset({0x6A, 0x6B, 0x6C, 0x6D, 0x7E})
 
 
 def _mqtt_answer(data: bytes) -> bool | None:
@@ -303,6 +344,7 @@ _TO_SERVER: list[tuple[str, _Probe]] = [
     ("mqtt", lambda data: False if data[0] != 0x10 else None if len(data) < 10 else b"MQ" in data[2:8]),
     ("pgsql", _prefix(b"\0\3\0\0", b"\4\xd2\x16\x2f", at=4)),
     ("sip", _SIP_REQUEST),
+    ("krb5", _krb5_tcp),
     ("dns", _dns_tcp(False)),
 ]
 _TO_CLIENT: list[tuple[str, _Probe]] = [
@@ -321,20 +363,23 @@ _TO_CLIENT: list[tuple[str, _Probe]] = [
     ("sip", _prefix(b"SIP/2.0")),
     ("http2", _http2_server),
     ("mqtt", _mqtt_answer),
+    ("krb5", _krb5_tcp),
     ("dns", _dns_tcp(True)),
 ]
 _UDP_TO_SERVER: list[tuple[str, _Probe]] = [
-    ("quic", _quic),
+    ("quic", looks_like_quic),
     ("dns", _dns_udp(False)),
     ("ntp", _ntp),
+    ("krb5", _krb5),
     ("tftp", _tftp),
     ("dhcp", _prefix(b"\x63\x82\x53\x63", at=236)),
     ("sip", _sip),
 ]
 _UDP_TO_CLIENT: list[tuple[str, _Probe]] = [
-    ("quic", _quic),
+    ("quic", looks_like_quic),
     ("dns", _dns_udp(True)),
     ("ntp", _ntp),
+    ("krb5", _krb5),
     ("dhcp", _prefix(b"\x63\x82\x53\x63", at=236)),
     ("sip", _sip),
 ]

@@ -64,6 +64,7 @@ class DnsTransaction(BaseTransaction):
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
         if direction is not None and direction is not self.direction:
             return ()
+        name = _LOCAL.get(name, name)
         getter = _NUMBERS.get(name)
         if getter is not None:
             return getter(self)
@@ -73,9 +74,7 @@ class DnsTransaction(BaseTransaction):
 
     def _response_names(self) -> Sequence[bytes]:
         """Every owner name of a response, section by section, each followed by the name its data holds, if any."""
-        if self.direction is Direction.TO_SERVER:
-            return ()
-        return self.response_names
+        return self.response_names if self.direction or self.flags & _RESPONSE else ()
 
     def log_fields(self) -> dict[str, object]:
         """EVE ``dns`` object, version 3 (Suricata 8)."""
@@ -134,6 +133,13 @@ _BUFFERS = {
 }
 
 
+_RESPONSE = 0x8000
+# The buffers of other protocols with the same messages -> ours.
+_LOCAL = {
+    f"{proto}.{name}": f"dns.{name}"
+    for proto in ("mdns", "llmnr")
+    for name in ("queries.rrname", "answers.rrname", "authorities.rrname", "additionals.rrname", "response.rrname")
+}
 _NUMBERS: dict[str, Callable[[DnsTransaction], Sequence[bytes]]] = {
     "dns.opcode": lambda tx: (bytes([tx.opcode]),),
     "dns.rcode": lambda tx: (tx.rcode.to_bytes(2, "big"),),
@@ -189,6 +195,16 @@ def parse_message(tx: DnsTransaction, data: bytes, limits: AppLimits) -> None:
             budget -= count
     except (ValueError, struct.error):
         tx.add_event("malformed_data")
+
+
+def _local_message(tx: DnsTransaction) -> None:
+    """Multicast DNS and LLMNR know one opcode (RFC 6762, section 18.3; RFC 4795, section 2.1.1), and answers of the
+    former may go to all."""
+    if tx.opcode:
+        tx.add_event("invalid_opcode")
+    for event in ("not_a_request", "not_a_response"):
+        if event in tx.events:
+            tx.events.remove(event)
 
 
 def _name(tx: DnsTransaction, data: bytes, at: int) -> tuple[bytes, int]:
@@ -247,10 +263,13 @@ def read_name(data: bytes, at: int) -> tuple[bytes, int, str]:
 class DnsParser(BaseParser):
     """``udp``: every feed is one datagram; otherwise messages follow a two-byte length (RFC 1035, section 4.2.2)."""
 
-    name = "dns"
+    name = "dns"  # or another protocol with its messages
 
-    def __init__(self, limits: AppLimits = DEFAULT_LIMITS, hold_body: bool = False, udp: bool = False) -> None:
+    def __init__(
+        self, limits: AppLimits = DEFAULT_LIMITS, hold_body: bool = False, udp: bool = False, name: str = "dns"
+    ) -> None:
         super().__init__()
+        self.name = name
         self._limits = limits
         self._udp = udp
         self._buffers = (bytearray(), bytearray())  # one incomplete message each, at most 64 KiB
@@ -281,6 +300,8 @@ class DnsParser(BaseParser):
     def _message(self, direction: Direction, data: bytes) -> None:
         tx = DnsTransaction(self.take_id(), direction)
         parse_message(tx, data, self._limits)
+        if self.name != "dns":
+            _local_message(tx)
         tx.finish(direction)
         tx.skip(Direction.TO_CLIENT if direction is Direction.TO_SERVER else Direction.TO_SERVER)
         self.transactions.append(tx)

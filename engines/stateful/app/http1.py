@@ -97,7 +97,10 @@ class Http1Parser(BaseParser):
         if side.left > size and not (self.gave_up or side.skip or side.other or side.frame or self._sides[0].line):
             # The middle of a body, as most of what is transferred: no state can change.
             side.left -= size
-            self._take_body(side, data, 0, size)
+            if side.body is not None and not side.body.full:
+                self._inspect(side, data)
+            else:
+                self._take_body(side, data, 0, size)
         elif not self.gave_up and not self.tunnel:
             if direction is Direction.TO_CLIENT and self._sides[0].state == self._short_line:
                 self._short_request(self._sides[0])  # it was answered, so it was complete

@@ -9,8 +9,11 @@ Names are lower-case as on the wire, and the pseudo fields are part of ``http.he
 What frames say otherwise (``http2.frametype`` and its kin) is kept where rules ask for it: on the stream's transaction
 when the side has one, else as a transaction of its own.
 
-Left out: flow control and the order of frames, which the end points enforce; extended CONNECT (RFC 8441), whose data is
-seen as a body.
+WebSocket over a stream (RFC 8441): what its messages say is seen as the stream's bodies, unmasked and decompressed, and
+is never held, since such a body ends with the conversation.
+
+Left out: flow control and the order of frames, which the end points enforce; other protocols of an extended CONNECT,
+whose data is seen as it is.
 
 Source: RFC 9113, sections 4, 6 and 8; RFC 7541 by hpack.
 """
@@ -30,6 +33,7 @@ from engines.stateful.app.bodies import Body
 from engines.stateful.app.http_transaction import Fields, Head, HttpTransaction
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
 from engines.stateful.app.transaction import BaseParser
+from engines.stateful.app.websocket import WebSocketParser
 from engines.verdict import Direction
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -49,13 +53,14 @@ _SETTING = struct.Struct("!HI")
 class _Stream:
     """``hold``: by direction, the offset from which its bytes may not leave, or -1."""
 
-    __slots__ = ("bodies", "ended", "hold", "tx")
+    __slots__ = ("bodies", "ended", "frames", "hold", "tx")
 
     def __init__(self, tx: HttpTransaction) -> None:
         self.tx = tx
         self.bodies: list[Body | None] = [None, None]
         self.ended = [False, False]
         self.hold = [-1, -1]
+        self.frames: WebSocketParser | None = None  # its data are frames of WebSocket
 
 
 class _Side:
@@ -369,6 +374,8 @@ class Http2Parser(BaseParser):
                 tx.authority = authority
             if method == b"CONNECT" and not path:
                 path = authority or b""
+            if method == b"CONNECT" and pseudo.get(b":protocol") == b"websocket":
+                stream.frames = WebSocketParser(self._limits)
             parts, line = (method, path, b"HTTP/2"), b"%b %b HTTP/2" % (method, path)
         raw = b"".join([b"%b: %b\r\n" % field for field in fields]) + b"\r\n"
         head = Head(line, parts, merged, raw)
@@ -378,7 +385,8 @@ class Http2Parser(BaseParser):
             self._carries_dns(tx, direction, message)
         if not ends:
             body = stream.bodies[direction] = tx.open_body(direction, self._limits)
-            if self._hold_body and not body.full and b"expect" not in merged:
+            endless = b":protocol" in pseudo or stream.frames is not None
+            if self._hold_body and not body.full and b"expect" not in merged and not endless:
                 stream.hold[direction] = started
 
     # --- bodies ------------------------------------------------------------------------------------------------------
@@ -401,7 +409,7 @@ class Http2Parser(BaseParser):
             if body.full:
                 body.skip(size)
             elif size:
-                full = body.feed(data[position : position + size])
+                full = body.feed(_said(stream, direction, data[position : position + size]))
                 stream.tx.body_changed(direction, body)
                 if full:
                     stream.hold[direction] = -1
@@ -441,6 +449,17 @@ class Http2Parser(BaseParser):
     def _drop_if_done(self, number: int, stream: _Stream) -> None:
         if all(stream.ended):
             self._streams.pop(number, None)
+
+
+def _said(stream: _Stream, direction: Direction, data: bytes) -> bytes:
+    """What the bytes of a stream are for rules."""
+    frames = stream.frames
+    if frames is None or frames.gave_up:
+        return data
+    frames.feed(direction, data)
+    said = b"".join(tx.buffer("websocket.payload")[0] for tx in frames.transactions)
+    frames.transactions.clear()
+    return said
 
 
 def _merge(fields: Iterable[tuple[bytes, bytes]]) -> tuple[Fields, dict[bytes, bytes]]:

@@ -50,6 +50,8 @@ class AppLimits:
     mqtt_packet: int = 64 << 10
     # Packets of MQTT without their answer; servers grant 20 and more. -> event too_many_transactions, oldest given up
     mqtt_open: int = 1024
+    # A message of Kerberos over TCP; a ticket with many groups has some 12 KiB, Windows allows 48. -> gave_up
+    krb5_message: int = 64 << 10
     # RFC 4253, section 4.2 allows 255 bytes for the version and any number of lines before it. -> gave_up
     ssh_banner: int = 4 << 10
     # RFC 4253, section 6.1: packets of 35,000 bytes must be understood; a KEXINIT is 1 to 2 KiB. -> no HASSH, event

@@ -10,9 +10,12 @@ from engines.stateful.app.dns import DnsParser
 from engines.stateful.app.ftp import FtpDataParser, FtpParser
 from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.app.http2 import Http2Parser
+from engines.stateful.app.krb5 import Krb5Parser
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.mqtt import MqttParser
+from engines.stateful.app.ntp import NtpParser
 from engines.stateful.app.quic import QuicParser
+from engines.stateful.app.rfb import RfbParser
 from engines.stateful.app.sip import SipParser
 from engines.stateful.app.smb import SmbParser
 from engines.stateful.app.smtp import SmtpParser
@@ -25,6 +28,14 @@ Factory = Callable[[AppLimits, bool], AppParser]
 
 def _dns_datagrams(limits: AppLimits, hold_body: bool) -> AppParser:
     return DnsParser(limits, hold_body, udp=True)
+
+
+def _local_names(name: str, udp: bool) -> Factory:
+    return lambda limits, hold_body: DnsParser(limits, hold_body, udp, name)
+
+
+def _krb5_datagrams(limits: AppLimits, hold_body: bool) -> AppParser:
+    return Krb5Parser(limits, hold_body, udp=True)
 
 
 def _sip_datagrams(limits: AppLimits, hold_body: bool) -> AppParser:
@@ -46,7 +57,18 @@ PARSERS: dict[str, Factory] = {
     "ftp-data": FtpDataParser,
     "websocket": WebSocketParser,
     "mqtt": MqttParser,
+    "krb5": Krb5Parser,
+    "rfb": RfbParser,
+    "llmnr": _local_names("llmnr", False),
 }
 
 # Over UDP: one feed is one datagram.
-UDP_PARSERS: dict[str, Factory] = {"dns": _dns_datagrams, "quic": QuicParser, "sip": _sip_datagrams}
+UDP_PARSERS: dict[str, Factory] = {
+    "dns": _dns_datagrams,
+    "llmnr": _local_names("llmnr", True),
+    "mdns": _local_names("mdns", True),
+    "krb5": _krb5_datagrams,
+    "ntp": NtpParser,
+    "quic": QuicParser,
+    "sip": _sip_datagrams,
+}

@@ -22,14 +22,17 @@ HTTP1 = frozenset({"http", "http1"})
 TLS = frozenset({"tls"})
 QUIC = frozenset({"quic"})
 HTTP2 = frozenset({"http2", "doh2"})
-DNS = frozenset({"dns", "doh2"})
+DNS = frozenset({"dns", "doh2", "mdns", "llmnr"})
 SSH = frozenset({"ssh"})
 SMTP = frozenset({"smtp"})
 FTP = frozenset({"ftp"})
 DCERPC = frozenset({"dcerpc", "smb"})
 SMB = frozenset({"smb"})
 SIP = frozenset({"sip"})
+KRB5 = frozenset({"krb5"})
 MQTT = frozenset({"mqtt"})
+NTP = frozenset({"ntp"})
+RFB = frozenset({"rfb"})
 JA3 = frozenset({"tls", "quic"})
 FILES = frozenset({"http", "http1", "http2", "doh2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
 
@@ -152,6 +155,11 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("dns.authorities.rrname", DNS, TO_CLIENT, _D, multiple=True),
     BufferInfo("dns.additionals.rrname", DNS, None, _D, multiple=True),
     BufferInfo("dns.response.rrname", DNS, TO_CLIENT, _D, multiple=True),
+    *(
+        BufferInfo(f"{proto}.{name}.rrname", frozenset({proto}), None, page, multiple=True)
+        for proto, page in (("mdns", "mdns-keywords.html"), ("llmnr", "index.html"))
+        for name in ("queries", "answers", "authorities", "additionals", "response")
+    ),
     BufferInfo("ssh.proto", SSH, None, _S, aliases=("ssh_proto",)),
     BufferInfo("ssh.software", SSH, None, _S, aliases=("ssh_software",)),
     BufferInfo("ssh.hassh", SSH, TO_SERVER, _S),
@@ -190,6 +198,10 @@ _TABLE: tuple[BufferInfo, ...] = (
             "unsubscribe.topic",
         )
     ),
+    BufferInfo("krb5.cname", KRB5, TO_CLIENT, "kerberos-keywords.html", multiple=True, aliases=("krb5_cname",)),
+    BufferInfo("krb5.sname", KRB5, TO_CLIENT, "kerberos-keywords.html", multiple=True, aliases=("krb5_sname",)),
+    BufferInfo("rfb.name", RFB, TO_CLIENT, "rfb-keywords.html"),
+    BufferInfo("ntp.reference_id", NTP, None, "ntp-keywords.html"),
     BufferInfo("smb.named_pipe", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_named_pipe",)),
     BufferInfo("smb.share", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_share",)),
     BufferInfo("smb.ntlmssp_user", SMB, TO_SERVER, "smb-keywords.html"),
@@ -238,6 +250,13 @@ _VALUES: tuple[BufferInfo, ...] = (
             "connack.session_present",
         )
     ),
+    *(
+        BufferInfo(name, KRB5, None, "kerberos-keywords.html")
+        for name in ("krb5_msg_type", "krb5_err_code", "krb5.ticket_encryption")
+    ),
+    BufferInfo("rfb.sectype", RFB, TO_SERVER, "rfb-keywords.html"),
+    BufferInfo("rfb.secresult", RFB, TO_CLIENT, "rfb-keywords.html"),
+    *(BufferInfo(f"ntp.{name}", NTP, None, "ntp-keywords.html") for name in ("version", "mode", "stratum")),
     BufferInfo("smb.version", SMB, None, "smb-keywords.html"),
     BufferInfo("ftp.dynamic_port", FTP, None, _P),
     BufferInfo("ftp.mode", FTP, None, _P),

@@ -16,29 +16,19 @@ from engines.stateful.keywords.draft import RuleDraft
 _BUFFERS: dict[str, str] = {
     "dnp3": "dnp3_data dnp3.data",
     "ike": "ike.init_spi ike.resp_spi ike.vendor ike.nonce_payload ike.key_exchange_payload",
-    "krb5": "krb5_cname krb5_sname krb5.cname krb5.sname",
     "ldap": "ldap.request.dn ldap.responses.dn ldap.responses.message ldap.request.attribute_type "
     "ldap.responses.attribute_type",
-    "llmnr": "llmnr.queries.rrname llmnr.answers.rrname llmnr.authorities.rrname llmnr.additionals.rrname "
-    "llmnr.response.rrname",
-    "mdns": "mdns.queries.rrname mdns.answers.rrname mdns.authorities.rrname mdns.additionals.rrname "
-    "mdns.response.rrname",
-    "ntp": "ntp.reference_id",
     "pgsql": "pgsql.query",
     "quic": "quic.ua quic.cyu.hash quic.cyu.string",
-    "rfb": "rfb.name",
     "snmp": "snmp.community snmp.usm",
 }
 _VALUES: dict[str, str] = {
     "dnp3": "dnp3_func dnp3_ind dnp3_obj dnp3.func dnp3.ind dnp3.obj",
     "enip": "cip_service enip_command",
     "ike": "ike.chosen_sa_attribute ike.exchtype ike.key_exchange_payload_length ike.nonce_payload_length",
-    "krb5": "krb5_msg_type krb5_err_code krb5.ticket_encryption krb5.weak_encryption",
     "ldap": "ldap.request.operation ldap.responses.operation ldap.responses.count ldap.responses.result_code",
     "modbus": "modbus",
     "nfs": "nfs_procedure nfs_version nfs3_procedure",
-    "ntp": "ntp.version ntp.stratum ntp.mode",
-    "rfb": "rfb.sectype rfb.secresult",
     "tls": "tls_cert_valid tls_cert_expired",
     "snmp": "snmp.version snmp.pdu_type snmp.trap_type",
 }
@@ -61,11 +51,8 @@ def _value(name: str, proto: str) -> Callable[[RuleDraft, str | None], None]:
     return parse
 
 
-_PAGES = {"llmnr": "index.html", "mdns": "mdns-keywords.html"}
-
-
 def _page(proto: str) -> str:
-    return _PAGES.get(proto, f"{proto}-keywords.html")
+    return f"{proto}-keywords.html"
 
 
 _NEVER = "{}; loads, but never matches: no parser for it"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nfw.policy.errors import Problems
-from nfw.policy.files import read_bounded
+from nfw.policy.files import files_in, is_folder, read_bounded
 from nfw.policy.jsonpos import parse_json
 from nfw.policy.yamlpos import MAX_BYTES, Mapping, Node, Scalar, parse_yaml
 from nfw.policy.yamlpos import Sequence as SequenceNode
@@ -108,10 +107,10 @@ def expand(paths: Iterable[Path], problems: Problems, map_file: Path | None) -> 
     """Files as they are, a folder as the files in it that can hold documents."""
     found: list[Path] = []
     for path in paths:
-        if not os.path.isdir(path):  # unlike is_dir, never an exception
+        if not is_folder(path):
             found.append(path)
             continue
-        inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file())
+        inside = [entry for entry in files_in(path) if entry.suffix.lower() in SUFFIXES]
         if map_file is not None:
             inside = [entry for entry in inside if entry.resolve() != map_file.resolve()]
         if not inside:

@@ -17,7 +17,7 @@ from nfw.policy.model import (
     TlsAction,
     TlsKeywords,
 )
-from nfw.policy.read_tls import read_authority, warn_inbound
+from nfw.policy.read_tls import read_authority, read_server, warn_inbound
 from nfw.policy.values import TCP
 
 CONFIGURATION_FIELDS = (
@@ -60,6 +60,7 @@ def read_tls_configuration(
     revocation: Revocation | None = None
     outbound: list[TlsScope] = []
     inbound: list[InboundTls] = []
+    places: list[Fields] = []
     for fields in entries:
         scopes = _read_scopes(fields, own.exact_scopes)
         if "CertificateAuthorityArn" in fields:
@@ -78,16 +79,18 @@ def read_tls_configuration(
                 "CheckCertificateRevocationStatus: differs from that of another configuration; expected one for all",
             )
         revocation = revocation or state
-        certificates = _read_certificates(fields, known)
+        certificates = _read_certificates(fields, known, check_key)
         if certificates:
             inbound.append(InboundTls(certificates, tuple(scopes)))
-            warn_inbound(fields.key("ServerCertificates"), fields.problems)
+            places.append(fields)
         elif "CertificateAuthorityArn" not in fields:
             fields.error(
                 None,
                 "ServerCertificates or CertificateAuthorityArn is required. You can specify either, or both.; "
                 f"expected one of them in {fields.where}",
             )
+    for fields, one in zip(places, inbound, strict=True):
+        warn_inbound(fields.key("ServerCertificates"), one, ca is not None, fields.problems)
     if ca is None:
         return None, tuple(inbound)
     return Tls(
@@ -145,7 +148,7 @@ def _files(fields: Fields, key: str, arn: str, known: MapFile) -> CertificateFil
     return files
 
 
-def _read_certificates(fields: Fields, known: MapFile) -> tuple[ServerCertificate, ...]:
+def _read_certificates(fields: Fields, known: MapFile, check_key: bool) -> tuple[ServerCertificate, ...]:
     found: list[ServerCertificate] = []
     for part in fields.objects("ServerCertificates", ("ResourceArn",)):
         arn = part.string("ResourceArn")
@@ -153,9 +156,11 @@ def _read_certificates(fields: Fields, known: MapFile) -> tuple[ServerCertificat
             part.missing("ResourceArn", "the ARN of a certificate")
             continue
         files = known.certificates.get(arn)
-        certificate = files.certificate if files is not None else None
-        key = files.private_key if files is not None else None
-        found.append(ServerCertificate(certificate, key, "" if arn.startswith(LOCAL_CERTIFICATE) else arn))
+        known_as = "" if arn.startswith(LOCAL_CERTIFICATE) else arn
+        if files is None:
+            found.append(ServerCertificate(arn=known_as))
+        else:
+            found.append(read_server(files.section, files.certificate, files.private_key, known_as, check_key))
     if len(found) > MAX_CERTIFICATES:
         fields.problems.aws_refuses(
             fields.key("ServerCertificates"), f"Certificates limit exceeded, parameter: [{len(found)}]"

@@ -27,6 +27,7 @@ from nfw.policy.model import (
     Distrust,
     Flows,
     Log,
+    Mode,
     OpenFlows,
     Policy,
     Revocation,
@@ -37,8 +38,11 @@ from nfw.policy.model import (
     StatefulGroup,
     StatelessGroup,
     Tls,
+    TlsAction,
+    TlsDebug,
     Transparency,
     Trust,
+    Upstream,
     Variables,
     WithoutSni,
 )
@@ -336,6 +340,8 @@ class _Writer:
         flows = _changed(policy.flows, Flows(), {"tcp_idle"})
         if flows:
             found["flows"] = flows
+        if policy.mode is not Mode.ENFORCE:
+            found["mode"] = policy.mode.value
         if policy.fail_open:
             found["fail_open"] = True
         if policy.workers != "auto":
@@ -379,6 +385,18 @@ class _Writer:
             found["distrust"] = [*tls.distrust.keys, *(relative_path(file, self.base) for file in tls.distrust.files)]
         if tls.fetch_issuers:
             found["fetch_issuers"] = True
+        if tls.bypass:
+            found["bypass"] = [{"sni": list(one.names), **_plain_scope(one.scope)} for one in tls.bypass]
+        if tls.resolvers:
+            found["resolvers"] = list(tls.resolvers)
+        if tls.quic is not TlsAction.DROP:
+            found["quic"] = tls.quic.value
+        if not tls.strip_ech:
+            found["strip_ech"] = False
+        if tls.inbound_upstream is not Upstream.PINNED:
+            found["inbound_upstream"] = tls.inbound_upstream.value
+        if tls.debug is not None:
+            found["debug"] = self._debug_settings(tls.debug)
         if tls.without_sni is not WithoutSni.REFUSE:
             found["without_sni"] = tls.without_sni.value
         if tls.transparency != Transparency():
@@ -394,6 +412,16 @@ class _Writer:
         if fetching:
             found["revocation"] = fetching
         return found
+
+    def _debug_settings(self, debug: TlsDebug) -> Json:
+        found: Json = {
+            key: relative_path(file, self.base)
+            for key, file in (("key_log", debug.key_log), ("capture", debug.capture))
+            if file is not None
+        }
+        if debug.sni:
+            found["sni"] = list(debug.sni)
+        return {**found, **_plain_scope(debug.scope), "max_size": debug.max_size}
 
 
 class _CustomActions:
@@ -450,6 +478,20 @@ def _action(action: StatelessAction) -> str:
 
 def _scope(scope: TlsScope) -> Json:
     return {**_endpoints(scope), "Protocols": [6]}
+
+
+def _plain_scope(scope: TlsScope) -> Json:
+    """As in a policy of nfw's own."""
+    found: Json = {}
+    for end, networks, ports in (
+        ("source", scope.sources, scope.source_ports),
+        ("destination", scope.destinations, scope.destination_ports),
+    ):
+        if networks:
+            found[f"{end}s"] = [str(network) for network in networks]
+        if ports:
+            found[f"{end}_ports"] = [low if low == high else f"{low}-{high}" for low, high in ports]
+    return found
 
 
 def _endpoints(value: StatelessRule | TlsScope) -> Json:

@@ -300,6 +300,9 @@ def _check_scopes(
 ) -> None:
     tls = policy.tls
     scopes = [region_of_scope(scope) for scope in tls.scopes] if tls is not None else []
+    within = [*scopes, *(region_of_scope(scope) for inbound in policy.inbound for scope in inbound.scopes)]
+    if tls is not None and tls.bypass:
+        scopes = []  # some of what is in a scope stays as it is: nothing can be said of all of it
     lookup = lookup_of(scopes)
     seen = SESSION_BUFFERS if tls is None or tls.keywords is TlsKeywords.ALL else NAME_BUFFERS
 
@@ -320,7 +323,7 @@ def _check_scopes(
             message = "never matches: it looks for a TLS record, and a TLS scope decrypts all its traffic"
             tell(_warning(rule, message, "look at what is inside, or narrow the scope", "tls-scope-hides"))
         elif rule.app_proto in _INSIDE_TLS and _on_tls_ports(rule):
-            if any(mine.overlaps(scope) for mine in regions[id(rule)] for scope in scopes):
+            if any(mine.overlaps(scope) for mine in regions[id(rule)] for scope in within):
                 continue
             message = (
                 f"looks at {rule.app_proto} on ports of TLS that no TLS scope decrypts: it sees what is not encrypted"
