@@ -198,6 +198,8 @@ def test_tls_with_the_key_as_a_credential(machine: Machine) -> None:
 
 
 def test_tls_with_an_encrypted_key(machine: Machine) -> None:
+    if machine.run("which", "systemd-creds", check=False).returncode:
+        pytest.skip("systemd encrypts credentials from 250 on")
     key = machine.path("/etc/nfw/ca.key")
     content = key.read_bytes()
     encrypt = ["systemd-creds", "encrypt", "--with-key=host", "--name=ca.key"]
