@@ -447,6 +447,7 @@ def test_uninstall_keeps_what_is_the_operators(machine: Machine) -> None:
 
 def test_purge_leaves_nothing(machine: Machine) -> None:
     machine.make("uninstall", "PURGE=1")
-    left = machine.run("find", "/etc", "/opt", "/usr", "/var", "/run", "-xdev", "-name", "*nfw*").stdout.split()
-    assert left == []
+    found = machine.run("find", "/etc", "/opt", "/usr", "/var", "/run", "-xdev", "-name", "*nfw*").stdout.split()
+    # systemd 249 does not take these empty folders of its own away.
+    assert [path for path in found if not path.startswith("/run/systemd/propagate/")] == []
     assert machine.run("getent", "passwd", "nfw", check=False).stdout == ""
