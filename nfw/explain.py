@@ -456,6 +456,7 @@ _SETTINGS = {
     "fragment_default": "stateless.fragments",
     "no_sni": "tls.on_failure",
     "not_tls": "tls.on_failure",
+    "quic": "tls.quic",
 }
 
 

@@ -91,6 +91,7 @@ _REASONS = {
     "no_rules": "the policy has no stateful rules",
     "stateless_pass": "the stateless default",
     "stateless_default": "the stateless default",
+    "quic": "QUIC to a TLS scope, which cannot be decrypted",
     "stream_exception": "stream_exception, for TCP of which no handshake was seen",
     "fragments_other": "fragments of anything but UDP are always dropped",
     "fragments_udp": "the policy's fragments setting",

@@ -190,7 +190,8 @@ class Pipeline:
         self.forwarded_bytes += len(data)
         if packet.protocol == UDP:
             if self._quic is not TlsAction.PASS and self._is_quic(packet):
-                return self._no_quic(packet, now)
+                answer = self._no_quic(packet, now)
+                return Answer.PASS if self.monitor else answer  # its answers are of the same flow
             if self._strips_ech and packet.sport == DNS:
                 self._strip_ech(packet_id, packet)
         # The kernel copies an older mark bit by bit, and a verdict may change it meanwhile: what REPLY says holds

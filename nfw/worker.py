@@ -16,6 +16,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from nfw import process
+from nfw.collector import SpareCollector
 from nfw.flows.listing import Listings, pipeline_flows
 from nfw.giveups import GiveUps
 from nfw.log import LogSender
@@ -50,6 +51,7 @@ class Worker:
         }
         self.listings = Listings(lambda now: pipeline_flows(self.pipeline, now))
         self.give_ups = GiveUps(self.pipeline.ruleset, process.tell)
+        self.collector = SpareCollector(time.monotonic())
         self.bugs = 0
         self.answers = [0] * (max(Answer) + 3)  # packets by answer, from HOLD on
         self.released = [0, 0]  # held packets by what became of them: dropped, accepted
@@ -114,6 +116,7 @@ class Worker:
     def _tick(self, now: float) -> float:
         """What is judged because its time is up comes from the network too."""
         self.give_ups.look(now)
+        self.collector.look(len(self.pipeline.table), now)
         self.listings.expire(now)
         try:
             return self.pipeline.tick(now)

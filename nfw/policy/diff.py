@@ -18,8 +18,9 @@ from typing import Any, Final, Generic, TypeVar
 
 from engines.stateful.signature import Action, Signature
 from engines.stateless.rule import StatelessRule
+from engines.tls.scope import TlsScope
 from nfw.policy.dump import format_rule, format_scope
-from nfw.policy.model import Flows, Log, Policy, RuleOrder, RuleSource, Tls, Variables
+from nfw.policy.model import Flows, InboundTls, Log, Policy, RuleOrder, RuleSource, Tls, Variables
 
 Value = str | tuple[str, ...]  # one, or a set of them
 Rule = TypeVar("Rule", StatelessRule, Signature)
@@ -396,6 +397,7 @@ def _flat(policy: Policy) -> dict[str, Value]:
         "tls": "off" if policy.tls is None else "on",
     }
     found |= _tls(policy.tls) if policy.tls is not None else {}
+    found["inbound"] = tuple(_inbound(part, scope) for part in policy.inbound for scope in part.scopes)
     found |= {
         "open_flows.which": policy.open_flows.which.value,
         "open_flows.action": policy.open_flows.action.value,
@@ -440,11 +442,20 @@ def _tls(tls: Tls) -> dict[str, Value]:
         "tls.revocation.revoked": revocation.revoked.value,
         "tls.revocation.unknown": revocation.unknown.value,
         "tls.revocation.recheck": str(revocation.recheck).lower(),
+        "tls.quic": tls.quic.value,
+        "tls.strip_ech": str(tls.strip_ech).lower(),
+        "tls.inbound_upstream": tls.inbound_upstream.value,
+        "tls.debug": str(tls.debug or "off"),
         "tls.without_sni": tls.without_sni.value,
         "tls.transparency.require": str(tls.transparency.require).lower(),
         "tls.transparency.logs": tuple(map(str, tls.transparency.logs)),
         "tls.revocation.allow": tuple(map(str, revocation.allow)),
     }
+
+
+def _inbound(part: InboundTls, scope: TlsScope) -> str:
+    shown = (_fingerprint(one.certificate_pem) if one.certificate_pem else one.arn for one in part.certificates)
+    return f"{', '.join(shown)} for {format_scope(scope)}"
 
 
 def _certificates(pem: bytes) -> tuple[str, ...]:

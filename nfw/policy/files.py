@@ -52,7 +52,8 @@ def as_kept(kept: Kept) -> Iterator[None]:
 def read_bounded(path: Path, limit: int, *, machine: bool = False) -> bytes:
     """The content of a regular file of at most ``limit`` bytes.
 
-    ``machine``: the file belongs to this machine (the inspection CA) rather than to the policy: always as it is now.
+    ``machine``: the file belongs to this machine (certificates with their keys) rather than to the policy: always as
+    it is now.
     Raises ``OSError`` whose ``strerror`` is a sentence a person can act on.
     """
     kept = _kept.get()

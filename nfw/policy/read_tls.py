@@ -345,7 +345,7 @@ def read_server(
     """A server's certificate and key, which the keys ``certificate`` and ``private_key`` of ``section`` name."""
     if certificate is None or key is None:
         return ServerCertificate(certificate, key, arn)
-    pem = _read_file(section, section.get("certificate"), "certificate", certificate)
+    pem = _read_file(section, section.get("certificate"), "certificate", certificate, machine=True)
     if pem is not None:
         from nfw.ca import parse_certificates, parse_key
 
@@ -354,7 +354,9 @@ def read_server(
         except ValueError as error:
             section.error(section.get("certificate"), f"certificate {certificate}: {error}")
             return ServerCertificate(certificate, key, arn)
-        key_pem = _read_file(section, section.get("private_key"), "key", key) if check_key else None
+        key_pem = None
+        if check_key:
+            key_pem = _read_file(section, section.get("private_key"), "key", key, machine=True)
         if key_pem is not None:
             try:
                 if parse_key(key_pem).public_key() != chain[0].public_key():

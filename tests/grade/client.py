@@ -509,7 +509,6 @@ class Http2:
     "a name that is passed through, at an attacker's address",
     "refused unless the name resolves to it or its certificate is seen to be right",
     policy="bypass",
-    pending="pass-through by name",
 )
 def _(bench: Bench) -> str:
     attacker = leaf(bench.trust.unknown, "pinned.grade.test")
@@ -841,7 +840,6 @@ HEADERS = (
     "K30",
     "HSTS, HPKP, Expect-CT, Alt-Svc",
     "untouched; QUIC does not get through uninspected, so its offers are hidden",
-    pending="QUIC to a TLS scope",
 )
 def _(bench: Bench) -> str:
     def handler(side: ServerSide) -> None:

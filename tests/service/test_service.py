@@ -198,6 +198,8 @@ def test_tls_with_the_key_as_a_credential(machine: Machine) -> None:
 
 
 def test_tls_with_an_encrypted_key(machine: Machine) -> None:
+    if machine.run("which", "systemd-creds", check=False).returncode:
+        pytest.skip("systemd encrypts credentials from 250 on")
     key = machine.path("/etc/nfw/ca.key")
     content = key.read_bytes()
     encrypt = ["systemd-creds", "encrypt", "--with-key=host", "--name=ca.key"]
@@ -445,6 +447,7 @@ def test_uninstall_keeps_what_is_the_operators(machine: Machine) -> None:
 
 def test_purge_leaves_nothing(machine: Machine) -> None:
     machine.make("uninstall", "PURGE=1")
-    left = machine.run("find", "/etc", "/opt", "/usr", "/var", "/run", "-xdev", "-name", "*nfw*").stdout.split()
-    assert left == []
+    found = machine.run("find", "/etc", "/opt", "/usr", "/var", "/run", "-xdev", "-name", "*nfw*").stdout.split()
+    # systemd 249 does not take these empty folders of its own away.
+    assert [path for path in found if not path.startswith("/run/systemd/propagate/")] == []
     assert machine.run("getent", "passwd", "nfw", check=False).stdout == ""

@@ -424,6 +424,14 @@ def test_names_that_are_not_decrypted(tmp_path: Path, name: str, decision: str, 
     assert [ref.id for ref in found.stateful.alerts] == ([1] if decision == "bypass" else [2])
 
 
+def test_quic_to_a_scope(tmp_path: Path) -> None:
+    ca.create("Test CA", tmp_path, NOW)
+    found = explained(tmp_path, INSPECT + "  quic: reject\n", proto="udp", dport=443, payload="x")
+    assert (found.conclusion.verdict, found.conclusion.reason) == ("reject", "quic")
+    assert found.conclusion.place is not None
+    assert found.conclusion.place.line == 9
+
+
 def test_a_captured_flow_in_scope_is_left(tmp_path: Path) -> None:
     ca.create("Test CA", tmp_path, NOW)
     policy = compiled(tmp_path, INSPECT + strict(*INSIDE[:3]))

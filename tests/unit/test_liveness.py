@@ -15,7 +15,7 @@ import pytest
 
 from nfw import generation, keyholder, process, supervisor
 from nfw.generation import HUNG_BEATS, Child, Leader
-from nfw.settings import GenerationSettings, pack, unpack
+from nfw.settings import GenerationSettings, PolicySource, pack, unpack
 
 SETTINGS = GenerationSettings(1, "policy.yaml", queue_first=0, mark_mask=0xFFF00000)
 
@@ -148,7 +148,8 @@ def watched(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     made = supervisor.Supervisor.__new__(supervisor.Supervisor)
     made.selector = selectors.DefaultSelector()
     leader = subprocess.Popen(["sleep", "60"])
-    made.current = supervisor.Generation(SETTINGS, leader, socket.socket(), 0.0, alive=100.0)
+    source = PolicySource(SETTINGS.policy)
+    made.current = supervisor.Generation(SETTINGS, leader, socket.socket(), 0.0, source, None, alive=100.0)
     made.looked = 100.0
     yield made
     leader.kill()

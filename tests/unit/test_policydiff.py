@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
 
 import pytest
 
-from nfw.policy.diff import PolicyDiff, diff_policies
+from nfw.policy.diff import PolicyDiff, _flat, _tls, diff_policies
 from nfw.policy.loader import load_policy
-from nfw.policy.model import Policy
+from nfw.policy.model import CertificateAuthority, Policy, Stateful, Tls
 from tests.unit import awskit
+
+_CA = CertificateAuthority(Path("ca.pem"), Path("ca.key"))
 
 
 def load(folder: Path, text: str, name: str = "p") -> Policy:
@@ -173,6 +176,16 @@ def test_tls(tmp_path: Path) -> None:
     off = diff_policies(before, load(tmp_path, "name: p\n")).settings
     assert off[0].name == "tls"
     assert (off[0].old, off[0].new) == ("on", "off")
+
+
+def test_every_field_of_a_policy_is_compared() -> None:
+    """A field that is new in the model has to be said here, or in ``_flat``."""
+    said = {name.partition(".")[2].partition(".")[0] for name in _tls(Tls(_CA, ())) if name.startswith("tls.")}
+    assert {field.name for field in dataclasses.fields(Tls)} - said == {"arn"}
+    flat = {name.partition(".")[0] for name in _flat(Policy("p", Path("p.yaml")))}
+    assert {field.name for field in dataclasses.fields(Policy)} - flat == {"name", "file", "arn", "warnings"}
+    stateful = {name.partition(".")[2] for name in _flat(Policy("p", Path("p.yaml"))) if name.startswith("stateful.")}
+    assert {field.name for field in dataclasses.fields(Stateful)} - stateful == {"sources", "groups", "signatures"}
 
 
 def test_the_form_does_not_matter(tmp_path: Path) -> None:

@@ -128,5 +128,5 @@ def test_a_server_that_is_revoked_while_the_session_is_open() -> None:
     info = wire.session.info
     assert (info.would_be, info.passed) == ("reject", ["REVOKED"])
     facts = FlowFacts(1, 6, b"\x0a\x01\x00\x02", b"\xcb\x00\x71\x0a", 40000, 443)
-    record = events.only_watched(tlsrecords.tls(facts, "OK", "closed", "", info, None, 1e9))
+    record = events.only_watched(tlsrecords.tls(facts, "OK", "pass", "closed", "", info, None, 1e9))
     assert record["verdict"] == {"action": "pass", "would_be": "reject"}

@@ -193,15 +193,17 @@ class CallTransaction(BaseTransaction):
         return {} if self.call is None else self.call.log_fields()
 
 
+_Begin = Callable[[Call], CallTransaction]
+
+
 class Dialogue:
-    """The PDUs of one connection or pipe. ``begin`` makes the transaction of a call. ``skip``: how much of a response's
+    """The PDUs of one connection or pipe. ``skip``: how much of a response's
     body is header. ``problem``: why reading on is impossible, "" while it is not."""
 
-    __slots__ = ("_begin", "_buffers", "_contexts", "_limits", "_lost", "_open", "_skip", "problem")
+    __slots__ = ("_buffers", "_contexts", "_limits", "_lost", "_open", "_skip", "problem")
 
-    def __init__(self, limits: AppLimits, begin: Callable[[Call], CallTransaction], skip: int) -> None:
+    def __init__(self, limits: AppLimits, skip: int) -> None:
         self._limits = limits
-        self._begin = begin
         self._skip = skip
         self._contexts = Contexts()
         self._buffers = (bytearray(), bytearray())
@@ -209,8 +211,8 @@ class Dialogue:
         self._open: dict[int, CallTransaction] = {}  # by call id, oldest first
         self.problem = ""
 
-    def feed(self, direction: Direction, data: bytes) -> None:
-        """The next bytes of a direction."""
+    def feed(self, direction: Direction, data: bytes, begin: _Begin) -> None:
+        """The next bytes of a direction. ``begin`` makes the transaction of a call."""
         if self.problem:
             return
         buffer = self._buffers[direction]
@@ -232,9 +234,9 @@ class Dialogue:
                 break
             pdu = read_pdu(bytes(buffer[at:end]))
             if direction is Direction.TO_SERVER:
-                self._to_server(pdu)
+                self._to_server(pdu, begin)
             else:
-                self._to_client(pdu)
+                self._to_client(pdu, begin)
             at = end
         del buffer[:at]
         if self.problem:
@@ -256,12 +258,12 @@ class Dialogue:
         """Bytes of an incomplete PDU."""
         return len(self._buffers[direction])
 
-    def _to_server(self, pdu: Pdu) -> None:
+    def _to_server(self, pdu: Pdu, begin: _Begin) -> None:
         if pdu.kind not in {REQUEST, BIND, ALTER}:
             return
         tx = self._open.get(pdu.call)
         if tx is None or (pdu.first and tx.is_complete(Direction.TO_SERVER)):
-            tx = self._new(pdu)
+            tx = self._new(pdu, begin)
         if pdu.kind == REQUEST:
             assert tx.call is not None
             tx.call.request(pdu)
@@ -272,14 +274,14 @@ class Dialogue:
         if pdu.last or pdu.kind != REQUEST:
             tx.finish(Direction.TO_SERVER)
 
-    def _to_client(self, pdu: Pdu) -> None:
+    def _to_client(self, pdu: Pdu, begin: _Begin) -> None:
         if pdu.kind not in {RESPONSE, FAULT, BIND_ACK, BIND_NAK, ALTER_ACK}:
             return
         if pdu.kind in {BIND_ACK, ALTER_ACK}:
             self._contexts.ack(pdu)
         tx = self._open.get(pdu.call)
         if tx is None:
-            tx = self._new(pdu)
+            tx = self._new(pdu, begin)
             tx.skip(Direction.TO_SERVER)
         if pdu.kind == RESPONSE:
             assert tx.call is not None
@@ -291,11 +293,11 @@ class Dialogue:
             tx.finish(Direction.TO_CLIENT)
             del self._open[pdu.call]
 
-    def _new(self, pdu: Pdu) -> CallTransaction:
+    def _new(self, pdu: Pdu, begin: _Begin) -> CallTransaction:
         old = self._open.pop(pdu.call, None)
         if old is not None:
             old.finish(Direction.TO_CLIENT)
-        tx = self._begin(Call(self._contexts, pdu, self._limits))
+        tx = begin(Call(self._contexts, pdu, self._limits))
         self._open[pdu.call] = tx
         if len(self._open) > self._limits.dialogue_pipelined:
             self.problem = "too_many_calls"
@@ -309,11 +311,11 @@ class DcerpcParser(BaseParser):
 
     def __init__(self, limits: AppLimits = DEFAULT_LIMITS, hold_body: bool = False) -> None:
         super().__init__()
-        self._dialogue = Dialogue(limits, self._begin, 0)
+        self._dialogue = Dialogue(limits, 0)
 
     def feed(self, direction: Direction, data: bytes) -> None:
         if not self.gave_up:
-            self._dialogue.feed(direction, data)
+            self._dialogue.feed(direction, data, self._begin)
             if self._dialogue.problem:
                 self.give_up(self._dialogue.problem)
 

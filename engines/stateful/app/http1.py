@@ -36,7 +36,9 @@ from engines.stateful.app.uri import is_host
 from engines.verdict import Direction
 
 _FRAMES = ("frame.http1.request", "frame.http1.response")
-_State = Callable[["_Side", bytes, int], int]
+_State = Callable[
+    ["Http1Parser", "_Side", bytes, int], int
+]  # not bound: a parser that held itself would be left to the collector
 
 
 class _Side:
@@ -87,7 +89,7 @@ class Http1Parser(BaseParser):
         super().__init__()
         self._limits = limits
         self._hold_body = hold_body
-        self._sides = (_Side(Direction.TO_SERVER, self._line), _Side(Direction.TO_CLIENT, self._line))
+        self._sides = (_Side(Direction.TO_SERVER, Http1Parser._line), _Side(Direction.TO_CLIENT, Http1Parser._line))
         self._waiting: deque[HttpTransaction] = deque()  # requests whose response is not complete
         self._unparsed = [b"", b""]
 
@@ -102,7 +104,7 @@ class Http1Parser(BaseParser):
             else:
                 self._take_body(side, data, 0, size)
         elif not self.gave_up and not self.tunnel:
-            if direction is Direction.TO_CLIENT and self._sides[0].state == self._short_line:
+            if direction is Direction.TO_CLIENT and self._sides[0].state == Http1Parser._short_line:
                 self._short_request(self._sides[0])  # it was answered, so it was complete
             self._run(side, data)
         side.fed += size
@@ -111,20 +113,20 @@ class Http1Parser(BaseParser):
         if self.gave_up or self.tunnel:
             return
         side = self._sides[direction]
-        if side.state == self._line and direction is Direction.TO_CLIENT:
+        if side.state == Http1Parser._line and direction is Direction.TO_CLIENT:
             self._headless_buffer(side)
-        elif side.state == self._short_line:
+        elif side.state == Http1Parser._short_line:
             self._short_request(side)
-        elif side.state == self._junk_line:
+        elif side.state == Http1Parser._junk_line:
             line, side.line = side.line, b""
             self._headless(side, line)
-        elif side.state == self._fields:
+        elif side.state == Http1Parser._fields:
             self._fields(side, b"\n\n", 0)  # what there is of the head counts
-        elif side.state == self._chunk_size and direction is Direction.TO_CLIENT:
+        elif side.state == Http1Parser._chunk_size and direction is Direction.TO_CLIENT:
             rest = bytes(side.buffer)
             if rest.strip(syntax.SPACE + b"0123456789abcdefABCDEF"):
                 self._inspect(side, rest)
-        elif side.state == self._unlikely_body and side.tx is not None:
+        elif side.state == Http1Parser._unlikely_body and side.tx is not None:
             rest = bytes(side.buffer)
             side.buffer.clear()
             if rest:
@@ -133,7 +135,7 @@ class Http1Parser(BaseParser):
             else:
                 self._message_end(side)
         if side.tx is not None:
-            if side.state != self._until_close:
+            if side.state != Http1Parser._until_close:
                 side.tx.add_event("incomplete_body")
             other = side.other
             self._message_end(side)
@@ -159,7 +161,7 @@ class Http1Parser(BaseParser):
                 position = _skip(side, data, position)
                 continue
             other, start, frame = side.other, position, side.frame
-            position = side.state(side, data, position)
+            position = side.state(self, side, data, position)
             if frame is not None:
                 frame.extend(data[start:position])
             if other is not None:
@@ -200,17 +202,17 @@ class Http1Parser(BaseParser):
             line = line.rstrip(syntax.LINE_END)
             if syntax.find_protocol(line) is None:
                 side.line = line
-                side.state = self._short_line
+                side.state = Http1Parser._short_line
                 return position
         elif not syntax.is_status_line(line):
             if line.strip(syntax.LINE_END):
                 side.line = line
-                side.state = self._junk_line
+                side.state = Http1Parser._junk_line
             else:
                 side.hold = -1  # a line of spaces is passed over (libhtp htp_connp_is_line_ignorable)
             return position
         side.line = line
-        side.state = self._fields
+        side.state = Http1Parser._fields
         if side.direction is Direction.TO_SERVER and self._limits.lines_alone:
             parts = _request_parts(line, [])
             self._expect_request(side).set_line(Head(line.lstrip(syntax.SPACE), parts, {}, b""))
@@ -224,7 +226,7 @@ class Http1Parser(BaseParser):
         buffer = side.buffer
         following = bytes(buffer) + data[position : position + syntax.FIELD_NAME_SIZE]
         if syntax.FIELD_NAME.match(following):
-            side.state = self._fields
+            side.state = Http1Parser._fields
             buffer[:0] = b"\n"
             return position
         if len(following) < syntax.FIELD_NAME_SIZE and syntax.FIELD_NAME_SO_FAR.fullmatch(following):
@@ -240,7 +242,7 @@ class Http1Parser(BaseParser):
     def _junk_line(self, side: _Side, data: bytes, position: int) -> int:
         """Not a status line. It is skipped when one seems to follow, and is the body otherwise (libhtp RES_LINE)."""
         line, side.line = side.line, b""
-        side.state = self._line
+        side.state = Http1Parser._line
         if data[position] in b"Hh":
             self._expect_response(side).add_event("response_invalid_protocol")
         else:
@@ -277,7 +279,7 @@ class Http1Parser(BaseParser):
         position += end.end()
         buffer.clear()
         line, side.line = side.line, b""
-        side.state = self._line
+        side.state = Http1Parser._line
         if side.direction is Direction.TO_SERVER:
             self._request(side, line, block)
         else:
@@ -308,13 +310,13 @@ class Http1Parser(BaseParser):
             # Nobody asked for more: the length before it was wrong, and this is the rest of the last body.
             last.add_event("response_body_unexpected")
             side.tx = last
-            self._start_body(side, last, self._until_close)
+            self._start_body(side, last, Http1Parser._until_close)
             self._until_close(side, data, 0)
             return
         tx = self._expect_response(side)
         tx.add_event("response_without_head")
         tx.set_head(side.direction, Head(b"", (b"", b"", b""), {}, b""))
-        self._start_body(side, tx, self._until_close)
+        self._start_body(side, tx, Http1Parser._until_close)
         self._until_close(side, data, 0)
 
     def _request(self, side: _Side, line: bytes, block: bytes) -> None:
@@ -331,7 +333,7 @@ class Http1Parser(BaseParser):
         self._check_host(tx, head)
         if method == b"CONNECT":
             self._message_end(side)
-            side.state = self._connect_wait
+            side.state = Http1Parser._connect_wait
             return
 
         coding = head.value(b"transfer-encoding")
@@ -340,7 +342,7 @@ class Http1Parser(BaseParser):
             if b"chunked" in coding.lower():
                 if length is not None:
                     tx.add_event("request_smuggling")
-                self._start_body(side, tx, self._chunk_size)
+                self._start_body(side, tx, Http1Parser._chunk_size)
                 return
             tx.add_event("invalid_transfer_encoding_value_in_request")
         if length is None:
@@ -351,7 +353,7 @@ class Http1Parser(BaseParser):
             self.give_up("invalid_content_length_field_in_request")
         elif size:
             side.left = size
-            self._start_body(side, tx, self._body_length)
+            self._start_body(side, tx, Http1Parser._body_length)
         else:
             self._message_end(side)
 
@@ -449,7 +451,7 @@ class Http1Parser(BaseParser):
             self._message_end(side)
         elif status in {b"204", b"304"}:
             side.hold = -1
-            side.state = self._unlikely_body
+            side.state = Http1Parser._unlikely_body
         else:
             self._response_body(side, tx, head, bool(events))
 
@@ -483,7 +485,7 @@ class Http1Parser(BaseParser):
         if side.body is None:
             self._response_body(side, tx, head, doubt=False)
         else:
-            side.state = self._until_close
+            side.state = Http1Parser._until_close
 
     def _response_body(self, side: _Side, tx: HttpTransaction, head: Head, doubt: bool) -> None:
         """What the fields say about the body. ``doubt``: not every client reads them like that."""
@@ -498,22 +500,22 @@ class Http1Parser(BaseParser):
             if head.first.upper() in syntax.OLD_PROTOCOLS:
                 tx.add_event("response_chunked_old_proto")
                 doubt = True
-            self._start_body(side, tx, self._chunk_size)
+            self._start_body(side, tx, Http1Parser._chunk_size)
             if doubt:
                 self._doubt(side, tx)
             return
         if coding is not None:
             tx.add_event("invalid_transfer_encoding_value_in_response")
         if length is None:
-            self._start_body(side, tx, self._until_close)
+            self._start_body(side, tx, Http1Parser._until_close)
             return
         size = _content_length(length, tx, "response")
         if size is None:
-            self._start_body(side, tx, self._until_close)
+            self._start_body(side, tx, Http1Parser._until_close)
         elif size:
             side.left = size
             sure = syntax.DOUBTFUL_LENGTHS.isdisjoint(tx.events)
-            self._start_body(side, tx, self._body_length if sure else self._doubtful_length)
+            self._start_body(side, tx, Http1Parser._body_length if sure else Http1Parser._doubtful_length)
         else:
             self._message_end(side)
 
@@ -579,7 +581,7 @@ class Http1Parser(BaseParser):
         side.left -= end - position
         self._take_body(side, data, position, end)
         if not side.left:
-            side.state = self._unlikely_body
+            side.state = Http1Parser._unlikely_body
         return end
 
     def _until_close(self, side: _Side, data: bytes, position: int) -> int:
@@ -617,19 +619,19 @@ class Http1Parser(BaseParser):
         size = int(digits, 16) if 0 < len(digits.lstrip(b"0") or b"0") <= 8 and digits else -1
         if 0 <= size <= syntax.MAX_CHUNK:
             side.left = size
-            side.state = self._chunk_data if size else self._trailer
+            side.state = Http1Parser._chunk_data if size else Http1Parser._trailer
         elif side.direction is Direction.TO_SERVER:
             self.give_up("invalid_request_chunk_len")
         else:
             tx.add_event("invalid_response_chunk_len")
-            side.state = self._until_close
+            side.state = Http1Parser._until_close
             self._inspect(side, line)
         return position
 
     def _not_chunked(self, side: _Side, tx: HttpTransaction, data: bytes, position: int) -> int:
         """Transfer-Encoding lied: the rest is the body as it is, until the connection closes (libhtp)."""
         tx.add_event("invalid_response_chunk_len")
-        side.state = self._until_close
+        side.state = Http1Parser._until_close
         empty = syntax.EMPTY_LINES.match(data, position)
         if empty:
             side.buffer.clear()
@@ -645,7 +647,7 @@ class Http1Parser(BaseParser):
         side.left -= end - position
         self._take_body(side, data, position, end)
         if not side.left:
-            side.state = self._chunk_end
+            side.state = Http1Parser._chunk_end
         return end
 
     def _chunk_end(self, side: _Side, data: bytes, position: int) -> int:
@@ -664,7 +666,7 @@ class Http1Parser(BaseParser):
         end = data.find(b"\n", position)
         if end < 0:
             return len(data)
-        side.state = self._chunk_size
+        side.state = Http1Parser._chunk_size
         return end + 1
 
     def _trailer(self, side: _Side, data: bytes, position: int) -> int:
@@ -699,7 +701,7 @@ class Http1Parser(BaseParser):
             side.frame = None
         side.tx, side.body, side.other, side.hold, side.last = None, None, None, -1, tx
         side.buffer.clear()
-        side.state = self._line
+        side.state = Http1Parser._line
         if side.direction is Direction.TO_CLIENT and self._waiting and self._waiting[0] is tx:
             self._waiting.popleft()
 
@@ -724,11 +726,11 @@ class Http1Parser(BaseParser):
     def _connect_refused(self) -> None:
         """The bytes after a refused CONNECT are requests after all."""
         side = self._sides[Direction.TO_SERVER]
-        if side.state != self._connect_wait:
+        if side.state != Http1Parser._connect_wait:
             return
         waiting = bytes(side.buffer)
         side.buffer.clear()
-        side.state, side.hold = self._line, -1
+        side.state, side.hold = Http1Parser._line, -1
         if waiting:
             side.fed -= len(waiting)
             self._run(side, waiting)

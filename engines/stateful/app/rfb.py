@@ -49,7 +49,8 @@ class RfbTransaction(BaseTransaction):
         return fields
 
 
-_Step = Callable[[bytes], None]
+# Not bound to the parser: one that held itself would be left to the cycle collector.
+_Step = Callable[["RfbParser", bytes], None]
 
 
 class RfbParser(BaseParser):
@@ -64,7 +65,7 @@ class RfbParser(BaseParser):
         self._tx = RfbTransaction(self.take_id())
         self.transactions.append(self._tx)
         self._turn, self._size = _DOWN, _VERSION
-        self._step: _Step = self._server_version
+        self._step: _Step = RfbParser._server_version
 
     def feed(self, direction: Direction, data: bytes) -> None:
         if self.gave_up or self.finished:
@@ -79,7 +80,7 @@ class RfbParser(BaseParser):
                 return
             message = bytes(buffer[: self._size])
             del buffer[: self._size]
-            self._step(message)
+            self._step(self, message)
 
     def close(self, direction: Direction) -> None:
         self._tx.finish(direction)
@@ -98,11 +99,11 @@ class RfbParser(BaseParser):
     # -- messages --------------------------------------------------------------------------------------------------
 
     def _server_version(self, message: bytes) -> None:
-        self._said(_DOWN, message, _UP, self._client_version)
+        self._said(_DOWN, message, _UP, RfbParser._client_version)
 
     def _client_version(self, message: bytes) -> None:
         old = message[4:11] == b"003.003"
-        self._said(_UP, message, _DOWN, self._security_type if old else self._security_types)
+        self._said(_UP, message, _DOWN, RfbParser._security_type if old else RfbParser._security_types)
         self._size = 4 if old else 1
 
     def _said(self, side: Direction, message: bytes, turn: Direction, step: _Step) -> None:
@@ -115,7 +116,7 @@ class RfbParser(BaseParser):
 
     def _security_types(self, message: bytes) -> None:
         if message[0]:
-            self._next(_DOWN, message[0], lambda _types: self._next(_UP, 1, self._security_type))
+            self._next(_DOWN, message[0], lambda parser, _types: parser._next(_UP, 1, RfbParser._security_type))
         else:
             self._refused()
 
@@ -125,13 +126,13 @@ class RfbParser(BaseParser):
         self._tx.sectype = kind.to_bytes(4, "big")
         self._tx.touch(_UP)
         if kind == _VNC:
-            self._next(_DOWN, 16, lambda _challenge: self._next(_UP, 16, self._response))
+            self._next(_DOWN, 16, lambda parser, _challenge: parser._next(_UP, 16, RfbParser._response))
         elif kind == _NONE:
             # Before version 3.8 there is no result for no security.
             if self._tx.versions[_UP] == b"003.008":
-                self._next(_DOWN, 4, self._result)
+                self._next(_DOWN, 4, RfbParser._result)
             else:
-                self._next(_UP, 1, self._client_init)
+                self._next(_UP, 1, RfbParser._client_init)
         elif kind:
             self._tx.add_event("unknown_security_type")
             self._end()
@@ -139,7 +140,7 @@ class RfbParser(BaseParser):
             self._refused()
 
     def _response(self, _message: bytes) -> None:
-        self._next(_DOWN, 4, self._result)
+        self._next(_DOWN, 4, RfbParser._result)
 
     def _result(self, message: bytes) -> None:
         self._tx.secresult = message
@@ -147,17 +148,17 @@ class RfbParser(BaseParser):
         if any(message):
             self._refused()
         else:
-            self._next(_UP, 1, self._client_init)
+            self._next(_UP, 1, RfbParser._client_init)
 
     def _client_init(self, _message: bytes) -> None:
-        self._next(_DOWN, 24, self._server_init)
+        self._next(_DOWN, 24, RfbParser._server_init)
 
     def _server_init(self, message: bytes) -> None:
         size = int.from_bytes(message[20:24], "big")
         if size > _MAX_NAME:
             self._fail("malformed_message")
         elif size:
-            self._next(_DOWN, size, self._desktop)
+            self._next(_DOWN, size, RfbParser._desktop)
         else:
             self._end()
 

@@ -400,7 +400,7 @@ class SmbParser(BaseParser):
             return _Sent(None, command, tree, body[16:32], b"", _number(body, 8, 8))
         if command == _Commands2.IOCTL and _number(body, 4, 4) == _PIPE_TRANSCEIVE:
             file = body[8:24]
-            self._pipe(file).feed(_UP, _slice(message, _number(body, 24, 4), _number(body, 28, 4)))
+            self._pipe(file).feed(_UP, _slice(message, _number(body, 24, 4), _number(body, 28, 4)), self._begin)
             return _Sent(None, command, tree, file)
         tx = None if command in _SILENT2 else self._begin()
         sent = _Sent(tx, command, tree)
@@ -430,7 +430,7 @@ class SmbParser(BaseParser):
                 data = _slice(message, body[2] if len(body) > 2 else 0, size)
                 self._carried(_DOWN, sent.tree, sent.file, sent.offset, data, size)
         elif command == _Commands2.IOCTL and tx is None:
-            self._pipe(sent.file).feed(_DOWN, _slice(message, _number(body, 32, 4), _number(body, 36, 4)))
+            self._pipe(sent.file).feed(_DOWN, _slice(message, _number(body, 32, 4), _number(body, 36, 4)), self._begin)
         elif command == _Commands2.CREATE and not status:
             self._put(self._names, body[64:80], sent.name)
         elif command == _Commands2.TREE_CONNECT and tx is not None and not status:
@@ -477,7 +477,7 @@ class SmbParser(BaseParser):
             if _number(words, 28, 2) != 0x26:
                 return _Sent(None, command, tree)
             file = tree + words[30:32]
-            self._pipe(file).feed(_UP, _slice(message, _number(words, 24, 2), _number(words, 22, 2)))
+            self._pipe(file).feed(_UP, _slice(message, _number(words, 24, 2), _number(words, 22, 2)), self._begin)
             return _Sent(None, command, tree, file)
         tx = None if command in _SILENT1 else self._begin()
         sent = _Sent(tx, command, tree)
@@ -505,7 +505,9 @@ class SmbParser(BaseParser):
             data = _slice(message, _number(words, 12, 2), size)
             self._carried(_DOWN, sent.tree, sent.file, sent.offset, data, size)
         elif command == _Commands1.TRANS and sent.file:
-            self._pipe(sent.file).feed(_DOWN, _slice(message, _number(words, 14, 2), _number(words, 12, 2)))
+            self._pipe(sent.file).feed(
+                _DOWN, _slice(message, _number(words, 14, 2), _number(words, 12, 2)), self._begin
+            )
         elif command == _Commands1.CREATE and not status:
             self._put(self._names, sent.tree + words[5:7], sent.name)
         elif command == _Commands1.TREE_CONNECT and tx is not None and not status:
@@ -558,10 +560,10 @@ class SmbParser(BaseParser):
         """Bytes read or written, ``size`` of them, the last of which may still come."""
         known = self._trees.get(tree)
         if file in self._pipes:
-            self._pipes[file].feed(direction, data)
+            self._pipes[file].feed(direction, data, self._begin)
         elif known or (known is None and looks_like_pdu(data[:16])):
             if looks_like_pdu(data[:16]) is not False:
-                self._pipe(file).feed(direction, data)
+                self._pipe(file).feed(direction, data, self._begin)
         else:
             transfer = self._transfer(file, direction)
             transfer.data(offset, data)
@@ -573,7 +575,7 @@ class SmbParser(BaseParser):
         if pipe is None:
             if len(self._pipes) >= self._limits.smb_pipes:
                 self._pipes.pop(next(iter(self._pipes))).end()
-            pipe = self._pipes[file] = Dialogue(self._limits, self._begin, 8)
+            pipe = self._pipes[file] = Dialogue(self._limits, 8)
         return pipe
 
     def _transfer(self, file: bytes, direction: Direction) -> _Transfer:

@@ -74,7 +74,7 @@ class _Session:
 class SmtpTransaction(BaseTransaction):
     """From the first command after a mail to the end of the next."""
 
-    __slots__ = ("_session", "files", "mail_from", "message", "rcpt_to")
+    __slots__ = ("_session", "anomalies", "files", "mail_from", "message", "rcpt_to")
 
     def __init__(self, tx_id: int, session: _Session, limits: AppLimits) -> None:
         super().__init__(tx_id)
@@ -83,6 +83,7 @@ class SmtpTransaction(BaseTransaction):
         self.mail_from: bytes | None = None
         self.rcpt_to: list[bytes] = []
         self.message: Message | None = None
+        self.anomalies: list[str] = []  # the message's, not told yet
 
     @property
     def done(self) -> bool:
@@ -115,10 +116,26 @@ class SmtpTransaction(BaseTransaction):
             for side in Direction:
                 self.touch(side)
 
+    def begin_message(self, limits: AppLimits) -> None:
+        """What comes now is a message."""
+        self.message = Message(self.files, limits, self.anomalies.append)
+
+    def feed(self, text: bytes) -> None:
+        """The next piece of the message."""
+        assert self.message is not None
+        self.message.feed(text)
+        self._tell()
+
+    def _tell(self) -> None:
+        for event in self.anomalies:
+            self.add_event(event)
+        self.anomalies.clear()
+
     def end(self) -> None:
         """The mail is complete, or given up."""
         if self.message is not None:
             self.message.finish()
+            self._tell()
         for side in Direction:
             self.finish(side)
 
@@ -301,7 +318,7 @@ class SmtpParser(BaseParser):
             tx.add_event("unparsable_content")
             tx.end()
             tx = self._begin()
-        tx.message = Message(tx.files, self._limits, tx.add_event)
+        tx.begin_message(self._limits)
         self._mid_line = False
 
     def _message_lines(self, data: bytes, position: int) -> int:
@@ -332,7 +349,7 @@ class SmtpParser(BaseParser):
     def _message_bytes(self, text: bytes) -> None:
         tx = self._tx
         if text and tx is not None and tx.message is not None:
-            tx.message.feed(text)
+            tx.feed(text)
             self._mid_line = text[-1] != 0x0A
 
     def _bdat(self, tx: SmtpTransaction, line: bytes) -> None:
@@ -344,7 +361,7 @@ class SmtpParser(BaseParser):
         self._chunk = int(parts[1])
         self._last_chunk = len(parts) > 2 and parts[2].upper() == b"LAST"
         if tx.message is None:
-            tx.message = Message(tx.files, self._limits, tx.add_event)
+            tx.begin_message(self._limits)
             self._mid_line = False
         self._state = _State.CHUNK
         if not self._chunk:
