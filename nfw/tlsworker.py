@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import gc
 import select
 import signal
 import socket
@@ -54,6 +53,7 @@ from engines.tls.transparency import Logs
 from engines.tls.verify import UpstreamVerifier, certificate_facts, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import events, process, tlsrecords
+from nfw.collector import SpareCollector
 from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
 from nfw.histogram import Histogram
@@ -90,8 +90,6 @@ EVENTS = 8192  # of ready descriptors at a time; the kernel begins with the othe
 HANDSHAKE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 RECHECK_SECONDS = 2.0  # at least, between two questions about the certificates of an open session
 ACCEPTS = 64  # between two looks at the other sockets, and only while fewer wait for the next step of being opened
-FEW_SESSIONS = 200  # with no more open, a full collection takes a few milliseconds
-COLLECT_SECONDS = 60.0
 MESSAGE_BYTES = 1 << 20
 SUGGESTIONS_TOLD = 100  # names; all workers of a generation must fit in one message of the leader
 
@@ -288,7 +286,7 @@ class TlsWorker:
         self.polled = time.monotonic()
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
         self.next_sweep = 0.0
-        self.next_collection = 0.0
+        self.collector = SpareCollector(time.monotonic())
         self.counts: dict[str, int] = {}
         self.verdicts: dict[tuple[str, str, str], int] = {}  # (stage, verdict, reason) -> sessions so ended
         self.handshakes = Histogram(HANDSHAKE_BUCKETS)  # of sessions, from accept to both handshakes done
@@ -300,8 +298,6 @@ class TlsWorker:
 
     def run(self) -> None:
         """Until SIGTERM or the leader's end."""
-        # An ended session leaves no cycles, and a full collection looks at every open one: none while there are many.
-        gc.set_threshold(700, 10, 1 << 30)
         next_tick = 0.0
         worked = more = False
         while not self.stopping:
@@ -438,9 +434,7 @@ class TlsWorker:
             return
         self.next_sweep = now + SWEEP_SECONDS
         self.listings.expire(now)
-        if len(self.flows) <= FEW_SESSIONS and now >= self.next_collection:
-            self.next_collection = now + COLLECT_SECONDS
-            gc.collect()
+        self.collector.look(len(self.flows), now)
         if self.names is not None:
             for flow in self.names.overdue(now):
                 if flow.key in self.flows:
