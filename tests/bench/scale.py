@@ -158,7 +158,9 @@ class Scale:
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids_named(self.firewall.pid(), "nfw tls"))
 
     def burst(self, count: int) -> str:
+        busy = self.cpu()
         clients, seconds = self.handshakes(count)
+        busy = self.cpu() - busy
         failed = [client.failed for client in clients if client.failed]
         took = sorted(client.took for client in clients if not client.failed)
         for client in clients:
@@ -167,7 +169,8 @@ class Scale:
         ends = Counter(record["nfw"]["reason"] for record in self.firewall.events("tls"))
         why = f" ({max(set(failed), key=failed.count)}; sessions ended as {dict(ends)})" if failed else ""
         done = f"{len(took)} done, {len(failed)} failed{why}"
-        return f"{count} handshakes at once: {done}, {last}, {count / seconds:.0f}/s"
+        rate = f"{count / seconds:.0f}/s, {busy / count * 1000:.1f} ms of CPU each"
+        return f"{count} handshakes at once: {done}, {last}, {rate}"
 
     def idle(self, count: int) -> str:
         before = self.memory()
