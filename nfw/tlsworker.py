@@ -281,7 +281,8 @@ class TlsWorker:
         self.opening: Turns[tuple[Flow, Side]] = Turns()
         self.relaying: Turns[tuple[Flow, Side]] = Turns()
         self.ending: Turns[tuple[Flow, Side]] = Turns()
-        # Of the helpers, to be told to the flows that asked: what to do, with what, and since when it waits.
+        # Of the helpers, to be told to the flows that asked: what to do, with what, and since when it waits. No more
+        # than flows have asked for.
         self.answers: deque[tuple[Flow, Callable[..., None], tuple[Any, ...], float]] = deque()
         self.polled = time.monotonic()
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
