@@ -374,13 +374,13 @@ class TlsWorker:
 
     def _look_at_overdue(self) -> bool:
         """A slice of what time alone brings about. True: there is more."""
-        served = min(turns.oldest(self.polled) for turns in (self.opening, self.relaying, self.ending))
-        if self.answers:
-            served = min(served, self.answers[0][3])
+        # Everything that was ready by then has been served: of those being opened, of all others.
+        opening = min(self.opening.oldest(self.polled), self.answers[0][3] if self.answers else self.polled)
+        others = min(self.relaying.oldest(self.polled), self.ending.oldest(self.polled))
         until = time.monotonic() + SLICE_SECONDS
-        while (key := self.deadlines.due(served)) is not None:
+        while (key := self.deadlines.due(max(opening, others))) is not None:
             flow, now = self.flows[key], time.monotonic()
-            self._guard(flow, self._check, flow, served, now)
+            self._guard(flow, self._check, flow, opening if flow.opening else others, now)
             if now >= until:
                 return True
         return False
