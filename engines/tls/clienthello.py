@@ -287,11 +287,19 @@ class _Reader:
         return self._data[at : self._at]
 
     def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "big")
+        at, self._at = self._at, self._at + size
+        if self._at > self._end:
+            raise _DecodeError
+        return int.from_bytes(self._data[at : self._at], "big")
 
     def vector(self, size: int) -> bytes:
         """A vector with a length of ``size`` bytes in front (RFC 8446 3.4)."""
-        return self.take(self.number(size))
+        start = self._at + size
+        end = start + int.from_bytes(self._data[self._at : start], "big")
+        if end > self._end:  # also where the length itself is cut
+            raise _DecodeError
+        self._at = end
+        return self._data[start:end]
 
     def end(self) -> None:
         if self:
