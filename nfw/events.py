@@ -7,6 +7,7 @@ Source: Suricata user guide, "Eve JSON Format". Fields of our own are kept under
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import json
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ PROTOCOLS = {
 Event = dict[str, Any]
 
 
+@functools.lru_cache(4096)
 def address(packed: bytes) -> str:
     """Text of a packed IPv4 or IPv6 address."""
     return str(ipaddress.ip_address(packed))

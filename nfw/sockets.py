@@ -32,6 +32,7 @@ class Side:
         "ended",
         "events",
         "hung_up",
+        "open",
         "out",
         "paused",
         "resetting",
@@ -42,6 +43,7 @@ class Side:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.open = True  # until :meth:`close`
         self.out: list[bytes] = []
         self.waiting = 0  # bytes in `out`
         self.unacked = 0  # bytes in the kernel when last asked
@@ -53,10 +55,6 @@ class Side:
         self.broken = False  # sending failed: the connection is gone, though the kernel may still have bytes to read
         self.hung_up = False  # both directions are over; epoll says so for ever, so it is not asked until we read
         self.discarding = False  # what still arrives is read and thrown away
-
-    @property
-    def open(self) -> bool:
-        return self.sock.fileno() >= 0
 
     def put(self, data: bytes) -> None:
         """Queue for :meth:`send`."""
@@ -119,6 +117,7 @@ class Side:
         self.forget()
         if not self.open:
             return
+        self.open = False
         with contextlib.suppress(OSError):
             if how == "reset":
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

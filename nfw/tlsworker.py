@@ -386,11 +386,11 @@ class TlsWorker:
         return False
 
     def _guard(self, flow: Flow, work: Any, *args: Any) -> None:
-        """A bug met by one flow ends that flow, not the worker."""
+        """A bug met by one flow ends that flow, not the worker. What epoll is asked for is settled here, once, after
+        all that ``work`` has changed."""
         self.current = flow
         try:
             work(*args)
-            # What either side is waited for may have changed with the session's state.
             if flow.key in self.flows:
                 self._interest(flow, flow.client)
                 if flow.upstream is not None:
@@ -546,9 +546,7 @@ class TlsWorker:
             return
         flow.upstream = side
         flow.connecting = True
-        if result in (0, errno.EINPROGRESS):
-            self._interest(flow, side)
-        else:
+        if result not in (0, errno.EINPROGRESS):
             self._dial_failed(flow, side, result, now)
 
     def _dial_failed(self, flow: Flow, side: Side, code: int, now: float) -> None:
@@ -653,7 +651,6 @@ class TlsWorker:
             self._was_reset(flow, side, now)  # nobody reads here any more, who would find out
             return
         self._pressure(flow, side)
-        self._interest(flow, side)
 
     def _pressure(self, flow: Flow, side: Side) -> None:
         """A slow reader stops its sender: nothing is read while HIGH_WATER bytes wait."""
@@ -662,10 +659,8 @@ class TlsWorker:
             return
         if not source.paused and side.waiting > HIGH_WATER:
             source.paused = True
-            self._interest(flow, source)
         elif source.paused and side.waiting < LOW_WATER:
             source.paused = False
-            self._interest(flow, source)
 
     def _close_side(self, side: Side, how: str) -> None:
         self._unwatch(side)
@@ -1038,8 +1033,6 @@ class TlsWorker:
                 self._close_side(side, "close")  # the kernel delivers the rest
             elif now - flow.last > patience:
                 self._close_side(side, "reset" if undelivered else "close")
-            else:
-                self._interest(flow, side)
         if not flow.sides():
             self._destroy(flow, "close", now, "")
 

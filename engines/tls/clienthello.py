@@ -12,9 +12,11 @@ RFC 7301 (ALPN), RFC 8701 (GREASE), RFC 9849 (ECH).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 TLS1_2 = 0x0303
 TLS1_3 = 0x0304
@@ -57,6 +59,10 @@ _HTTP_METHODS = (
 
 _HOST_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
 _ADDRESS_CHARACTERS = frozenset(b"0123456789abcdef:.[]%")
+_GREASE = frozenset(0x0A0A + 0x1010 * number for number in range(16))  # RFC 8701
+_KEPT_HELLOS = 256  # fingerprints of the last different ones
+_KEPT_VALUES = 512  # at most in one that is kept; browsers offer about 80
+_KEPT_NAMES = 4096
 _HOST_MAX = 253  # RFC 1035 2.3.4, in text form without the trailing dot
 _LABEL_MAX = 63
 
@@ -113,26 +119,23 @@ class ClientHello:
     @property
     def ja3_string(self) -> str:
         """JA3 (salesforce/ja3): decimal version, ciphers, extensions, groups, point formats, GREASE left out."""
-        fields = (self.ciphers, self.extensions, self.groups, self.point_formats)
-        return ",".join((str(self.legacy_version), *("-".join(map(str, _no_grease(field))) for field in fields)))
+        return self._fingerprints().ja3_string
 
     @property
     def ja3(self) -> str:
-        return hashlib.md5(self.ja3_string.encode(), usedforsecurity=False).hexdigest()
+        return self._fingerprints().ja3
 
     @property
     def ja4(self) -> str:
         """JA4 (FoxIO, technical_details/JA4.md) for TLS over TCP."""
-        ciphers = sorted(f"{value:04x}" for value in _no_grease(self.ciphers))
-        extensions = _no_grease(self.extensions)
-        version = _JA4_VERSIONS.get(max(_no_grease(self.versions), default=0), "00")
-        name = "d" if _EXT_SERVER_NAME in extensions else "i"
-        head = f"t{version}{name}{min(len(ciphers), 99):02d}{min(len(extensions), 99):02d}{_ja4_alpn(self.alpn)}"
-        hashed = sorted(f"{value:04x}" for value in extensions if value not in (_EXT_SERVER_NAME, _EXT_ALPN))
-        tail = ",".join(hashed)
-        if self.sig_algs:
-            tail += "_" + ",".join(f"{value:04x}" for value in _no_grease(self.sig_algs))
-        return f"{head}_{_ja4_hash(','.join(ciphers))}_{_ja4_hash(tail if hashed else '')}"
+        return self._fingerprints().ja4
+
+    def _fingerprints(self) -> _Fingerprints:
+        """Computed once for all hellos that offer the same, as one program's do; not kept of those that offer far more
+        than any program does."""
+        lists = (self.versions, self.ciphers, self.extensions, self.groups, self.point_formats, self.sig_algs)
+        compute = _fingerprints if sum(map(len, lists)) <= _KEPT_VALUES else _fingerprints.__wrapped__
+        return compute(self.legacy_version, *lists, _ja4_alpn(self.alpn))
 
 
 class ClientHelloReader:
@@ -227,7 +230,7 @@ class ClientHelloReader:
 
 def is_grease(value: int) -> bool:
     """RFC 8701: 0x0a0a, 0x1a1a ... 0xfafa."""
-    return value & 0x0F0F == 0x0A0A and value >> 8 == value & 0xFF
+    return value in _GREASE
 
 
 def normalise_host(raw: bytes) -> tuple[str | None, str | None]:
@@ -236,6 +239,13 @@ def normalise_host(raw: bytes) -> tuple[str | None, str | None]:
     Letters, digits, hyphen and the underscore real hosts use (not RFC 952, but resolvable); A-labels are plain
     letters. Raw UTF-8 is refused: RFC 6066 3 asks for A-labels.
     """
+    if len(raw) > _HOST_MAX + 1:  # that of a trailing dot; too long to be remembered, too
+        return None, "invalid"
+    return _normalised(raw)
+
+
+@functools.lru_cache(_KEPT_NAMES)
+def _normalised(raw: bytes) -> tuple[str | None, str | None]:
     name = raw.lower()
     if name.endswith(b"."):
         name = name[:-1]
@@ -277,11 +287,19 @@ class _Reader:
         return self._data[at : self._at]
 
     def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "big")
+        at, self._at = self._at, self._at + size
+        if self._at > self._end:
+            raise _DecodeError
+        return int.from_bytes(self._data[at : self._at], "big")
 
     def vector(self, size: int) -> bytes:
         """A vector with a length of ``size`` bytes in front (RFC 8446 3.4)."""
-        return self.take(self.number(size))
+        start = self._at + size
+        end = start + int.from_bytes(self._data[self._at : start], "big")
+        if end > self._end:  # also where the length itself is cut
+            raise _DecodeError
+        self._at = end
+        return self._data[start:end]
 
     def end(self) -> None:
         if self:
@@ -418,7 +436,43 @@ def _what_instead(raw: bytearray) -> str:
 
 
 def _no_grease(values: tuple[int, ...]) -> list[int]:
-    return [value for value in values if not is_grease(value)]
+    return [value for value in values if value not in _GREASE]
+
+
+class _Fingerprints(NamedTuple):
+    ja3_string: str
+    ja3: str
+    ja4: str
+
+
+@functools.lru_cache(_KEPT_HELLOS)
+def _fingerprints(
+    legacy_version: int,
+    versions: tuple[int, ...],
+    ciphers: tuple[int, ...],
+    extensions: tuple[int, ...],
+    groups: tuple[int, ...],
+    point_formats: tuple[int, ...],
+    sig_algs: tuple[int, ...],
+    alpn: str,
+) -> _Fingerprints:
+    """``alpn`` is JA4's two characters."""
+    suites, kinds = _no_grease(ciphers), _no_grease(extensions)
+    fields = (suites, kinds, _no_grease(groups), _no_grease(point_formats))
+    ja3_string = ",".join((str(legacy_version), *("-".join(map(str, field)) for field in fields)))
+    version = _JA4_VERSIONS.get(max(_no_grease(versions), default=0), "00")
+    name = "d" if _EXT_SERVER_NAME in kinds else "i"
+    head = f"t{version}{name}{min(len(suites), 99):02d}{min(len(kinds), 99):02d}{alpn}"
+    hashed = sorted(f"{value:04x}" for value in kinds if value not in (_EXT_SERVER_NAME, _EXT_ALPN))
+    tail = ",".join(hashed)
+    if sig_algs:
+        tail += "_" + ",".join(f"{value:04x}" for value in _no_grease(sig_algs))
+    sorted_suites = ",".join(sorted(f"{value:04x}" for value in suites))
+    return _Fingerprints(
+        ja3_string,
+        hashlib.md5(ja3_string.encode(), usedforsecurity=False).hexdigest(),
+        f"{head}_{_ja4_hash(sorted_suites)}_{_ja4_hash(tail if hashed else '')}",
+    )
 
 
 _JA4_VERSIONS = {0x0304: "13", 0x0303: "12", 0x0302: "11", 0x0301: "10", 0x0300: "s3", 0x0002: "s2"}

@@ -15,7 +15,6 @@ _SLICE = 65536
 """Bytes handed to OpenSSL at once. Its memory buffers grow to what they once held: 256 KB would cost 340 KB per busy
 buffer and gain nothing; with 16 KB a gigabyte takes 60 % more CPU."""
 
-_OUTPUT = _SLICE + _SLICE // 8  # bytes asked of the output buffer at once: a slice and its record headers
 _RECORD = 16384
 
 
@@ -111,16 +110,8 @@ class TlsHalf:
 
     def output(self) -> bytes:
         """What OpenSSL itself wants sent: handshake messages, tickets, key updates, alerts."""
-        pieces = []
-        try:
-            while True:
-                piece = self.connection.bio_read(_OUTPUT)
-                pieces.append(piece)
-                if len(piece) < _OUTPUT:
-                    break
-        except SSL.Error:  # WantRead: empty
-            pass
-        return b"".join(pieces)
+        size = openssl.unsent(self.connection)
+        return self.connection.bio_read(size) if size else b""
 
     def trim(self) -> None:
         """Give back memory that bulk data needed (up to 90 KB per buffer). Collect :meth:`output` before."""

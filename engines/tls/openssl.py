@@ -67,6 +67,11 @@ def cipher_suites(connection: SSL.Connection) -> list[str]:
     return connection.get_cipher_list()
 
 
+def unsent(connection: SSL.Connection) -> int:
+    """Bytes in the output buffer. BIO_get_mem_data(3)."""
+    return int(_lib.BIO_get_mem_data(connection._from_ssl, _ffi.NULL))
+
+
 def renew_buffers(connection: SSL.Connection) -> None:
     """Swap both memory buffers, which must be empty, for new ones: they grow to what they once held and never shrink.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import ipaddress
 import re
@@ -460,6 +461,7 @@ def parse_anchors(pem: bytes) -> tuple[list[x509.Certificate], list[str]]:
     return certificates, problems
 
 
+@functools.lru_cache(1024)
 def packed_address(host: str) -> bytes:
     """The address ``host`` is, packed; b"" for a name."""
     try:

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.bench import sslsplit
 from tests.bench.measure import Row, by_turns
 from tests.bench.rulesets import LARGE, PACKETS, RULES, TLS, WHOLE, large_policy, stateful_rules
 from tests.firewall import Firewall, pids_named, wait_for
@@ -22,6 +23,8 @@ from tests.lab import Lab
 SITE = "site-a.test"
 PORT = 5999  # nothing else in the lab's server listens there
 BULK_LEAST = 0.6
+GIB_MOST = 1.0  # of the CPU time sslsplit takes for the same bytes
+CONNECTION_MS = 2.0  # CPU time of a new inspected connection
 NO_NFW = "router without nfw"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _GIB = 1 << 30
@@ -34,7 +37,7 @@ import socket, ssl, sys, time
 cafile, address, name, seconds = sys.argv[1:]
 context = ssl.create_default_context(cafile=cafile)
 started, count = time.monotonic(), 0
-while time.monotonic() - started < float(seconds):
+while not count or time.monotonic() - started < float(seconds):
     with context.wrap_socket(socket.create_connection((address, 443), 5), server_hostname=name) as sock:
         sock.sendall(f"HEAD / HTTP/1.0\\r\\nHost: {name}\\r\\n\\r\\n".encode())
         assert sock.recv(4096).startswith(b"HTTP/1.1 200"), "no good answer"
@@ -68,6 +71,8 @@ class LabRows:
             lambda: self.bulk(f"TCP up, 4 streams, {rules}, every byte searched", self.whole, 4, up),
             self.download,
             self.connections,
+            self.download_cost,
+            self.connection_cost,
             self.apply,
             self.switch,
         ]
@@ -99,23 +104,14 @@ class LabRows:
         """A GiB over HTTPS, one connection."""
         cost: list[float] = []
 
-        def fetch(ca: Path) -> float:
-            answer = self.lab.curl(
-                f"https://{SITE}/shared/big", "-4", "--http1.1", "-o", "/dev/null", "-w", "%{speed_download}",
-                cacert=ca, timeout=120.0,
-            )  # fmt: skip
-            if answer.returncode:
-                raise RuntimeError(answer.stderr.strip())
-            return float(answer.stdout) / 1e6
-
         def through() -> float:
             with self.running(self.tls):
                 before = self.cpu("nfw tls")
-                speed = fetch(self.firewall.ca)
+                speed = self.fetch(self.firewall.ca)
                 cost.append(self.cpu("nfw tls") - before)
                 return speed
 
-        peer, measured = by_turns(lambda: fetch(self.lab.root_ca_path), through, self.turns)
+        peer, measured = by_turns(lambda: self.fetch(self.lab.root_ca_path), through, self.turns)
         note = f"TLS worker {statistics.median(cost):.2f} CPU s/GiB"
         return Row("HTTPS download, 1 GiB, TLS inspected", NO_NFW, peer, measured, "MB/s", note=note)
 
@@ -123,23 +119,41 @@ class LabRows:
         """New HTTPS connections, one after the other, full handshakes, one small request each."""
         cost: list[float] = []
 
-        def connect(ca: Path, ports: str) -> float:
-            # Ports of its own for each side: a router that was a client's TLS server a moment ago still has that
-            # connection in TIME_WAIT, and its kernel does not forward a packet that looks like one of it.
-            self.lab.client.sysctl("ipv4/ip_local_port_range", ports)
-            command = [sys.executable, "-c", _CONNECT, str(ca), self.address, SITE, str(self.seconds)]
-            return float(self.lab.client.run(command, timeout=60).stdout)
-
         def through() -> float:
             with self.running(self.tls):
                 before = self.cpu("nfw tls")
-                rate = connect(self.firewall.ca, "40000 59999")
+                rate = self.connect(self.firewall.ca, "40000 59999")
                 cost.append((self.cpu("nfw tls") - before) / (rate * self.seconds) * 1e3)
                 return rate
 
-        peer, measured = by_turns(lambda: connect(self.lab.root_ca_path, "20000 39999"), through, self.turns)
+        peer, measured = by_turns(lambda: self.connect(self.lab.root_ca_path, "20000 39999"), through, self.turns)
         note = f"TLS worker {statistics.median(cost):.2f} CPU ms each"
         return Row("new HTTPS connections, one client, TLS inspected", NO_NFW, peer, measured, "1/s", note=note)
+
+    def download_cost(self) -> Row:
+        """CPU time of the process that decrypts, for the same GiB."""
+
+        def fetch() -> float:
+            self.fetch(self.firewall.ca)
+            return 1.0
+
+        peer, measured = by_turns(lambda: self.split(fetch), lambda: self.inspected(fetch), self.turns)
+        name = "CPU of the HTTPS download, TLS worker"
+        return Row(name, "sslsplit", peer, measured, "s/GiB", "less", most=GIB_MOST)
+
+    def connection_cost(self) -> Row:
+        """CPU time of the process that decrypts, for one of the new connections, when every cache is warm."""
+
+        def connect(ports: str) -> float:
+            return self.connect(self.firewall.ca, ports) * self.seconds * 1e-3
+
+        peer, measured = by_turns(
+            lambda: self.split(lambda: connect("20000 39999")),
+            lambda: self.inspected(lambda: connect("40000 59999")),
+            self.turns,
+        )
+        name = "CPU of a new HTTPS connection, TLS worker"
+        return Row(name, "sslsplit", peer, measured, "ms", "less", cap=CONNECTION_MS)
 
     def apply(self) -> Row:
         """`nfw policy apply` to its end, against `nfw policy check`, which loads and compiles the same and acts not."""
@@ -170,6 +184,42 @@ class LabRows:
         return Row(name, f"{RULES:,} rules", small, large, "ms", "less", cap=SWITCH_MS)
 
     # -- tools -----------------------------------------------------------------------------------------------------
+
+    def fetch(self, ca: Path) -> float:
+        """MB/s of a GiB over HTTPS."""
+        answer = self.lab.curl(
+            f"https://{SITE}/shared/big", "-4", "--http1.1", "-o", "/dev/null", "-w", "%{speed_download}",
+            cacert=ca, timeout=120.0,
+        )  # fmt: skip
+        if answer.returncode:
+            raise RuntimeError(answer.stderr.strip())
+        return float(answer.stdout) / 1e6
+
+    def connect(self, ca: Path, ports: str, seconds: float | None = None) -> float:
+        """New connections per second, at least one, from these ports. Each side has ports of its own: a router that was
+        a client's TLS server a moment ago still has that connection in TIME_WAIT, and its kernel does not forward a
+        packet that looks like one of it."""
+        self.lab.client.sysctl("ipv4/ip_local_port_range", ports)
+        command = [sys.executable, "-c", _CONNECT, str(ca), self.address, SITE]
+        command.append(str(self.seconds if seconds is None else seconds))
+        return float(self.lab.client.run(command, timeout=60).stdout)
+
+    def inspected(self, work: Callable[[], float]) -> float:
+        """CPU seconds of the TLS workers for each unit of work, after a first connection to the site; ``work`` returns
+        how many units there were."""
+        with self.running(self.tls):
+            self.connect(self.firewall.ca, "33000 33999", 0.0)
+            before = self.cpu("nfw tls")
+            units = work()
+            return (self.cpu("nfw tls") - before) / units
+
+    def split(self, work: Callable[[], float]) -> float:
+        """As ``inspected``, of sslsplit."""
+        with sslsplit.intercepting(self.lab, self.firewall) as pids:
+            self.connect(self.firewall.ca, "33000 33999", 0.0)
+            before = _cpu_of(pids)
+            units = work()
+            return (_cpu_of(pids) - before) / units
 
     @contextmanager
     def running(self, policy: Path) -> Iterator[None]:
@@ -228,7 +278,11 @@ class LabRows:
     def cpu(self, name: str) -> float:
         """CPU seconds so far of the daemon's processes whose name starts so."""
         pids = pids_named(self.firewall.pid(), name)
-        return sum(_cpu_seconds(Path(f"/proc/{pid}/stat").read_text()) for pid in pids)
+        return _cpu_of(pids)
+
+
+def _cpu_of(pids: Iterable[int]) -> float:
+    return sum(_cpu_seconds(Path(f"/proc/{pid}/stat").read_text()) for pid in pids)
 
 
 def _cpu_seconds(stat: str) -> float:

@@ -13,6 +13,7 @@ from engines.tls.clienthello import (
     ClientHello,
     ClientHelloReader,
     NotTls,
+    _fingerprints,
     is_grease,
     normalise_host,
 )
@@ -301,6 +302,16 @@ def test_ja4_of_the_published_example() -> None:
     ciphers += (0x009D, 0x002F, 0x0035)
     result = read(hello(b"".join(ext(kind, contents.get(kind, b"")) for kind in kinds), ciphers=u16(*ciphers)))
     assert result.ja4 == "t13d1516h2_8daaf6152771_e5627efa2ab1"
+
+
+@pytest.mark.parametrize(("suites", "kept"), [(300, 1), (30_000, 0)])
+def test_fingerprints_are_kept_of_offers_of_a_usual_size(suites: int, kept: int) -> None:
+    _fingerprints.cache_clear()
+    for _ in range(2):
+        result = read(hello(ciphers=u16(*[0x1301] * suites)))
+        assert result.ja3_string.count("-") == suites - 1
+        assert result.ja4.startswith("t12d9901")
+    assert _fingerprints.cache_info().currsize == kept
 
 
 @pytest.mark.parametrize(
