@@ -1,8 +1,8 @@
-"""Python's cycle collector kept out of the packet path.
+"""Python's cycle collector kept out of the packet path and the TLS path.
 
 A full collection looks at every object that is alive: with 20,000 inspected flows it takes a second, in which no packet
 is answered. Young objects are still collected. What grows old in a cycle waits until there is little to look at, which
-is why flows must not leave any (``tests/unit/test_collector.py``).
+is why flows and TLS sessions must not leave any (``tests/unit/test_collector.py``, ``tests/unit/test_tls_garbage.py``).
 """
 
 from __future__ import annotations

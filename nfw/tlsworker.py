@@ -6,6 +6,11 @@ destination from the client's own address, and moves bytes between sockets, sess
     client socket ─► session.client_data ─► Plaintext ─► inspector ─► session.forward ─► SendUpstream ─► server socket
 
 Nothing leaves before its verdict: plaintext the inspector still holds stays in this process.
+
+Thousands of sessions may want something at the same time, so nothing is done for all of them at once: what is ready
+waits in three queues (sessions being opened, bytes to relay, ends), and each is served for a slice of time in every
+round. Clients are accepted only while the first is short. A deadline has passed when everything that was ready by then
+has been served: time in these queues is not the peer's fault.
 """
 
 from __future__ import annotations
@@ -21,7 +26,8 @@ import ssl
 import sys
 import time
 import traceback
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +53,7 @@ from engines.tls.transparency import Logs
 from engines.tls.verify import UpstreamVerifier, certificate_facts, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import events, process, tlsrecords
+from nfw.collector import SpareCollector
 from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
 from nfw.histogram import Histogram
@@ -65,6 +72,7 @@ from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
 from nfw.suggestions import Suggestions
 from nfw.tlsdebug import TlsRecorder
+from nfw.turns import Deadlines, Turns
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
@@ -75,11 +83,13 @@ LOW_WATER = 256 * 1024
 MAX_SESSIONS = 20_000  # per worker, about 100 KB each; more are reset (counted as ``session_table_full``)
 LINGER_SECONDS = 5.0  # for the peers of a finished session to close, once everything was delivered
 TICK_SECONDS = 0.1  # how late the log and what is held or about to be reset may be
-SWEEP_SECONDS = 1.0  # how late every other deadline may be; a look at all sessions costs
+SWEEP_SECONDS = 1.0  # between two looks at an ended session that is still delivering, and at unanswered questions
+SLICE_SECONDS = 0.01  # of one kind of work before the next has its turn
+EVENTS = 8192  # of ready descriptors at a time; the kernel begins with the others the next time
 # Upper bounds in seconds of the handshake histogram's buckets; the last one has none.
 HANDSHAKE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 RECHECK_SECONDS = 2.0  # at least, between two questions about the certificates of an open session
-ACCEPTS = 64  # between two looks at the other sockets
+ACCEPTS = 64  # between two looks at the other sockets, and only while fewer wait for the next step of being opened
 MESSAGE_BYTES = 1 << 20
 SUGGESTIONS_TOLD = 100  # names; all workers of a generation must fit in one message of the leader
 
@@ -185,6 +195,11 @@ class Flow:
         return isinstance(self.session, Session)
 
     @property
+    def opening(self) -> bool:
+        """Somebody waits for it to begin."""
+        return not self.finished_at and self.session.state is not State.RELAY
+
+    @property
     def stage(self) -> str:
         """How far it has got, in a word."""
         return self.session.state.value if isinstance(self.session, Session) else "bypassed"
@@ -262,9 +277,17 @@ class TlsWorker:
         self.sides: dict[int, tuple[Flow, Side]] = {}
         self.flows: OrderedDict[int, Flow] = OrderedDict()
         self.listings = Listings(lambda now: session_flows(self.flows, now))
-        self.brisk: dict[int, Flow] = {}  # flows to look at every tick: held, or to be reset once delivered
+        self.deadlines = Deadlines()  # of flows, by key
+        self.opening: Turns[tuple[Flow, Side]] = Turns()
+        self.relaying: Turns[tuple[Flow, Side]] = Turns()
+        self.ending: Turns[tuple[Flow, Side]] = Turns()
+        # Of the helpers, to be told to the flows that asked: what to do, with what, and since when it waits. No more
+        # than flows have asked for.
+        self.answers: deque[tuple[Flow, Callable[..., None], tuple[Any, ...], float]] = deque()
+        self.polled = time.monotonic()
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
         self.next_sweep = 0.0
+        self.collector = SpareCollector(time.monotonic())
         self.counts: dict[str, int] = {}
         self.verdicts: dict[tuple[str, str, str], int] = {}  # (stage, verdict, reason) -> sessions so ended
         self.handshakes = Histogram(HANDSHAKE_BUCKETS)  # of sessions, from accept to both handshakes done
@@ -277,31 +300,90 @@ class TlsWorker:
     def run(self) -> None:
         """Until SIGTERM or the leader's end."""
         next_tick = 0.0
-        ready: list[tuple[int, int]] = []
+        worked = more = False
         while not self.stopping:
-            ready = self.epoll.poll(TICK_SECONDS if self.flows or ready else 1.0)
+            more = more or bool(self.opening or self.relaying or self.ending or self.answers)
+            worked = self._poll(0.0 if more else TICK_SECONDS if self.flows or worked else 1.0)
+            self._tell_answers()
+            self._serve(self.opening)
+            self._serve(self.relaying)
+            self._serve(self.ending)
+            more = self._look_at_overdue()
             now = time.monotonic()
-            # A descriptor closed in this round may be another connection's before its event is looked at.
-            entries = [self.sides.get(fd) for fd, _ in ready]
-            for (fd, mask), entry in zip(ready, entries, strict=True):
-                if entry is not None:
-                    if self.sides.get(fd) is entry:
-                        self._guard(entry[0], self._io, entry[0], entry[1], mask, now)
-                elif fd in self.listeners:
-                    self._accept(self.listeners[fd], now)
-                elif fd == self.leader.fileno():
-                    self._command()
-                elif fd == self.holder.fileno():
-                    self._leafs(now)
-                elif self.fetcher is not None and fd == self.fetcher.fileno():
-                    self._revocations(now)
-                elif self.resolver is not None and fd == self.resolver.fileno():
-                    self._resolved(now)
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
                 self._tick(now)
                 self.log.flush()
         self.log.flush()
+
+    def _poll(self, timeout: float) -> bool:
+        """Queue what is ready, accept, and take in what the helpers and the leader say. True: there was something."""
+        ready = self.epoll.poll(timeout, EVENTS)
+        since, self.polled = self.polled, time.monotonic()  # what was not ready then has not waited longer
+        others = []
+        for fd, mask in ready:
+            entry = self.sides.get(fd)
+            if entry is None:
+                others.append(fd)
+            else:
+                self._turns(entry[0], mask).put(fd, entry, mask, since)
+        for fd in others:
+            if fd in self.listeners:
+                if len(self.opening) + len(self.answers) < ACCEPTS:
+                    self._accept(self.listeners[fd])
+            elif fd == self.leader.fileno():
+                self._command()
+            elif fd == self.holder.fileno():
+                self._leafs(since)
+            elif self.fetcher is not None and fd == self.fetcher.fileno():
+                self._revocations(since)
+            elif self.resolver is not None and fd == self.resolver.fileno():
+                self._resolved(since)
+        return bool(ready)
+
+    def _turns(self, flow: Flow, mask: int) -> Turns[tuple[Flow, Side]]:
+        """Where it waits. Ends by the thousand must not delay what others relay."""
+        if flow.opening:
+            return self.opening
+        if flow.finished_at or mask & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+            return self.ending
+        return self.relaying
+
+    def _serve(self, turns: Turns[tuple[Flow, Side]]) -> None:
+        """A slice of what waits there."""
+        until = time.monotonic() + SLICE_SECONDS
+        while turns:
+            fd, entry, mask = turns.take()
+            now = time.monotonic()
+            # The descriptor may have been closed since, and even be another connection's.
+            if self.sides.get(fd) is entry:
+                self._guard(entry[0], self._io, entry[0], entry[1], mask, now)
+            if now >= until:
+                return
+
+    def _tell_answers(self) -> None:
+        """A slice of them."""
+        until = time.monotonic() + SLICE_SECONDS
+        while self.answers:
+            flow, work, args, _ = self.answers.popleft()
+            now = time.monotonic()
+            if flow.key in self.flows:
+                self._guard(flow, work, flow, *args, now)
+            if now >= until:
+                return
+
+    def _look_at_overdue(self) -> bool:
+        """A slice of what time alone brings about. True: there is more."""
+        served = min(turns.oldest(self.polled) for turns in (self.opening, self.relaying, self.ending))
+        if self.answers:
+            served = min(served, self.answers[0][3])
+        until = time.monotonic() + SLICE_SECONDS
+        while (key := self.deadlines.due(served)) is not None:
+            flow, now = self.flows[key], time.monotonic()
+            self._guard(flow, self._check, flow, served, now)
+            if now >= until:
+                return True
+        return False
 
     def _guard(self, flow: Flow, work: Any, *args: Any) -> None:
         """A bug met by one flow ends that flow, not the worker."""
@@ -313,12 +395,29 @@ class TlsWorker:
                 self._interest(flow, flow.client)
                 if flow.upstream is not None:
                     self._interest(flow, flow.upstream)
+                self._plan(flow)
         except Exception:  # noqa: BLE001 - see above; the traceback is the report
             self.bugs += 1
             if self.bugs <= 20:
                 traceback.print_exc()
             self._count("bug")
             self._destroy(flow, "reset", time.monotonic(), "internal_error")
+
+    def _plan(self, flow: Flow) -> None:
+        """See to it that it is looked at when something may be due, but not at every round."""
+        soon = self.polled + TICK_SECONDS
+        if flow.finished_at:
+            resetting = any(side.resetting for side in flow.sides())
+            self.deadlines.plan(flow.key, soon if resetting else self.polled + SWEEP_SECONDS)
+            return
+        when, deadline = flow.last + self.idle_seconds, flow.session.deadline
+        if deadline is not None:
+            when = min(when, deadline)
+        if flow.held_since:
+            when = min(when, flow.held_since + self.hold_seconds)
+        if self.recheck and self._rests_on_revocation(flow):
+            when = min(when, flow.recheck_at)
+        self.deadlines.plan(flow.key, max(when, soon))
 
     def _prepare(self, context: SSL.Context) -> None:
         if self.recorder is not None:
@@ -332,18 +431,11 @@ class TlsWorker:
     def _tick(self, now: float) -> None:
         self.wall = time.time() - time.monotonic()  # the clock may have been set
         self.give_ups.look(now)
-        for flow in list(self.brisk.values()):
-            self._guard(flow, self._check, flow, now)
         if now < self.next_sweep:
             return
         self.next_sweep = now + SWEEP_SECONDS
         self.listings.expire(now)
-        for flow in list(self.flows.values()):
-            deadline = flow.session.deadline
-            if self.recheck and flow.decrypted and flow.session.state is State.RELAY:
-                self._guard(flow, self._recheck, flow, now)
-            if flow.finished_at or now - flow.last > self.idle_seconds or (deadline is not None and now >= deadline):
-                self._guard(flow, self._check, flow, now)
+        self.collector.look(len(self.flows), now)
         if self.names is not None:
             for flow in self.names.overdue(now):
                 if flow.key in self.flows:
@@ -354,11 +446,17 @@ class TlsWorker:
                 now, lambda flow: flow.key in self.flows and flow.session.state in (State.ISSUERS, State.REVOCATION)
             )
 
+    def _rests_on_revocation(self, flow: Flow) -> bool:
+        """An open session whose server is good until an answer ends."""
+        if not flow.decrypted or flow.session.state is not State.RELAY:
+            return False
+        found = flow.session.info.revocation
+        return found is not None and found.finding.settled
+
     def _recheck(self, flow: Flow, now: float) -> None:
         """The answer an open session rests on has ended: ask again. It goes on unless somebody says REVOKED."""
         found = flow.session.info.revocation
-        if found is None or not found.finding.settled or now < flow.recheck_at:
-            return
+        assert found is not None
         unix = now + self.wall
         if not flow.recheck_at or unix < found.finding.until:
             flow.recheck_at = now + max(RECHECK_SECONDS, found.finding.until - unix)
@@ -368,18 +466,22 @@ class TlsWorker:
             self._ask_revocation(flow, question, now)
         self._drain(flow, now)
 
-    def _check(self, flow: Flow, now: float) -> None:
-        """What time alone brings about."""
+    def _check(self, flow: Flow, served: float, now: float) -> None:
+        """What time alone brings about; ``served``: everything that was ready by then has been seen to."""
+        if not flow.finished_at and self.recheck and served >= flow.recheck_at and self._rests_on_revocation(flow):
+            self._recheck(flow, now)
+            if flow.key not in self.flows:
+                return
         deadline = flow.session.deadline
         if flow.finished_at:
             self._settle(flow, now)
-        elif now - flow.last > self.idle_seconds:
+        elif served - flow.last > self.idle_seconds:
             self._count("idle")
             self._destroy(flow, "reset", now, "idle_timeout")
-        elif deadline is not None and now >= deadline:
+        elif deadline is not None and served >= deadline:
             flow.session.tick(now)
             self._drain(flow, now)
-        elif flow.held_since and now - flow.held_since > self.hold_seconds:
+        elif flow.held_since and served - flow.held_since > self.hold_seconds:
             assert flow.inspector is not None
             flow.held_since = 0.0
             if not self._judged(flow, flow.inspector.hold_expired(now), now):
@@ -388,8 +490,9 @@ class TlsWorker:
 
     # -- sockets ---------------------------------------------------------------------------------------------------
 
-    def _accept(self, listener: socket.socket, now: float) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS):
+            now = time.monotonic()
             try:
                 sock, source = listener.accept()
             except BlockingIOError:
@@ -468,7 +571,7 @@ class TlsWorker:
             return
         mask = 0
         if not side.ended and (side.discarding or (not side.paused and self._wanted(flow, side))):
-            mask |= select.EPOLLIN
+            mask |= select.EPOLLIN | select.EPOLLRDHUP
         if side.out or (side is flow.upstream and flow.connecting):
             mask |= select.EPOLLOUT
         if side.events == mask or (side.hung_up and not mask):
@@ -684,12 +787,11 @@ class TlsWorker:
         self._write(record)
         flow.session = Splice(info, event.data, self.settings.connect_timeout, now)
 
-    def _resolved(self, now: float) -> None:
+    def _resolved(self, since: float) -> None:
         assert self.names is not None
         try:
             for flow, why in self.names.answers():
-                if flow.key in self.flows:
-                    self._guard(flow, self._placed, flow, why, now)
+                self.answers.append((flow, self._placed, (why,), since))
         except (OSError, EOFError):
             self.stopping = True
 
@@ -731,12 +833,11 @@ class TlsWorker:
         if finding is not None:
             _session(flow).revocation_found(question.depth, finding, now)
 
-    def _revocations(self, now: float) -> None:
+    def _revocations(self, since: float) -> None:
         assert self.revocations is not None
         try:
-            for flow, depth, finding in self.revocations.answers(now):
-                if flow.key in self.flows:
-                    self._guard(flow, self._revocation, flow, depth, finding, now)
+            for flow, depth, finding in self.revocations.answers(self.polled):
+                self.answers.append((flow, self._revocation, (depth, finding), since))
         except (OSError, EOFError):
             self.stopping = True
 
@@ -761,12 +862,11 @@ class TlsWorker:
         certificates = [certificate.der for certificate in shown]
         return self._judged(flow, flow.inspector.tls_server(certificates, now), now)
 
-    def _leafs(self, now: float) -> None:
+    def _leafs(self, since: float) -> None:
         try:
             for answer in self.desk.answers():
                 for flow in answer.waiting:
-                    if flow.key in self.flows:
-                        self._guard(flow, self._leaf, flow, answer, now)
+                    self.answers.append((flow, self._leaf, (answer,), since))
         except (OSError, EOFError):
             self.stopping = True  # the leader, who keeps the other end open, is gone
 
@@ -835,10 +935,8 @@ class TlsWorker:
                 flow.session.forward_eof(direction)
         if not held_any:
             flow.held_since = 0.0
-            self.brisk.pop(flow.key, None)
         elif moved or not flow.held_since:
             flow.held_since = now
-            self.brisk[flow.key] = flow
 
     def _judged(self, flow: Flow, outcome: Outcome, now: float) -> bool:
         """Log alerts; end the flow when the decision is against it. True: it has ended."""
@@ -913,7 +1011,6 @@ class TlsWorker:
         flow.finished_at = flow.last = now
         flow.inspector = None
         flow.held_since = 0.0
-        self.brisk.pop(flow.key, None)
         for side in flow.sides():
             side.discarding = True
             if side is flow.upstream and flow.connecting:
@@ -929,7 +1026,6 @@ class TlsWorker:
 
         A peer that reads slowly gets all the time it needs, one that stopped reading as long as an idle session.
         """
-        brisk = False
         for side in flow.sides():
             undelivered = side.undelivered()
             if undelivered < side.unacked:
@@ -943,18 +1039,15 @@ class TlsWorker:
             elif now - flow.last > patience:
                 self._close_side(side, "reset" if undelivered else "close")
             else:
-                brisk = brisk or side.resetting
                 self._interest(flow, side)
         if not flow.sides():
             self._destroy(flow, "close", now, "")
-        elif brisk:
-            self.brisk[flow.key] = flow
 
     def _destroy(self, flow: Flow, how: str, now: float, reason: str) -> None:
         """Close what is open and forget the flow."""
         if self.flows.pop(flow.key, None) is None:
             return
-        self.brisk.pop(flow.key, None)
+        self.deadlines.forget(flow.key)
         for side in flow.sides():
             self._close_side(side, how)
         app_proto = flow.inspector.app_proto if flow.inspector is not None else ""

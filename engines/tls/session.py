@@ -235,8 +235,9 @@ class Session:
         self.info = SessionInfo()
         self._state = State.HELLO
         self._deadline: float | None = now + settings.hello_timeout
-        self._client_handler: Callable[[bytes, float], None] = self._read_hello
-        self._upstream_handler: Callable[[bytes, float], None] = self._park_upstream
+        # Functions, not bound methods: those would be cycles, and an ended session would wait for the collector.
+        self._client_handler: Callable[[Session, bytes, float], None] = Session._read_hello
+        self._upstream_handler: Callable[[Session, bytes, float], None] = Session._park_upstream
 
     # What the owner looks at.
 
@@ -283,7 +284,7 @@ class Session:
         assert self._state is State.HELD
         data = self._ways[_TO_SERVER].unpark()
         self._enter(State.DONE, None)
-        self._client_handler = self._upstream_handler = self._ignore
+        self._client_handler = self._upstream_handler = Session._ignore
         return data
 
     def issuers_found(self, issuers: Sequence[bytes], now: float) -> None:
@@ -332,7 +333,7 @@ class Session:
         else:
             self._half[_TO_SERVER] = context.half(alpn, only_tls12)
         self._enter(State.CLIENT_HANDSHAKE, now + self._settings.client_timeout)
-        self._client_handler = self._handshake_client
+        self._client_handler = Session._handshake_client
         self._handshake_client(self._ways[_TO_SERVER].unpark(), now)
 
     def leaf_failed(self, reason: str, now: float) -> None:
@@ -413,7 +414,7 @@ class Session:
 
     def client_data(self, data: bytes, now: float) -> None:
         if data:
-            self._client_handler(data, now)
+            self._client_handler(self, data, now)
 
     def client_eof(self, now: float) -> None:
         """The client sent FIN: it will send no more, it may still read."""
@@ -449,7 +450,7 @@ class Session:
         )
         self._half[_TO_CLIENT] = TlsHalf(connection)
         self._enter(State.UPSTREAM_HANDSHAKE, now + self._settings.upstream_timeout)
-        self._upstream_handler = self._handshake_upstream
+        self._upstream_handler = Session._handshake_upstream
         self._handshake_upstream(self._ways[_TO_CLIENT].unpark(), now)
 
     def upstream_failed(self, reason: str, now: float) -> None:
@@ -461,7 +462,7 @@ class Session:
 
     def upstream_data(self, data: bytes, now: float) -> None:
         if data:
-            self._upstream_handler(data, now)
+            self._upstream_handler(self, data, now)
 
     def upstream_eof(self, now: float) -> None:
         """The server sent FIN: it will send no more, it may still read."""
@@ -508,7 +509,7 @@ class Session:
             return
         self._reader = None  # its copy of the bytes is in the result
         self._enter(State.HELD, now + self._settings.connect_timeout)
-        self._client_handler = self._park_client
+        self._client_handler = Session._park_client
         self._park_client(result.raw, now)
         self._events.append(Hello(result))
 
@@ -535,7 +536,7 @@ class Session:
         self.info.server = half.leg()
         if self.info.server.version == "TLSv1.2" and not openssl.has_extended_master_secret(half.connection):
             self.info.remarks.append("no_extended_master_secret")
-        self._upstream_handler = self._park_upstream
+        self._upstream_handler = Session._park_upstream
         if taken < len(data):
             self._park_upstream(data[taken:], now)
         if isinstance(verdict, Incomplete):
@@ -611,7 +612,7 @@ class Session:
                 # Nothing the server could still say would reach anybody.
                 self._close(_TO_SERVER, _CLOSE_OF[action])
                 self._connection_open = False
-                self._upstream_handler = self._ignore
+                self._upstream_handler = Session._ignore
                 self._half[_TO_CLIENT] = None
                 self._ways[_TO_CLIENT].unpark()
         self._ask_for_leaf(now)
@@ -663,13 +664,13 @@ class Session:
         self.info.client = half.leg()
         if self._refused is not None:
             self._enter(State.REFUSING, now + REFUSE_AFTER)
-            self._client_handler = self._hear_request
+            self._client_handler = Session._hear_request
             self._hear_request(data[taken:], now)
             return
         self.info.established = True
         self._enter(State.RELAY, None)
-        self._client_handler = self._relay_client
-        self._upstream_handler = self._relay_upstream
+        self._client_handler = Session._relay_client
+        self._upstream_handler = Session._relay_upstream
         self._events.append(Established(self.info))
         if taken < len(data):
             self._ways[_TO_SERVER].park(data[taken:])
@@ -852,7 +853,7 @@ class Session:
         data = self._reader.raw if self._reader is not None else self._ways[_TO_SERVER].unpark()
         self._events.append(PassOn(status, reason, detail, action, data))
         self._enter(State.DONE, None)
-        self._client_handler = self._upstream_handler = self._ignore
+        self._client_handler = self._upstream_handler = Session._ignore
         self._half = [None, None]
         self._ways[_TO_CLIENT].unpark()
 
@@ -869,7 +870,7 @@ class Session:
             self._close(_TO_SERVER, how)
         self._events.append(Finished(status, reason, detail, self.info))
         self._enter(State.DONE, None)
-        self._client_handler = self._upstream_handler = self._ignore
+        self._client_handler = self._upstream_handler = Session._ignore
         self._half = [None, None]  # frees OpenSSL's state now, not when the log line is written
         for way in self._ways:
             way.unpark()
