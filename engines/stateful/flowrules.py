@@ -12,7 +12,7 @@ from engines.stateful.app import Transaction
 from engines.stateful.conversation import Conversation
 from engines.stateful.flowbits import FlowBits, FlowInts
 from engines.stateful.ruleset import Rule, RuleSet, Search
-from engines.stateful.segment import FlowFacts, Segment
+from engines.stateful.segment import BOTH, FlowFacts, Segment
 from engines.verdict import Direction
 
 _TO_SERVER = Direction.TO_SERVER
@@ -81,6 +81,10 @@ class FlowRules:
     def covering(self, rules: Sequence[Rule], direction: Direction) -> tuple[Rule, ...]:
         """Those whose header allows packets of this direction."""
         return tuple(rule for rule in rules if self._covers(rule, direction))
+
+    def any_covers(self, rules: Sequence[Rule]) -> bool:
+        """Whether the header of one of them allows packets of either direction."""
+        return any(self._covers(rule, side) for rule in rules for side in BOTH)
 
     def _covers(self, rule: Rule, direction: Direction) -> bool:
         """The rule's addresses and ports allow packets of this direction; each distinct header is asked once."""

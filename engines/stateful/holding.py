@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from engines.stateful.app.detect import Detector
 from engines.stateful.conversation import Conversation
+from engines.stateful.flowrules import FlowRules
 from engines.stateful.layer import Layer
 from engines.stateful.ruleset import RuleSet
 from engines.stateful.segment import BOTH
@@ -12,11 +14,12 @@ from engines.verdict import Direction
 class Holding:
     """One per flow. ``held[direction]`` counts from the end of that direction's stream."""
 
-    __slots__ = ("_closed", "_conversation", "_expired", "_ruleset", "_tcp", "held")
+    __slots__ = ("_closed", "_conversation", "_expired", "_rules", "_ruleset", "_tcp", "held")
 
-    def __init__(self, ruleset: RuleSet, conversation: Conversation, tcp: bool) -> None:
+    def __init__(self, ruleset: RuleSet, conversation: Conversation, rules: FlowRules, tcp: bool) -> None:
         self._ruleset = ruleset
         self._conversation = conversation
+        self._rules = rules
         self._tcp = tcp
         self.held = [0, 0]
         self._closed = [False, False]
@@ -41,9 +44,10 @@ class Holding:
         held[0] = held[1] = 0
         layer = conversation.top
         if conversation.detector is not None:
-            if self._tcp and (self._ruleset.app_denies or self._ruleset.defaults.drop is not None):
+            if self._tcp:
                 for side in BOTH:
-                    held[side] = 0 if conversation.detector.final_for(side) else len(conversation.early[side])
+                    early = len(conversation.early[side])
+                    held[side] = early if early and self._at_stake(conversation.detector, side) else 0
         elif layer is not None and layer.parser is not None:
             if not self.enforces(layer):
                 return None
@@ -61,6 +65,15 @@ class Holding:
                 held[side] = 0
                 return "hold_overflow"
         return None
+
+    def _at_stake(self, detector: Detector, side: Direction) -> bool:
+        """What that side's first bytes may still begin could be decided against."""
+        if detector.final_for(side):
+            return False
+        if self._ruleset.defaults.drop is not None:
+            return True
+        stakes, covers = self._ruleset.stakes[side], self._rules.any_covers
+        return covers(stakes.until_final) or any(covers(stakes.on.get(name, ())) for name in detector.possible(side))
 
     def enforces(self, layer: Layer) -> bool:
         """Something could be decided against what this layer carries."""

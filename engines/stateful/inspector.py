@@ -92,7 +92,7 @@ class Inspector:
         self._layers = self._conversation.layers
         self._rules = FlowRules(ruleset, facts, self._conversation, now)
         self._payload = PayloadRules(ruleset, self._group, self._rules, watching)
-        self._holding = Holding(ruleset, self._conversation, facts.protocol == _TCP)
+        self._holding = Holding(ruleset, self._conversation, self._rules, facts.protocol == _TCP)
         self.held = self._holding.held
         self._undecided = Undecided(ruleset, self._holding, facts.protocol, decrypted)
         self._session: TlsTransaction | None = None  # the TLS session the plaintext comes from

@@ -29,6 +29,7 @@ from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
 from engines.stateful.match import Base64Decode, Content, Regex
 from engines.stateful.prefilter import DatabaseStore, PatternSet
 from engines.stateful.signature import Action, BufferMatch, RuleType, Signature
+from engines.stateful.stakes import make_stakes
 from engines.stateful.threshold import ThresholdTable
 from engines.verdict import Direction, RuleRef
 
@@ -214,7 +215,6 @@ class RuleSet:
         "_packet_groups",
         "_regexes",
         "address_bits",
-        "app_denies",
         "counts",
         "defaults",
         "expectations",
@@ -226,6 +226,7 @@ class RuleSet:
         "order",
         "overflowed",
         "rules",
+        "stakes",
         "thresholds",
         "tx_payload",
     )
@@ -256,7 +257,8 @@ class RuleSet:
         # What each side says is kept for rules that ask.
         modes = {test.mode for rule in rules for test in rule.signature.app_layer_protocols}
         self.needs_sides = not modes.isdisjoint({"to_server", "to_client", "either"})
-        self.app_denies = any(_denies(rule) for rule in aware)
+        # What first bytes wait for while nobody knows what they are; ``[direction]``.
+        self.stakes = make_stakes(rules, _denies, lambda rule, name: _has_place(_place(rule), name), covered_protocols)
         self._regexes = [(rule, regex) for rule in rules for regex in _regexes(rule.signature)]
         shared = _SharedPatterns(store)
         numbers = {1, 6, 17, 58, NO_IP}.union(*(rule.signature.ip_protocols for rule in rules))
@@ -543,15 +545,18 @@ class _Placed(NamedTuple):
     in_payload: bool
 
 
+def _place(rule: Rule) -> _Place:
+    buffers = frozenset([condition.match.buffer for condition in rule.tx])
+    return rule.app_protos, buffers, rule.signature.app_events
+
+
 def _placed(rules: Iterable[Rule]) -> dict[_Place, list[_Placed]]:
     """The rules on application protocols; thousands of them share a place."""
     placed: dict[_Place, list[_Placed]] = {}
     for rule in rules:
         kind = rule.signature.rule_type
         if kind is RuleType.APP_TX or kind is RuleType.APP_LAYER:
-            buffers = frozenset([condition.match.buffer for condition in rule.tx])
-            place = (rule.app_protos, buffers, rule.signature.app_events)
-            placed.setdefault(place, []).append(_Placed(rule.index, rule, *_anchor(rule), _in_payload(rule)))
+            placed.setdefault(_place(rule), []).append(_Placed(rule.index, rule, *_anchor(rule), _in_payload(rule)))
     return placed
 
 

@@ -54,6 +54,10 @@ class Detector:
         """What this direction says cannot change the name any more (Suricata inspects ``pd_only`` rules then)."""
         return self.name is not None or self._failed[direction]
 
+    def possible(self, direction: Direction) -> list[str]:
+        """The names that what this direction has said may still turn out to begin, some of them twice."""
+        return [] if self.final_for(direction) else [name for name, _ in self._probes[direction]]
+
     def feed(self, direction: Direction, data: bytes) -> str | None:
         """Look at the next bytes; returns :attr:`name`."""
         if self.name is not None:
@@ -174,9 +178,9 @@ def _tls_record(*types: int) -> _Probe:
 
 def _sslv2_hello(data: bytes) -> bool | None:
     """RFC 5246, appendix E.2: a long-gone format that still announces TLS."""
-    if not data[0] & 0x80:
+    if not data[0] & 0x80 or data[2:4] != b"\1\3"[: len(data[2:4])]:
         return False
-    return None if len(data) < 5 else data[2] == 1 and data[3] == 3 and data[4] <= 3
+    return None if len(data) < 5 else data[4] <= 3
 
 
 def dns_message(data: bytes, response: bool, whole: bool) -> bool | None:
