@@ -34,7 +34,7 @@ def intercepting(lab: Lab, firewall: Firewall) -> Iterator[list[int]]:
     it is not installed."""
     program = shutil.which("sslsplit")
     if program is None:
-        raise RuntimeError("sslsplit is not installed (apt-get install sslsplit)")
+        raise RuntimeError("CPU of TLS inspection against sslsplit: it is not installed (apt-get install sslsplit)")
     key = firewall.dir / "sslsplit-leaf.key"
     key.write_bytes(
         ec.generate_private_key(ec.SECP256R1()).private_bytes(
