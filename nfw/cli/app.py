@@ -17,7 +17,7 @@ from nfw import __version__
 # name -> (module, attribute, line in --help). Help needs no import of the module.
 COMMANDS = {
     "run": ("nfw.cli.daemon", "run", "Run the firewall in the foreground."),
-    "policy": ("nfw.cli.policy", "policy", "Check, show, test, apply or convert a policy."),
+    "policy": ("nfw.cli.policy", "policy", "Check, test, compare, apply, take back or convert policies."),
     "status": ("nfw.cli.daemon", "status", "Show what the running firewall does."),
     "top": ("nfw.cli.top", "top", "Watch the running firewall live."),
     "flows": ("nfw.cli.flows", "flows", "List, capture or flush the flows of the running firewall."),

@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable
 
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, int_test, required, unquote
-from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.keywords.draft import RuleDraft
-from engines.stateful.match import IntegerValue, StepMatcher
+from engines.stateful.keywords.integers import add_condition, number
+from engines.stateful.match import IntegerValue
 
 _PAGE = "http2-keywords.html"
 _TYPE_NAMES = "data headers priority rststream settings pushpromise ping goaway windowupdate continuation"
@@ -29,31 +29,16 @@ _SETTING = re.compile(r"\s*(\w+)\s*(.*)", re.DOTALL)
 _VALUE = 0xFFFFFFFF
 
 
-def _add(draft: RuleDraft, keyword: str, matcher: StepMatcher) -> None:
-    draft.require_app(keyword, BUFFERS[keyword].protos)
-    draft.buffer(keyword).add(matcher)
-
-
-def _number(keyword: str, high: int, names: dict[str, int] | None = None) -> Callable[[RuleDraft, str | None], None]:
-    def parse(draft: RuleDraft, value: str | None) -> None:
-        text = unquote(required(value, "a name" if names else "a number"))
-        if names and text.isidentifier() and text.lower() not in names:
-            raise KeywordError(f"{keyword}: expected a number or one of {', '.join(names)}, found {text!r}")
-        _add(draft, keyword, IntegerValue(int_test(text, keyword, high, names).test))
-
-    return parse
-
-
 def _settings(draft: RuleDraft, value: str | None) -> None:
     """``NAME``, or a name and a condition on its value: ``SETTINGS_ENABLE_PUSH=0``."""
     text = unquote(required(value, "the name of a setting"))
     parts = _SETTING.fullmatch(text)
-    number = _SETTINGS.get(parts[1].lower()) if parts else None
-    if parts is None or number is None:
+    setting = _SETTINGS.get(parts[1].lower()) if parts else None
+    if parts is None or setting is None:
         raise KeywordError(f"http2.settings: expected one of {', '.join(_SETTINGS).upper()}, found {text!r}")
     allowed = int_test(parts[2], "http2.settings").test if parts[2] else None
-    test = IntegerValue(lambda setting: setting >> 32 == number and (allowed is None or allowed(setting & _VALUE)))
-    _add(draft, "http2.settings", test)
+    test = IntegerValue(lambda seen: seen >> 32 == setting and (allowed is None or allowed(seen & _VALUE)))
+    add_condition(draft, "http2.settings", test)
 
 
 def _keyword(name: str, summary: str, parse: Callable[[RuleDraft, str | None], None]) -> Keyword:
@@ -61,10 +46,10 @@ def _keyword(name: str, summary: str, parse: Callable[[RuleDraft, str | None], N
 
 
 KEYWORDS = [
-    _keyword("http2.frametype", "the type of a frame", _number("http2.frametype", 255, _TYPES)),
-    _keyword("http2.errorcode", "why a stream or the connection ends", _number("http2.errorcode", _VALUE, _ERRORS)),
-    _keyword("http2.priority", "the weight of a stream", _number("http2.priority", 255)),
-    _keyword("http2.window", "what a window grows by", _number("http2.window", _VALUE)),
-    _keyword("http2.size_update", "the size of the table of header fields", _number("http2.size_update", _VALUE)),
+    _keyword("http2.frametype", "the type of a frame", number("http2.frametype", 255, _TYPES)),
+    _keyword("http2.errorcode", "why a stream or the connection ends", number("http2.errorcode", _VALUE, _ERRORS)),
+    _keyword("http2.priority", "the weight of a stream", number("http2.priority", 255)),
+    _keyword("http2.window", "what a window grows by", number("http2.window", _VALUE)),
+    _keyword("http2.size_update", "the size of the table of header fields", number("http2.size_update", _VALUE)),
     _keyword("http2.settings", "a setting of the connection", _settings),
 ]

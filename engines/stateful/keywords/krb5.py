@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from engines.stateful.app.krb5 import STRONG
-from engines.stateful.keywords.base import Keyword, KeywordError, Kind, int_test, integer, required, unquote
-from engines.stateful.keywords.buffers import BUFFERS
+from engines.stateful.keywords.base import Keyword, KeywordError, Kind, integer, required, unquote
 from engines.stateful.keywords.draft import RuleDraft
-from engines.stateful.match import IntegerValue, StepMatcher
+from engines.stateful.keywords.integers import add_condition, number
+from engines.stateful.match import IntegerValue
 
 _PAGE = "kerberos-keywords.html"
 # RFC 3961 section 8 and what came after it.
@@ -23,26 +23,13 @@ _ENCRYPTIONS = {
 _NONE = 0xFFFFFFFF
 
 
-def _add(draft: RuleDraft, keyword: str, matcher: StepMatcher) -> None:
-    draft.require_app(keyword, BUFFERS[keyword].protos)
-    draft.buffer(keyword).add(matcher)
-
-
-def _type(draft: RuleDraft, value: str | None) -> None:
-    _add(draft, "krb5_msg_type", IntegerValue(int_test(required(value, "a number"), "krb5_msg_type", 255).test))
-
-
-def _code(draft: RuleDraft, value: str | None) -> None:
-    _add(draft, "krb5_err_code", IntegerValue(int_test(required(value, "a number"), "krb5_err_code").test))
-
-
 def _encryption(draft: RuleDraft, value: str | None) -> None:
     """``weak``, or names and numbers with commas or spaces between; ``!`` before it all turns it round."""
     text = unquote(required(value, "weak, or names of encryption types")).lower()
     negated = text.startswith("!")
     text = text.lstrip("! ")
     if text == "weak":
-        _add(draft, "krb5.ticket_encryption", IntegerValue(lambda kind: (kind in STRONG) == negated))
+        add_condition(draft, "krb5.ticket_encryption", IntegerValue(lambda kind: (kind in STRONG) == negated))
         return
     kinds = set()
     for name in re.split(r"[,\s]+", text):
@@ -52,12 +39,12 @@ def _encryption(draft: RuleDraft, value: str | None) -> None:
             kinds.add(integer(name, "krb5.ticket_encryption", -(1 << 31), (1 << 31) - 1) & _NONE)
         else:
             raise KeywordError(f"krb5.ticket_encryption: expected weak, a number or a name, found {name!r}")
-    _add(draft, "krb5.ticket_encryption", IntegerValue(lambda kind: (kind in kinds) != negated))
+    add_condition(draft, "krb5.ticket_encryption", IntegerValue(lambda kind: (kind in kinds) != negated))
 
 
 KEYWORDS = [
-    Keyword("krb5_msg_type", "the type of a message", f"{_PAGE}#krb5-msg-type", Kind.APP, _type),
-    Keyword("krb5_err_code", "why something was refused", f"{_PAGE}#krb5-err-code", Kind.APP, _code),
+    Keyword("krb5_msg_type", "the type of a message", f"{_PAGE}#krb5-msg-type", Kind.APP, number("krb5_msg_type", 255)),
+    Keyword("krb5_err_code", "why something was refused", f"{_PAGE}#krb5-err-code", Kind.APP, number("krb5_err_code")),
     Keyword(
         "krb5.ticket_encryption",
         "how a ticket is encrypted",
