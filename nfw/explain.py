@@ -13,6 +13,7 @@ import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engines.decode.link import IPV4, IPV6, decode_link
@@ -26,9 +27,9 @@ from engines.tls.explain import misfit as scope_misfit
 from engines.verdict import Direction, RuleRef, Verdict
 from nfw.capture import Captured
 from nfw.dialogue import Dialogue
-from nfw.explaintls import Terminated, terminate
+from nfw.explaintls import Terminated, inbound_of, terminate
 from nfw.pipeline import Answer, Context, flow_facts
-from nfw.policy.model import Mode, WithoutSni
+from nfw.policy.model import Mode, Upstream, WithoutSni
 from nfw.policy.places import Place, places
 from nfw.policy.values import protocol_name
 from nfw.policyreplay import PolicyReplay, Tracing
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from engines.stateful.prefilter import DatabaseStore
     from nfw.describe import FlowDescription
     from nfw.policy.compile import Compiled
+    from nfw.policy.model import InboundTls, Tls
 
 MAX_FLOWS = 1000  # of a capture, explained; those beyond are counted
 MAX_STEPS = 1000  # packets of a flow that are kept one by one
@@ -68,11 +70,16 @@ class StatelessStep(NamedTuple):
 
 
 class ScopeStep(NamedTuple):
-    """One TLS scope, numbered from 1 as written; ``misfit`` empty: the flow is in it."""
+    """One TLS scope, numbered from 1 as written, of ``tls`` or of the servers of one's own, ``inbound``; ``misfit``
+    empty: the flow is in it."""
 
     number: int
     line: int
     misfit: str
+    inbound: bool = False
+
+    def __str__(self) -> str:
+        return f"{'inbound ' if self.inbound else ''}scope {self.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,12 @@ class TlsStep:
     scopes: tuple[ScopeStep, ...] = ()
     checks: tuple[str, ...] = ()
     ended: Terminated | None = None
+
+    @property
+    def certificate(self) -> Path | None:
+        """File of the one that the client of a server of one's own is shown; None where it is another, or unknown."""
+        given = self.ended.certificate if self.ended is not None else None
+        return given.certificate if given is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,21 +378,35 @@ class Explainer:
         if not any(step.stage in ("tls", "flow", "stateful", "kernel") for step in seen.steps):
             return TlsStep("none", "the flow did not come so far")
         first = seen.first
-        lines = self._places
-        scopes = tuple(
-            ScopeStep(number, _line(lines.get(f"tls.scopes.{number}")), scope_misfit(scope, first))
-            for number, scope in enumerate(self._compiled.scopes.scopes if self._compiled.scopes else (), 1)
-        )
-        inside = next((scope for scope in scopes if not scope.misfit), None)
+        scopes = tuple(self._scopes(first))
+        # Those of servers of one's own go first.
+        inside = next((scope for scope in sorted(scopes, key=_outbound) if not scope.misfit), None)
         if inside is None:
             return TlsStep("none", "in no scope", scopes)
         if not any(step.verdict == "intercept" for step in seen.steps):
-            return TlsStep("none", f"in scope {inside.number}, but looked at as it is on the wire", scopes)
+            return TlsStep("none", f"in {inside}, but looked at as it is on the wire", scopes)
         if ended is not None and ended.bypassed:
-            why = f"in scope {inside.number}, and the name is exempt if the firewall's resolvers give it this address"
+            why = f"in {inside}, and the name is exempt if the firewall's resolvers give it this address"
             return TlsStep("bypass", why, scopes, ended=ended)
-        checks = _checks(self._compiled.policy)
-        return TlsStep("terminate", f"in scope {inside.number}", scopes, checks, ended)
+        whole = self._compiled.policy
+        inbound = inbound_of(whole, first.src, first.dst, first.sport, first.dport)
+        if inbound is None:
+            return TlsStep("terminate", f"in {inside}", scopes, _checks(whole), ended)
+        shown = "the certificate given for the name asked for"
+        why = f"in {inside}, of servers of one's own; clients are shown {shown}"
+        return TlsStep("terminate", why, scopes, _checks(whole, inbound), ended)
+
+    def _scopes(self, first: Packet) -> Iterator[ScopeStep]:
+        policy, lines = self._compiled.policy, self._places
+        for number, scope in enumerate(policy.tls.scopes if policy.tls is not None else (), 1):
+            yield ScopeStep(number, _line(lines.get(f"tls.scopes.{number}")), scope_misfit(scope, first))
+        number = 0
+        for index, inbound in enumerate(policy.inbound, 1):
+            for place, scope in enumerate(inbound.scopes, 1):
+                number += 1
+                if inbound in policy.inspected_inbound:
+                    line = _line(lines.get(f"inbound.{index}.scopes.{place}"))
+                    yield ScopeStep(number, line, scope_misfit(scope, first), inbound=True)
 
     def _stateful(
         self, seen: _Seen, real: NotingInspector | None, free: NotingInspector | None, ended: Terminated | None
@@ -457,11 +484,19 @@ _SETTINGS = {
     "no_sni": "tls.on_failure",
     "not_tls": "tls.on_failure",
     "quic": "tls.quic",
+    "no_certificate": "inbound",
 }
 
 
-def _checks(policy: Any) -> tuple[str, ...]:
+def _outbound(scope: ScopeStep) -> bool:
+    return not scope.inbound
+
+
+def _checks(policy: Any, inbound: InboundTls | None = None) -> tuple[str, ...]:
     tls = policy.tls
+    if inbound is not None and tls.inbound_upstream is Upstream.PINNED:
+        given = ", ".join(str(one.certificate) for one in inbound.certificates)
+        return (f"the server's certificate: one of those given, {given}; else {tls.on_failure.value}", *_holding(tls))
     trust = [*(["the system's roots"] if tls.trust.system else []), *map(str, tls.trust.files)]
     checks = [f"the server's certificate: issued under {' or '.join(trust)}, for the name asked for"]
     checks[0] += " or, where none is, for its address" if tls.without_sni is WithoutSni.ADDRESS else ""
@@ -472,9 +507,11 @@ def _checks(policy: Any) -> tuple[str, ...]:
     if tls.revocation.check:
         revocation = tls.revocation
         checks.append(f"revocation: revoked: {revocation.revoked.value}, unknown: {revocation.unknown.value}")
-    if tls.session_holding:
-        checks.append("the TLS rules first, before the server is contacted (session holding)")
-    return tuple(checks)
+    return (*checks, *_holding(tls))
+
+
+def _holding(tls: Tls) -> tuple[str, ...]:
+    return ("the TLS rules first, before the server is contacted (session holding)",) if tls.session_holding else ()
 
 
 def _ref(rule: StatelessRule) -> RuleRef:
