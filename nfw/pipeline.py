@@ -262,7 +262,7 @@ class Pipeline:
     def _track(self, packet_id: int, packet: Packet, tracked: Tracked, old: bool, ours: bool, now: float) -> Answer:
         if tracked.ended is not None:
             self._ended(tracked.ended, now)
-        kind = tracked.kind
+        kind, unseen = tracked.kind, False
         if kind is Kind.RELATED:
             self._count("icmp_error")
             return Answer.ONCE
@@ -274,6 +274,7 @@ class Pipeline:
             refused = self._midstream(packet, old, now)
             if refused is not None:
                 return refused
+            unseen = not (old or (self.old_flows and _tuple(packet) in self.old_flows)) and not self.monitor
             tracked = self.table.adopt(packet, now)
             if tracked.ended is not None:
                 self._ended(tracked.ended, now)
@@ -299,6 +300,8 @@ class Pipeline:
                 self._verdict("flow", "tls", "tls_scope")
                 return Answer.TLS
             context = flow.context = Context(self._inspector(flow, now) if self.inspects else None)
+            if unseen and flow.midstream and context.inspector is not None:
+                context.inspector.began_unseen()
         return self._inspect(packet_id, packet, flow, context, tracked.direction, tracked.established, now)
 
     def _inspector(self, flow: Flow, now: float) -> Inspector:
