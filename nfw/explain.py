@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engines.decode.link import IPV4, IPV6, decode_link
 from engines.flow import Flow
-from engines.packet import Packet, decode, quoted
+from engines.packet import TCP, Packet, decode, quoted
 from engines.stateful.explain import Notes, NotingInspector, RuleReport, reports, undecided
 from engines.stateful.inspector import Inspector, Outcome
 from engines.stateless.explain import misfit
@@ -47,7 +47,7 @@ MAX_STEPS = 1000  # packets of a flow that are kept one by one
 
 class Step(NamedTuple):
     """What became of one packet. ``stage``, ``verdict`` and ``reason`` as :class:`nfw.policyreplay.Counted` has them;
-    ``rule``: by which it was decided."""
+    ``rule``: by which it was decided; ``at``: with which packet, a later one where this was held."""
 
     packet: int
     direction: Direction
@@ -56,6 +56,7 @@ class Step(NamedTuple):
     verdict: str
     reason: str
     rule: RuleRef | None
+    at: int
 
 
 class StatelessStep(NamedTuple):
@@ -207,6 +208,7 @@ class _Played(PolicyReplay):
         self._one = one
         self._turn = _Turn(0, None, Direction.TO_SERVER)
         self._held: dict[int, _Turn] = {}
+        self._at = 0  # the packet whose turn it is while one that was held is judged
 
     @property
     def number(self) -> int:
@@ -248,8 +250,9 @@ class _Played(PolicyReplay):
 
     def verdict(self, packet_id: int, accept: bool) -> None:
         turn, self._turn = self._turn, self._held.pop(packet_id)
+        self._at = turn.number
         super().verdict(packet_id, accept)
-        self._turn = turn
+        self._turn, self._at = turn, 0
 
     def _add(self, stage: str, verdict: str, reason: str) -> None:
         super()._add(stage, verdict, reason)
@@ -265,7 +268,7 @@ class _Played(PolicyReplay):
             seen.more += 1
             return
         what = self.names.get(number, (direction, ""))[1]
-        seen.steps.append(Step(number, direction, what, stage, verdict, reason, rule))
+        seen.steps.append(Step(number, direction, what, stage, verdict, reason, rule, max(number, self._at)))
 
 
 class Explainer:
@@ -297,7 +300,8 @@ class Explainer:
         else:
             played = self._play(captured, self._free, inspect_tls=False, reasons=True, one=True, names=names)
             free = played.flows[None].inspector
-        return self._explain(str(flow), seen, free, ended)
+        found = self._explain(str(flow), seen, free, ended)
+        return found if ended is not None or flow.protocol != TCP else _without_rest(found, seen)
 
     def _play(
         self,
@@ -439,11 +443,7 @@ class Explainer:
         notes = real.notes if real is not None else Notes()
         for step in seen.steps:
             if step.verdict in ("drop", "reject"):
-                decision = notes.decision
-                # Packets held before go with the one that decided.
-                held = step.stage == "stateful" and decision is not None and decision.rule == step.rule
-                at = max(step.packet, notes.decided_at) if held else step.packet
-                return self._concluded(step.verdict, step.stage, step.reason, step.rule, at)
+                return self._concluded(step.verdict, step.stage, step.reason, step.rule, step.at)
         intercepted = next((step for step in seen.steps if step.verdict == "intercept"), None)
         if intercepted is not None and ended is None:
             return self._concluded("intercept", "tls", intercepted.reason, None, intercepted.packet)
@@ -490,6 +490,16 @@ _SETTINGS = {
 
 def _outbound(scope: ScopeStep) -> bool:
     return not scope.inbound
+
+
+def _without_rest(explained: Explanation, seen: _Seen) -> Explanation:
+    """Without what would be logged of packets after the one that is refused: TCP sends none of them."""
+    conclusion, inspector = explained.conclusion, seen.inspector
+    if conclusion.verdict not in ("drop", "reject") or not conclusion.packet or inspector is None:
+        return explained
+    at = inspector.notes.alerts
+    alerts = tuple(ref for ref in explained.stateful.alerts if at[ref] <= conclusion.packet)
+    return replace(explained, stateful=replace(explained.stateful, alerts=alerts))
 
 
 def _checks(policy: Any, inbound: InboundTls | None = None) -> tuple[str, ...]:
