@@ -9,6 +9,8 @@ from nfw.policy.aws.mapfile import CertificateFiles, MapFile
 from nfw.policy.aws.metadata import LOCAL_CERTIFICATE, read_own
 from nfw.policy.aws.rule_group import read_addresses, read_ports, read_protocols
 from nfw.policy.model import (
+    AWS_QUIC,
+    AWS_TLS_ACTIONS,
     CertificateAuthority,
     InboundTls,
     Revocation,
@@ -105,6 +107,8 @@ def read_tls_configuration(
         scopes=tuple(outbound),
         revocation=revocation or Revocation(),
         keywords=TlsKeywords.SNI,
+        actions=AWS_TLS_ACTIONS,
+        quic=AWS_QUIC,
         arn=own.arn or document.arn,
     ), tuple(inbound)
 

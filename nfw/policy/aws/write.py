@@ -23,6 +23,8 @@ from nfw.policy.aws.rule_group import DIRECTIONS, GENERATED, ORDER_NAMES, PROTOC
 from nfw.policy.capacity import stateless_units
 from nfw.policy.dump import relative_path
 from nfw.policy.model import (
+    AWS_QUIC,
+    AWS_TLS_ACTIONS,
     DEFAULT_VARIABLES,
     Distrust,
     Flows,
@@ -38,7 +40,6 @@ from nfw.policy.model import (
     StatefulGroup,
     StatelessGroup,
     Tls,
-    TlsAction,
     TlsDebug,
     Transparency,
     Trust,
@@ -379,7 +380,7 @@ class _Writer:
             found["trust"] = (["system"] if tls.trust.system else []) + [
                 f"./{file}" if file == "system" else file for file in files
             ]
-        if tls.actions:
+        if tls.actions != AWS_TLS_ACTIONS:
             found["actions"] = {status: action.value for status, action in tls.actions}
         if tls.distrust != Distrust():
             found["distrust"] = [*tls.distrust.keys, *(relative_path(file, self.base) for file in tls.distrust.files)]
@@ -389,7 +390,7 @@ class _Writer:
             found["bypass"] = [{"sni": list(one.names), **_plain_scope(one.scope)} for one in tls.bypass]
         if tls.resolvers:
             found["resolvers"] = list(tls.resolvers)
-        if tls.quic is not TlsAction.DROP:
+        if tls.quic is not AWS_QUIC:
             found["quic"] = tls.quic.value
         if not tls.strip_ech:
             found["strip_ech"] = False
