@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,11 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nfw.control import ControlClient
 from tests.firewall import ROOT, Firewall, pids_named, wait_for
 from tests.lab import Lab
 
@@ -53,10 +56,44 @@ def history(firewall: Firewall) -> list[tuple[int, str, str, str]]:
     return [(one["number"], one["action"], one["name"], one["result"]) for one in entries]
 
 
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process that answers nobody, and is gone afterwards."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def kill(firewall: Firewall) -> None:
     os.kill(firewall.pid(), signal.SIGKILL)
     assert firewall.process is not None
     firewall.process.wait(5)
+
+
+def test_the_status_is_told_although_who_was_asked_is_replaced(firewall: Firewall) -> None:
+    policy = write(firewall, "open", OPEN)
+    firewall.start(policy)
+    (leader,) = pids_named(firewall.pid(), "nfw leader")
+    with ThreadPoolExecutor(2) as pool, stopped(leader):
+        applied = pool.submit(firewall.apply, policy)
+        wait_for(lambda: len(list(pids_named(firewall.pid(), "nfw leader"))) == 2, 20)
+        reply = ControlClient(firewall.control, 20.0).request("status")
+        applied.result()
+    assert (reply.errors, reply.data["state"], reply.data["generation"]) == ((), "filtering", 2)
+
+
+def test_the_status_is_told_although_who_was_asked_dies(firewall: Firewall) -> None:
+    firewall.start(write(firewall, "open", OPEN))
+    (leader,) = pids_named(firewall.pid(), "nfw leader")
+    with ThreadPoolExecutor(1) as pool, stopped(leader):
+        asked = pool.submit(ControlClient(firewall.control, 20.0).request, "status")
+        time.sleep(0.5)  # asked later, the answer is the same
+        os.kill(leader, signal.SIGKILL)
+        reply = asked.result()
+    assert (reply.errors, reply.data["state"]) == ((), "closed")
 
 
 def test_without_confirmation_the_former_policy_comes_back(firewall: Firewall) -> None:
