@@ -301,7 +301,7 @@ class Leader:
         checking = policy.tls.revocation
         asks = checking.check or policy.tls.fetch_issuers
         fetcher_channels = [keyholder.channel() for _ in range(workers)] if asks else []
-        resolver_channels = [keyholder.channel() for _ in range(workers)] if policy.tls.bypass else []
+        resolver_channels = [keyholder.channel() for _ in range(workers)] if policy.tls.asks_resolvers else []
         resolvers = policy.tls.resolvers
         servers = [(str(certificate), str(key)) for certificate, key in tlsworker.server_files(policy)]
         signer_channels = [keyholder.channel() for _ in range(workers)] if servers else []
