@@ -139,6 +139,7 @@ def test_a_deadline_waits_for_what_is_queued(bench: Bench, late: bool, said: str
     assert len(worker.opening) == (1 if said else 0)
     if late:
         clock.now += SECONDS + 5.0  # spent on others
+        worker._poll(0.0)
     worker._look_at_overdue()
     if said:
         assert worker.flows[flow.key].session.state is State.HELLO
