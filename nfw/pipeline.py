@@ -176,10 +176,9 @@ class Pipeline:
         self._strips_ech = policy.tls is not None and policy.tls.strip_ech and not self.monitor
         self._drop_budget = float(DROP_EVENTS_PER_SECOND)
         self._drop_at = 0.0
-        # To find out what is odd about a packet takes longer than to judge most: only for rules that ask.
-        self._wants_events = any(rule.signature.packet_events for rule in self.ruleset.rules)
+        self._wants_events = self.ruleset.needs_events
         # Answers that depend on TCP flags can differ from packet to packet, so only the others are remembered.
-        self._flag_rules = any(rule.tcp_flags for rule in policy.stateless.rules)
+        self._flag_rules = self.filter.needs_flags
 
     # -- one packet ------------------------------------------------------------------------------------------------
 

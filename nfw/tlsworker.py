@@ -222,6 +222,7 @@ class TlsWorker:
     def __init__(
         self,
         compiled: Compiled,
+        sessions: TlsSettings,
         settings: GenerationSettings,
         listeners: tuple[socket.socket, socket.socket],
         port: int,
@@ -244,14 +245,14 @@ class TlsWorker:
         self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.wanted)
         assert self.policy.tls is not None
         self.monitor = self.policy.mode is Mode.MONITOR
-        self.settings = tls_settings(self.policy.tls, watch=self.monitor)
+        self.settings = sessions
         self.hides_quic = self.policy.tls.quic is not TlsAction.PASS and not self.monitor
         self.recheck = self.policy.tls.revocation.check and self.policy.tls.revocation.recheck
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
-        self.inbound = inbound_servers(self.policy, helpers.signer)
+        self.inbound = inbound_servers(self.policy, sessions, helpers.signer)
         self.current: Flow | None = None  # the one something is done for right now
         self.recorder: TlsRecorder | None = None
         if self.policy.tls.debug is not None:
@@ -1276,8 +1277,8 @@ def server_files(policy: Policy) -> list[tuple[Path, Path]]:
     return [files for inbound in policy.inspected_inbound for files in inbound.files or ()]
 
 
-def inbound_servers(policy: Policy, signer: socket.socket | None) -> tuple[Inbound, ...]:
-    """Raises ValueError for a certificate that cannot be used."""
+def inbound_servers(policy: Policy, sessions: TlsSettings, signer: socket.socket | None) -> tuple[Inbound, ...]:
+    """``sessions``: the settings of all others. Raises ValueError for a certificate that cannot be used."""
     found: list[Inbound] = []
     number = 0
     for inbound in policy.inspected_inbound:
@@ -1295,7 +1296,7 @@ def inbound_servers(policy: Policy, signer: socket.socket | None) -> tuple[Inbou
             certificates.append((certificate_facts(chain[0]).dns_names, context))
             leafs.append(chain[0])
             number += 1
-        settings = tls_settings(policy.tls, watch=policy.mode is Mode.MONITOR)
+        settings = sessions
         if policy.tls.inbound_upstream is Upstream.PINNED:
             pinned = UpstreamVerifier(leafs, partial_chain=True)
             settings = dataclasses.replace(settings, verifier=pinned, revocation=False)
@@ -1350,6 +1351,7 @@ def system_roots() -> bytes:
 
 def run(
     compiled: Compiled,
+    sessions: TlsSettings,
     settings: GenerationSettings,
     listeners: tuple[socket.socket, socket.socket],
     port: int,
@@ -1358,10 +1360,11 @@ def run(
     log: socket.socket,
     statuses: RuleCounts | None = None,
 ) -> None:
-    """The TLS worker process. Tells the leader ``ok`` or ``error: text``, then serves."""
+    """The TLS worker process, all of whose ``sessions`` have the same settings (:func:`tls_settings`). Tells the leader
+    ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
-        worker = TlsWorker(compiled, settings, listeners, port, helpers, leader, log, statuses)
+        worker = TlsWorker(compiled, sessions, settings, listeners, port, helpers, leader, log, statuses)
     except (OSError, ValueError) as error:
         leader.sendall(f"error: {error}".encode())
         sys.exit(1)
