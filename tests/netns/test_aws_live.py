@@ -21,7 +21,7 @@ from engines.verdict import Direction
 from nfw.describe import FlowDescription, read_description
 from nfw.dialogue import Dialogue
 from tests.awsrows import CLIENT, GROUPS, Group, Row
-from tests.firewall import Firewall, wait_for
+from tests.firewall import PATIENCE, Firewall, wait_for
 from tests.lab import Lab
 from tests.unit.awskit import write
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.netns
 LIVE = [group for group in GROUPS if any(not row.not_live for row in group.rows)]
 AT_ONCE = [group for group in LIVE if not any(row.pause for row in group.rows)]
 WAITING = [group for group in LIVE if group not in AT_ONCE]
-PATIENCE = 0.8  # seconds without an answer after which something counts as dropped
+SILENCE = 0.8  # seconds without an answer after which something counts as dropped, where that is expected
 # Connections that are older than a policy are left, so that it meets them in their middle.
 SETTINGS = "settings: {open_flows: {which: none}, tls: {trust: [lab-root.pem]}}\n"
 TCP_CLOSE, TCP_CLOSE_WAIT = 7, 8  # include/net/tcp_states.h
@@ -62,6 +62,10 @@ def described(row: Row, sport: int) -> FlowDescription:
     return read_description({**row.flow, "sport": sport} if row.flow.get("proto") != "icmp" else row.flow)
 
 
+def patience(row: Row) -> float:
+    return SILENCE if row.verdict == "drop" and not row.heard and not row.pause else PATIENCE
+
+
 def client_socket(firewall: Firewall, flow: FlowDescription, kind: int = 0) -> socket.socket:
     """A client's socket; ``kind``: of another type than the flow's protocol has, of that protocol."""
     types = {6: socket.SOCK_STREAM, 17: socket.SOCK_DGRAM}
@@ -83,17 +87,18 @@ def act(firewall: Firewall, row: Row, sport: int, connected: socket.socket | Non
     """Be the client of the row's flow: pass, drop or reject, by what comes back."""
     flow = described(row, sport)
     if flow.fragments:
-        return in_pieces(firewall, flow)
+        return in_pieces(firewall, flow, patience(row))
     if flow.protocol == 1:
-        done = firewall.lab.client.run(["ping", "-c1", "-W1", row.flow["dst"]], check=False)
+        done = firewall.lab.client.run(["ping", "-c1", f"-W{max(1, patience(row)):.0f}", row.flow["dst"]], check=False)
         return "pass" if done.returncode == 0 else "drop"
     with connected or client_socket(firewall, flow) as sock:
+        sock.settimeout(patience(row))
         try:
             if connected is None:
                 sock.connect((row.flow["dst"], flow.dport))
             if flow.is_tls and "http_uri" in flow.said:
                 return decrypted(firewall, sock, flow)
-            return paused(sock, flow, row.pause) if row.pause else said(sock, flow)
+            return paused(sock, flow, row) if row.pause else said(sock, flow)
         except TimeoutError:
             return "drop"
         except OSError:
@@ -115,17 +120,19 @@ def said(sock: socket.socket, flow: FlowDescription) -> str:
     return "pass" if sock.recv(100) else "drop"
 
 
-def paused(sock: socket.socket, flow: FlowDescription, seconds: float) -> str:
+def paused(sock: socket.socket, flow: FlowDescription, row: Row) -> str:
     """The first payload and its echo, and after the pause the second."""
     first, second = flow.payload
     sock.send(first)
     assert sock.recv(100) == first
-    time.sleep(seconds)
+    time.sleep(row.pause)
+    if row.verdict == "drop":
+        sock.settimeout(SILENCE)
     sock.send(second)
     return "pass" if sock.recv(100) == second else "drop"
 
 
-def in_pieces(firewall: Firewall, flow: FlowDescription) -> str:
+def in_pieces(firewall: Firewall, flow: FlowDescription, patience: float) -> str:
     """The client's first packet, as the fragments described; any answer is one."""
     pieces = takewhile(lambda each: each.direction is Direction.TO_SERVER, Dialogue(flow).packets())
     dst = socket.inet_ntoa(flow.dst)
@@ -135,7 +142,7 @@ def in_pieces(firewall: Firewall, flow: FlowDescription) -> str:
     with raw, listening:
         for piece in pieces:
             raw.sendto(piece.captured.data, (dst, 0))
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + patience
         while (left := until - time.monotonic()) > 0:
             listening.settimeout(left)
             try:
@@ -158,7 +165,7 @@ def decrypted(firewall: Firewall, sock: socket.socket, flow: FlowDescription) ->
     """A request through the TLS engine, by a client that trusts it."""
     context = ssl.create_default_context(cafile=str(firewall.ca))
     context.load_verify_locations(str(firewall.lab.root_ca_path))  # of servers in no scope
-    sock.settimeout(5.0)
+    sock.settimeout(PATIENCE)
     with context.wrap_socket(sock, server_hostname=flow.sni, do_handshake_on_connect=False) as wrapped:
         try:
             wrapped.do_handshake()
@@ -189,16 +196,19 @@ def run(firewall: Firewall, number: int, group: Group) -> None:
         row.says: "pass" if row.heard else row.verdict for row in rows
     }
     pings = [row for row in rows if row.flow.get("proto") == "icmp"]
-    check_records(firewall, began, [sid for row in pings for sid in row.alerts], "of all pings", None)
+    check_records(firewall, began, [sid for row in pings for sid in row.alerts], 0, "of all pings", None)
     for row, port in zip(rows, ports, strict=True):
         if row not in pings:
-            sids = check_records(firewall, began, row.alerts, row.says, port)
+            sids = check_records(firewall, began, row.alerts, row.records or 0, row.says, port)
             assert not row.in_order or sids == list(row.alerts), row.says
             assert row.records in (None, len(sids)), row.says
 
 
-def check_records(firewall: Firewall, began: int, wanted: Sequence[int], says: str, port: int | None) -> list[int]:
-    """The sids logged of the flow of a client's port, None: of ICMP; they have to be the ``wanted`` ones."""
+def check_records(
+    firewall: Firewall, began: int, wanted: Sequence[int], count: int, says: str, port: int | None
+) -> list[int]:
+    """The sids logged of the flow of a client's port, None: of ICMP; they have to be the ``wanted`` ones. ``count``:
+    how many records there are at least."""
 
     def logged() -> list[int]:
         return [
@@ -207,7 +217,10 @@ def check_records(firewall: Firewall, began: int, wanted: Sequence[int], says: s
             if (event["proto"] == "ICMP" if port is None else port in (event.get("src_port"), event.get("dest_port")))
         ]
 
-    wait_for(lambda: set(logged()) >= set(wanted), 5.0, lambda: f"{says}: {logged()}, wanted {wanted}")
+    def complete() -> bool:
+        return set(logged()) >= set(wanted) and len(logged()) >= count
+
+    wait_for(complete, PATIENCE, lambda: f"{says}: {logged()}, wanted {wanted}")
     found = logged()
     assert set(found) == set(wanted), says
     return found
