@@ -39,8 +39,8 @@ from OpenSSL import SSL
 from engines.counts import RuleCounts
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
-from engines.tls.altsvc import AltSvcMask
 from engines.tls.bypass import BypassList, Proof
+from engines.tls.hiding import Mask, masking
 from engines.tls.knownbad import KNOWN_BAD
 from engines.tls.leaf import presented_chain
 from engines.tls.names import covers
@@ -193,7 +193,7 @@ class Flow:
         self.inbound: Inbound | None = None  # to a server of one's own
         self.recorded = False  # its keys and plaintext are written to files, as the policy asks
         self.claim: Claim | None = None  # to an exempted name, which its server has yet to prove
-        self.mask: AltSvcMask | None = None  # between inspection and encryption
+        self.mask: Mask | None = None  # between inspection and encryption
 
     @property
     def decrypted(self) -> bool:
@@ -246,6 +246,7 @@ class TlsWorker:
         self.monitor = self.policy.mode is Mode.MONITOR
         self.settings = tls_settings(self.policy.tls, watch=self.monitor)
         self.hides_quic = self.policy.tls.quic is not TlsAction.PASS and not self.monitor
+        self.hides_ech = self.policy.tls.strip_ech and not self.monitor
         self.recheck = self.policy.tls.revocation.check and self.policy.tls.revocation.recheck
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
@@ -746,8 +747,9 @@ class TlsWorker:
             case tls.Established(info):
                 if flow.recorded and self.recorder is not None:
                     self.recorder.begin(flow.facts, now + self.wall)
-                if self.hides_quic and info.client is not None:
-                    flow.mask = AltSvcMask(info.client.alpn)
+                if info.client is not None:
+                    port = flow.facts.server_port
+                    flow.mask = masking(info.client.alpn, port, offers=self.hides_quic, keys=self.hides_ech)
                 self.handshakes.observe(now - flow.started)
 
     def _hello(self, flow: Flow, hello: Any, now: float) -> None:

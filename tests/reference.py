@@ -129,7 +129,7 @@ PARTS = (
             "bypass_proof": "which proofs suffice: nfw's own resolvers give the address; its certificate is the name's",
             "resolvers": "addresses of the DNS servers asked, three at most; those of `/etc/resolv.conf` without",
             "quic": "QUIC to a scope: UDP port 443, or what looks like it",
-            "strip_ech": "take the keys for Encrypted ClientHello out of DNS answers over UDP",
+            "strip_ech": "take the keys for Encrypted ClientHello out of DNS answers",
             "debug": "keys and plaintext of chosen sessions in files",
             "inbound_upstream": "how servers of `inbound` are known: by their certificates, or by name and chain",
             "arn": "kept for conversion",
