@@ -79,7 +79,7 @@ from nfw.turns import Deadlines, Turns
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
-    from nfw.policy.model import Policy, Tls
+    from nfw.policy.model import Policy, Tls, Trust
 
 HIGH_WATER = 1 << 20  # bytes waiting for a socket before the other side is no longer read
 LOW_WATER = 256 * 1024
@@ -245,6 +245,7 @@ class TlsWorker:
         assert self.policy.tls is not None
         self.monitor = self.policy.mode is Mode.MONITOR
         self.settings = tls_settings(self.policy.tls, watch=self.monitor)
+        self.scope_settings = scope_settings(self.policy.tls, self.settings)
         self.hides_quic = self.policy.tls.quic is not TlsAction.PASS and not self.monitor
         self.hides_ech = self.policy.tls.strip_ech and not self.monitor
         self.recheck = self.policy.tls.revocation.check and self.policy.tls.revocation.recheck
@@ -257,7 +258,8 @@ class TlsWorker:
         self.recorder: TlsRecorder | None = None
         if self.policy.tls.debug is not None:
             self.recorder = TlsRecorder(self.policy.tls.debug)
-            self.settings.verifier.log_keys(self._log_keys)
+            for each in {id(one): one for one in (self.settings, *self.scope_settings)}.values():
+                each.verifier.log_keys(self._log_keys)
             process.tell("tls.debug: SECRETS OF CHOSEN TLS SESSIONS ARE WRITTEN TO FILES")
         chain = presented_chain(parse_anchors(self.policy.tls.ca.certificate_pem)[0])
         self.desk: LeafDesk[Flow] = LeafDesk(holder, chain, self._prepare)
@@ -525,10 +527,11 @@ class TlsWorker:
             sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.mark)  # by which what it leaves behind is found
             self.next_flow += 1
             inbound = self._inbound(source, destination)
-            settings = inbound.settings if inbound else self.settings
+            scope = self._scope(source, destination)
+            settings = inbound.settings if inbound else self._settings_of(scope)
             session = Session(settings, now, now + self.wall, destination[0].partition("%")[0])
             flow = Flow(self.next_flow, Side(sock), source, destination, session, now)
-            flow.inbound = inbound
+            flow.inbound, flow.scope = inbound, scope
             session.info.inbound = inbound is not None
             self.flows[flow.key] = flow
             self._guard(flow, self._open, flow, now)
@@ -537,12 +540,18 @@ class TlsWorker:
         ends = packed(source[0]), packed(destination[0]), source[1], destination[1]
         return next((one for one in self.inbound if one.scope.covers_tuple(*ends)), None)
 
+    def _scope(self, source: tuple[Any, ...], destination: tuple[Any, ...]) -> int | None:
+        if self.scopes is None:
+            return None
+        return self.scopes.first(packed(source[0]), packed(destination[0]), source[1], destination[1])
+
+    def _settings_of(self, scope: int | None) -> TlsSettings:
+        """Those behind the policy's own are scopes of inspected servers."""
+        return self.settings if scope is None or scope >= len(self.scope_settings) else self.scope_settings[scope]
+
     def _open(self, flow: Flow, now: float) -> None:
-        if self.scopes is not None:
-            facts = flow.facts
-            flow.scope = self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
-            if flow.scope is not None:
-                self.scopes.counts.add(flow.scope, 0, now, flow=True)
+        if self.scopes is not None and flow.scope is not None:
+            self.scopes.counts.add(flow.scope, 0, now, flow=True)
         self._begin_inspection(flow, now)
 
     def _begin_inspection(self, flow: Flow, now: float) -> None:
@@ -824,7 +833,8 @@ class TlsWorker:
             self._splice(flow, "dns", now)
         elif self.proofs is not None:
             assert hello.sni is not None
-            flow.claim = Claim((flow.facts.server, flow.facts.server_port, hello.sni), hello.raw, why)
+            trust = id(self._settings_of(flow.scope))
+            flow.claim = Claim((flow.facts.server, flow.facts.server_port, hello.sni, trust), hello.raw, why)
             self._splice(flow, "", now)
         else:
             session.info.bypass_refused = why
@@ -858,7 +868,7 @@ class TlsWorker:
         assert claim is not None
         assert isinstance(splice, Splice)
         claim.splice = splice
-        session = Session(self.settings, now, now + self.wall, flow.destination[0].partition("%")[0])
+        session = Session(self._settings_of(flow.scope), now, now + self.wall, flow.destination[0].partition("%")[0])
         session.info.bypass_refused = claim.why
         flow.session = session
         session.client_data(claim.hello, now)
@@ -1305,11 +1315,23 @@ def inbound_servers(policy: Policy, signer: socket.socket | None) -> tuple[Inbou
     return tuple(found)
 
 
-def tls_settings(policy: Tls, *, watch: bool = False) -> TlsSettings:
-    """The session settings of a policy; ``watch``: it is in mode monitor. Raises ValueError when no trusted root can be
-    read."""
-    public = parse_anchors(system_roots())[0] if policy.trust.system else []
-    anchors = parse_anchors(policy.trust.pem)[0] + public
+def scope_settings(policy: Tls, default: TlsSettings) -> tuple[TlsSettings, ...]:
+    """As ``default``, for each scope of the policy; the same object for those that trust the same. Raises ValueError
+    when no trusted root of one can be read."""
+    made = {policy.trust: default}
+    for number in range(len(policy.scopes)):
+        trust = policy.trust_of(number)
+        if trust not in made:
+            made[trust] = tls_settings(policy, watch=default.watch, trust=trust)
+    return tuple(made[policy.trust_of(number)] for number in range(len(policy.scopes)))
+
+
+def tls_settings(policy: Tls, *, watch: bool = False, trust: Trust | None = None) -> TlsSettings:
+    """The session settings of a policy; ``watch``: it is in mode monitor; ``trust``: who may vouch for servers, where
+    that is not the policy's. Raises ValueError when no trusted root can be read."""
+    trust = trust or policy.trust
+    public = parse_anchors(system_roots())[0] if trust.system else []
+    anchors = parse_anchors(trust.pem)[0] + public
     if not anchors:
         raise ValueError("no trusted root certificate could be read")
     own = x509.load_pem_x509_certificate(policy.ca.certificate_pem)

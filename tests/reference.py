@@ -177,7 +177,7 @@ PARTS = (
     ),
     Part(
         "tls.scopes[]",
-        read_tls.SCOPE_KEYS,
+        read_tls.OWN_SCOPE_KEYS,
         TlsScope,
         "A key that is not there is any. What no scope matches passes on undecrypted.",
         {
@@ -185,6 +185,7 @@ PARTS = (
             "source_ports": "ports or ranges",
             "destinations": "networks, addresses or `$NAME`",
             "destination_ports": "ports or ranges",
+            "trust": "who may vouch for these servers; `tls.trust` without",
         },
     ),
     Part(
