@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.stateful.inspector import FlowFacts, Inspector
 from engines.tls import events as tls
-from engines.tls.altsvc import AltSvcMask
+from engines.tls.hiding import Mask
 from engines.tls.session import Session, State
 from engines.tls.splice import Splice
 from engines.verdict import Decision
@@ -92,7 +92,7 @@ class Flow:
         self.inbound: Inbound | None = None  # to a server of one's own
         self.recorded = False  # its keys and plaintext are written to files, as the policy asks
         self.claim: Claim | None = None  # to an exempted name, which its server has yet to prove
-        self.mask: AltSvcMask | None = None  # between inspection and encryption
+        self.mask: Mask | None = None  # between inspection and encryption
 
     @property
     def decrypted(self) -> bool:

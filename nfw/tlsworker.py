@@ -35,8 +35,8 @@ from OpenSSL import SSL
 from engines.counts import RuleCounts
 from engines.stateful.inspector import Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
-from engines.tls.altsvc import AltSvcMask
 from engines.tls.bypass import BypassList, Proof
+from engines.tls.hiding import masking
 from engines.tls.knownbad import KNOWN_BAD
 from engines.tls.leaf import presented_chain
 from engines.tls.names import covers
@@ -76,7 +76,7 @@ from nfw.tlsflow import Flow
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
-    from nfw.policy.model import Policy, Tls
+    from nfw.policy.model import Policy, Tls, Trust
 
 HIGH_WATER = 1 << 20  # bytes waiting for a socket before the other side is no longer read
 LOW_WATER = 256 * 1024
@@ -144,7 +144,9 @@ class TlsWorker:
         assert self.policy.tls is not None
         self.monitor = self.policy.mode is Mode.MONITOR
         self.settings = sessions
+        self.scope_settings = scope_settings(self.policy.tls, self.settings)
         self.hides_quic = self.policy.tls.quic is not TlsAction.PASS and not self.monitor
+        self.hides_ech = self.policy.tls.strip_ech and not self.monitor
         self.recheck = self.policy.tls.revocation.check and self.policy.tls.revocation.recheck
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
@@ -154,7 +156,8 @@ class TlsWorker:
         self.recorder: TlsRecorder | None = None
         if self.policy.tls.debug is not None:
             self.recorder = TlsRecorder(self.policy.tls.debug)
-            self.settings.verifier.log_keys(self._log_keys)
+            for each in {id(one): one for one in (self.settings, *self.scope_settings)}.values():
+                each.verifier.log_keys(self._log_keys)
             process.tell("tls.debug: SECRETS OF CHOSEN TLS SESSIONS ARE WRITTEN TO FILES")
         chain = presented_chain(parse_anchors(self.policy.tls.ca.certificate_pem)[0])
         self.desk: LeafDesk[Flow] = LeafDesk(holder, chain, self._prepare)
@@ -328,10 +331,11 @@ class TlsWorker:
             sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.mark)  # by which what it leaves behind is found
             self.next_flow += 1
             inbound = self._inbound(source, destination)
-            settings = inbound.settings if inbound else self.settings
+            scope = self._scope(source, destination)
+            settings = inbound.settings if inbound else self._settings_of(scope)
             session = Session(settings, now, now + self.wall, destination[0].partition("%")[0])
             flow = Flow(self.next_flow, Side(sock), source, destination, session, now)
-            flow.inbound = inbound
+            flow.inbound, flow.scope = inbound, scope
             session.info.inbound = inbound is not None
             self.flows[flow.key] = flow
             self.rounds.guard(flow, self._open, flow, now)
@@ -340,12 +344,18 @@ class TlsWorker:
         ends = packed(source[0]), packed(destination[0]), source[1], destination[1]
         return next((one for one in self.inbound if one.scope.covers_tuple(*ends)), None)
 
+    def _scope(self, source: tuple[Any, ...], destination: tuple[Any, ...]) -> int | None:
+        if self.scopes is None:
+            return None
+        return self.scopes.first(packed(source[0]), packed(destination[0]), source[1], destination[1])
+
+    def _settings_of(self, scope: int | None) -> TlsSettings:
+        """Those behind the policy's own are scopes of inspected servers."""
+        return self.settings if scope is None or scope >= len(self.scope_settings) else self.scope_settings[scope]
+
     def _open(self, flow: Flow, now: float) -> None:
-        if self.scopes is not None:
-            facts = flow.facts
-            flow.scope = self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
-            if flow.scope is not None:
-                self.scopes.counts.add(flow.scope, 0, now, flow=True)
+        if self.scopes is not None and flow.scope is not None:
+            self.scopes.counts.add(flow.scope, 0, now, flow=True)
         self._begin_inspection(flow, now)
 
     def _begin_inspection(self, flow: Flow, now: float) -> None:
@@ -516,8 +526,9 @@ class TlsWorker:
     def _established(self, flow: Flow, event: tls.Established, now: float) -> None:
         if flow.recorded and self.recorder is not None:
             self.recorder.begin(flow.facts, now + self.wall)
-        if self.hides_quic and event.info.client is not None:
-            flow.mask = AltSvcMask(event.info.client.alpn)
+        if event.info.client is not None:
+            port = flow.facts.server_port
+            flow.mask = masking(event.info.client.alpn, port, offers=self.hides_quic, keys=self.hides_ech)
         self.handshakes.observe(now - flow.started)
 
     def _hello(self, flow: Flow, event: tls.Hello, now: float) -> None:
@@ -592,7 +603,8 @@ class TlsWorker:
             self._splice(flow, "dns", now)
         elif self.proofs is not None:
             assert hello.sni is not None
-            flow.claim = Claim((flow.facts.server, flow.facts.server_port, hello.sni), hello.raw, why)
+            trust = id(self._settings_of(flow.scope))
+            flow.claim = Claim((flow.facts.server, flow.facts.server_port, hello.sni, trust), hello.raw, why)
             self._splice(flow, "", now)
         else:
             session.info.bypass_refused = why
@@ -626,7 +638,7 @@ class TlsWorker:
         assert claim is not None
         assert isinstance(splice, Splice)
         claim.splice = splice
-        session = Session(self.settings, now, now + self.wall, flow.destination[0].partition("%")[0])
+        session = Session(self._settings_of(flow.scope), now, now + self.wall, flow.destination[0].partition("%")[0])
         session.info.bypass_refused = claim.why
         flow.session = session
         session.client_data(claim.hello, now)
@@ -1094,11 +1106,23 @@ def inbound_servers(policy: Policy, sessions: TlsSettings, signer: socket.socket
     return tuple(found)
 
 
-def tls_settings(policy: Tls, *, watch: bool = False) -> TlsSettings:
-    """The session settings of a policy; ``watch``: it is in mode monitor. Raises ValueError when no trusted root can be
-    read."""
-    public = parse_anchors(system_roots())[0] if policy.trust.system else []
-    anchors = parse_anchors(policy.trust.pem)[0] + public
+def scope_settings(policy: Tls, default: TlsSettings) -> tuple[TlsSettings, ...]:
+    """As ``default``, for each scope of the policy; the same object for those that trust the same. Raises ValueError
+    when no trusted root of one can be read."""
+    made = {policy.trust: default}
+    for number in range(len(policy.scopes)):
+        trust = policy.trust_of(number)
+        if trust not in made:
+            made[trust] = tls_settings(policy, watch=default.watch, trust=trust)
+    return tuple(made[policy.trust_of(number)] for number in range(len(policy.scopes)))
+
+
+def tls_settings(policy: Tls, *, watch: bool = False, trust: Trust | None = None) -> TlsSettings:
+    """The session settings of a policy; ``watch``: it is in mode monitor; ``trust``: who may vouch for servers, where
+    that is not the policy's. Raises ValueError when no trusted root can be read."""
+    trust = trust or policy.trust
+    public = parse_anchors(system_roots())[0] if trust.system else []
+    anchors = parse_anchors(trust.pem)[0] + public
     if not anchors:
         raise ValueError("no trusted root certificate could be read")
     own = x509.load_pem_x509_certificate(policy.ca.certificate_pem)
@@ -1150,8 +1174,8 @@ def run(
     log: socket.socket,
     statuses: RuleCounts | None = None,
 ) -> None:
-    """The TLS worker process, all of whose ``sessions`` have the same settings (:func:`tls_settings`). Tells the leader
-    ``ok`` or ``error: text``, then serves."""
+    """The TLS worker process. ``sessions``: the settings (:func:`tls_settings`) of all whose scope has none of its own.
+    Tells the leader ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
         worker = TlsWorker(compiled, sessions, settings, listeners, port, helpers, leader, log, statuses)

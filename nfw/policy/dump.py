@@ -138,14 +138,15 @@ def _tls(tls: Tls, base: Path) -> list[str]:
     lines = ["tls:", *([f"  arn: {_text(tls.arn)}"] if tls.arn else [])]
     lines.append(f"  ca: {{certificate: {certificate}, private_key: {key}{arn}}}")
     if tls.trust != Trust():
-        roots = (["system"] if tls.trust.system else []) + [_path(file, base) for file in tls.trust.files]
-        lines.append(f"  trust: [{', '.join(roots)}]")
+        lines.append(f"  trust: {_roots(tls.trust, base)}")
     if tls.distrust != Distrust():
         lines.append(
             f"  distrust: [{', '.join([*tls.distrust.keys, *(_path(file, base) for file in tls.distrust.files)])}]"
         )
     lines.append("  scopes:")
-    lines += [f"    - {format_scope(scope)}" for scope in tls.scopes]
+    for number, scope in enumerate(tls.scopes):
+        own = tls.scope_trust[number] if tls.scope_trust else None
+        lines.append(f"    - {format_scope(scope, *([f'trust: {_roots(own, base)}'] if own is not None else []))}")
     lines.append(f"  on_failure: {tls.on_failure.value}")
     if tls.actions:
         lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
@@ -194,9 +195,14 @@ def _bypass(tls: Tls, base: Path) -> list[str]:
     return lines
 
 
-def format_scope(scope: TlsScope) -> str:
-    """A scope as it is written in a policy."""
+def _roots(trust: Trust, base: Path) -> str:
+    return f"[{', '.join([*(['system'] if trust.system else []), *(_path(file, base) for file in trust.files)])}]"
+
+
+def format_scope(scope: TlsScope, *more: str) -> str:
+    """A scope as it is written in a policy, with other keys of it."""
     parts = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
+    parts += more
     return "{" + ", ".join(parts) + "}"
 
 

@@ -237,6 +237,7 @@ class Tls:
     ca: CertificateAuthority
     scopes: tuple[TlsScope, ...]
     trust: Trust = Trust()
+    scope_trust: tuple[Trust | None, ...] = ()  # of scopes that have their own, by their place among ``scopes``
     on_failure: Refusal = Refusal.REJECT
     session_holding: bool = False  # AWS EnableTLSSessionHolding: no packet to the server before the SNI rules passed
     arn: str = ""
@@ -254,6 +255,11 @@ class Tls:
     without_sni: WithoutSni = WithoutSni.REFUSE
     transparency: Transparency = Transparency()
     fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
+
+    def trust_of(self, scope: int | None) -> Trust:
+        """Who may vouch for the servers of the scope at that place; of None: of those in no scope of their own."""
+        own = self.scope_trust[scope] if scope is not None and scope < len(self.scope_trust) else None
+        return own or self.trust
 
     @property
     def asks_resolvers(self) -> bool:

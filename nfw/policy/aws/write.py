@@ -373,12 +373,19 @@ class _Writer:
             found["geoip"] = relative_path(stateful.geoip, self.base)
         return found
 
+    def _roots(self, trust: Trust) -> list[str]:
+        files = [relative_path(file, self.base) for file in trust.files]
+        return (["system"] if trust.system else []) + [f"./{file}" if file == "system" else file for file in files]
+
     def _tls_settings(self, tls: Tls) -> Json:
         found: Json = {"on_failure": tls.on_failure.value, "keywords": tls.keywords.value}
         if tls.trust != Trust():
-            files = [relative_path(file, self.base) for file in tls.trust.files]
-            found["trust"] = (["system"] if tls.trust.system else []) + [
-                f"./{file}" if file == "system" else file for file in files
+            found["trust"] = self._roots(tls.trust)
+        if tls.scope_trust:
+            found["scope_trust"] = [
+                {"scope": number, "trust": self._roots(trust)}
+                for number, trust in enumerate(tls.scope_trust, 1)
+                if trust is not None
             ]
         if tls.actions:
             found["actions"] = {status: action.value for status, action in tls.actions}
