@@ -8,9 +8,9 @@ destination from the client's own address, and moves bytes between sockets, sess
 Nothing leaves before its verdict: plaintext the inspector still holds stays in this process.
 
 Thousands of sessions may want something at the same time, so nothing is done for all of them at once: what is ready
-waits in three queues (sessions being opened, bytes to relay, ends), and each is served for a slice of time in every
-round. Clients are accepted only while the first is short. A deadline has passed when everything that was ready by then
-has been served: time in these queues is not the peer's fault.
+waits in queues (sessions being opened, bytes to relay, ends, what is flushed by hand), and each is served for a slice
+of time in every round. Clients are accepted only while the first is short. A deadline has passed when everything that
+was ready by then has been served: time in these queues is not the peer's fault.
 """
 
 from __future__ import annotations
@@ -297,6 +297,7 @@ class TlsWorker:
         # Of the helpers, to be told to the flows that asked: what to do, with what, and since when it waits. No more
         # than flows have asked for.
         self.answers: deque[tuple[Flow, Callable[..., None], tuple[Any, ...], float]] = deque()
+        self.flushing: deque[tuple[deque[int], int]] = deque()  # of one request each: who is left, how many have ended
         self.polled = time.monotonic()
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
         self.next_sweep = 0.0
@@ -315,12 +316,13 @@ class TlsWorker:
         next_tick = 0.0
         worked = more = False
         while not self.stopping:
-            more = more or bool(self.opening or self.relaying or self.ending or self.answers)
+            more = more or bool(self.opening or self.relaying or self.ending or self.answers or self.flushing)
             worked = self._poll(0.0 if more else TICK_SECONDS if self.flows or worked else 1.0)
             self._tell_answers()
             self._serve(self.opening)
             self._serve(self.relaying)
             self._serve(self.ending)
+            self._flush()
             more = self._look_at_overdue()
             now = time.monotonic()
             if now >= next_tick:
@@ -1165,22 +1167,30 @@ class TlsWorker:
         self._log_end(flow, "ENDED", reason, "", app_proto, now)
 
     def end_all(self, action: str) -> None:
-        """The generation ends: every session is dropped (nothing is sent) or rejected (RST to both sides)."""
+        """The generation ends: every session is dropped (nothing is sent) or rejected (RST to both sides). At once,
+        however many there are: nobody is left who would have a turn."""
         now = time.monotonic()
         for flow in list(self.flows.values()):
             self._destroy(flow, "reset" if action == "reject" else "silent", now, "policy_change")
         self.stopping = True
 
-    def flush(self, numbers: list[int]) -> int:
-        """End sessions by hand, as ``open_flows`` says; how many of them were open."""
-        now, ended = time.monotonic(), 0
+    def _flush(self) -> None:
+        """A slice of the sessions to be ended by hand, as ``open_flows`` says. Whoever asked hears in the end how many
+        of them were open."""
+        until = time.monotonic() + SLICE_SECONDS
         how = "reset" if self.policy.open_flows.action is Refusal.REJECT else "silent"
-        for number in numbers:
-            flow = self.flows.get(number)
-            if flow is not None and not flow.finished_at:
-                self._destroy(flow, how, now, "flushed")
-                ended += 1
-        return ended
+        while self.flushing:
+            numbers, ended = self.flushing[0]
+            while numbers:
+                flow, now = self.flows.get(numbers.popleft()), time.monotonic()
+                if flow is not None and not flow.finished_at:
+                    self._destroy(flow, how, now, "flushed")
+                    ended += 1
+                    self.flushing[0] = numbers, ended
+                if now >= until:
+                    return
+            self.flushing.popleft()
+            self._reply("flush", ended)
 
     def _command(self) -> None:
         try:
@@ -1197,9 +1207,13 @@ class TlsWorker:
         elif kind == "flows":
             reply = self.listings.page(body, time.monotonic())
         elif kind == "flush":
-            reply = self.flush(body)
+            self.flushing.append((deque(body), 0))
+            return
         elif kind == "end":
             self.end_all(str(body.get("action", "drop")))
+        self._reply(kind, reply)
+
+    def _reply(self, kind: str, reply: Any) -> None:
         with contextlib.suppress(OSError):
             self.leader.send(pack(kind, reply))
 
