@@ -22,7 +22,7 @@ import ssl
 import sys
 import time
 import traceback
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,7 @@ from nfw.proofs import Claim, Proofs
 from nfw.proofs import Outcome as ProofOutcome
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
-from nfw.rounds import Rounds
+from nfw.rounds import SLICE_SECONDS, Rounds
 from nfw.rulerows import STATUSES, status_row
 from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import SO_MARK, Side, dial, packed
@@ -186,6 +186,7 @@ class TlsWorker:
             self.resolver.setblocking(False)
             self.names = NameDesk(self.resolver)
             self.rounds.hear(self.resolver.fileno(), self._resolved)
+        self.flushing: deque[tuple[deque[int], int]] = deque()  # of one request each: who is left, how many have ended
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
         self.next_sweep = 0.0
         self.collector = SpareCollector(time.monotonic())
@@ -203,7 +204,9 @@ class TlsWorker:
         next_tick = 0.0
         worked = False
         while not self.stopping:
-            worked = self.rounds.round(TICK_SECONDS if self.flows or worked else 1.0)
+            patience = TICK_SECONDS if self.flows or worked else 1.0
+            worked = self.rounds.round(0.0 if self.flushing else patience)
+            self._flush()
             now = time.monotonic()
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
@@ -936,22 +939,30 @@ class TlsWorker:
         self._log_end(flow, "ENDED", reason, "", app_proto, now)
 
     def end_all(self, action: str) -> None:
-        """The generation ends: every session is dropped (nothing is sent) or rejected (RST to both sides)."""
+        """The generation ends: every session is dropped (nothing is sent) or rejected (RST to both sides). At once,
+        however many there are: nobody is left who would have a turn."""
         now = time.monotonic()
         for flow in list(self.flows.values()):
             self._destroy(flow, "reset" if action == "reject" else "silent", now, "policy_change")
         self.stopping = True
 
-    def flush(self, numbers: list[int]) -> int:
-        """End sessions by hand, as ``open_flows`` says; how many of them were open."""
-        now, ended = time.monotonic(), 0
+    def _flush(self) -> None:
+        """A slice of the sessions to be ended by hand, as ``open_flows`` says. Whoever asked hears in the end how many
+        of them were open."""
+        until = time.monotonic() + SLICE_SECONDS
         how = "reset" if self.policy.open_flows.action is Refusal.REJECT else "silent"
-        for number in numbers:
-            flow = self.flows.get(number)
-            if flow is not None and not flow.finished_at:
-                self._destroy(flow, how, now, "flushed")
-                ended += 1
-        return ended
+        while self.flushing:
+            numbers, ended = self.flushing[0]
+            while numbers:
+                flow, now = self.flows.get(numbers.popleft()), time.monotonic()
+                if flow is not None and not flow.finished_at:
+                    self._destroy(flow, how, now, "flushed")
+                    ended += 1
+                    self.flushing[0] = numbers, ended
+                if now >= until:
+                    return
+            self.flushing.popleft()
+            self._reply("flush", ended)
 
     def _command(self, _: float) -> None:
         try:
@@ -968,9 +979,13 @@ class TlsWorker:
         elif kind == "flows":
             reply = self.listings.page(body, time.monotonic())
         elif kind == "flush":
-            reply = self.flush(body)
+            self.flushing.append((deque(body), 0))
+            return
         elif kind == "end":
             self.end_all(str(body.get("action", "drop")))
+        self._reply(kind, reply)
+
+    def _reply(self, kind: str, reply: Any) -> None:
         with contextlib.suppress(OSError):
             self.leader.send(pack(kind, reply))
 
