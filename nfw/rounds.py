@@ -66,6 +66,7 @@ class Rounds:
         # than flows have asked for.
         self._answers: deque[tuple[Flow, Callable[..., None], tuple[Any, ...], float]] = deque()
         self._overdue = False  # more of them than there was time for
+        self.calm = True  # one thing happened and nobody waits
         self.polled = time.monotonic()
         self.current: Flow | None = None  # the one something is done for right now
 
@@ -88,6 +89,7 @@ class Rounds:
         busy = self._overdue or bool(self._opening or self._relaying or self._ending or self._answers)
         ready = self._epoll.poll(0.0 if busy else patience, EVENTS)
         since, self.polled = self.polled, time.monotonic()  # what was not ready then has not waited longer
+        self.calm = len(ready) == 1 and not busy
         others = (self._queue if busy or len(ready) > FEW else self._serve_now)(ready, since)
         for fd in others:
             self._hears[fd](since)
