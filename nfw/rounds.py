@@ -90,9 +90,17 @@ class Rounds:
         ready = self._epoll.poll(0.0 if busy else patience, EVENTS)
         since, self.polled = self.polled, time.monotonic()  # what was not ready then has not waited longer
         self.calm = len(ready) == 1 and not busy
-        others = (self._queue if busy or len(ready) > FEW else self._serve_now)(ready, since)
-        for fd in others:
-            self._hears[fd](since)
+        if self.calm:
+            fd, mask = ready[0]
+            entry = self._sides.get(fd)
+            if entry is not None:
+                self._serve_one(fd, entry, mask, self.polled)
+            else:
+                self._hears[fd](since)
+        elif ready:
+            others = (self._queue if busy or len(ready) > FEW else self._serve_now)(ready, since)
+            for fd in others:
+                self._hears[fd](since)
         if self._answers:
             self._tell_answers()
         for turns in (self._opening, self._relaying, self._ending):
@@ -110,12 +118,13 @@ class Rounds:
         except Exception:  # noqa: BLE001 - see above; the traceback is the report
             self._bug(flow)
 
-    def unwatch(self, side: Side) -> None:
-        """Hear no more of this socket, before it is closed."""
+    def unwatch(self, side: Side, *, closing: bool = False) -> None:
+        """Hear no more of this socket. ``closing``: it is closed next, by which epoll forgets it, too."""
         if side.events >= 0 and side.open:
             fd = side.sock.fileno()
             self._sides.pop(fd, None)
-            self._epoll.unregister(fd)
+            if not closing:
+                self._epoll.unregister(fd)
         side.events = -1
 
     def forget(self, key: int) -> None:

@@ -451,7 +451,7 @@ class TlsWorker:
             source.paused = True
 
     def _close_side(self, side: Side, how: str) -> None:
-        self.rounds.unwatch(side)
+        self.rounds.unwatch(side, closing=True)
         side.close(how)
 
     # -- session events --------------------------------------------------------------------------------------------

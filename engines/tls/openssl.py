@@ -65,6 +65,23 @@ def verify_error_text(code: int) -> str:
     return text.decode("ascii", "replace")
 
 
+def negotiated(connection: SSL.Connection) -> tuple[str, str, str, str]:
+    """Version, cipher suite, group and ALPN protocol, "" for what there is none of; after the handshake."""
+    ssl = connection._ssl
+    cipher = _lib.SSL_get_current_cipher(ssl)
+    return (
+        _text(_lib.SSL_get_version(ssl)),
+        _text(_lib.SSL_CIPHER_get_name(cipher)) if cipher != _ffi.NULL else "",
+        connection.get_group_name() or "",
+        connection.get_alpn_proto_negotiated().decode("latin-1"),
+    )
+
+
+def _text(name: Any) -> str:
+    text: str = _ffi.string(name).decode("ascii", "replace")
+    return text
+
+
 def cipher_suites(connection: SSL.Connection) -> list[str]:
     """Names of the suites the connection offers or accepts."""
     return connection.get_cipher_list()
