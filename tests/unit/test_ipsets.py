@@ -11,7 +11,10 @@ import pytest
 
 from engines.stateful.header import AddressTest
 from nfw.ipsets import PIECE_BYTES, SetTaker, SetWatch, pieces
+from nfw.policy import dump_policy
+from nfw.policy.aws.write import write_template
 from nfw.policy.compile import compile_policy
+from nfw.policy.errors import PolicyErrors
 from nfw.policy.loader import load_policy
 
 POLICY = """\
@@ -75,6 +78,35 @@ def test_only_what_may_change_is_watched(tmp_path: Path) -> None:
     assert sorted(test.text for test in sets.leaders) == ["$WEB", "@PARTNERS", "@PARTNERS", "[10.9.0.0/16,!@PARTNERS]"]
     assert sets.policy.stateful.refresh == 5
     assert (sets.told, sets.look()) == ([], [])
+
+
+def test_a_file_stays_one_when_its_policy_is_converted(tmp_path: Path) -> None:
+    policy = Sets(tmp_path).policy
+    (tmp_path / "again.yaml").write_text(dump_policy(policy))
+    (tmp_path / "again.template").write_text(write_template(policy))
+    for name in ("again.yaml", "again.template"):
+        found = load_policy(tmp_path / name)
+        assert found.stateful.refresh == 5
+        for group, former in zip(found.stateful.groups, policy.stateful.groups, strict=True):
+            assert group.references == former.references
+        files = [group.references["PARTNERS"].file for group in found.stateful.groups]
+        assert files == [tmp_path / "partners.txt", tmp_path / "others.json"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("{file: absent.txt}", "absent.txt does not exist"),
+        ("{file: policy.yaml, networks: [10.0.0.0/8]}", "expected either networks or a file that holds them, not both"),
+        ("{file: policy.yaml}", "policy.yaml:1:1: "),
+    ],
+)
+def test_wrong_files(tmp_path: Path, reference: str, message: str) -> None:
+    group = f"{{name: g, references: {{A: {reference}}}, rules: 'drop ip @A any -> any any (sid:1;)'}}"
+    (tmp_path / "policy.yaml").write_text(f"name: wrong\nstateful: {{groups: [{group}]}}\n")
+    with pytest.raises(PolicyErrors) as caught:
+        load_policy(tmp_path / "policy.yaml")
+    assert any(message in str(error) for error in caught.value.errors), caught.value.errors
 
 
 def test_a_changed_file_is_the_content_from_then_on(tmp_path: Path) -> None:
