@@ -49,7 +49,7 @@ from nfw.tuples import flow_tuple
 
 START_SECONDS = 120.0  # compiling 30,000 rules cold takes a fraction of it; a leader that hangs must not block applies
 SILENT_SECONDS = 15.0  # without a word that all of the generation lives; its leader kills what hangs sooner than that
-END_SECONDS = 5.0  # for the old generation to write its last records
+END_SECONDS = 13.0  # for the old generation to end its sessions and write its last records
 OLD_FLOWS_PER_MESSAGE = 8000
 STATUS_SECONDS = 3.0
 COUNTS_SECONDS = 60.0  # between two looks at what the rules have counted; a leader that is killed takes as much along
@@ -638,14 +638,15 @@ class Supervisor:
     def _forget(self, generation: Generation) -> None:
         with contextlib.suppress(KeyError, ValueError):
             self.selector.unregister(generation.sock)
-        for answer, _ in generation.waiting_status:
-            answer(Reply(False, None, ("the generation ended while it was asked",)))
-        generation.waiting_status = []
-        self._unanswered(generation, "the generation ended while it was asked", None)
         if generation is self.coming:
             self.coming = None
         if generation is self.current:
             self.current = None
+        # Who asked for the status asked about the firewall: the generation that took over says it.
+        waiting, generation.waiting_status = generation.waiting_status, []
+        for answer, until in waiting:
+            self._status_to(answer, until)
+        self._unanswered(generation, "another policy took effect, or its processes ended, while this was asked", None)
 
     def _failed(self, generation: Generation, lines: list[str]) -> None:
         """A generation that did not come up: everything stays as it was."""
@@ -879,15 +880,20 @@ class Supervisor:
     def _kept(self, request: Request) -> Reply:
         return Reply(True, self.changes.kept(_number(request)), ())
 
-    def _ask_status(self) -> Reply | Deferred:
+    def _ask_status(self) -> Deferred:
+        deferred = Deferred()
+        self._status_to(deferred.resolve, time.monotonic() + STATUS_SECONDS)
+        return deferred
+
+    def _status_to(self, answer: Callable[[Reply], None], until: float) -> None:
+        """The status to ``answer``, before ``until`` (monotonic)."""
         generation = self.current
         if generation is None:
-            return Reply(True, {"version": __version__, "pid": os.getpid(), "state": "closed"}, ())
-        deferred = Deferred()
-        generation.waiting_status.append((deferred.resolve, time.monotonic() + STATUS_SECONDS))
+            answer(Reply(True, {"version": __version__, "pid": os.getpid(), "state": "closed"}, ()))
+            return
+        generation.waiting_status.append((answer, until))
         with contextlib.suppress(OSError):
             generation.sock.send(pack("status", None))
-        return deferred
 
     def _put(self, generation: Generation, what: str, body: Any, answer: Callable[[Any], None]) -> None:
         """Ask a leader; ``answer`` gets what it says, or ``{"error": text}``."""
@@ -992,11 +998,7 @@ class Supervisor:
                 sender.write(events.stats(reply.data, time.monotonic() - self.started, time.time()))
                 sender.flush()
 
-        found = self._ask_status()
-        if isinstance(found, Deferred):
-            found.on_resolve(write)
-        else:
-            write(found)
+        self._ask_status().on_resolve(write)
 
     def _log_status(self) -> dict[str, Any]:
         names = [sinks.name_of(one) for one in self.log_sinks]
