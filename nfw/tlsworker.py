@@ -53,6 +53,7 @@ from nfw.collector import SpareCollector
 from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
 from nfw.histogram import Histogram
+from nfw.ipsets import SetTaker
 from nfw.keyholder import RemoteKeys
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
@@ -135,6 +136,7 @@ class TlsWorker:
         self.statuses = RuleCounts(len(STATUSES)) if statuses is None else statuses
         self.ruleset = compiled.ruleset
         self.give_ups = GiveUps(compiled.ruleset, process.tell)
+        self.sets = SetTaker(compiled.changing)
         self.port = port
         self.leader = leader
         self.holder = holder = helpers.holder
@@ -981,6 +983,8 @@ class TlsWorker:
         elif kind == "flush":
             self.flushing.append((deque(body), 0))
             return
+        elif kind == "sets":
+            reply = self.sets.take(body)
         elif kind == "end":
             self.end_all(str(body.get("action", "drop")))
         self._reply(kind, reply)

@@ -322,6 +322,7 @@ class IpSetReference:
 
     arn: str
     networks: tuple[str, ...]  # as the items of a variable
+    file: Path | None = field(default=None, compare=False)  # where they were read from, and are again when it changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +359,7 @@ class Stateful:
     default_actions: tuple[str, ...] = ()  # tokens of AWS StatefulDefaultActions without "aws:"; none is pass
     stream_exception: StreamException = StreamException.DROP
     stream_depth: int = 1 << 20  # bytes of each direction inspected, 0 without end; Suricata's stream.reassembly.depth
+    refresh: int = 10  # seconds between two looks at the files of IP set references, 0: none
     sources: tuple[RuleSource, ...] = ()
     groups: tuple[StatefulGroup, ...] = ()
     classification_file: RuleSource | None = None  # classification.config: what the classes of the rules are

@@ -33,7 +33,7 @@ from nfw.policy.model import (
     WithoutSni,
 )
 from nfw.policy.read_log import read_log
-from nfw.policy.read_stateful import FILE_KEYS, RuleFiles, read_rule_files
+from nfw.policy.read_stateful import FILE_KEYS, RuleFiles, read_refresh, read_rule_files
 from nfw.policy.read_tls import (
     FETCHING_KEYS,
     PASSING_KEYS,
@@ -89,6 +89,7 @@ class Settings:
     transparency: Transparency = field(default_factory=Transparency)
     revocation: Revocation = field(default_factory=Revocation)  # AWS has what to do, not how it is found out
     stream_depth: int | None = None
+    refresh: int = Stateful().refresh
     rule_files: RuleFiles = field(default_factory=RuleFiles)
     open_flows: OpenFlows = field(default_factory=OpenFlows)
     flows: Flows = field(default_factory=Flows)
@@ -125,6 +126,7 @@ class Settings:
             )
         if self.stream_depth is not None:
             stateful = replace(stateful, stream_depth=self.stream_depth)
+        stateful = replace(stateful, refresh=self.refresh)
         flows = self.flows if tcp_idle is None else replace(self.flows, tcp_idle=tcp_idle)
         log = self.log
         if logging is not None:
@@ -154,7 +156,7 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
     section.where = ""
     tls = section.section("tls", TLS_KEYS, "{on_failure: reject}")
     revocation = tls.section("revocation", FETCHING_KEYS, "{allow: [10.0.0.0/8]}") if tls is not None else None
-    stateful = section.section("stateful", ("stream_depth", *FILE_KEYS), "{stream_depth: 1mb}")
+    stateful = section.section("stateful", ("stream_depth", "refresh", *FILE_KEYS), "{stream_depth: 1mb}")
     log = section.get("log")
     return Settings(
         variables=_read_variables(section) if "variables" in section else None,
@@ -175,6 +177,7 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         stream_depth=stateful.size("stream_depth", Stateful().stream_depth, 0, 1 << 32)
         if stateful is not None
         else None,
+        refresh=read_refresh(stateful) if stateful is not None else Stateful().refresh,
         open_flows=read_open_flows(section),
         flows=read_flows(section),
         mode=section.choice("mode", Mode.ENFORCE),

@@ -209,7 +209,11 @@ class _Writer:
         if group.references:
             sets = {name: {"ReferenceArn": reference.arn} for name, reference in group.references.items()}
             body["ReferenceSets"] = {"IPSetReferences": sets}
-            own["ip_sets"] = {name: list(reference.networks) for name, reference in group.references.items()}
+            for name, reference in group.references.items():
+                if reference.file is not None:
+                    self.own.setdefault("ip_sets", {})[reference.arn] = relative_path(reference.file, self.base)
+                else:
+                    own.setdefault("ip_sets", {})[name] = list(reference.networks)
         if group.domains is not None:
             listed = group.domains
             kinds = [_TYPE_NAMES[kind] for kind in listed.types]
@@ -365,6 +369,8 @@ class _Writer:
         found: Json = {}
         if stateful.stream_depth != Stateful().stream_depth:
             found["stream_depth"] = stateful.stream_depth
+        if stateful.refresh != Stateful().refresh:
+            found["refresh"] = stateful.refresh
         for key in ("classification_file", "reference_file", "threshold_file"):
             source = getattr(stateful, key)
             if source is not None:
