@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import signal
 import socket
@@ -117,7 +118,8 @@ def test_an_answer_to_an_older_question_is_passed_over(leader: tuple[Leader, soc
     assert made._ask("stats", {"a": 1}, [child]) == {"nfw packet 0": {"a": 1}}
 
 
-def test_the_key_holder_gives_a_sign_of_life(tmp_path: Any) -> None:
+@pytest.mark.parametrize("end", ["leader", "signal"])
+def test_the_key_holder_gives_a_sign_of_life_and_ends(tmp_path: Any, end: str) -> None:
     from nfw import ca
     from tests.unit.test_policy import NOW
 
@@ -135,7 +137,12 @@ def test_the_key_holder_gives_a_sign_of_life(tmp_path: Any) -> None:
         assert ours.recv(100) == b"ok"
         ours.send(b"anything")
         assert ours.recv(100) == b"anything"
-        ours.close()
+        if end == "leader":
+            ours.close()
+        else:
+            os.kill(pid, signal.SIGTERM)
+        (ended,), _, _ = select.select([os.pidfd_open(pid)], [], [], 10)
+        os.close(ended)
         _, status = os.waitpid(pid, 0)
         assert status == 0
     finally:
