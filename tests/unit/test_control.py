@@ -174,7 +174,7 @@ def serving(path: Path, handler: Any = echo, **options: Any) -> Iterator[Control
 
 def connected(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(2.0)
+    sock.settimeout(10)
     sock.connect(str(path))
     return sock
 
@@ -375,7 +375,7 @@ def test_deferred_reply(path: Path) -> None:
             sock.recv(1)
         waiting[0].resolve(Reply(True, "later"))
         waiting[0].resolve(Reply(False, "twice"))
-        sock.settimeout(2.0)
+        sock.settimeout(10)
         replies = FrameReader().feed(sock.recv(65536))
         assert [decode_reply(value).data for value in replies] == ["later", "now"]
 

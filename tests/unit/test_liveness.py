@@ -44,7 +44,7 @@ def leader(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Leader, socket.soc
     """One without children, and the supervisor's side."""
     monkeypatch.setattr(generation, "STATUS_SECONDS", 0.1)
     ours, theirs = generation.pair()
-    ours.settimeout(2)
+    ours.settimeout(10)
     made = Leader(SETTINGS, theirs, theirs)
     yield made, ours
     for child in made.children:
