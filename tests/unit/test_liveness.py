@@ -173,7 +173,7 @@ def test_a_generation_that_says_nothing_is_killed_and_the_watchdog_hears_nothing
         at += 0.5
     assert watched.current.leader.poll() is None
     assert not watched._lives(at + 0.5)
-    assert watched.current.leader.wait(5) == -signal.SIGKILL
+    assert watched.current.leader.wait(30) == -signal.SIGKILL
     assert not watched._lives(at + 1.0)
     assert capfd.readouterr().err.count("generation 1 hangs; killing it") == 1
 
