@@ -319,6 +319,22 @@ def test_a_policy_that_does_not_load_changes_nothing(firewall: Firewall) -> None
     assert ruleset(firewall) == rules
 
 
+def test_a_policy_that_fails_when_the_kernel_is_ready_for_it_leaves_nothing(firewall: Firewall) -> None:
+    firewall.start(firewall.policy("one", simple("one")))
+    sock = connect(firewall.lab)
+    before = firewall.status()["generation"]
+    rules = ruleset(firewall)
+    firewall.cli("ca", "create", "--name", "Another CA", "--out", str(firewall.dir / "another"))
+    text = TLS.format(name="bad", action="drop").replace("ca.key", "another/ca.key")
+    answer = firewall.cli("policy", "apply", str(firewall.policy("bad", text)), check=False)
+    assert answer.returncode == 1
+    assert "does not belong to" in answer.stderr
+    assert echoes(sock)
+    assert firewall.status()["generation"] == before
+    wait_for(lambda: ruleset(firewall) == rules, 10.0, lambda: ruleset(firewall))
+    assert "by somebody else" not in firewall.output.read_text()
+
+
 def ruleset(firewall: Firewall) -> str:
     return firewall.lab.router.run(["nft", "-s", "list", "ruleset"]).stdout
 
