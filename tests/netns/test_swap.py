@@ -331,7 +331,7 @@ def test_a_policy_that_fails_when_the_kernel_is_ready_for_it_leaves_nothing(fire
     assert "does not belong to" in answer.stderr
     assert echoes(sock)
     assert firewall.status()["generation"] == before
-    wait_for(lambda: ruleset(firewall) == rules, 10.0, lambda: ruleset(firewall))
+    wait_for(lambda: ruleset(firewall) == rules, PATIENCE, lambda: ruleset(firewall))
     assert "by somebody else" not in firewall.output.read_text()
 
 
