@@ -42,7 +42,7 @@ class Firewall:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self.stop(cleanup=False)  # the lab is about to go, and the router's rules with it
 
     # -- commands --------------------------------------------------------------------------------------------------
 
