@@ -19,7 +19,7 @@ from engines.tls.splice import Splice
 from engines.tls.status import FailAction
 from engines.verdict import Direction
 from nfw.sockets import Side
-from nfw.tlsworker import Flow
+from nfw.tlsflow import Flow
 from tests.unit.tlskit import NOW, TO_CLIENT, TO_SERVER, Authority, Wire, World, client_peer, server_peer
 
 NAME = "www.example.test"

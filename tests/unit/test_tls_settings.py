@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 
 from engines.tls.bypass import Proof
+from engines.tls.events import Event
 from engines.tls.status import FailAction, Status
 from engines.tls.verify import spki_sha256
 from nfw import ca
 from nfw.policy.errors import PolicyErrors
 from nfw.policy.loader import load_policy_text
-from nfw.tlsworker import tls_settings
+from nfw.tlsworker import HANDLERS, tls_settings
 from tests.unit.tlskit import Authority
 
 NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
@@ -134,3 +136,7 @@ def test_what_is_wrong_with_an_exemption_is_said(folder: Path, more: str, said: 
         load_policy_text(f"{TEXT}  {more}\n".encode(), folder / "policy.yaml", now=NOW.timestamp())
     assert said in str(raised.value)
     assert "policy.yaml:5:" in str(raised.value)
+
+
+def test_a_worker_knows_what_to_do_about_each_event_of_a_session() -> None:
+    assert set(HANDLERS) == set(get_args(Event))
