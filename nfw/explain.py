@@ -398,10 +398,10 @@ class Explainer:
         whole = self._compiled.policy
         inbound = inbound_of(whole, first.src, first.dst, first.sport, first.dport)
         if inbound is None:
-            return TlsStep("terminate", f"in {inside}", scopes, _checks(whole), ended)
+            return TlsStep("terminate", f"in {inside}", scopes, _checks(whole, inside.number - 1), ended)
         shown = "the certificate given for the name asked for"
         why = f"in {inside}, of servers of one's own; clients are shown {shown}"
-        return TlsStep("terminate", why, scopes, _checks(whole, inbound), ended)
+        return TlsStep("terminate", why, scopes, _checks(whole, None, inbound), ended)
 
     def _scopes(self, first: Packet) -> Iterator[ScopeStep]:
         policy, lines = self._compiled.policy, self._places
@@ -509,12 +509,14 @@ def _without_rest(explained: Explanation, seen: _Seen) -> Explanation:
     return replace(explained, stateful=replace(explained.stateful, alerts=alerts))
 
 
-def _checks(policy: Any, inbound: InboundTls | None = None) -> tuple[str, ...]:
+def _checks(policy: Any, scope: int | None, inbound: InboundTls | None = None) -> tuple[str, ...]:
+    """``scope``: which of those of ``tls``, from 0, None for servers of one's own."""
     tls = policy.tls
     if inbound is not None and tls.inbound_upstream is Upstream.PINNED:
         given = ", ".join(str(one.certificate) for one in inbound.certificates)
         return (f"the server's certificate: one of those given, {given}; else {tls.on_failure.value}", *_holding(tls))
-    trust = [*(["the system's roots"] if tls.trust.system else []), *map(str, tls.trust.files)]
+    vouching = tls.trust_of(scope)
+    trust = [*(["the system's roots"] if vouching.system else []), *map(str, vouching.files)]
     checks = [f"the server's certificate: issued under {' or '.join(trust)}, for the name asked for"]
     checks[0] += " or, where none is, for its address" if tls.without_sni is WithoutSni.ADDRESS else ""
     checks[0] += ", with a valid timestamp of certificate transparency" if tls.transparency.require else ""
