@@ -502,3 +502,26 @@ def test_merge_keys(tmp_path: Path) -> None:
     (error,) = [each for each in refused.value if "merge keys" in each.message]
     assert (error.line, error.code, error.level) == (16, "syntax", Level.ERROR)
     assert "write out what they stand for" in error.advice
+
+
+@pytest.mark.parametrize(
+    ("settings", "quic", "actions"),
+    [
+        ("", "pass", {"name_mismatch": "drop", "not_tls": "drop"}),
+        ("settings: {tls: {quic: drop}}\n", "drop", {"name_mismatch": "drop", "not_tls": "drop"}),
+        ("settings: {tls: {actions: {not_tls: reject}}}\n", "pass", {"not_tls": "reject"}),
+        ("settings: {tls: {actions: {}}}\n", "pass", {}),
+    ],
+)
+def test_what_aws_does_with_tls_unless_settings_say_otherwise(
+    tmp_path: Path, settings: str, quic: str, actions: dict[str, str]
+) -> None:
+    ca.create("Test CA", tmp_path, NOW)
+    map_file = tmp_path / "map.yml"
+    map_file.write_text(f"certificates: {{'{CA_ARN}': {{certificate: ca.pem, private_key: ca.key}}}}\n{settings}")
+    loaded = load_policy(*written(tmp_path, (TLS_BOTH,)), map_file=map_file, now=NOW.timestamp())
+    assert loaded.tls is not None
+    assert (loaded.tls.quic, dict(loaded.tls.actions)) == (quic, actions)
+    for text, name in ((write_template(loaded), "again.json"), (dump_policy(loaded), "again.yaml")):
+        (tmp_path / name).write_text(text)
+        assert meaning(load_policy(tmp_path / name, now=NOW.timestamp())) == meaning(loaded), name
