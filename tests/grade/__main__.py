@@ -1,4 +1,4 @@
-"""``python -m tests.grade [--only CASE|GROUP ...] [--json FILE]``, as root."""
+"""``python -m tests.grade [--only CASE|GROUP ...] [--quick] [--idle SECONDS] [--json FILE]``, as root."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.grade", description="nfw's TLS grade on real packets")
     parser.add_argument("--only", nargs="+", default=[], metavar="CASE|GROUP", help=f"groups: {', '.join(GROUPS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parser.add_argument("--quick", action="store_true", help="smaller numbers where the full ones take minutes")
+    parser.add_argument("--idle", type=float, help="seconds that idle flows are left alone; 60, or 10 with --quick")
     parser.add_argument("--verbose", action="store_true", help="a line for each case as it ends")
     chosen = parser.parse_args()
     load()
@@ -35,7 +37,8 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     began = time.monotonic()
     with Lab() as lab, Firewall(lab) as firewall:
-        bench = Bench(lab, firewall, Trust())
+        idle = chosen.idle or (10.0 if chosen.quick else 60.0)
+        bench = Bench(lab, firewall, Trust(), quick=chosen.quick, idle=idle)
         results = run_all(bench, cases, _line if chosen.verbose else lambda _: None)
         for server in bench.servers:
             server.close()

@@ -12,10 +12,10 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -310,28 +310,44 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = 0
+        self._file: BinaryIO | None = None
         self._lock = threading.Lock()
         self._rest = b""
-        self.records: list[dict[str, Any]] = []
         self._by_port: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
     def read(self) -> None:
+        """Take in what is new."""
         with self._lock:
-            if not self._path.exists():
-                return
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-            self._offset += len(data)
-            lines = (self._rest + data).split(b"\n")
-            self._rest = lines.pop()
-            for line in lines:
-                record = json.loads(line)
-                self.records.append(record)
-                if "src_port" in record:
-                    for one in (record["src_port"], record["dest_port"]), (record["dest_port"], record["src_port"]):
-                        self._by_port.setdefault(one, []).append(record)
+            for data in self._more():
+                lines = (self._rest + data).split(b"\n")
+                self._rest = lines.pop()
+                for line in lines:
+                    self._take(json.loads(line))
+
+    def skip(self) -> None:
+        """Forget what is new: of a flood that nobody will ask about, and would fill the memory."""
+        with self._lock:
+            for data in self._more():
+                self._rest = (self._rest + data).rpartition(b"\n")[2]
+
+    def _more(self) -> Iterator[bytes]:
+        """The file's new bytes, and those of the files that have taken its place (nfw renames a full one)."""
+        while self._file is not None or self._path.exists():
+            if self._file is None:
+                self._file = self._path.open("rb")
+            while data := self._file.read(1 << 22):
+                yield data
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(self._file.fileno()).st_ino != self._path.stat().st_ino:
+                    self._file.close()
+                    self._file = None
+                    continue
+            return
+
+    def _take(self, record: dict[str, Any]) -> None:
+        if "src_port" in record:
+            for one in (record["src_port"], record["dest_port"]), (record["dest_port"], record["src_port"]):
+                self._by_port.setdefault(one, []).append(record)
 
     def about(self, source: int, destination: int, kind: str | None = None) -> list[dict[str, Any]]:
         """What there is of a flow by now."""
@@ -354,7 +370,8 @@ class Log:
 
 @dataclass
 class Bench:
-    """Lab, firewall, servers, responder, log. Threads may use it at the same time, but for :meth:`use`."""
+    """Lab, firewall, servers, responder, log. Threads may use it at the same time, but for :meth:`use`. ``quick``: what
+    takes minutes at its full size is made smaller; ``idle``: seconds that idle flows are left alone."""
 
     lab: Lab
     firewall: Firewall
@@ -362,6 +379,8 @@ class Bench:
     servers: list[Server] = field(default_factory=list)
     policy: str = ""
     seconds: float = SECONDS
+    quick: bool = False
+    idle: float = 60.0
 
     def __post_init__(self) -> None:
         self._ports = itertools.count(FIRST_PORT)
@@ -379,6 +398,10 @@ class Bench:
         (self.firewall.dir / "distrust.pem").write_bytes(pki.pem(self.trust.distrusted.der))
         (self.firewall.dir / "sct-log.pem").write_bytes(self.trust.log_key_pem)
 
+    def size(self, full: int, quick: int) -> int:
+        """How many of something."""
+        return quick if self.quick else full
+
     def port(self) -> int:
         """One nobody else has."""
         with self._lock:
@@ -386,9 +409,9 @@ class Bench:
         assert number <= LAST_PORT
         return number
 
-    def use(self, policy: str) -> None:
-        """Have that policy filter."""
-        if policy == self.policy:
+    def use(self, policy: str, *, again: bool = False) -> None:
+        """Have that policy filter. ``again``: a file it names has changed."""
+        if policy == self.policy and not again:
             return
         file = self.firewall.policy(f"grade-{policy}", POLICIES[policy])
         if self.policy:
