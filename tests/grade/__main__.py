@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
-from tests.firewall import Firewall
+from tests.firewall import Firewall, many_files
 from tests.grade import GROUPS, load
 from tests.grade.bench import Bench
 from tests.grade.case import REGISTER, Result, run_all
@@ -33,8 +32,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no such case or group: {', '.join(unknown)}")
     cases = [one for one in REGISTER if not chosen.only or one.identifier in chosen.only or one.group in chosen.only]
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    many_files()
     began = time.monotonic()
     with Lab() as lab, Firewall(lab) as firewall:
         idle = chosen.idle or (10.0 if chosen.quick else 60.0)

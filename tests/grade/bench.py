@@ -410,12 +410,15 @@ class Bench:
         return number
 
     def use(self, policy: str, *, again: bool = False) -> None:
-        """Have that policy filter. ``again``: a file it names has changed."""
+        """Have that policy filter, and no worker of the one before be left. ``again``: do it, though it filters
+        already: a file it names has changed, or a worker is wanted that does not keep the memory of earlier cases."""
         if policy == self.policy and not again:
             return
         file = self.firewall.policy(f"grade-{policy}", POLICIES[policy])
         if self.policy:
+            before = set(pids_named(self.firewall.pid(), "nfw tls"))
             self.firewall.apply(file)
+            wait_for(lambda: before.isdisjoint(pids_named(self.firewall.pid(), "nfw tls")), 10)
         else:
             self.firewall.start(file)
         self.policy = policy
@@ -564,6 +567,13 @@ class Bench:
         sock.close()
         return seen
 
+    def check_resumes(self, port: int, body: bytes, context: ssl.SSLContext | None = None) -> None:
+        """The server itself resumes sessions of whoever comes directly. Raises WrongError where it does not."""
+        context = context or self.client_context(strict=True, direct=True)
+        session = self.visit(port, context=context, direct=True).session
+        seen = self.visit(port, context=context, session=session, direct=True)
+        check(body in seen.body and seen.reused, f"the server alone does not resume: {seen}")
+
     def visit_all(self, context: Serving) -> Seen:
         """One visit to a server made for it."""
         with self.serving(context) as server:
@@ -619,13 +629,19 @@ class Bench:
         return found[0]
 
     def cpu(self) -> float:
-        """Seconds of CPU the TLS worker has had."""
-        fields = Path(f"/proc/{self.worker()}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Seconds of CPU the TLS workers have had."""
+        ticks = 0
+        for pid in pids_named(self.firewall.pid(), "nfw tls"):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> int:
-        """Bytes the TLS worker has in memory."""
-        return int(Path(f"/proc/{self.worker()}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        """Bytes the TLS workers have in memory."""
+        pages = 0
+        for pid in pids_named(self.firewall.pid(), "nfw tls"):
+            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
 
     def verdict(self, seen: Seen, port: int, seconds: float = 8.0) -> dict[str, Any]:
         """The log's tls record of what a client saw."""

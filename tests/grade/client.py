@@ -695,9 +695,7 @@ def _(bench: Bench) -> str:
         for version in versions:
             direct = bench.client_context(strict=True, direct=True)
             direct.minimum_version = direct.maximum_version = version
-            session = bench.visit(server.port, context=direct, direct=True).session
-            seen = bench.visit(server.port, context=direct, session=session, direct=True)
-            check(PAGE in seen.body and seen.reused, f"the server alone does not resume: {seen}")
+            bench.check_resumes(server.port, PAGE, direct)
         server.forget()
         for version in versions:
             context = bench.client_context(strict=True)
@@ -1119,9 +1117,10 @@ def _(bench: Bench) -> str:
     count = bench.size(10_000, 400)
     context = bench.client_context(strict=True)
     patient = "keepalive_timeout 3h; client_header_timeout 3h;"
-    bench.use("main", again=True)  # a worker without the memory of earlier cases
+    bench.use("two")  # of whom each has fewer descriptors than many systems allow
     with bench.serving(nginx(good(bench), more=patient)) as server:
-        bench.visit(server.port, request=REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        for _ in range(8):
+            bench.visit(server.port, request=REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         before = bench.memory()
         flows = keep(bench, server.port, HOST, context, count)
         time.sleep(bench.idle)
@@ -1254,7 +1253,7 @@ def _(bench: Bench) -> str:
             return self.most - self.before
 
     found = []
-    bench.use("main", again=True)  # a worker without the memory of earlier cases
+    bench.use("main", again=True)
     check(not inspected_page(bench), "not served")
     with bench.serving(context=server_context(good(bench)), handler=send) as server:
         client = bench.open(server.port, buffer=65536)
@@ -1564,8 +1563,10 @@ def _(bench: Bench) -> str:
     with plain(bench) as server:
         for filler in (0, 100, 5000, 20_000):
             for cut in (0, 7):
-                server.forget()
                 request = b"GET /forbidden HTTP/1.1\r\nX: " + b"x" * filler + b"\r\nHost: site.grade.test\r\n\r\n"
+                seen = bench.visit(server.port, request=request, direct=True)
+                check(PAGE in seen.body, f"the server alone does not serve it: {seen}")
+                server.forget()
                 client = bench.open(server.port)
                 pieces = [request[:cut], request[cut:]] if cut else [request]
                 with contextlib.suppress(OSError):
@@ -1585,7 +1586,7 @@ def _(bench: Bench) -> str:
 @case("K48", "100,000 names towards a server whose certificate fits none", "no leaf made, caches bounded", alone=True)
 def _(bench: Bench) -> str:
     count = bench.size(100_000, 2000)
-    bench.use("main", again=True)  # a worker without the memory of earlier cases
+    bench.use("main", again=True)
     with bench.serving(nginx(leaf(bench.trust.root, "other.test"))) as server:
         # The memory that all which are open at a time take, and full caches, are no growth.
         _names(bench, server, range(count, count + 500))
@@ -1647,7 +1648,7 @@ def _workers(told: Any) -> list[dict[str, Any]]:
 @case("K49", "a wildcard server, 100,000 of its names", "one leaf", alone=True)
 def _(bench: Bench) -> str:
     count = bench.size(100_000, 500)
-    bench.use("main", again=True)  # a worker without the memory of earlier cases
+    bench.use("main", again=True)
     with bench.serving(nginx(leaf(bench.trust.root, "*.grade.test"))) as server:
         _names(bench, server, range(count, count + 500))
         before, memory, began = _mints(bench), bench.memory(), time.monotonic()

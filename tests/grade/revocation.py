@@ -337,6 +337,8 @@ def _(bench: Bench) -> str:
         context = server_context(one, staple=response(one), **how)
         context.set_session_id(b"grade")
         with bench.serving(context=context, handler=handler) as server:
+            bench.check_resumes(server.port, b"GRADE")
+            reused.clear()
             for _ in range(3):
                 seen = bench.visit(server.port)
                 check(seen.body == b"GRADE", f"not served: {seen}")
