@@ -40,7 +40,7 @@ from engines.counts import RuleCounts
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
 from engines.tls.altsvc import AltSvcMask
-from engines.tls.bypass import BypassList
+from engines.tls.bypass import BypassList, Proof
 from engines.tls.knownbad import KNOWN_BAD
 from engines.tls.leaf import presented_chain
 from engines.tls.names import covers
@@ -65,6 +65,9 @@ from nfw.namedesk import NameDesk
 from nfw.nativetls import NativeContext, NativeTlsError
 from nfw.policy.model import Mode, Refusal, TlsAction, TlsKeywords, Upstream, WithoutSni
 from nfw.policy.read_tls import public_keys
+from nfw.proofs import Answer as Proven
+from nfw.proofs import Claim, Proofs
+from nfw.proofs import Outcome as ProofOutcome
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.rulerows import STATUSES, status_row
@@ -123,6 +126,7 @@ class Flow:
         "alerted",
         "blocked",
         "bytes",
+        "claim",
         "client",
         "connecting",
         "cut",
@@ -188,6 +192,7 @@ class Flow:
         self.scope: int | None = None  # the first that covers it
         self.inbound: Inbound | None = None  # to a server of one's own
         self.recorded = False  # its keys and plaintext are written to files, as the policy asks
+        self.claim: Claim | None = None  # to an exempted name, which its server has yet to prove
         self.mask: AltSvcMask | None = None  # between inspection and encryption
 
     @property
@@ -202,7 +207,9 @@ class Flow:
     @property
     def stage(self) -> str:
         """How far it has got, in a word."""
-        return self.session.state.value if isinstance(self.session, Session) else "bypassed"
+        if isinstance(self.session, Session):
+            return self.session.state.value
+        return "bypassed" if self.claim is None else "claiming"
 
     def sides(self) -> list[Side]:
         """The sockets that are open."""
@@ -215,6 +222,7 @@ class TlsWorker:
     def __init__(
         self,
         compiled: Compiled,
+        sessions: TlsSettings,
         settings: GenerationSettings,
         listeners: tuple[socket.socket, socket.socket],
         port: int,
@@ -237,14 +245,14 @@ class TlsWorker:
         self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.wanted)
         assert self.policy.tls is not None
         self.monitor = self.policy.mode is Mode.MONITOR
-        self.settings = tls_settings(self.policy.tls, watch=self.monitor)
+        self.settings = sessions
         self.hides_quic = self.policy.tls.quic is not TlsAction.PASS and not self.monitor
         self.recheck = self.policy.tls.revocation.check and self.policy.tls.revocation.recheck
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
-        self.inbound = inbound_servers(self.policy, helpers.signer)
+        self.inbound = inbound_servers(self.policy, sessions, helpers.signer)
         self.current: Flow | None = None  # the one something is done for right now
         self.recorder: TlsRecorder | None = None
         if self.policy.tls.debug is not None:
@@ -257,6 +265,9 @@ class TlsWorker:
         self.resolver = helpers.resolver
         self.names: NameDesk[Flow] | None = None
         self.bypass = BypassList(self.policy.tls.bypass)
+        self.proofs: Proofs[Flow] | None = None
+        if Proof.CERTIFICATE in self.policy.tls.bypass_proof:
+            self.proofs = Proofs()
         self.suggestions = Suggestions()
         self.revocations: RevocationDesk[Flow] | None = None
         self.wall = time.time() - time.monotonic()
@@ -532,6 +543,9 @@ class TlsWorker:
             flow.scope = self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
             if flow.scope is not None:
                 self.scopes.counts.add(flow.scope, 0, now, flow=True)
+        self._begin_inspection(flow, now)
+
+    def _begin_inspection(self, flow: Flow, now: float) -> None:
         if self.ruleset is not None:
             flow.inspector = Inspector(self.ruleset, flow.facts, now, decrypted=True)
             syn = Segment(Direction.TO_SERVER, False, b"", b"", None, now)
@@ -698,8 +712,13 @@ class TlsWorker:
                 self._hello(flow, hello, now)
             case tls.PassOn():
                 self._pass_on(flow, event, now)
+            case tls.Proven():
+                self._proven(flow, now)
             case tls.ConnectUpstream():
-                self._dial(flow, now)
+                if flow.claim is None or flow.decrypted:
+                    self._dial(flow, now)
+                else:
+                    self._claims(flow, now)
             case tls.NeedIssuers(certificate):
                 assert self.revocations is not None
                 issuers = self.revocations.ask_issuers(certificate, flow, now)
@@ -709,7 +728,7 @@ class TlsWorker:
                 for question in questions:
                     self._ask_revocation(flow, question, now)
             case tls.NeedLeaf(request, key):
-                if self._verified(flow, now):
+                if (flow.claim is not None and self._refuted(flow, now)) or self._verified(flow, now):
                     return
                 if flow.inbound is not None:
                     self._own_certificate(flow, flow.inbound, now)
@@ -734,6 +753,9 @@ class TlsWorker:
 
     def _hello(self, flow: Flow, hello: Any, now: float) -> None:
         facts = flow.facts
+        if flow.claim is not None:
+            _session(flow).proceed(now, proving=True)
+            return
         flow.recorded = self.recorder is not None and self.recorder.wants(facts, hello.sni or "")
         client, server = (facts.client, facts.client_port), (facts.server, facts.server_port)
         if flow.inbound is not None:
@@ -747,8 +769,8 @@ class TlsWorker:
             else:
                 self._decrypt(flow, hello, now)
             return
-        if self.names is not None and hello.sni is not None and self.bypass.covers(hello.sni, client, server):
-            why = self.names.ask(hello.sni, facts.server, flow, now)
+        if hello.sni is not None and self.bypass.covers(hello.sni, client, server):
+            why = "not_asked" if self.names is None else self.names.ask(hello.sni, facts.server, flow, now)
             if why is not None:
                 self._placed(flow, why, now)
         else:
@@ -773,6 +795,8 @@ class TlsWorker:
             flow.inspector.log_rest()
             self._transactions(flow, flow.inspector, now)
         flow.inspector = None  # it would not have got any further
+        if flow.claim is not None:
+            self._settle_claim(flow, ProofOutcome.REFUTED, now)
         info.bypass = "monitor"
         flow.would_be = event
         self._count(f"tls_{status.lower()}")
@@ -795,22 +819,99 @@ class TlsWorker:
         session, hello = flow.session, flow.session.info.hello
         if not isinstance(session, Session) or session.state is not State.HELD or hello is None:
             return  # the client has left meanwhile
-        if why:
+        if not why:
+            self._splice(flow, "dns", now)
+        elif self.proofs is not None:
+            assert hello.sni is not None
+            flow.claim = Claim((flow.facts.server, flow.facts.server_port, hello.sni), hello.raw, why)
+            self._splice(flow, "", now)
+        else:
             session.info.bypass_refused = why
             self._count("bypass_refused")
             self._decrypt(flow, hello, now)
-        else:
-            self._splice(flow, "dns", now)
         self._drain(flow, now)
 
     def _splice(self, flow: Flow, why: str, now: float) -> None:
-        """The flow goes on as it is, from the hello on."""
+        """The flow goes on as it is, from the hello on; with "" it has yet to be proven that it may."""
         session = _session(flow)
         session.info.bypass = why
-        self._count("bypassed")
+        if why:
+            self._count("bypassed")
         if flow.inspector is not None:
             flow.inspector.not_decrypted()
         flow.session = Splice(session.info, session.release(), self.settings.connect_timeout, now)
+
+    def _claims(self, flow: Flow, now: float) -> None:
+        """Rules have let its hello pass, so the server may be called: is it the name's?"""
+        assert self.proofs is not None
+        assert flow.claim is not None
+        match self.proofs.ask(flow.claim.key, flow, now):
+            case Proven.PROVEN:
+                self._bypass(flow, now)
+            case Proven.PROVE:
+                self._prove(flow, now)
+
+    def _prove(self, flow: Flow, now: float) -> None:
+        """Begin to decrypt it, up to where the server has shown who it is."""
+        splice, claim = flow.session, flow.claim
+        assert claim is not None
+        assert isinstance(splice, Splice)
+        claim.splice = splice
+        session = Session(self.settings, now, now + self.wall, flow.destination[0].partition("%")[0])
+        session.info.bypass_refused = claim.why
+        flow.session = session
+        session.client_data(claim.hello, now)
+
+    def _proven(self, flow: Flow, now: float) -> None:
+        claim, info = flow.claim, flow.session.info
+        assert claim is not None
+        assert claim.splice is not None
+        if flow.upstream is not None:
+            self._close_side(flow.upstream, "close")
+        flow.upstream, flow.connecting, flow.cut = None, False, False
+        flow.session = claim.splice
+        shown = claim.splice.info
+        shown.chain, shown.revocation, shown.revocation_action = info.chain, info.revocation, info.revocation_action
+        self._settle_claim(flow, ProofOutcome.PROVEN, now)
+        self._bypass(flow, now)
+
+    def _bypass(self, flow: Flow, now: float) -> None:
+        assert isinstance(flow.session, Splice)
+        flow.claim = None
+        flow.session.info.bypass = "certificate"
+        flow.session.deadline = now + self.settings.connect_timeout
+        self._count("bypassed")
+        self._dial(flow, now)
+
+    def _settle_claim(self, flow: Flow, outcome: ProofOutcome, now: float) -> None:
+        """Tell those who wait what came of this flow's claim, which ends here."""
+        claim, flow.claim = flow.claim, None
+        assert claim is not None
+        assert self.proofs is not None
+        if outcome is ProofOutcome.REFUTED:
+            flow.session.info.bypass_refused = "certificate"
+            self._count("bypass_refused")
+        for waiting in self.proofs.settle(claim.key, flow, outcome, now):
+            self.answers.append((waiting, self._claim_settled, (outcome,), now))
+
+    def _claim_settled(self, flow: Flow, outcome: ProofOutcome, now: float) -> None:
+        if flow.claim is None or flow.finished_at:
+            return
+        if outcome is ProofOutcome.REFUTED:
+            self._prove(flow, now)  # as any that is decrypted, it has to see for itself
+        else:
+            self._claims(flow, now)
+        self._drain(flow, now)
+
+    def _refuted(self, flow: Flow, now: float) -> bool:
+        """The server may be spoken to, but has not proven to be the exempted name's: the flow is decrypted as any
+        other. True: that was its end."""
+        assert flow.session.info.hello is not None
+        self._settle_claim(flow, ProofOutcome.REFUTED, now)
+        flow.bytes = [0, 0]
+        self._begin_inspection(flow, now)
+        self._decrypt(flow, flow.session.info.hello, now)
+        return flow.session.state is not State.LEAF
 
     def _decrypt(self, flow: Flow, hello: Any, now: float) -> None:
         if flow.inspector is not None:
@@ -899,7 +1000,8 @@ class TlsWorker:
 
     def _forward(self, flow: Flow, direction: Direction, data: bytes) -> None:
         """Judged bytes go on, offers of QUIC hidden."""
-        flow.session.forward(direction, data if flow.mask is None else flow.mask.feed(direction, data))
+        session = flow.session if flow.claim is None else flow.claim.splice or flow.session
+        session.forward(direction, data if flow.mask is None else flow.mask.feed(direction, data))
 
     def _plaintext_end(self, flow: Flow, direction: Direction, now: float) -> None:
         flow.pending_end[direction] = True
@@ -999,6 +1101,9 @@ class TlsWorker:
 
     def _finished(self, flow: Flow, event: tls.Finished, now: float) -> None:
         """The session is over. Its sockets stay until what is queued was delivered and the peers have closed."""
+        if flow.claim is not None:
+            over = event.status in (Status.ABORTED, Status.POLICY) or not flow.decrypted
+            self._settle_claim(flow, ProofOutcome.OPEN if over else ProofOutcome.REFUTED, now)
         if event.reason == "client_refused" and event.info.sni is not None:
             self.suggestions.refused(event.info.sni, event.info.client_alert)
         app_proto = flow.inspector.app_proto if flow.inspector is not None else ""
@@ -1041,6 +1146,8 @@ class TlsWorker:
         if self.flows.pop(flow.key, None) is None:
             return
         self.deadlines.forget(flow.key)
+        if flow.claim is not None:
+            self._settle_claim(flow, ProofOutcome.OPEN, now)
         for side in flow.sides():
             self._close_side(side, how)
         app_proto = flow.inspector.app_proto if flow.inspector is not None else ""
@@ -1170,8 +1277,8 @@ def server_files(policy: Policy) -> list[tuple[Path, Path]]:
     return [files for inbound in policy.inspected_inbound for files in inbound.files or ()]
 
 
-def inbound_servers(policy: Policy, signer: socket.socket | None) -> tuple[Inbound, ...]:
-    """Raises ValueError for a certificate that cannot be used."""
+def inbound_servers(policy: Policy, sessions: TlsSettings, signer: socket.socket | None) -> tuple[Inbound, ...]:
+    """``sessions``: the settings of all others. Raises ValueError for a certificate that cannot be used."""
     found: list[Inbound] = []
     number = 0
     for inbound in policy.inspected_inbound:
@@ -1189,7 +1296,7 @@ def inbound_servers(policy: Policy, signer: socket.socket | None) -> tuple[Inbou
             certificates.append((certificate_facts(chain[0]).dns_names, context))
             leafs.append(chain[0])
             number += 1
-        settings = tls_settings(policy.tls, watch=policy.mode is Mode.MONITOR)
+        settings = sessions
         if policy.tls.inbound_upstream is Upstream.PINNED:
             pinned = UpstreamVerifier(leafs, partial_chain=True)
             settings = dataclasses.replace(settings, verifier=pinned, revocation=False)
@@ -1244,6 +1351,7 @@ def system_roots() -> bytes:
 
 def run(
     compiled: Compiled,
+    sessions: TlsSettings,
     settings: GenerationSettings,
     listeners: tuple[socket.socket, socket.socket],
     port: int,
@@ -1252,10 +1360,11 @@ def run(
     log: socket.socket,
     statuses: RuleCounts | None = None,
 ) -> None:
-    """The TLS worker process. Tells the leader ``ok`` or ``error: text``, then serves."""
+    """The TLS worker process, all of whose ``sessions`` have the same settings (:func:`tls_settings`). Tells the leader
+    ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
-        worker = TlsWorker(compiled, settings, listeners, port, helpers, leader, log, statuses)
+        worker = TlsWorker(compiled, sessions, settings, listeners, port, helpers, leader, log, statuses)
     except (OSError, ValueError) as error:
         leader.sendall(f"error: {error}".encode())
         sys.exit(1)

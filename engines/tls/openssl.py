@@ -2,6 +2,9 @@
 
 pyOpenSSL has no public call for the expected host name, the time of verification, the reason a verification failed,
 or for being told that the server asked for a client certificate; the bindings underneath have.
+
+What every connection does a dozen times (feed, take, handshake, read, write) goes around it because of what it costs:
+a new buffer for each call, an exception each time that more bytes are needed. Errors are still raised by pyOpenSSL.
 """
 
 from __future__ import annotations
@@ -67,9 +70,61 @@ def cipher_suites(connection: SSL.Connection) -> list[str]:
     return connection.get_cipher_list()
 
 
-def unsent(connection: SSL.Connection) -> int:
-    """Bytes in the output buffer. BIO_get_mem_data(3)."""
-    return int(_lib.BIO_get_mem_data(connection._from_ssl, _ffi.NULL))
+_BUFFER_BYTES = 1 << 17
+_buffer = _ffi.new("char[]", _BUFFER_BYTES)  # for what is read, until it is copied a line later: no threads
+_RECORD_BYTES = 16384  # SSL_read(3) gives one record at most
+
+
+def feed(connection: SSL.Connection, data: bytes) -> None:
+    """Ciphertext of the peer, not empty. BIO_write(3)."""
+    if _lib.BIO_write(connection._into_ssl, data, len(data)) != len(data):
+        raise MemoryError("BIO_write")
+
+
+def take(connection: SSL.Connection) -> bytes:
+    """Ciphertext for the peer, all there is. BIO_read(3)."""
+    size = _lib.BIO_read(connection._from_ssl, _buffer, _BUFFER_BYTES)
+    if size <= 0:
+        return b""
+    taken: bytes = _ffi.unpack(_buffer, size)
+    return taken + take(connection) if size == _BUFFER_BYTES else taken
+
+
+def handshake(connection: SSL.Connection) -> bool:
+    """Go on with it; False: more bytes are needed. Raises SSL.Error. SSL_do_handshake(3)."""
+    ssl = connection._ssl
+    result = _lib.SSL_do_handshake(ssl)
+    return result == 1 or _wants_more(connection, ssl, result)
+
+
+def read(connection: SSL.Connection) -> bytes | None:
+    """Plaintext of one record; None: more bytes are needed. Raises SSL.Error. SSL_read(3)."""
+    ssl = connection._ssl
+    size = _lib.SSL_read(ssl, _buffer, _RECORD_BYTES)
+    if size > 0:
+        plaintext: bytes = _ffi.unpack(_buffer, size)
+        return plaintext
+    _wants_more(connection, ssl, size)
+    return None
+
+
+def write(connection: SSL.Connection, plaintext: bytes) -> None:
+    """Encrypt it. Raises SSL.Error. SSL_write(3), which pyOpenSSL asks to take a record at a time."""
+    ssl, size = connection._ssl, len(plaintext)
+    data: Any = plaintext if size <= _RECORD_BYTES else _ffi.from_buffer(plaintext)
+    at = 0
+    while at < size:
+        written = _lib.SSL_write(ssl, data + at if at else data, size - at)
+        if written <= 0:
+            connection._raise_ssl_error(ssl, written)
+        at += written
+
+
+def _wants_more(connection: SSL.Connection, ssl: Any, result: int) -> bool:
+    """False: it does. Raises SSL.Error for all else; SSL_get_error(3) looks at the error queue and leaves it."""
+    if _lib.SSL_get_error(ssl, result) != _lib.SSL_ERROR_WANT_READ:
+        connection._raise_ssl_error(ssl, result)
+    return False
 
 
 def renew_buffers(connection: SSL.Connection) -> None:

@@ -434,6 +434,7 @@ def _tls(tls: Tls) -> dict[str, Value]:
         "tls.on_failure": tls.on_failure.value,
         "tls.actions": tuple(f"{name}: {action.value}" for name, action in tls.actions),
         "tls.bypass": tuple(f"{', '.join(one.names)} {format_scope(one.scope)}" for one in tls.bypass),
+        "tls.bypass_proof": tuple(proof.value for proof in tls.bypass_proof),
         "tls.resolvers": tls.resolvers,
         "tls.keywords": tls.keywords.value,
         "tls.session_holding": str(tls.session_holding).lower(),

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from engines.stateless.rule import StatelessRule
+from engines.tls.bypass import Proof
 from engines.tls.scope import TlsScope
 from nfw.policy.model import (
     DEFAULT_VARIABLES,
@@ -181,6 +182,8 @@ def _bypass(tls: Tls, base: Path) -> list[str]:
         scope = one.scope
         ends = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
         lines.append(f"    - {{{', '.join([f'sni: {_list(one.names)}', *ends])}}}")
+    if tls.bypass_proof != (Proof.RESOLVER,):
+        lines.append(f"  bypass_proof: {_list(tls.bypass_proof)}")
     if tls.resolvers:
         lines.append(f"  resolvers: {_list(tls.resolvers)}")
     lines += [f"  quic: {tls.quic.value}"] if tls.quic is not TlsAction.DROP else []

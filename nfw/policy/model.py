@@ -17,7 +17,7 @@ from typing import Literal
 
 from engines.stateful.signature import Signature
 from engines.stateless.rule import StatelessAction, StatelessRule
-from engines.tls.bypass import Exemption
+from engines.tls.bypass import Exemption, Proof
 from engines.tls.scope import TlsScope
 from nfw.policy.errors import PolicyError
 from nfw.settings import DEFAULT_LOG_EVENTS
@@ -244,7 +244,8 @@ class Tls:
     actions: tuple[tuple[str, TlsAction], ...] = ()
     distrust: Distrust = Distrust()
     revocation: Revocation = Revocation()
-    bypass: tuple[Exemption, ...] = ()  # names whose flows are not decrypted, where resolvers say it is they
+    bypass: tuple[Exemption, ...] = ()  # names whose flows are not decrypted, where something proves it is they
+    bypass_proof: tuple[Proof, ...] = (Proof.RESOLVER,)  # one of these suffices
     resolvers: tuple[str, ...] = ()  # addresses of who is asked; none: those of /etc/resolv.conf
     quic: TlsAction = TlsAction.DROP  # QUIC to a scope, which cannot be decrypted
     inbound_upstream: Upstream = Upstream.PINNED
@@ -253,6 +254,11 @@ class Tls:
     without_sni: WithoutSni = WithoutSni.REFUSE
     transparency: Transparency = Transparency()
     fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
+
+    @property
+    def asks_resolvers(self) -> bool:
+        """Where the exempted names are."""
+        return bool(self.bypass) and Proof.RESOLVER in self.bypass_proof
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.tls.bypass import Exemption, name_problem
+from engines.tls.bypass import Exemption, Proof, name_problem
 from engines.tls.scope import TlsScope
 from nfw.policy.errors import Place, Problems, suggest
 from nfw.policy.fields import Section, open_section
@@ -49,6 +49,7 @@ KEYS = (
     "session_holding",
     "keywords",
     "bypass",
+    "bypass_proof",
     "resolvers",
     "quic",
     "strip_ech",
@@ -56,7 +57,7 @@ KEYS = (
     "inbound_upstream",
     "arn",
 )
-PASSING_KEYS = ("bypass", "resolvers", "quic", "strip_ech", "debug", "inbound_upstream")
+PASSING_KEYS = ("bypass", "bypass_proof", "resolvers", "quic", "strip_ech", "debug", "inbound_upstream")
 DEBUG_KEYS = ("key_log", "capture", "sni", "sources", "source_ports", "destinations", "destination_ports", "max_size")
 BYPASS_KEYS = ("sni", "sources", "source_ports", "destinations", "destination_ports")
 _BYPASS_EXAMPLE = '[{sni: ["*.bank.example"]}]'
@@ -119,6 +120,7 @@ def read_passing(section: Section, variables: Variables, base: Path) -> dict[str
     :class:`nfw.policy.model.Tls`."""
     return {
         "bypass": _read_bypass(section, variables),
+        "bypass_proof": _read_proof(section),
         "resolvers": _read_resolvers(section),
         "quic": section.choice("quic", TlsAction.DROP),
         "strip_ech": section.flag("strip_ech", True),
@@ -171,6 +173,13 @@ def _read_bypass(section: Section, variables: Variables) -> tuple[Exemption, ...
         part.require("sni", 'a list of names such as ["*.bank.example"]')
         found.append(Exemption(_read_names(part), _scope(part, variables)))
     return tuple(found)
+
+
+def _read_proof(section: Section) -> tuple[Proof, ...]:
+    if "bypass_proof" not in section:
+        return (Proof.RESOLVER,)
+    found = (section.pick(item, "bypass_proof", Proof) for item in section.items("bypass_proof", "[resolver]"))
+    return tuple(sorted({proof for proof in found if proof is not None}, key=list(Proof).index))
 
 
 def _read_resolvers(section: Section) -> tuple[str, ...]:

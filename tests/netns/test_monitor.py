@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.firewall import Firewall
+from tests.firewall import PATIENCE, Firewall
 from tests.lab import Lab
 
 pytestmark = pytest.mark.netns
@@ -66,8 +66,8 @@ def firewall() -> Iterator[Firewall]:
         yield firewall
 
 
-def curl(firewall: Firewall, url: str, *options: str) -> int:
-    return firewall.lab.curl(url, *options, timeout=2.0, cacert=firewall.dir / "both.pem").returncode
+def curl(firewall: Firewall, url: str, *options: str, seconds: float = PATIENCE) -> int:
+    return firewall.lab.curl(url, *options, timeout=seconds, cacert=firewall.dir / "both.pem").returncode
 
 
 def said(event: dict[str, Any]) -> str:
@@ -107,7 +107,7 @@ def test_datagrams_alerts_and_status(firewall: Firewall) -> None:
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with sock, server:
         server.bind(("203.0.113.10", 9))
-        server.settimeout(2)
+        server.settimeout(PATIENCE)
         sock.connect(("203.0.113.10", 9))
         sock.send(b"hello")
         assert server.recv(100) == b"hello"
@@ -131,7 +131,7 @@ def test_the_same_policy_enforced_and_monitored_again(firewall: Firewall) -> Non
 
     def echo() -> socket.socket:
         with lab.in_namespace("client"):
-            return socket.create_connection(("203.0.113.10", 7), timeout=1)
+            return socket.create_connection(("203.0.113.10", 7), timeout=PATIENCE)
 
     def echoes(sock: socket.socket) -> bool:
         try:
@@ -146,7 +146,7 @@ def test_the_same_policy_enforced_and_monitored_again(firewall: Firewall) -> Non
         firewall.apply(enforce)
         assert not echoes(sock)
     for url, options, _, _ in CASES:
-        assert curl(firewall, url, *options) not in (0, 60), url
+        assert curl(firewall, url, *options, seconds=2.0) not in (0, 60), url
     with echo() as sock:
         assert echoes(sock)
         told = firewall.cli("policy", "apply", str(enforce), "--monitor")

@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from tests.firewall import Firewall, pids_named, wait_for
+from tests.firewall import PATIENCE, Firewall, pids_named, wait_for
 from tests.lab import Lab
 from tests.netns.test_tls_path import Server, connect, dial, read_all
 from tests.unit.test_quic_and_ech import ALPN, ECH, https, response
@@ -109,12 +109,11 @@ def test_a_name_is_not_enough(firewall: Firewall) -> None:
     lab = firewall.lab
     with pytest.raises(ConnectionError):
         issuer(lab, "site-b.test", lab.sites["evil.test"].ipv4)
-    refused = firewall.events("tls")[-1]
-    wait_for(lambda: firewall.events("tls")[-1]["dest_ip"] == lab.sites["evil.test"].ipv4, 5)
-    refused = firewall.events("tls")[-1]
+    refused = firewall.wait_event("tls", lambda event: event["dest_ip"] == lab.sites["evil.test"].ipv4)
     assert refused["nfw"]["bypass_refused"] == "address"
     assert (refused["nfw"]["status"], refused["nfw"]["action"]) == ("NAME_MISMATCH", "reject")
     assert refused["tls"]["server_names"] == ["evil.test"]
+    issuer(lab, "site-b.test")
     counts = next(one for one in firewall.status()["processes"] if one["name"].startswith("nfw tls"))["counts"]
     assert counts["bypass_refused"] >= 1
     assert counts["bypassed"] >= 1
@@ -163,12 +162,12 @@ def test_clients_that_refuse_the_leaf_are_suggested(firewall: Firewall) -> None:
         said[:] = firewall.cli("tls", "suggestions").stdout.splitlines()
         return said == ["      2  site-a.test"]
 
-    wait_for(suggested, 5, lambda: str(said))
+    wait_for(suggested, PATIENCE, lambda: str(said))
     assert issuer(lab, "site-a.test")[0] == OURS, "nothing is exempted by itself"
 
 
-def udp_exchange(lab: Lab, port: int, send: bytes, reply: bytes) -> bytes | None:
-    """What a client gets from a UDP server that answers with `reply`; None when nothing comes."""
+def udp_exchange(lab: Lab, port: int, send: bytes, reply: bytes, seconds: float = PATIENCE) -> bytes | None:
+    """What a client gets from a UDP server that answers with `reply`; None when nothing comes in that time."""
     host = "203.0.113.77"
     shown = lab.server.run(["ip", "-o", "-4", "addr", "show", "to", "203.0.113.10"]).stdout.split()
     lab.server.run(["ip", "addr", "replace", f"{host}/24", "dev", shown[1]])
@@ -178,8 +177,8 @@ def udp_exchange(lab: Lab, port: int, send: bytes, reply: bytes) -> bytes | None
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with server, client:
         server.bind((host, port))
-        server.settimeout(1)
-        client.settimeout(1)
+        server.settimeout(seconds)
+        client.settimeout(seconds)
         client.connect((host, port))
         try:
             client.send(send)
@@ -191,7 +190,7 @@ def udp_exchange(lab: Lab, port: int, send: bytes, reply: bytes) -> bytes | None
 
 def test_quic_does_not_get_through_and_ech_keys_do_not_arrive(firewall: Firewall) -> None:
     lab = firewall.lab
-    assert udp_exchange(lab, 443, b"\xc3\0\0\0\1" + bytes(1245), b"reply") is None
+    assert udp_exchange(lab, 443, b"\xc3\0\0\0\1" + bytes(1245), b"reply", 1.0) is None
     firewall.wait_event("drop", lambda event: event["nfw"]["reason"] == "quic")
     assert udp_exchange(lab, 4433, b"hello", b"reply") == b"reply"
     keyed, plain = response(https(ALPN, ECH)), response(https(ALPN))

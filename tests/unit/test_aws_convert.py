@@ -305,6 +305,7 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
             "inbound_upstream": draw(st.sampled_from(["pinned", "verified"])),
             "quic": draw(st.sampled_from(["pass", "drop", "reject"])),
             "strip_ech": draw(st.booleans()),
+            "bypass_proof": draw(st.sampled_from([["certificate"], ["resolver", "certificate"], ["resolver"]])),
             "resolvers": draw(st.sampled_from([["192.0.2.53"], ["192.0.2.53", "2001:db8::53"]])),
             "without_sni": draw(st.sampled_from(["refuse", "address"])),
             **draw(st.sampled_from([{}, {"transparency": {"logs": ["logs.pem"], "require": True}}])),

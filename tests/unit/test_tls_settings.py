@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from engines.tls.bypass import Proof
 from engines.tls.status import FailAction, Status
 from engines.tls.verify import spki_sha256
 from nfw import ca
@@ -89,6 +90,24 @@ def test_names_that_are_not_decrypted(folder: Path) -> None:
     (one,) = policy.tls.bypass
     assert (one.names, one.scope.destination_ports) == (("*.bank.example", "a.test"), ((443, 444),))
     assert policy.tls.resolvers == ("192.0.2.53",)
+    assert policy.tls.bypass_proof == (Proof.RESOLVER,)
+    assert policy.tls.asks_resolvers
+
+
+@pytest.mark.parametrize(
+    ("written", "proofs"),
+    [
+        ("[certificate]", (Proof.CERTIFICATE,)),
+        ("[certificate, resolver]", (Proof.RESOLVER, Proof.CERTIFICATE)),
+        ("[resolver, resolver]", (Proof.RESOLVER,)),
+    ],
+)
+def test_what_proves_an_exempted_name(folder: Path, written: str, proofs: tuple[Proof, ...]) -> None:
+    more = f"  bypass: [{{sni: [a.test]}}]\n  bypass_proof: {written}\n"
+    policy = load_policy_text((TEXT + more).encode(), folder / "policy.yaml", now=NOW.timestamp())
+    assert policy.tls is not None
+    assert policy.tls.bypass_proof == proofs
+    assert policy.tls.asks_resolvers is (Proof.RESOLVER in proofs)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +122,9 @@ def test_names_that_are_not_decrypted(folder: Path) -> None:
         ("debug: {capture: x.pcapng}", "whose sessions are written down"),
         ("debug: {capture: x.pcapng, sni: ['*.com']}", "would cover"),
         ("quic: maybe", "quic"),
+        ("bypass_proof: [dns]", "bypass_proof: expected resolver or certificate, got"),
+        ("bypass_proof: []", "the list is empty"),
+        ("bypass_proof: certificate", "expected a list"),
         ("resolvers: [dns.test]", "expected addresses"),
         ("resolvers: [10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4]", "at most 3"),
     ],

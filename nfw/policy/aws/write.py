@@ -16,6 +16,7 @@ from typing import Any
 
 from engines.stateful.parser import RuleSyntaxError, split_header, split_options
 from engines.stateless.rule import StatelessAction, StatelessRule
+from engines.tls.bypass import Proof
 from engines.tls.scope import TlsScope
 from nfw.policy.aws.mapfile import SKIP
 from nfw.policy.aws.metadata import LOCAL_CERTIFICATE
@@ -387,6 +388,8 @@ class _Writer:
             found["fetch_issuers"] = True
         if tls.bypass:
             found["bypass"] = [{"sni": list(one.names), **_plain_scope(one.scope)} for one in tls.bypass]
+        if tls.bypass_proof != (Proof.RESOLVER,):
+            found["bypass_proof"] = [proof.value for proof in tls.bypass_proof]
         if tls.resolvers:
             found["resolvers"] = list(tls.resolvers)
         if tls.quic is not TlsAction.DROP:
