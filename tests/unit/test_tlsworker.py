@@ -19,7 +19,7 @@ from nfw.policy.compile import compile_policy
 from nfw.policy.loader import load_policy_text
 from nfw.settings import GenerationSettings
 from nfw.sockets import Side
-from nfw.tlsworker import Flow, Helpers, TlsWorker
+from nfw.tlsworker import Flow, Helpers, TlsWorker, tls_settings
 from tests.unit.tlskit import Authority
 
 POLICY = """\
@@ -56,8 +56,10 @@ class Bench:
         self.sockets = [*socket.socketpair(), *socket.socketpair(), *channel()]
         listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
         self.sockets += listeners
+        assert policy.tls is not None
         self.worker = TlsWorker(
             compile_policy(policy),
+            tls_settings(policy.tls),
             GenerationSettings(1, "policy.yaml", 5100, 0xFF000000),
             (listeners[0], listeners[1]),
             1,
