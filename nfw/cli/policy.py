@@ -167,7 +167,8 @@ def run_policy_tests(files: tuple[str, ...], report: str | None, as_json: bool) 
     tests:
       - name: the package mirror
         flow: {dst: 198.51.100.7, sni: deb.debian.org}     # keys: the options of `nfw explain`, with _ for -
-        expect: {verdict: pass, rule: 1200020}             # also tls: terminate | bypass | none, alerts: [SID, ...]
+        expect: {verdict: pass, rule: 1200020}             # also tls: terminate | bypass | none, alerts: [SID, ...],
+                                                           # certificate: FILE, of a server of one's own
 
     Verdicts are pass, alert (passes and is logged), drop and reject. The firewall need not run.
     """

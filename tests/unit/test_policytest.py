@@ -15,6 +15,7 @@ from nfw.dialogue import Dialogue
 from tests.unit.awskit import NOW
 from tests.unit.pcapfile import pcap
 from tests.unit.test_cli import Nfw, nfw, serve  # noqa: F401 - a fixture
+from tests.unit.test_explain import INBOUND, inbound_files
 
 from nfw.control import Reply  # isort: skip
 
@@ -120,7 +121,7 @@ t.yaml:5:72: verdict: expected pass, alert, drop, reject or intercept, got "drop
 t.yaml:6:41: unknown key "snii" in flow; did you mean "sni"?
 t.yaml:6:50: dport: port 99999 is out of range
 t.yaml:7:5: test lacks "name"
-t.yaml:7:51: expect: nothing is expected; known keys: verdict, rule, tls, alerts
+t.yaml:7:51: expect: nothing is expected; known keys: verdict, rule, tls, certificate, alerts
 t.yaml:8:5: test: expected either "flow" or "capture"
 t.yaml:9:24: capture: none.pcap does not exist
 t.yaml:10:52: filter: goes with "capture"
@@ -148,6 +149,25 @@ def test_a_policy_that_does_not_load_is_no_failed_test(nfw: Nfw, folder: Path) -
     assert (done.code, done.out) == (1, "")
     assert len(done.err.splitlines()) == 2
     assert done.err.startswith("p.yaml:9:")
+
+
+def test_the_certificate_of_a_server_of_ones_own(nfw: Nfw, tmp_path: Path) -> None:  # noqa: F811
+    inbound_files(tmp_path)
+    (tmp_path / "p.yaml").write_text("name: t\n" + INBOUND.replace("UPSTREAM", "pinned"))
+    case = "- {{name: {0}, flow: {{src: 192.0.2.1, dst: 198.51.100.7, sni: {0}.example}}, expect: {{{1}}}}}"
+    lines = [
+        case.format("shop", "tls: terminate, certificate: shop.pem, verdict: pass"),
+        case.format("a.wild", "certificate: wild.pem"),
+        case.format("other", "certificate: shop.pem"),
+        case.format("b.wild", "certificate: shop.pem"),
+    ]
+    (tmp_path / "t.yaml").write_text("\n".join(["policy: p.yaml", "tests:", *lines, ""]))
+    done = nfw("policy", "test", str(tmp_path / "t.yaml"))
+    assert done.code == 1
+    assert "certificate: expected shop.pem, seen none of the policy's" in done.out
+    assert f"certificate: expected shop.pem, seen {tmp_path / 'wild.pem'}" in done.out
+    assert "2 passed" in done.out
+    assert "2 failed" in done.out
 
 
 def test_a_name_is_used_once(nfw: Nfw, folder: Path) -> None:  # noqa: F811
