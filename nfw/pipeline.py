@@ -459,7 +459,7 @@ class Pipeline:
             return self._uninspected(packet, flow, now)
         if payload or stream or not inspector.unmoved(direction, established):
             context.fed[direction] += len(stream)
-            segment = Segment(direction, established, payload, stream, packet, now)
+            segment = Segment(direction, established, payload, stream, packet, now, flow=flow)
             if self._wants_events:
                 segment.events = frozenset(f"decoder.{event}" for event in packet_events(packet.data))
             outcome = inspector.inspect(segment)

@@ -15,7 +15,7 @@ from engines.stateful.keywords import packetbuffers
 from engines.stateful.keywords.base import IntTest, KeywordError
 from engines.stateful.keywords.buffers import BUFFERS, HTTP, rank
 from engines.stateful.keywords.draft import PAYLOAD, BufferDraft, ContentDraft, RuleDraft
-from engines.stateful.match import Absent, ByteJump, OneOf, Regex, Size, match_buffer, transform
+from engines.stateful.match import Absent, AllIntegers, ByteJump, OneOf, Regex, Size, match_buffer, transform
 from engines.stateful.ruleconfig import DEFAULT_PRIORITY
 from engines.stateful.signature import (
     BufferMatch,
@@ -118,12 +118,14 @@ def _priority(draft: RuleDraft) -> int:
 
 def _build(buffer: BufferDraft) -> BufferMatch:
     matchers = tuple(i.build() if isinstance(i, ContentDraft) else i for i in buffer.items)
+    together = next((m.holds for m in matchers if isinstance(m, AllIntegers)), None)
     return BufferMatch(
         buffer.name,
         matchers,
         tuple(t.function for t in buffer.transforms),
         tuple(t.name for t in buffer.transforms),
-        absent=any(isinstance(m, Absent) for m in matchers),
+        absent=any(isinstance(m, Absent) for m in matchers) or (together is not None and together(())),
+        together=together,
     )
 
 

@@ -136,12 +136,21 @@ class Conversation:
         """The layer the bytes belong to."""
         return self.layers[-1] if self.layers else None
 
+    @property
+    def unrecognised(self) -> bool:
+        """Detection has come to an end without a name; of datagrams that of one side is enough."""
+        if self.app_proto or self._facts.protocol not in (_TCP, _UDP):
+            return False
+        if self._facts.protocol == _TCP:
+            return self.detector is None
+        return self._final(_TO_SERVER) or self._final(_TO_CLIENT)
+
     def complete(self, direction: Direction) -> int:
         """Grows with every transaction of the top layer whose side is complete."""
         layer = self.top
         if layer is None or layer.parser is None:
             return 0
-        return 1 + sum(tx.id + 1 for tx in layer.parser.transactions if tx.is_complete(direction))
+        return sum(tx.id + 1 for tx in layer.parser.transactions if tx.is_complete(direction))
 
     def pending(self, direction: Direction) -> bool:
         """A transaction has something of that side that was not judged."""

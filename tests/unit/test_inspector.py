@@ -177,6 +177,17 @@ def test_icmp_and_udp_have_no_handshake() -> None:
 DNS = bytes.fromhex("abcd01000001000000000000") + b"\x04evil\x07example\x00\x00\x01\x00\x01"
 
 
+@pytest.mark.parametrize(
+    ("which", "matches"),
+    [("", True), (",all", False), (",0", False), (",-1", True), (",nb>1", False), (",nb<2", True), (",2", False)],
+)
+def test_of_several_questions(which: str, matches: bool) -> None:
+    flow = Flow(compiled(f"alert dns {ANY} (dns.rrtype:TXT{which}; flow:to_server; sid:1;)"), UDP, port=53)
+    query = DNSRecord.question("a.example", "A")
+    query.add_question(DNSRecord.question("b.example", "TXT").q)
+    assert flow.data(UP, query.pack(), established=False) == ("accept 1" if matches else "accept")
+
+
 def test_dns_over_udp() -> None:
     flow = Flow(compiled(f'drop dns {ANY} (dns.query; content:"evil.example"; sid:1;)'), UDP, port=53)
     assert flow.data(UP, DNS.replace(b"evil", b"good"), established=False) == "accept"

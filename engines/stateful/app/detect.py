@@ -41,6 +41,8 @@ class Detector:
         if self._local == "mdns":
             for side in self._probes:
                 side.append(("dns", _multicast_dns))
+        elif self._udp and port == NETBIOS_NAMES:
+            self._probes = [[(name, probe) for name, probe in side if name != "dns"] for side in self._probes]
         self._buffers = [bytearray(), bytearray()]
         self._fed = [0, 0]
         self._failed = [False, False]
@@ -224,6 +226,8 @@ def _multicast_dns(data: bytes) -> bool | None:
 
 # Ports on which DNS is another protocol, with rules of its own.
 LOCAL_NAMES = {5353: "mdns", 5355: "llmnr"}
+NETBIOS_NAMES = 137
+"""UDP port of a name service that has the header of DNS, and nothing else of it (RFC 1002, section 4.2)."""
 
 
 def _dns_tcp(response: bool) -> _Probe:

@@ -22,6 +22,7 @@ from engines.stateful.keywords.base import Keyword, KeywordError, Kind, int_test
 from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.keywords.content import parse_pattern
 from engines.stateful.keywords.draft import ContentDraft, RuleDraft
+from engines.stateful.keywords.integers import number
 from engines.stateful.match import IntegerValue, OneOf, StepMatcher
 from engines.stateful.signature import AppProtocolTest
 
@@ -155,6 +156,13 @@ def _tls_text(keyword: str, buffer: str) -> Callable[[RuleDraft, str | None], No
     return parse
 
 
+def _store(draft: RuleDraft, value: str | None) -> None:
+    if value:
+        raise KeywordError("tls.store takes no value")
+    draft.require_app("tls.store", BUFFERS["tls.certs"].protos)
+    draft.warnings.append("tls.store: the rule matches, and the certificate is not stored")
+
+
 _DATES = ("%Y", "%Y-%m", "%Y-%m-%d", "%Y-%m-%d %H", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S")
 
 
@@ -213,7 +221,7 @@ KEYWORDS = [
     Keyword("app-layer-event", "an oddity a parser reported", "app-layer.html", Kind.APP, _app_layer_event),
     Keyword("dns.opcode", "the DNS header's opcode", f"{_DNS}#dns-opcode", Kind.APP, _number("dns.opcode", 15)),
     Keyword("dns.rcode", "the DNS answer's code", f"{_DNS}#dns-rcode", Kind.APP, _number("dns.rcode", 65535, _RCODES)),
-    Keyword("dns.rrtype", "the type asked", f"{_DNS}#dns-rrtype", Kind.APP, _number("dns.rrtype", 65535, _RRTYPES)),
+    Keyword("dns.rrtype", "the type asked", f"{_DNS}#dns-rrtype", Kind.APP, number("dns.rrtype", 65535, _RRTYPES)),
     Keyword("tls.version", "the version negotiated", f"{_TLS}#tls-version", Kind.APP, _tls_version),
     Keyword("ssl_version", "the version of a hello", f"{_TLS}#ssl-version", Kind.APP, _ssl_version),
     Keyword("ssl_state", "how far the handshake is", f"{_TLS}#ssl-state", Kind.APP, _ssl_state),
@@ -260,6 +268,14 @@ KEYWORDS = [
         Kind.APP,
         _tls_text("tls.subject", "tls.cert_subject"),
     ),
+    Keyword(
+        "tls.fingerprint",
+        "the certificate's SHA-1 (old form)",
+        f"{_TLS}#tls-fingerprint",
+        Kind.APP,
+        _tls_text("tls.fingerprint", "tls.cert_fingerprint"),
+    ),
+    Keyword("tls.store", "there is a certificate (which is not stored)", f"{_TLS}#tls-store", Kind.APP, _store, None),
     Keyword(
         "tls.issuerdn",
         "text in the certificate's issuer (old form)",
