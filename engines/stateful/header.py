@@ -100,13 +100,19 @@ APP_PROTOCOLS: dict[str, frozenset[int]] = {
 }
 # Rule hooks, and the side whose buffers are complete there.
 HOOKS: dict[tuple[str, str], Direction] = {
+    ("tls", "client_hello"): Direction.TO_SERVER,
     ("tls", "client_hello_done"): Direction.TO_SERVER,
+    ("tls", "server_hello"): Direction.TO_CLIENT,
     ("tls", "server_hello_done"): Direction.TO_CLIENT,
+    ("http1", "request_started"): Direction.TO_SERVER,
     ("http1", "request_line"): Direction.TO_SERVER,
     ("http1", "request_headers"): Direction.TO_SERVER,
+    ("http1", "response_started"): Direction.TO_CLIENT,
     ("http1", "response_line"): Direction.TO_CLIENT,
     ("http1", "response_headers"): Direction.TO_CLIENT,
 }
+# The hook of the protocols below: the first packet of each direction of a flow.
+FLOW_START = "flow_start"
 _ALIASES = {"ssl": "tls"}
 
 
@@ -174,8 +180,8 @@ class HeaderParser:
         name = _ALIASES.get(protocol.lower(), protocol.lower())
         name, colon, hook = name.partition(":")
         name = _ALIASES.get(name, name)
-        if colon and (name, hook) not in HOOKS:
-            known = ", ".join(":".join(pair) for pair in HOOKS)
+        if colon and (name, hook) not in HOOKS and not (hook == FLOW_START and name in NETWORK_PROTOCOLS):
+            known = ", ".join([*(":".join(pair) for pair in HOOKS), f"tcp:{FLOW_START}"])
             raise HeaderError(f"the rule hook {protocol} is not supported; expected a protocol name or {known}", 1)
         if name not in NETWORK_PROTOCOLS and name not in APP_PROTOCOLS:
             raise HeaderError(f"unknown protocol {protocol!r}{nearest(name, [*NETWORK_PROTOCOLS, *APP_PROTOCOLS])}", 1)

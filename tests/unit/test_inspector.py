@@ -195,6 +195,14 @@ def test_dns_over_udp() -> None:
     assert list(flow.last.alerts[0].tx) == ["dns"]
 
 
+def test_bare_hooks_match_once_each() -> None:
+    states = ("request_started", "request_line", "request_headers", "response_line", "response_headers")
+    rules = "\n".join(f"alert http1:{state} {ANY} (sid:{sid};)" for sid, state in enumerate(states, 1))
+    flow = Flow(compiled(rules)).handshake()
+    said = [(UP, GET[:20]), (UP, GET[20:]), (DOWN, OK[:-5]), (DOWN, OK[-5:])]
+    assert [flow.data(*each) for each in said] == ["accept", "accept 1 2 3", "accept 4 5", "accept"]
+
+
 def test_a_rule_on_request_and_response() -> None:
     header = "alert http any any => any 80"
     flow = Flow(compiled(f'{header} (http.uri; content:"index"; http.stat_code; content:"200"; sid:1;)')).handshake()

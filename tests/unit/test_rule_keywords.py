@@ -516,7 +516,41 @@ def test_hooks() -> None:
     assert match_buffer(bare.buffers[0], b"client_hello", {})
     assert "is not supported" in refusal("", "drop tls:nonsense any any -> any any")
     assert "is not" in refusal('file.data; content:"a";', "drop http1:request_line any any -> any any")
-    assert "needs a buffer" in refusal("", "drop http1:request_line any any -> any any")
+
+
+@pytest.mark.parametrize(
+    ("hook", "buffer", "direction"),
+    [
+        ("tls:client_hello", "ssl_state", Direction.TO_SERVER),
+        ("tls:server_hello_done", "ssl_state", Direction.TO_CLIENT),
+        ("http1:request_started", "http.request_line", Direction.TO_SERVER),
+        ("http1:request_headers", "http.header_names", Direction.TO_SERVER),
+        ("http1:response_line", "http.response_line", Direction.TO_CLIENT),
+        ("http1:response_headers", "http.header_names", Direction.TO_CLIENT),
+    ],
+)
+def test_bare_hooks(hook: str, buffer: str, direction: Direction) -> None:
+    made = rule("", f"alert {hook} any any -> any any")
+    assert ([b.buffer for b in made.buffers], made.direction) == ([buffer], direction)
+    assert made.rule_type is RuleType.APP_TX
+    if "headers" in hook:
+        assert rule('http.header; content:"a";', f"alert {hook} any any -> any any").direction is direction
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "ip", "icmp"])
+def test_the_start_of_a_flow(protocol: str) -> None:
+    made = rule("", f"alert {protocol}:flow_start any any -> any any")
+    assert made.rule_type is RuleType.PKT
+    (test,) = made.packet_tests
+    view: Any = SimpleNamespace(flow=SimpleNamespace(packets=[1, 0]), direction=Direction.TO_SERVER)
+    assert test(view)
+    view.flow.packets = [2, 1]
+    assert not test(view)
+    view.direction = Direction.TO_CLIENT
+    assert test(view)
+    view.flow = None
+    assert not test(view)
+    assert "not supported" in refusal("", "alert http1:flow_start any any -> any any")
 
 
 def test_app_layer_protocol_exact() -> None:
@@ -601,7 +635,7 @@ def test_what_a_flow_has_carried(option: str, expected: bool) -> None:
     assert not test(view)
 
 
-@pytest.mark.parametrize("option", ["flow.pkts:10", "flow.pkts:sideways,10", "flow.pkts:toserver", "flow.age"])
+@pytest.mark.parametrize("option", ["flow.pkts:10", "flow.pkts:sideways,10", "flow.pkts:toserver"])
 def test_what_a_flow_has_carried_needs_a_side(option: str) -> None:
     assert "expected" in refusal(f"{option};")
 
