@@ -345,12 +345,16 @@ def _evaluate(
         raise ValueError("it is empty")
     if depth > MAX_VARIABLE_DEPTH:
         raise ValueError(f"variables or lists are nested more than {MAX_VARIABLE_DEPTH} deep (or in a circle)")
+    if len(parts := list(_split(text))) > 1:  # a list may do without its brackets
+        return _list(parts, text, item, space, variable, depth)
     if text.startswith("!"):
         if text[1:].strip() == "any":
             raise ValueError("!any matches nothing")
         return _minus(space, _evaluate(text[1:], item, space, variable, depth + 1))
     if text.startswith("["):
-        return _list(text, item, space, variable, depth)
+        if not text.endswith("]"):
+            raise ValueError(f"{text!r}: the closing ] is missing")
+        return _list(list(_split(text[1:-1])), text, item, space, variable, depth)
     if text[0] in "$@":
         return _evaluate(variable(text), item, space, variable, depth + 1)
     if text == "any":
@@ -358,12 +362,17 @@ def _evaluate(
     return item(text)
 
 
-def _list(text: str, item: Callable[[str], Space], space: Space, variable: Callable[[str], str], depth: int) -> Space:
-    if not text.endswith("]"):
-        raise ValueError(f"{text!r}: the closing ] is missing")
+def _list(
+    parts: Sequence[str],
+    text: str,
+    item: Callable[[str], Space],
+    space: Space,
+    variable: Callable[[str], str],
+    depth: int,
+) -> Space:
     wanted: Space | None = None
     unwanted: Space = tuple(() for _ in space)
-    for part in _split(text[1:-1]):
+    for part in parts:
         if not part:
             raise ValueError(f"{text!r}: an item of the list is empty")
         if part.startswith("!"):

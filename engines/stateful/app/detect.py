@@ -143,8 +143,9 @@ def _command(*words: bytes) -> _Probe:
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # Methods nobody else's protocol begins with; those shared with RTSP or SIP need the whole line.
 _METHOD = re.compile(rb"(?:GET|POST|HEAD|PUT|DELETE|PATCH|TRACE|CONNECT|PROPFIND|REPORT|MKCOL|LOCK|UNLOCK|COPY|MOVE) ")
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")  # RFC 9110, section 5.6.2
-_HTTP_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}[ \t]+[^\r\n]*[ \t]HTTP/[0-9]")
+# RFC 9110, section 5.6.2, without %: what encodes a method no server takes for one, nor does Suricata.
+_TOKEN = re.compile(rb"[!#$&'*+\-.^_`|~0-9A-Za-z]{1,32}")
+_HTTP_LINE = re.compile(rb"[!#$&'*+\-.^_`|~0-9A-Za-z]{1,32}[ \t]+[^\r\n]*[ \t]HTTP/[0-9]")
 
 
 def _http_request(data: bytes) -> bool | None:
