@@ -56,6 +56,10 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
             "a rule cannot do both",
             in_value=False,
         )
+    if draft.needs_packet and (draft.only_stream or draft.header.protocol == "tcp-stream"):
+        raise KeywordError(
+            f"{draft.needs_packet[0]} looks at a packet, but the rule at the stream only", in_value=False
+        )
     direction = _direction(draft, app_buffers)
     fast = _fast_pattern(draft.buffers)
     matches = {id(b): _build(b) for b in draft.buffers}
@@ -154,6 +158,12 @@ def _check_buffer(buffer: BufferDraft, draft: RuleDraft) -> None:
             raise KeywordError(f"content {_show(item.pattern)}: {problem}", in_value=False)
         if info and info.canonical and not buffer.transforms:
             item.pattern = info.canonical(item.pattern)
+    absent = next((item for item in buffer.items if isinstance(item, Absent)), None)
+    if absent is not None and absent.or_else != (len(buffer.items) > 1):
+        problem = (
+            "or_else needs another condition" if absent.or_else else "a buffer that is absent has no other condition"
+        )
+        raise KeywordError(f"absent: {problem} on {buffer.name}", in_value=False)
     needed = required_size(buffer.items)
     for item in buffer.items:
         if isinstance(item, Size) and isinstance(item.test, IntTest) and item.test.high < needed:

@@ -38,6 +38,12 @@ class View:
     ("options", "says"),
     [
         ("depth:5;", "needs a content"),
+        ("tag:session,5,rounds;", "tag: expected"),
+        ("tag:flow;", "tag: expected"),
+        ('flow:only_stream; dsize:5; content:"a";', "the stream only"),
+        ('http.uri; absent; content:"a";', "no other condition"),
+        ("http.uri; absent:or_else;", "needs another condition"),
+        ('ja3.hash; content:"abc";', "32 hexadecimal digits"),
         ('content:"AA"; depth:5; depth:6;', "given twice"),
         ('content:"AA"; offset:5; offset:6;', "given twice"),
         ('content:"AA"; nocase; nocase;', "given twice"),
