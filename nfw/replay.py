@@ -65,7 +65,7 @@ class ReplayOptions:
     enforce: bool = False
     action_order: tuple[Action, ...] = tuple(Action)
     limits: StatefulLimits = DEFAULT_LIMITS
-    session: SessionOptions = field(default_factory=SessionOptions)
+    session: SessionOptions = field(default_factory=lambda: SessionOptions(urgent=UrgentPolicy.OUT_OF_BAND))
     os_policy: Callable[[bytes], OverlapPolicy] | None = None
     midstream_policy: str = "auto"
     exception_policy: str = "auto"
