@@ -176,7 +176,7 @@ class Conversation:
 
     def speaks(self, asked: AppProtocolTest, direction: Direction) -> bool:
         """``app-layer-protocol``. What a flow is not is known when detection has come to an end."""
-        name, negated, mode = asked
+        mode = asked.mode
         known: Iterable[str] = self.protocols
         final = self._final(direction)
         if mode == "original":
@@ -186,12 +186,14 @@ class Conversation:
         elif mode in {"to_server", "to_client"}:
             side = _TO_CLIENT if mode == "to_client" else _TO_SERVER
             known, final = (self._spoken[side],), self.side_final(side)
-        if name in {"failed", "unknown"}:
-            return (not any(known)) != negated and final
-        wanted = frozenset({name}) if mode == "exact" else covered_protocols(name)
-        if wanted.isdisjoint(known):
-            return negated and final
-        return not negated
+        for name in asked.names:
+            if name in {"failed", "unknown"}:
+                found = final and not any(known)
+            else:
+                found = not (frozenset({name}) if mode == "exact" else covered_protocols(name)).isdisjoint(known)
+            if found:
+                return not asked.negated
+        return asked.negated and final
 
     # -- the log ---------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from engines.verdict import Direction, RuleRef
@@ -138,13 +139,24 @@ class PacketView(Protocol):
 
 
 class AppProtocolTest(NamedTuple):
-    """``app-layer-protocol:[!]name,mode``. ``mode``: final (what the flow speaks now), original (what it spoke before
-    that changed), to_server and to_client (what one side's bytes say), either (any side's), exact (as final, with no
-    other name standing for it)."""
+    """``app-layer-protocol:[!]name,mode``; names joined by ``|``: any of them.
+
+    ``mode``: final (what the flow speaks now), original (what it spoke before that changed), to_server and to_client
+    (what one side's bytes say), either (any side's), exact (as final, with no other name standing for it).
+    """
 
     name: str
     negated: bool = False
     mode: str = "final"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return _alternatives(self.name)
+
+
+@lru_cache(maxsize=1024)
+def _alternatives(name: str) -> tuple[str, ...]:
+    return tuple(name.split("|"))
 
 
 @dataclass(frozen=True, slots=True)

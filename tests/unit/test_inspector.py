@@ -195,6 +195,22 @@ def test_dns_over_udp() -> None:
     assert list(flow.last.alerts[0].tx) == ["dns"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "said", "matches"),
+    [
+        ("tls|http", GET, True),
+        ("tls|ssh", GET, False),
+        ("!tls|ssh", GET, True),
+        ("!tls|http", GET, False),
+        ("tls|failed", b"\x01\x02nothing known\r\n" * 400, True),
+    ],
+)
+def test_one_of_several_protocols(asked: str, said: bytes, matches: bool) -> None:
+    flow = Flow(compiled(f"alert tcp {ANY} (app-layer-protocol:{asked}; flow:to_server; sid:1;)")).handshake()
+    found = [flow.data(UP, said), flow.data(DOWN, OK if said is GET else said)]
+    assert any("1" in each for each in found) is matches
+
+
 def test_bare_hooks_match_once_each() -> None:
     states = ("request_started", "request_line", "request_headers", "response_line", "response_headers")
     rules = "\n".join(f"alert http1:{state} {ANY} (sid:{sid};)" for sid, state in enumerate(states, 1))

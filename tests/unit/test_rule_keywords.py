@@ -562,6 +562,10 @@ def test_the_start_of_a_flow(protocol: str) -> None:
 def test_app_layer_protocol_exact() -> None:
     assert rule("app-layer-protocol:http,exact;").app_layer_protocols == (AppProtocolTest("http", False, "exact"),)
     assert covered_protocols("http") > {"http"}
+    assert rule("app-layer-protocol:!tls | ssh;").app_layer_protocols == (AppProtocolTest("tls|ssh", True, "final"),)
+    assert "said already" in refusal("app-layer-protocol:!tls|http; app-layer-protocol:!http;")
+    assert "given twice" in refusal("app-layer-protocol:tls|tls;")
+    assert "'tsl' is not known" in refusal("app-layer-protocol:ssh|tsl;")
 
 
 @pytest.mark.parametrize(

@@ -30,21 +30,26 @@ _MODES = {"final", "original", "either", "to_server", "to_client", "exact"}
 
 
 def _app_layer_protocol(draft: RuleDraft, value: str | None) -> None:
-    parts = split_list(required(value, "the name of an application protocol"))
-    name = unquote(parts[0])
-    negated = name.startswith("!")
-    name = name.lstrip("!").strip().lower()
+    parts = split_list(required(value, "the name of an application protocol, or several with | between them"))
+    text = unquote(parts[0])
+    negated = text.startswith("!")
+    names = [name.strip().lower() for name in text.lstrip("!").split("|")]
     if len(parts) > 2 or (len(parts) == 2 and parts[1] not in _MODES):
         raise KeywordError(f"app-layer-protocol: expected one of {', '.join(sorted(_MODES))}, found {parts[1]!r}")
-    if name not in APP_PROTOCOLS and name not in {"failed", "unknown"}:
-        raise KeywordError(f"app-layer-protocol: {name!r} is not known{nearest(name, APP_PROTOCOLS)}")
+    for name in names:
+        if name not in APP_PROTOCOLS and name not in {"failed", "unknown"}:
+            raise KeywordError(f"app-layer-protocol: {name!r} is not known{nearest(name, APP_PROTOCOLS)}")
     if draft.header.app_proto and not negated:
         raise KeywordError(f"app-layer-protocol: the rule is for {draft.header.app_proto} already", in_value=False)
     mode = parts[1] if len(parts) == 2 else "final"
     for other in draft.app_layer_protocols:
         if {"final", "exact"} >= {mode, other.mode} and not (negated and other.negated):
             raise KeywordError(f"app-layer-protocol: cannot be combined with the one for {other.name}", in_value=False)
-    draft.app_layer_protocols.append(AppProtocolTest(name, negated, mode))
+        if negated and mode == other.mode and not set(names).isdisjoint(other.names):
+            raise KeywordError(f"app-layer-protocol: !{other.name} is said already", in_value=False)
+    if len(set(names)) < len(names):
+        raise KeywordError(f"app-layer-protocol: a protocol is given twice in {text!r}")
+    draft.app_layer_protocols.append(AppProtocolTest("|".join(names), negated, mode))
 
 
 def _app_layer_event(draft: RuleDraft, value: str | None) -> None:
