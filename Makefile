@@ -35,7 +35,8 @@ demo: setup
 
 # The container's system is made while the other tests run; where there can be no container, that is said.
 test: lint
-	@mkdir -p $(CACHE); tests/service/run --prepare >$(CACHE)/service.log 2>&1 & $(PYTEST); status=$$?; wait; exit $$status
+	@mkdir -p $(CACHE); tests/service/run --prepare >$(CACHE)/service.log 2>&1 & \
+	tests/run $(CACHE)/unit.log $(PYTEST); status=$$?; wait; exit $$status
 	@tests/service/run --or-skip
 
 check: lint

@@ -1,8 +1,9 @@
 """The supervisor: control socket, generations, the switch. It parses no policy and sees no packet.
 
-Order of a hot swap (``ARCHITECTURE.md``): start the new generation and wait until all of it listens; point the kernel
-at it in one transaction; tell it which flows are older than itself; delete their conntrack entries (UDP's stay, see
-``hostnet``); end the old generation. Any failure before the switch leaves everything as it was.
+Order of a hot swap (``ARCHITECTURE.md``): start the new generation; while it compiles, make the kernel ready for it;
+wait until all of it listens; point the kernel at it in one transaction; tell it which flows are older than itself;
+delete their conntrack entries (UDP's stay, see ``hostnet``); end the old generation. Any failure before the switch
+leaves everything as it was.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from nfw.tuples import flow_tuple
 
 START_SECONDS = 120.0  # compiling 30,000 rules cold takes a fraction of it; a leader that hangs must not block applies
 SILENT_SECONDS = 15.0  # without a word that all of the generation lives; its leader kills what hangs sooner than that
-END_SECONDS = 5.0  # for the old generation to write its last records
+END_SECONDS = 13.0  # for the old generation to end its sessions and write its last records
 OLD_FLOWS_PER_MESSAGE = 8000
 STATUS_SECONDS = 3.0
 COUNTS_SECONDS = 60.0  # between two looks at what the rules have counted; a leader that is killed takes as much along
@@ -89,6 +90,7 @@ class Generation:
     started: float
     source: PolicySource
     wish: Wish | None  # None: a generation that was lost comes again
+    prepared: GenerationPlan | None = None  # what the kernel is ready for
     ready: GenerationReady | None = None
     alive: float = 0.0  # when it said so last
     hangs: bool = False
@@ -198,10 +200,10 @@ class Supervisor:
             self.table_due = time.monotonic() + TABLE_SECONDS
 
     def _table_is_ours(self) -> None:
-        """nfw has changed the table."""
+        """nfw has changed the table. It never takes it away: one that is gone is somebody else's doing."""
         if self.table is not None:
             with contextlib.suppress(HostNetError):
-                self.table_print = self.hostnet.fingerprint()
+                self.table_print = self.hostnet.fingerprint() or self.table_print
 
     def _look_at_table(self) -> None:
         """Put the table back where somebody else has changed or removed it."""
@@ -439,6 +441,8 @@ class Supervisor:
         kind, body = unpack(data)
         if kind == "alive":
             generation.alive = time.monotonic()
+        elif kind == "needs":
+            self._prepare(generation, body)
         elif kind == "ready":
             generation.ready = GenerationReady(**body)
             self._switch(generation)
@@ -463,6 +467,15 @@ class Supervisor:
             if taken is not None:
                 taken[0](value)
 
+    def _prepare(self, generation: Generation, needs: Mapping[str, Any]) -> None:
+        """While a generation is compiled, the kernel is made ready for it. What it refuses is tried again, and told,
+        when all is compiled."""
+        plan = GenerationPlan(generation.settings.number, **needs)
+        with contextlib.suppress(HostNetError, OSError):
+            self.hostnet.prepare(plan)
+            generation.prepared = plan
+        self._table_is_ours()
+
     def _switch(self, generation: Generation) -> None:
         ready = generation.ready
         assert ready is not None
@@ -476,15 +489,16 @@ class Supervisor:
         try:
             if generation.wish is not None:
                 entry = self.changes.prepare(generation.wish, generation.source, ready)
-            self.conntrack.flush_generation(self.layout, number)  # a number used before must not vouch for old flows
-            self.hostnet.switch(_plan(generation))
-            self._table_is_ours()
+            plan = _plan(generation)
+            self.hostnet.switch(plan, prepared=plan == generation.prepared)
         except (HostNetError, StoreError, OSError) as error:
             if entry is not None:
                 self.changes.abandoned(entry, str(error))
+            self._table_is_ours()
             self._failed(generation, [str(error)])
             return
         took = time.monotonic() - ready.compiled
+        self._table_is_ours()
         self.current, self.coming = generation, None
         generation.alive = time.monotonic()
         self.restart_at = None
@@ -554,7 +568,7 @@ class Supervisor:
                     self.conntrack.flush_marked(self.layout.compose(number, disposition), self.layout.mask)
                 self.hostnet.destroy_sockets(number)
             self.retiring = []
-            self.hostnet.retire()
+            self.hostnet.retire(self.coming.settings.number if self.coming is not None else 0)
             self._table_is_ours()
         except HostNetError as error:
             say(f"cannot retire the old generation: {error}")

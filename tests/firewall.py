@@ -13,7 +13,10 @@ from typing import Any, Self
 
 from tests.lab import Lab
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
+# How long a test waits for what must come: no measure of how fast it is, only of when it will not come any more.
+PATIENCE = 40.0
+_CA: list[bytes] = []  # certificate and key
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -31,7 +34,7 @@ class Firewall:
         self.process: subprocess.Popen[Any] | None = None
         self.ca = self.dir / "ca.pem"
         if not self.ca.exists():
-            self.cli("ca", "create", "--name", "Lab inspection CA", "--out", str(self.dir))
+            self._have_ca()
 
     def __enter__(self) -> Self:
         return self
@@ -39,7 +42,7 @@ class Firewall:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self.stop(cleanup=False)  # the lab is about to go, and the router's rules with it
 
     # -- commands --------------------------------------------------------------------------------------------------
 
@@ -52,6 +55,17 @@ class Firewall:
             env={"NFW_CONTROL": str(self.control), **self.places},
             cwd=ROOT,
         )
+
+    def _have_ca(self) -> None:
+        """One inspecting CA for all labs of this process."""
+        key = self.dir / "ca.key"
+        if not _CA:
+            self.cli("ca", "create", "--name", "Lab inspection CA", "--out", str(self.dir))
+            _CA.extend((self.ca.read_bytes(), key.read_bytes()))
+            return
+        self.ca.write_bytes(_CA[0])
+        key.touch(0o600)
+        key.write_bytes(_CA[1])
 
     def policy(self, name: str, text: str, rules: str = "") -> Path:
         """Write a policy and, where given, the rule file it names as NAME.rules."""
@@ -96,10 +110,25 @@ class Firewall:
         """SIGTERM, then `nfw cleanup`."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(10)
+            self.process.wait(PATIENCE)
         self.process = None
         if cleanup:
             self.cli("cleanup")
+
+    def settle(self) -> None:
+        """Wait until the generations before the one that filters have ended."""
+        self.the_only("nfw leader")
+
+    def the_only(self, name: str) -> int:
+        """The process of that name, once those of the generations before have ended."""
+        found: list[int] = []
+
+        def alone() -> bool:
+            found[:] = pids_named(self.pid(), name)
+            return len(found) == 1
+
+        wait_for(alone, PATIENCE, lambda: f"{name}: {found}")
+        return found[0]
 
     def pid(self) -> int:
         """The supervisor's process number (`ip netns exec` execs, so it is the child's own)."""
@@ -112,10 +141,13 @@ class Firewall:
         """The records of the event log so far."""
         if not self.log.exists():
             return []
-        records = [json.loads(line) for line in self.log.read_text().splitlines()]
+        written, _, _ = self.log.read_bytes().rpartition(b"\n")  # the last line may be half there
+        records = [json.loads(line) for line in written.splitlines()]
         return [record for record in records if kind in (None, record["event_type"])]
 
-    def wait_event(self, kind: str, wanted: Callable[[dict[str, Any]], bool], seconds: float = 5.0) -> dict[str, Any]:
+    def wait_event(
+        self, kind: str, wanted: Callable[[dict[str, Any]], bool], seconds: float = PATIENCE
+    ) -> dict[str, Any]:
         """The first record of that kind that fits, waiting for it; AssertionError with what there was instead."""
         wait_for(
             lambda: any(wanted(event) for event in self.events(kind)),

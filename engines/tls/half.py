@@ -15,8 +15,6 @@ _SLICE = 65536
 """Bytes handed to OpenSSL at once. Its memory buffers grow to what they once held: 256 KB would cost 340 KB per busy
 buffer and gain nothing; with 16 KB a gigabyte takes 60 % more CPU."""
 
-_RECORD = 16384
-
 
 UNNAMED_ALERT = "unnamed"  # one OpenSSL is not told about, such as ech_required (RFC 9849)
 
@@ -46,20 +44,18 @@ class TlsHalf:
         """Advance with the peer's next bytes. None: more are needed. Done: how many of ``data`` were taken; the rest
         belongs to :meth:`decrypt`. Collect :meth:`output` either way, also after an error (it may hold an alert).
         """
-        at = 0
+        connection, at, size = self.connection, 0, len(data)
         while True:
-            if data:
-                self.connection.bio_write(data[at : at + _SLICE])
-                at = min(at + _SLICE, len(data))
+            if size:
+                openssl.feed(connection, data if size <= _SLICE else data[at : at + _SLICE])
+                at = min(at + _SLICE, size)
             try:
-                self.connection.do_handshake()
-            except SSL.WantReadError:
-                if at < len(data):
-                    continue
-                return None
+                if openssl.handshake(connection):
+                    return at
             except SSL.Error as error:
                 raise _tls_error(error) from None
-            return at
+            if at >= size:
+                return None
 
     def decrypt(self, data: bytes) -> bytes:
         """Plaintext of as many whole records as ``data`` completes; then look at ``closed`` and ``error``."""
@@ -71,14 +67,12 @@ class TlsHalf:
         try:
             while True:
                 if at < size:
-                    connection.bio_write(data[at : at + _SLICE])
+                    openssl.feed(connection, data if size <= _SLICE else data[at : at + _SLICE])
                     at += _SLICE
-                try:
-                    while True:
-                        pieces.append(connection.recv(_RECORD))
-                except SSL.WantReadError:
-                    if at >= size:
-                        break
+                while (piece := openssl.read(connection)) is not None:
+                    pieces.append(piece)
+                if at >= size:
+                    break
         except SSL.ZeroReturnError:
             self.closed = True
         except SSL.Error as error:
@@ -93,11 +87,11 @@ class TlsHalf:
         pieces = []
         try:
             for at in range(0, len(plaintext), _SLICE):
-                connection.sendall(plaintext[at : at + _SLICE])
-                pieces.append(self.output())
+                openssl.write(connection, plaintext[at : at + _SLICE])
+                pieces.append(openssl.take(connection))
         except SSL.Error as error:
             self.error = _tls_error(error)
-        return b"".join(pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def close_notify(self) -> bytes:
         """The alert that says our side is complete (RFC 8446 6.1). Only for a stream that really ended so."""
@@ -110,8 +104,7 @@ class TlsHalf:
 
     def output(self) -> bytes:
         """What OpenSSL itself wants sent: handshake messages, tickets, key updates, alerts."""
-        size = openssl.unsent(self.connection)
-        return self.connection.bio_read(size) if size else b""
+        return openssl.take(self.connection)
 
     def trim(self) -> None:
         """Give back memory that bulk data needed (up to 90 KB per buffer). Collect :meth:`output` before."""
@@ -124,13 +117,7 @@ class TlsHalf:
 
     def leg(self) -> Leg:
         """What was negotiated; after the handshake."""
-        connection = self.connection
-        return Leg(
-            version=connection.get_protocol_version_name(),
-            cipher=connection.get_cipher_name() or "",
-            group=connection.get_group_name() or "",
-            alpn=connection.get_alpn_proto_negotiated().decode("latin-1"),
-        )
+        return Leg(*openssl.negotiated(self.connection))
 
 
 def _tls_error(error: SSL.Error) -> TlsError:

@@ -2,6 +2,9 @@
 
 pyOpenSSL has no public call for the expected host name, the time of verification, the reason a verification failed,
 or for being told that the server asked for a client certificate; the bindings underneath have.
+
+What every connection does a dozen times (feed, take, handshake, read, write) goes around it because of what it costs:
+a new buffer for each call, an exception each time that more bytes are needed. Errors are still raised by pyOpenSSL.
 """
 
 from __future__ import annotations
@@ -62,14 +65,83 @@ def verify_error_text(code: int) -> str:
     return text.decode("ascii", "replace")
 
 
+def negotiated(connection: SSL.Connection) -> tuple[str, str, str, str]:
+    """Version, cipher suite, group and ALPN protocol, "" for what there is none of; after the handshake."""
+    ssl = connection._ssl
+    cipher = _lib.SSL_get_current_cipher(ssl)
+    return (
+        _text(_lib.SSL_get_version(ssl)),
+        _text(_lib.SSL_CIPHER_get_name(cipher)) if cipher != _ffi.NULL else "",
+        connection.get_group_name() or "",
+        connection.get_alpn_proto_negotiated().decode("latin-1"),
+    )
+
+
+def _text(name: Any) -> str:
+    text: str = _ffi.string(name).decode("ascii", "replace")
+    return text
+
+
 def cipher_suites(connection: SSL.Connection) -> list[str]:
     """Names of the suites the connection offers or accepts."""
     return connection.get_cipher_list()
 
 
-def unsent(connection: SSL.Connection) -> int:
-    """Bytes in the output buffer. BIO_get_mem_data(3)."""
-    return int(_lib.BIO_get_mem_data(connection._from_ssl, _ffi.NULL))
+_BUFFER_BYTES = 1 << 17
+_buffer = _ffi.new("char[]", _BUFFER_BYTES)  # for what is read, until it is copied a line later: no threads
+_RECORD_BYTES = 16384  # SSL_read(3) gives one record at most
+
+
+def feed(connection: SSL.Connection, data: bytes) -> None:
+    """Ciphertext of the peer, not empty. BIO_write(3)."""
+    if _lib.BIO_write(connection._into_ssl, data, len(data)) != len(data):
+        raise MemoryError("BIO_write")
+
+
+def take(connection: SSL.Connection) -> bytes:
+    """Ciphertext for the peer, all there is. BIO_read(3)."""
+    size = _lib.BIO_read(connection._from_ssl, _buffer, _BUFFER_BYTES)
+    if size <= 0:
+        return b""
+    taken: bytes = _ffi.unpack(_buffer, size)
+    return taken + take(connection) if size == _BUFFER_BYTES else taken
+
+
+def handshake(connection: SSL.Connection) -> bool:
+    """Go on with it; False: more bytes are needed. Raises SSL.Error. SSL_do_handshake(3)."""
+    ssl = connection._ssl
+    result = _lib.SSL_do_handshake(ssl)
+    return result == 1 or _wants_more(connection, ssl, result)
+
+
+def read(connection: SSL.Connection) -> bytes | None:
+    """Plaintext of one record; None: more bytes are needed. Raises SSL.Error. SSL_read(3)."""
+    ssl = connection._ssl
+    size = _lib.SSL_read(ssl, _buffer, _RECORD_BYTES)
+    if size > 0:
+        plaintext: bytes = _ffi.unpack(_buffer, size)
+        return plaintext
+    _wants_more(connection, ssl, size)
+    return None
+
+
+def write(connection: SSL.Connection, plaintext: bytes) -> None:
+    """Encrypt it. Raises SSL.Error. SSL_write(3), which pyOpenSSL asks to take a record at a time."""
+    ssl, size = connection._ssl, len(plaintext)
+    data: Any = plaintext if size <= _RECORD_BYTES else _ffi.from_buffer(plaintext)
+    at = 0
+    while at < size:
+        written = _lib.SSL_write(ssl, data + at if at else data, size - at)
+        if written <= 0:
+            connection._raise_ssl_error(ssl, written)
+        at += written
+
+
+def _wants_more(connection: SSL.Connection, ssl: Any, result: int) -> bool:
+    """False: it does. Raises SSL.Error for all else; SSL_get_error(3) looks at the error queue and leaves it."""
+    if _lib.SSL_get_error(ssl, result) != _lib.SSL_ERROR_WANT_READ:
+        connection._raise_ssl_error(ssl, result)
+    return False
 
 
 def renew_buffers(connection: SSL.Connection) -> None:
@@ -80,6 +152,45 @@ def renew_buffers(connection: SSL.Connection) -> None:
     incoming, outgoing = _lib.BIO_new(_lib.BIO_s_mem()), _lib.BIO_new(_lib.BIO_s_mem())
     _lib.SSL_set_bio(connection._ssl, incoming, outgoing)  # frees the old pair
     connection._into_ssl, connection._from_ssl = incoming, outgoing
+
+
+_SHA256 = _lib.EVP_get_digestbyname(b"sha256")
+_digest = _ffi.new("unsigned char[]", 32)
+
+
+def verified_path(connection: SSL.Connection) -> tuple[bytes, ...]:
+    """SHA-256 of the certificates of the path that was verified, leaf first; none if there is no such path.
+
+    SSL_get0_verified_chain(3), X509_digest(3).
+    """
+    chain = _lib.SSL_get0_verified_chain(connection._ssl)
+    if chain == _ffi.NULL:
+        return ()
+    found = []
+    for at in range(_lib.sk_X509_num(chain)):
+        if _lib.X509_digest(_lib.sk_X509_value(chain, at), _SHA256, _digest, _ffi.NULL) != 1:
+            return ()
+        found.append(_ffi.unpack(_ffi.cast("char *", _digest), 32))
+    return tuple(found)
+
+
+def call_back_for_faults(context: SSL.Context) -> Any:
+    """Have the context's verification callback, which must be there, called for faults alone and not for each
+    certificate in which there is none. Returns what must outlive the context.
+
+    SSL_CTX_set_verify(3); pyOpenSSL's own does the same for a certificate without fault whose callback says True.
+    """
+    helper: Any = context._verify_helper
+
+    @_ffi.callback("int (*)(int, X509_STORE_CTX *)")  # type: ignore[untyped-decorator,unused-ignore]
+    def judged(good: int, store: Any) -> int:
+        if not good:
+            return int(helper.callback(good, store))
+        _lib.X509_STORE_CTX_set_error(store, _lib.X509_V_OK)
+        return 1
+
+    _lib.SSL_CTX_set_verify(context._context, _lib.SSL_CTX_get_verify_mode(context._context), judged)
+    return judged
 
 
 def watch_certificate_requests(context: SSL.Context) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from engines.stateful.parser import RuleSyntaxError, split_header, split_options
 from engines.stateless.rule import StatelessAction, StatelessRule
+from engines.tls.bypass import Proof
 from engines.tls.scope import TlsScope
 from nfw.policy.aws.mapfile import SKIP
 from nfw.policy.aws.metadata import LOCAL_CERTIFICATE
@@ -208,7 +209,11 @@ class _Writer:
         if group.references:
             sets = {name: {"ReferenceArn": reference.arn} for name, reference in group.references.items()}
             body["ReferenceSets"] = {"IPSetReferences": sets}
-            own["ip_sets"] = {name: list(reference.networks) for name, reference in group.references.items()}
+            for name, reference in group.references.items():
+                if reference.file is not None:
+                    self.own.setdefault("ip_sets", {})[reference.arn] = relative_path(reference.file, self.base)
+                else:
+                    own.setdefault("ip_sets", {})[name] = list(reference.networks)
         if group.domains is not None:
             listed = group.domains
             kinds = [_TYPE_NAMES[kind] for kind in listed.types]
@@ -364,6 +369,8 @@ class _Writer:
         found: Json = {}
         if stateful.stream_depth != Stateful().stream_depth:
             found["stream_depth"] = stateful.stream_depth
+        if stateful.refresh != Stateful().refresh:
+            found["refresh"] = stateful.refresh
         for key in ("classification_file", "reference_file", "threshold_file"):
             source = getattr(stateful, key)
             if source is not None:
@@ -372,12 +379,19 @@ class _Writer:
             found["geoip"] = relative_path(stateful.geoip, self.base)
         return found
 
+    def _roots(self, trust: Trust) -> list[str]:
+        files = [relative_path(file, self.base) for file in trust.files]
+        return (["system"] if trust.system else []) + [f"./{file}" if file == "system" else file for file in files]
+
     def _tls_settings(self, tls: Tls) -> Json:
         found: Json = {"on_failure": tls.on_failure.value, "keywords": tls.keywords.value}
         if tls.trust != Trust():
-            files = [relative_path(file, self.base) for file in tls.trust.files]
-            found["trust"] = (["system"] if tls.trust.system else []) + [
-                f"./{file}" if file == "system" else file for file in files
+            found["trust"] = self._roots(tls.trust)
+        if tls.scope_trust:
+            found["scope_trust"] = [
+                {"scope": number, "trust": self._roots(trust)}
+                for number, trust in enumerate(tls.scope_trust, 1)
+                if trust is not None
             ]
         if tls.actions:
             found["actions"] = {status: action.value for status, action in tls.actions}
@@ -387,6 +401,8 @@ class _Writer:
             found["fetch_issuers"] = True
         if tls.bypass:
             found["bypass"] = [{"sni": list(one.names), **_plain_scope(one.scope)} for one in tls.bypass]
+        if tls.bypass_proof != (Proof.RESOLVER,):
+            found["bypass_proof"] = [proof.value for proof in tls.bypass_proof]
         if tls.resolvers:
             found["resolvers"] = list(tls.resolvers)
         if tls.quic is not TlsAction.DROP:
