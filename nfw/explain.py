@@ -381,7 +381,7 @@ class Explainer:
             proofs = " or ".join(_PROOFS[proof] for proof in self._compiled.policy.tls.bypass_proof)
             why = f"in scope {inside.number}, and the name is exempt if {proofs}"
             return TlsStep("bypass", why, scopes, ended=ended)
-        checks = _checks(self._compiled.policy)
+        checks = _checks(self._compiled.policy, inside.number - 1)
         return TlsStep("terminate", f"in scope {inside.number}", scopes, checks, ended)
 
     def _stateful(
@@ -467,9 +467,10 @@ _SETTINGS = {
 }
 
 
-def _checks(policy: Any) -> tuple[str, ...]:
+def _checks(policy: Any, scope: int) -> tuple[str, ...]:
     tls = policy.tls
-    trust = [*(["the system's roots"] if tls.trust.system else []), *map(str, tls.trust.files)]
+    vouching = tls.trust_of(scope)
+    trust = [*(["the system's roots"] if vouching.system else []), *map(str, vouching.files)]
     checks = [f"the server's certificate: issued under {' or '.join(trust)}, for the name asked for"]
     checks[0] += " or, where none is, for its address" if tls.without_sni is WithoutSni.ADDRESS else ""
     checks[0] += ", with a valid timestamp of certificate transparency" if tls.transparency.require else ""

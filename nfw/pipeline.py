@@ -252,7 +252,7 @@ class Pipeline:
         answers.feed(stream)
         if ended:
             answers.give_up()
-        if answers.changed > before:
+        for _ in range(answers.changed - before):
             self._count("ech_stripped")
 
     def _hide_keys(self, context: Context, item: Held) -> None:

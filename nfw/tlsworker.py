@@ -22,7 +22,7 @@ import ssl
 import sys
 import time
 import traceback
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +33,10 @@ from cryptography.hazmat.primitives import hashes
 from OpenSSL import SSL
 
 from engines.counts import RuleCounts
-from engines.stateful.inspector import Inspector, Outcome, Segment, TlsFacts
+from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
-from engines.tls.altsvc import AltSvcMask
 from engines.tls.bypass import BypassList, Proof
+from engines.tls.hiding import masking
 from engines.tls.knownbad import KNOWN_BAD
 from engines.tls.leaf import presented_chain
 from engines.tls.names import covers
@@ -53,6 +53,7 @@ from nfw.collector import SpareCollector
 from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
 from nfw.histogram import Histogram
+from nfw.ipsets import SetTaker
 from nfw.keyholder import RemoteKeys
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
@@ -66,17 +67,17 @@ from nfw.proofs import Claim, Proofs
 from nfw.proofs import Outcome as ProofOutcome
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
-from nfw.rounds import Rounds
+from nfw.rounds import SLICE_SECONDS, Rounds
 from nfw.rulerows import STATUSES, status_row
 from nfw.settings import GenerationSettings, most, pack, unpack
-from nfw.sockets import SO_MARK, Side, dial, packed
+from nfw.sockets import SO_MARK, Side, dial
 from nfw.suggestions import Suggestions
 from nfw.tlsdebug import TlsRecorder
-from nfw.tlsflow import Flow
+from nfw.tlsflow import Flow, flow_facts
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
-    from nfw.policy.model import Policy, Tls
+    from nfw.policy.model import Policy, Tls, Trust
 
 HIGH_WATER = 1 << 20  # bytes waiting for a socket before the other side is no longer read
 LOW_WATER = 256 * 1024
@@ -87,8 +88,9 @@ SWEEP_SECONDS = 1.0  # between two looks at an ended session that is still deliv
 # Upper bounds in seconds of the handshake histogram's buckets; the last one has none.
 HANDSHAKE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 RECHECK_SECONDS = 2.0  # at least, between two questions about the certificates of an open session
-ACCEPTS = 64  # between two looks at the other sockets
+ACCEPTS = 64  # between two looks at the other sockets; one where nothing else happens
 MESSAGE_BYTES = 1 << 20
+_TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 SUGGESTIONS_TOLD = 100  # names; all workers of a generation must fit in one message of the leader
 
 
@@ -134,6 +136,7 @@ class TlsWorker:
         self.statuses = RuleCounts(len(STATUSES)) if statuses is None else statuses
         self.ruleset = compiled.ruleset
         self.give_ups = GiveUps(compiled.ruleset, process.tell)
+        self.sets = SetTaker(compiled.changing)
         self.port = port
         self.leader = leader
         self.holder = holder = helpers.holder
@@ -144,7 +147,9 @@ class TlsWorker:
         assert self.policy.tls is not None
         self.monitor = self.policy.mode is Mode.MONITOR
         self.settings = sessions
+        self.scope_settings = scope_settings(self.policy.tls, self.settings)
         self.hides_quic = self.policy.tls.quic is not TlsAction.PASS and not self.monitor
+        self.hides_ech = self.policy.tls.strip_ech and not self.monitor
         self.recheck = self.policy.tls.revocation.check and self.policy.tls.revocation.recheck
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
@@ -154,7 +159,8 @@ class TlsWorker:
         self.recorder: TlsRecorder | None = None
         if self.policy.tls.debug is not None:
             self.recorder = TlsRecorder(self.policy.tls.debug)
-            self.settings.verifier.log_keys(self._log_keys)
+            for each in {id(one): one for one in (self.settings, *self.scope_settings)}.values():
+                each.verifier.log_keys(self._log_keys)
             process.tell("tls.debug: SECRETS OF CHOSEN TLS SESSIONS ARE WRITTEN TO FILES")
         chain = presented_chain(parse_anchors(self.policy.tls.ca.certificate_pem)[0])
         self.desk: LeafDesk[Flow] = LeafDesk(holder, chain, self._prepare)
@@ -183,6 +189,7 @@ class TlsWorker:
             self.resolver.setblocking(False)
             self.names = NameDesk(self.resolver)
             self.rounds.hear(self.resolver.fileno(), self._resolved)
+        self.flushing: deque[tuple[deque[int], int]] = deque()  # of one request each: who is left, how many have ended
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
         self.next_sweep = 0.0
         self.collector = SpareCollector(time.monotonic())
@@ -200,7 +207,9 @@ class TlsWorker:
         next_tick = 0.0
         worked = False
         while not self.stopping:
-            worked = self.rounds.round(TICK_SECONDS if self.flows or worked else 1.0)
+            patience = TICK_SECONDS if self.flows or worked else 1.0
+            worked = self.rounds.round(0.0 if self.flushing else patience)
+            self._flush()
             now = time.monotonic()
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
@@ -305,7 +314,7 @@ class TlsWorker:
     def _accept(self, listener: socket.socket, _: float) -> None:
         if self.rounds.crowded:
             return
-        for _ in range(ACCEPTS):
+        for _ in range(1 if self.rounds.calm else ACCEPTS):
             now = time.monotonic()
             try:
                 sock, source = listener.accept()
@@ -327,25 +336,33 @@ class TlsWorker:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.mark)  # by which what it leaves behind is found
             self.next_flow += 1
-            inbound = self._inbound(source, destination)
-            settings = inbound.settings if inbound else self.settings
+            facts = flow_facts(self.next_flow, source, destination)
+            inbound = self._inbound(facts) if self.inbound else None
+            scope = self._scope(facts)
+            settings = inbound.settings if inbound else self._settings_of(scope)
             session = Session(settings, now, now + self.wall, destination[0].partition("%")[0])
-            flow = Flow(self.next_flow, Side(sock), source, destination, session, now)
-            flow.inbound = inbound
+            flow = Flow(Side(sock), facts, source, destination, session, now)
+            flow.inbound, flow.scope = inbound, scope
             session.info.inbound = inbound is not None
             self.flows[flow.key] = flow
             self.rounds.guard(flow, self._open, flow, now)
 
-    def _inbound(self, source: tuple[Any, ...], destination: tuple[Any, ...]) -> Inbound | None:
-        ends = packed(source[0]), packed(destination[0]), source[1], destination[1]
+    def _inbound(self, facts: FlowFacts) -> Inbound | None:
+        ends = facts.client, facts.server, facts.client_port, facts.server_port
         return next((one for one in self.inbound if one.scope.covers_tuple(*ends)), None)
 
+    def _scope(self, facts: FlowFacts) -> int | None:
+        if self.scopes is None:
+            return None
+        return self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
+
+    def _settings_of(self, scope: int | None) -> TlsSettings:
+        """Those behind the policy's own are scopes of inspected servers."""
+        return self.settings if scope is None or scope >= len(self.scope_settings) else self.scope_settings[scope]
+
     def _open(self, flow: Flow, now: float) -> None:
-        if self.scopes is not None:
-            facts = flow.facts
-            flow.scope = self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
-            if flow.scope is not None:
-                self.scopes.counts.add(flow.scope, 0, now, flow=True)
+        if self.scopes is not None and flow.scope is not None:
+            self.scopes.counts.add(flow.scope, 0, now, flow=True)
         self._begin_inspection(flow, now)
 
     def _begin_inspection(self, flow: Flow, now: float) -> None:
@@ -362,7 +379,7 @@ class TlsWorker:
 
     def _dial(self, flow: Flow, now: float) -> None:
         try:
-            side, result = dial(flow.client.sock.family, flow.source[0], flow.destination[:2], self.mark)
+            side, result = dial(flow.family, flow.source[0], flow.destination[:2], self.mark)
         except OSError as error:  # no descriptor left
             self._count("out_of_files")
             flow.session.upstream_failed(f"connect: {error.strerror}", now)
@@ -386,9 +403,6 @@ class TlsWorker:
             flow.session.upstream_connected(now)
         self._drain(flow, now)
 
-    def _wanted(self, flow: Flow, side: Side) -> bool:
-        return flow.session.wants(Direction.TO_SERVER if side is flow.client else Direction.TO_CLIENT)
-
     def _io(self, flow: Flow, side: Side, mask: int, now: float) -> None:
         if not flow.finished_at:
             flow.last = now
@@ -405,7 +419,9 @@ class TlsWorker:
             if mask & (select.EPOLLHUP | select.EPOLLERR):
                 self._was_reset(flow, side, now)
             return
-        if not side.discarding and not mask & select.EPOLLERR and (side.paused or not self._wanted(flow, side)):
+        is_client = side is flow.client
+        way = _TO_SERVER if is_client else _TO_CLIENT
+        if not side.discarding and not mask & select.EPOLLERR and (side.paused or not flow.session.wants(way)):
             if mask & select.EPOLLHUP:
                 side.hung_up = True
                 self.rounds.unwatch(side)
@@ -417,7 +433,6 @@ class TlsWorker:
             return
         if data is None:
             return
-        is_client = side is flow.client
         side.ended = not data
         if flow.finished_at:
             if side.ended:
@@ -443,31 +458,31 @@ class TlsWorker:
 
     def _queue(self, flow: Flow, side: Side | None, data: bytes, now: float) -> None:
         if side is not None and side.open and data:
-            side.put(data)
-            self._send(flow, side, now)
+            side.write(data)
+            self._sent(flow, side, now)
 
     def _send(self, flow: Flow, side: Side, now: float) -> None:
         side.send()
+        self._sent(flow, side, now)
+
+    def _sent(self, flow: Flow, side: Side, now: float) -> None:
+        """A slow reader stops its sender: nothing is read while HIGH_WATER bytes wait."""
         if flow.finished_at:
             self._settle(flow, now)
             return
         if side.broken and side.ended:
             self._was_reset(flow, side, now)  # nobody reads here any more, who would find out
             return
-        self._pressure(flow, side)
-
-    def _pressure(self, flow: Flow, side: Side) -> None:
-        """A slow reader stops its sender: nothing is read while HIGH_WATER bytes wait."""
         source = flow.upstream if side is flow.client else flow.client
         if source is None or not source.open:
             return
-        if not source.paused and side.waiting > HIGH_WATER:
+        if source.paused:
+            source.paused = side.waiting >= LOW_WATER
+        elif side.waiting > HIGH_WATER:
             source.paused = True
-        elif source.paused and side.waiting < LOW_WATER:
-            source.paused = False
 
     def _close_side(self, side: Side, how: str) -> None:
-        self.rounds.unwatch(side)
+        self.rounds.unwatch(side, closing=True)
         side.close(how)
 
     # -- session events --------------------------------------------------------------------------------------------
@@ -516,8 +531,9 @@ class TlsWorker:
     def _established(self, flow: Flow, event: tls.Established, now: float) -> None:
         if flow.recorded and self.recorder is not None:
             self.recorder.begin(flow.facts, now + self.wall)
-        if self.hides_quic and event.info.client is not None:
-            flow.mask = AltSvcMask(event.info.client.alpn)
+        if event.info.client is not None:
+            port = flow.facts.server_port
+            flow.mask = masking(event.info.client.alpn, port, offers=self.hides_quic, keys=self.hides_ech)
         self.handshakes.observe(now - flow.started)
 
     def _hello(self, flow: Flow, event: tls.Hello, now: float) -> None:
@@ -592,7 +608,8 @@ class TlsWorker:
             self._splice(flow, "dns", now)
         elif self.proofs is not None:
             assert hello.sni is not None
-            flow.claim = Claim((flow.facts.server, flow.facts.server_port, hello.sni), hello.raw, why)
+            trust = id(self._settings_of(flow.scope))
+            flow.claim = Claim((flow.facts.server, flow.facts.server_port, hello.sni, trust), hello.raw, why)
             self._splice(flow, "", now)
         else:
             session.info.bypass_refused = why
@@ -626,7 +643,7 @@ class TlsWorker:
         assert claim is not None
         assert isinstance(splice, Splice)
         claim.splice = splice
-        session = Session(self.settings, now, now + self.wall, flow.destination[0].partition("%")[0])
+        session = Session(self._settings_of(flow.scope), now, now + self.wall, flow.destination[0].partition("%")[0])
         session.info.bypass_refused = claim.why
         flow.session = session
         session.client_data(claim.hello, now)
@@ -782,7 +799,7 @@ class TlsWorker:
     def _release(self, flow: Flow, now: float, *, everything: bool = False, ended: Direction | None = None) -> None:
         """Hand on what has been judged, in both directions: a response may settle what a request left open."""
         held_any = moved = False
-        for direction in Direction:
+        for direction in (_TO_SERVER, _TO_CLIENT):
             pending = flow.pending[direction]
             held = 0
             if flow.inspector is not None and not everything and direction is not ended:
@@ -924,22 +941,30 @@ class TlsWorker:
         self._log_end(flow, "ENDED", reason, "", app_proto, now)
 
     def end_all(self, action: str) -> None:
-        """The generation ends: every session is dropped (nothing is sent) or rejected (RST to both sides)."""
+        """The generation ends: every session is dropped (nothing is sent) or rejected (RST to both sides). At once,
+        however many there are: nobody is left who would have a turn."""
         now = time.monotonic()
         for flow in list(self.flows.values()):
             self._destroy(flow, "reset" if action == "reject" else "silent", now, "policy_change")
         self.stopping = True
 
-    def flush(self, numbers: list[int]) -> int:
-        """End sessions by hand, as ``open_flows`` says; how many of them were open."""
-        now, ended = time.monotonic(), 0
+    def _flush(self) -> None:
+        """A slice of the sessions to be ended by hand, as ``open_flows`` says. Whoever asked hears in the end how many
+        of them were open."""
+        until = time.monotonic() + SLICE_SECONDS
         how = "reset" if self.policy.open_flows.action is Refusal.REJECT else "silent"
-        for number in numbers:
-            flow = self.flows.get(number)
-            if flow is not None and not flow.finished_at:
-                self._destroy(flow, how, now, "flushed")
-                ended += 1
-        return ended
+        while self.flushing:
+            numbers, ended = self.flushing[0]
+            while numbers:
+                flow, now = self.flows.get(numbers.popleft()), time.monotonic()
+                if flow is not None and not flow.finished_at:
+                    self._destroy(flow, how, now, "flushed")
+                    ended += 1
+                    self.flushing[0] = numbers, ended
+                if now >= until:
+                    return
+            self.flushing.popleft()
+            self._reply("flush", ended)
 
     def _command(self, _: float) -> None:
         try:
@@ -956,9 +981,15 @@ class TlsWorker:
         elif kind == "flows":
             reply = self.listings.page(body, time.monotonic())
         elif kind == "flush":
-            reply = self.flush(body)
+            self.flushing.append((deque(body), 0))
+            return
+        elif kind == "sets":
+            reply = self.sets.take(body)
         elif kind == "end":
             self.end_all(str(body.get("action", "drop")))
+        self._reply(kind, reply)
+
+    def _reply(self, kind: str, reply: Any) -> None:
         with contextlib.suppress(OSError):
             self.leader.send(pack(kind, reply))
 
@@ -1094,11 +1125,23 @@ def inbound_servers(policy: Policy, sessions: TlsSettings, signer: socket.socket
     return tuple(found)
 
 
-def tls_settings(policy: Tls, *, watch: bool = False) -> TlsSettings:
-    """The session settings of a policy; ``watch``: it is in mode monitor. Raises ValueError when no trusted root can be
-    read."""
-    public = parse_anchors(system_roots())[0] if policy.trust.system else []
-    anchors = parse_anchors(policy.trust.pem)[0] + public
+def scope_settings(policy: Tls, default: TlsSettings) -> tuple[TlsSettings, ...]:
+    """As ``default``, for each scope of the policy; the same object for those that trust the same. Raises ValueError
+    when no trusted root of one can be read."""
+    made = {policy.trust: default}
+    for number in range(len(policy.scopes)):
+        trust = policy.trust_of(number)
+        if trust not in made:
+            made[trust] = tls_settings(policy, watch=default.watch, trust=trust)
+    return tuple(made[policy.trust_of(number)] for number in range(len(policy.scopes)))
+
+
+def tls_settings(policy: Tls, *, watch: bool = False, trust: Trust | None = None) -> TlsSettings:
+    """The session settings of a policy; ``watch``: it is in mode monitor; ``trust``: who may vouch for servers, where
+    that is not the policy's. Raises ValueError when no trusted root can be read."""
+    trust = trust or policy.trust
+    public = parse_anchors(system_roots())[0] if trust.system else []
+    anchors = parse_anchors(trust.pem)[0] + public
     if not anchors:
         raise ValueError("no trusted root certificate could be read")
     own = x509.load_pem_x509_certificate(policy.ca.certificate_pem)
@@ -1150,8 +1193,8 @@ def run(
     log: socket.socket,
     statuses: RuleCounts | None = None,
 ) -> None:
-    """The TLS worker process, all of whose ``sessions`` have the same settings (:func:`tls_settings`). Tells the leader
-    ``ok`` or ``error: text``, then serves."""
+    """The TLS worker process. ``sessions``: the settings (:func:`tls_settings`) of all whose scope has none of its own.
+    Tells the leader ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
         worker = TlsWorker(compiled, sessions, settings, listeners, port, helpers, leader, log, statuses)

@@ -272,7 +272,10 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         policy["tls"] = {
             "ca": {"certificate": "certs/ca.pem", "private_key": "certs/ca.key"},
-            "scopes": draw(some(endpoints())),
+            "scopes": [
+                {**scope, **draw(st.sampled_from([{}, {"trust": ["system", "certs/ca.pem"]}, {"trust": ["ca.pem"]}]))}
+                for scope in draw(some(endpoints()))
+            ],
             "on_failure": draw(st.sampled_from(["drop", "reject"])),
             "session_holding": draw(st.booleans()),
             "keywords": draw(st.sampled_from(["all", "sni"])),
