@@ -343,7 +343,9 @@ class Changes:
         """Where an entry's content is; None: the running policy's. Raises :class:`StoreError`."""
         store = self.opened()
         entry = self.current if number is None else store.entry(number)
-        if entry is None or entry.source.files is None:
+        if entry is None:
+            raise StoreError("no policy filters yet")
+        if entry.source.files is None:
             raise StoreError("the running policy was not kept" if number is None else f"entry {number} was not kept")
         return {
             "directory": str(self.directory),

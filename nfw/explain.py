@@ -113,6 +113,7 @@ class Conclusion:
     packet: int = 0
     detail: str = ""
     enforced: str = ""
+    besides: str = ""  # packets that were dropped for themselves, while the flow went on
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +332,7 @@ class Explainer:
     def _explain(self, name: str, seen: _Seen, free: NotingInspector | None, ended: Terminated | None) -> Explanation:
         real = ended.inspector if ended is not None else seen.inspector
         stateful = self._stateful(seen, real, free, ended)
-        conclusion = self._conclude(seen, real, stateful, ended)
+        conclusion = replace(self._conclude(seen, real, stateful, ended), besides=_besides(seen))
         if self._watches and conclusion.verdict in ("drop", "reject"):
             conclusion = replace(conclusion, verdict="alert", enforced=conclusion.verdict)
         return Explanation(
@@ -413,14 +414,15 @@ class Explainer:
         self, seen: _Seen, real: NotingInspector | None, stateful: StatefulStep, ended: Terminated | None
     ) -> Conclusion:
         notes = real.notes if real is not None else Notes()
-        for step in seen.steps:
+        steps = [step for step in seen.steps if not (_goes_on(seen) and _for_itself(step))]
+        for step in steps:
             if step.verdict in ("drop", "reject"):
                 decision = notes.decision
                 # Packets held before go with the one that decided.
                 held = step.stage == "stateful" and decision is not None and decision.rule == step.rule
                 at = max(step.packet, notes.decided_at) if held else step.packet
                 return self._concluded(step.verdict, step.stage, step.reason, step.rule, at)
-        intercepted = next((step for step in seen.steps if step.verdict == "intercept"), None)
+        intercepted = next((step for step in steps if step.verdict == "intercept"), None)
         if intercepted is not None and ended is None:
             return self._concluded("intercept", "tls", intercepted.reason, None, intercepted.packet)
         if ended is not None and ended.refusal is not None:
@@ -430,11 +432,11 @@ class Explainer:
         verdict = "alert" if stateful.alerts else "pass"
         if notes.decision is not None and notes.decision.verdict is Verdict.ACCEPT:
             return self._concluded(verdict, "stateful", "pass_rule", notes.decision.rule, notes.decided_at)
-        if seen.steps and all(step.stage == "stateless" for step in seen.steps):
+        if steps and all(step.stage == "stateless" for step in steps):
             first = next(iter(self._stateless(seen)), None)
             rule = first.rule if first is not None else None
             return self._concluded("pass", "stateless", "stateless_pass", _ref(rule) if rule else None)
-        last = seen.steps[-1] if seen.steps else None
+        last = steps[-1] if steps else None
         if last is not None and last.stage in ("fragments", "flow"):
             return self._concluded(verdict, last.stage, last.reason, None)
         for ref, packet in sorted(notes.alerts.items(), key=lambda each: not each[0].file):  # rules before defaults
@@ -448,6 +450,27 @@ class Explainer:
         if place is None and (reason.startswith("default_") or reason == "alert"):
             place = self._places.get("stateful.default_actions")
         return Conclusion(verdict, stage, reason, rule, place, packet)
+
+
+def _for_itself(step: Step) -> bool:
+    """Whether the packet was dropped because it does not fit its connection: repeated while it waited, out of the
+    window, other bytes than before, or waiting for bytes that never came."""
+    if step.verdict != "drop" or step.reason == "stream_exception":
+        return False
+    return step.reason in ("held_duplicate", "flow_end") or step.reason.startswith(("stream_", "invalid_"))
+
+
+def _goes_on(seen: _Seen) -> bool:
+    return any(step.verdict not in ("drop", "reject") for step in seen.steps)
+
+
+def _besides(seen: _Seen) -> str:
+    alone = [step for step in seen.steps if _for_itself(step)]
+    if not alone or not _goes_on(seen):
+        return ""
+    reasons = ", ".join(sorted({step.reason for step in alone}))
+    which = ", ".join(str(step.packet) for step in alone[:3]) + (", ..." if len(alone) > 3 else "")
+    return f"dropped for themselves, not fitting the connection: {len(alone)} of its packets ({which}: {reasons})"
 
 
 # What in the policy a reason that is no rule comes from.

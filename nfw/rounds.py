@@ -66,6 +66,7 @@ class Rounds:
         # than flows have asked for.
         self._answers: deque[tuple[Flow, Callable[..., None], tuple[Any, ...], float]] = deque()
         self._overdue = False  # more of them than there was time for
+        self.calm = True  # one thing happened and nobody waits
         self.polled = time.monotonic()
         self.current: Flow | None = None  # the one something is done for right now
 
@@ -88,9 +89,18 @@ class Rounds:
         busy = self._overdue or bool(self._opening or self._relaying or self._ending or self._answers)
         ready = self._epoll.poll(0.0 if busy else patience, EVENTS)
         since, self.polled = self.polled, time.monotonic()  # what was not ready then has not waited longer
-        others = (self._queue if busy or len(ready) > FEW else self._serve_now)(ready, since)
-        for fd in others:
-            self._hears[fd](since)
+        self.calm = len(ready) == 1 and not busy
+        if self.calm:
+            fd, mask = ready[0]
+            entry = self._sides.get(fd)
+            if entry is not None:
+                self._serve_one(fd, entry, mask, self.polled)
+            else:
+                self._hears[fd](since)
+        elif ready:
+            others = (self._queue if busy or len(ready) > FEW else self._serve_now)(ready, since)
+            for fd in others:
+                self._hears[fd](since)
         if self._answers:
             self._tell_answers()
         for turns in (self._opening, self._relaying, self._ending):
@@ -108,12 +118,13 @@ class Rounds:
         except Exception:  # noqa: BLE001 - see above; the traceback is the report
             self._bug(flow)
 
-    def unwatch(self, side: Side) -> None:
-        """Hear no more of this socket, before it is closed."""
+    def unwatch(self, side: Side, *, closing: bool = False) -> None:
+        """Hear no more of this socket. ``closing``: it is closed next, by which epoll forgets it, too."""
         if side.events >= 0 and side.open:
             fd = side.sock.fileno()
             self._sides.pop(fd, None)
-            self._epoll.unregister(fd)
+            if not closing:
+                self._epoll.unregister(fd)
         side.events = -1
 
     def forget(self, key: int) -> None:

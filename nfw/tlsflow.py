@@ -55,23 +55,21 @@ class Flow:
 
     def __init__(
         self,
-        key: int,
         client: Side,
+        facts: FlowFacts,
         source: tuple[Any, ...],
         destination: tuple[Any, ...],
         session: Session,
         now: float,
     ) -> None:
-        self.key = key
+        self.key = facts.id
         self.client = client
         self.upstream: Side | None = None
         self.source = source
         self.destination = destination
         self.session: Session | Splice = session
         self.inspector: Inspector | None = None
-        self.facts = FlowFacts(
-            key, socket.IPPROTO_TCP, packed(source[0]), packed(destination[0]), source[1], destination[1]
-        )
+        self.facts = facts
         self.pending = [bytearray(), bytearray()]  # plaintext the inspector has seen and not released
         self.pending_end = [False, False]
         self.bytes = [0, 0]
@@ -95,6 +93,11 @@ class Flow:
         self.mask: Mask | None = None  # between inspection and encryption
 
     @property
+    def family(self) -> int:
+        """Of its addresses."""
+        return socket.AF_INET if len(self.facts.server) == 4 else socket.AF_INET6
+
+    @property
     def decrypted(self) -> bool:
         return isinstance(self.session, Session)
 
@@ -113,3 +116,8 @@ class Flow:
     def sides(self) -> list[Side]:
         """The sockets that are open."""
         return [side for side in (self.client, self.upstream) if side is not None and side.open]
+
+
+def flow_facts(key: int, source: tuple[Any, ...], destination: tuple[Any, ...]) -> FlowFacts:
+    """From the two ends of a socket, as Python names them."""
+    return FlowFacts(key, socket.IPPROTO_TCP, packed(source[0]), packed(destination[0]), source[1], destination[1])

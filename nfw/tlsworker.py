@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives import hashes
 from OpenSSL import SSL
 
 from engines.counts import RuleCounts
-from engines.stateful.inspector import Inspector, Outcome, Segment, TlsFacts
+from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
 from engines.tls.bypass import BypassList, Proof
 from engines.tls.hiding import masking
@@ -70,10 +70,10 @@ from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.rounds import SLICE_SECONDS, Rounds
 from nfw.rulerows import STATUSES, status_row
 from nfw.settings import GenerationSettings, most, pack, unpack
-from nfw.sockets import SO_MARK, Side, dial, packed
+from nfw.sockets import SO_MARK, Side, dial
 from nfw.suggestions import Suggestions
 from nfw.tlsdebug import TlsRecorder
-from nfw.tlsflow import Flow
+from nfw.tlsflow import Flow, flow_facts
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
@@ -88,8 +88,9 @@ SWEEP_SECONDS = 1.0  # between two looks at an ended session that is still deliv
 # Upper bounds in seconds of the handshake histogram's buckets; the last one has none.
 HANDSHAKE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 RECHECK_SECONDS = 2.0  # at least, between two questions about the certificates of an open session
-ACCEPTS = 64  # between two looks at the other sockets
+ACCEPTS = 64  # between two looks at the other sockets; one where nothing else happens
 MESSAGE_BYTES = 1 << 20
+_TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 SUGGESTIONS_TOLD = 100  # names; all workers of a generation must fit in one message of the leader
 
 
@@ -313,7 +314,7 @@ class TlsWorker:
     def _accept(self, listener: socket.socket, _: float) -> None:
         if self.rounds.crowded:
             return
-        for _ in range(ACCEPTS):
+        for _ in range(1 if self.rounds.calm else ACCEPTS):
             now = time.monotonic()
             try:
                 sock, source = listener.accept()
@@ -335,24 +336,25 @@ class TlsWorker:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.mark)  # by which what it leaves behind is found
             self.next_flow += 1
-            inbound = self._inbound(source, destination)
-            scope = self._scope(source, destination)
+            facts = flow_facts(self.next_flow, source, destination)
+            inbound = self._inbound(facts) if self.inbound else None
+            scope = self._scope(facts)
             settings = inbound.settings if inbound else self._settings_of(scope)
             session = Session(settings, now, now + self.wall, destination[0].partition("%")[0])
-            flow = Flow(self.next_flow, Side(sock), source, destination, session, now)
+            flow = Flow(Side(sock), facts, source, destination, session, now)
             flow.inbound, flow.scope = inbound, scope
             session.info.inbound = inbound is not None
             self.flows[flow.key] = flow
             self.rounds.guard(flow, self._open, flow, now)
 
-    def _inbound(self, source: tuple[Any, ...], destination: tuple[Any, ...]) -> Inbound | None:
-        ends = packed(source[0]), packed(destination[0]), source[1], destination[1]
+    def _inbound(self, facts: FlowFacts) -> Inbound | None:
+        ends = facts.client, facts.server, facts.client_port, facts.server_port
         return next((one for one in self.inbound if one.scope.covers_tuple(*ends)), None)
 
-    def _scope(self, source: tuple[Any, ...], destination: tuple[Any, ...]) -> int | None:
+    def _scope(self, facts: FlowFacts) -> int | None:
         if self.scopes is None:
             return None
-        return self.scopes.first(packed(source[0]), packed(destination[0]), source[1], destination[1])
+        return self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
 
     def _settings_of(self, scope: int | None) -> TlsSettings:
         """Those behind the policy's own are scopes of inspected servers."""
@@ -377,7 +379,7 @@ class TlsWorker:
 
     def _dial(self, flow: Flow, now: float) -> None:
         try:
-            side, result = dial(flow.client.sock.family, flow.source[0], flow.destination[:2], self.mark)
+            side, result = dial(flow.family, flow.source[0], flow.destination[:2], self.mark)
         except OSError as error:  # no descriptor left
             self._count("out_of_files")
             flow.session.upstream_failed(f"connect: {error.strerror}", now)
@@ -401,9 +403,6 @@ class TlsWorker:
             flow.session.upstream_connected(now)
         self._drain(flow, now)
 
-    def _wanted(self, flow: Flow, side: Side) -> bool:
-        return flow.session.wants(Direction.TO_SERVER if side is flow.client else Direction.TO_CLIENT)
-
     def _io(self, flow: Flow, side: Side, mask: int, now: float) -> None:
         if not flow.finished_at:
             flow.last = now
@@ -420,7 +419,9 @@ class TlsWorker:
             if mask & (select.EPOLLHUP | select.EPOLLERR):
                 self._was_reset(flow, side, now)
             return
-        if not side.discarding and not mask & select.EPOLLERR and (side.paused or not self._wanted(flow, side)):
+        is_client = side is flow.client
+        way = _TO_SERVER if is_client else _TO_CLIENT
+        if not side.discarding and not mask & select.EPOLLERR and (side.paused or not flow.session.wants(way)):
             if mask & select.EPOLLHUP:
                 side.hung_up = True
                 self.rounds.unwatch(side)
@@ -432,7 +433,6 @@ class TlsWorker:
             return
         if data is None:
             return
-        is_client = side is flow.client
         side.ended = not data
         if flow.finished_at:
             if side.ended:
@@ -458,31 +458,31 @@ class TlsWorker:
 
     def _queue(self, flow: Flow, side: Side | None, data: bytes, now: float) -> None:
         if side is not None and side.open and data:
-            side.put(data)
-            self._send(flow, side, now)
+            side.write(data)
+            self._sent(flow, side, now)
 
     def _send(self, flow: Flow, side: Side, now: float) -> None:
         side.send()
+        self._sent(flow, side, now)
+
+    def _sent(self, flow: Flow, side: Side, now: float) -> None:
+        """A slow reader stops its sender: nothing is read while HIGH_WATER bytes wait."""
         if flow.finished_at:
             self._settle(flow, now)
             return
         if side.broken and side.ended:
             self._was_reset(flow, side, now)  # nobody reads here any more, who would find out
             return
-        self._pressure(flow, side)
-
-    def _pressure(self, flow: Flow, side: Side) -> None:
-        """A slow reader stops its sender: nothing is read while HIGH_WATER bytes wait."""
         source = flow.upstream if side is flow.client else flow.client
         if source is None or not source.open:
             return
-        if not source.paused and side.waiting > HIGH_WATER:
+        if source.paused:
+            source.paused = side.waiting >= LOW_WATER
+        elif side.waiting > HIGH_WATER:
             source.paused = True
-        elif source.paused and side.waiting < LOW_WATER:
-            source.paused = False
 
     def _close_side(self, side: Side, how: str) -> None:
-        self.rounds.unwatch(side)
+        self.rounds.unwatch(side, closing=True)
         side.close(how)
 
     # -- session events --------------------------------------------------------------------------------------------
@@ -799,7 +799,7 @@ class TlsWorker:
     def _release(self, flow: Flow, now: float, *, everything: bool = False, ended: Direction | None = None) -> None:
         """Hand on what has been judged, in both directions: a response may settle what a request left open."""
         held_any = moved = False
-        for direction in Direction:
+        for direction in (_TO_SERVER, _TO_CLIENT):
             pending = flow.pending[direction]
             held = 0
             if flow.inspector is not None and not everything and direction is not ended:

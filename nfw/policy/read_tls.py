@@ -252,12 +252,11 @@ def read_revocation(section: Section, variables: Variables, base: Path) -> Revoc
     part = section.section("revocation", REVOCATION_KEYS, "{check: true, revoked: reject, unknown: reject}")
     if part is None:
         return Revocation()
-    return Revocation(
-        check=part.flag("check", True),
-        revoked=part.choice("revoked", TlsAction.REJECT),
-        unknown=part.choice("unknown", TlsAction.REJECT),
-        **read_fetching(part, variables, base),
-    )
+    revoked, unknown = part.choice("revoked", TlsAction.REJECT), part.choice("unknown", TlsAction.REJECT)
+    fetching = read_fetching(part, variables, base)
+    if not part.flag("check", True):
+        return Revocation(**fetching)  # who asks nobody has no use for what to do with the answer
+    return Revocation(True, revoked, unknown, **fetching)
 
 
 def read_fetching(section: Section, variables: Variables, base: Path) -> dict[str, Any]:

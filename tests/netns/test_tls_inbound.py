@@ -8,7 +8,6 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -16,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 
 from tests.firewall import PATIENCE, Firewall, children, pids_named, wait_for
 from tests.lab import Lab
-from tests.netns.test_ca_key import in_memory
+from tests.netns.test_ca_key import in_memory, open_files
 
 pytestmark = pytest.mark.netns
 
@@ -113,7 +112,7 @@ def test_the_keys_are_in_the_key_holder_alone(firewall: Firewall) -> None:
     having = {name for pid, name in processes.items() if in_memory(pid, *needles)}
     assert having == {"nfw keyholder"}
     for pid in processes:
-        assert not [entry for entry in Path(f"/proc/{pid}/fd").iterdir() if str(entry.readlink()).endswith(".key")]
+        assert not [target for target in open_files(pid) if target.endswith(".key")]
 
 
 def test_a_key_holder_killed_and_started_again(firewall: Firewall) -> None:

@@ -38,6 +38,7 @@ from engines.stateful.parser import Variables, parse_rules
 from engines.stateful.ruleset import GROWING_BUFFERS, RuleSet, compile_ruleset, covered_protocols
 from engines.stateful.signature import Action, BufferMatch, RuleType, Signature
 from engines.stateful.thresholdconfig import parse_threshold_config
+from engines.tls.clienthello import Fingerprints
 from engines.verdict import Direction, Scope, Verdict
 
 UP, DOWN = Direction.TO_SERVER, Direction.TO_CLIENT
@@ -830,7 +831,7 @@ def test_facts_from_a_hello() -> None:
         alpn = (b"h2",)
         versions = (0x7A7A, 0x0304, 0x0303)  # GREASE first
         legacy_version = 0x0303
-        ja3, ja3_string, ja4 = "a", "b", "c"
+        fingerprints = Fingerprints(ja3="a", ja3_string="b", ja4="c")
 
     assert TlsFacts.from_hello(Hello()) == TlsFacts("", (b"h2",), 0x0304, "a", "b", "c")
 

@@ -29,7 +29,7 @@ def writing(path: Path) -> list[sinks.Sink]:
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     sender, receiver = log.channel()
-    receiver.settimeout(1.0)
+    receiver.settimeout(10)
     with sender, receiver:
         yield sender, receiver
 

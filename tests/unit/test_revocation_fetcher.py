@@ -223,7 +223,7 @@ def test_whoever_waits_too_long_is_told_and_the_next_one_knows(bench, monkeypatc
     place.ask(ONLY_OCSP)
     assert place.fetcher.next_deadline() is not None
     assert place.settle()[0].reason == "timeout"
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 4, "before there is an answer"
     place.ask(ONLY_OCSP, 2)
     assert place.settle(2)[1].reason == "timeout", "at once, while it is still being fetched"
     gate.set()

@@ -19,7 +19,8 @@ from nfw.policy.compile import compile_policy
 from nfw.policy.loader import load_policy_text
 from nfw.settings import GenerationSettings
 from nfw.sockets import Side
-from nfw.tlsworker import Flow, Helpers, TlsWorker, tls_settings
+from nfw.tlsflow import Flow, flow_facts
+from nfw.tlsworker import Helpers, TlsWorker, tls_settings
 from tests.unit.tlskit import Authority
 
 POLICY = """\
@@ -77,7 +78,7 @@ class Bench:
         worker.next_flow += 1
         session = Session(worker.settings, now, self.clock.time(), "203.0.113.1")
         ends = (("10.1.0.2", 40000), ("203.0.113.1", 443))
-        flow = Flow(worker.next_flow, Side(ours), *ends, session, now)
+        flow = Flow(Side(ours), flow_facts(worker.next_flow, *ends), *ends, session, now)
         worker.flows[flow.key] = flow
         worker.rounds.guard(flow, worker._open, flow, now)
         return flow, client
