@@ -30,6 +30,7 @@ from nfw.policy.model import (
     WithoutSni,
 )
 from nfw.policy.read_stateless import read_networks, read_ports
+from nfw.policy.standin import ca_instead_of
 from nfw.policy.yamlpos import Mapping, Node, Scalar, Sequence
 
 if TYPE_CHECKING:
@@ -452,7 +453,9 @@ def read_authority(
     ca: Section, certificate_path: Path, key_path: Path, arn: str, check_key: bool, now: float
 ) -> CertificateAuthority:
     """The CA in two files, which the keys ``certificate`` and ``private_key`` of ``ca`` name."""
-    certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, machine=True)
+    certificate_pem = ca_instead_of(certificate_path, now)
+    if certificate_pem is None:
+        certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, machine=True)
     key_pem: bytes | None = None
     encrypted = key_path.with_name(key_path.name + ".cred")
     if check_key and encrypted.exists() and not key_path.exists():

@@ -143,6 +143,34 @@ def test_every_error_at_once(nfw: Nfw, tmp_path: Path) -> None:  # noqa: F811
     ]
 
 
+def test_a_policy_that_does_not_load_does_not_keep_others_from_being_tested(nfw: Nfw, folder: Path) -> None:  # noqa: F811
+    (folder / "bad.yaml").write_text(POLICY.replace("sid:11;", "sid:10;"))
+    (folder / "bad-tests.yaml").write_text(TESTS.replace("p.yaml", "bad.yaml"))
+    done = nfw("policy", "test", "bad-tests.yaml", "t.yaml", "--junit", "r.xml")
+    assert done.code == 1
+    assert done.out.endswith("9 passed, 9 failed\n")
+    assert "  FAIL  by sid (bad-tests.yaml:4)\n        not judged: its policy has errors\n" in done.out
+    assert "  ok    by sid: " in done.out
+    assert done.err.splitlines()[0] == "1 error:"
+    assert done.err.splitlines()[1].startswith("bad.yaml:10:")
+    assert len(ElementTree.parse(folder / "r.xml").findall(".//failure")) == 9
+
+
+def test_the_ca_need_not_be_there(nfw: Nfw, tmp_path: Path) -> None:  # noqa: F811
+    shutil.copytree(RULES, tmp_path / "rules", ignore=shutil.ignore_patterns("*.pem", "*.key"))
+    done = nfw("policy", "test", "rules/tests/strict-outbound-tls.yaml")
+    assert (done.code, done.out.splitlines()[-1].rpartition(" passed, ")[2]) == (0, "0 failed")
+    path = "rules/ca.pem"
+    said = f"CA certificate {path} does not exist: flows are judged as with any other CA (`nfw ca create` makes one)\n"
+    assert done.err == said
+    flow = ("--src", "10.0.0.5", "--dst", "198.51.100.7", "--sni", "evil.example")
+    explained = nfw("explain", "rules/strict-outbound-tls.yaml", *flow)
+    assert (explained.code, explained.err) == (0, said)
+    check = nfw("policy", "check", "rules/strict-outbound-tls.yaml")
+    assert check.code == 1
+    assert "CA certificate" in check.err
+
+
 def test_a_policy_that_does_not_load_is_no_failed_test(nfw: Nfw, folder: Path) -> None:  # noqa: F811
     (folder / "p.yaml").write_text(POLICY.replace("sid:11;", "sid:10;").replace("content:", "contnt:", 1))
     done = nfw("policy", "test", "t.yaml")
