@@ -516,6 +516,16 @@ def port_unreachable(packet: Packet) -> tuple[bytes, bytes]:
     return _unreachable(dst, src, packet.data[: packet.end], code), _unreachable(src, dst, quote, code)
 
 
+def with_tcp_payload(packet: Packet, payload: bytes) -> bytes:
+    """The complete IP packet that is ``packet``, unfragmented TCP, with another payload of the same length."""
+    header = bytearray(packet.data[: packet.payload_offset])
+    at = packet.l4_offset
+    header[at + 16 : at + 18] = bytes(2)
+    segment = bytes(header[at:]) + payload
+    pseudo = _pseudo_sum(packet.src, packet.dst, TCP, len(segment))
+    return bytes(header[:at]) + _with_checksum(segment, 16, pseudo)
+
+
 def with_udp_payload(packet: Packet, payload: bytes) -> bytes:
     """The complete IP packet that is ``packet``, unfragmented UDP, with another payload; lengths and checksums fit."""
     header = bytearray(packet.data[: packet.payload_offset])

@@ -22,6 +22,7 @@ from engines.stateful.explain import Notes, NotingInspector, RuleReport, reports
 from engines.stateful.inspector import Inspector, Outcome
 from engines.stateless.explain import misfit
 from engines.stateless.rule import StatelessAction, StatelessRule
+from engines.tls.bypass import Proof
 from engines.tls.explain import misfit as scope_misfit
 from engines.verdict import Direction, RuleRef, Verdict
 from nfw.capture import Captured
@@ -376,9 +377,11 @@ class Explainer:
         if not any(step.verdict == "intercept" for step in seen.steps):
             return TlsStep("none", f"in scope {inside.number}, but looked at as it is on the wire", scopes)
         if ended is not None and ended.bypassed:
-            why = f"in scope {inside.number}, and the name is exempt if the firewall's resolvers give it this address"
+            assert self._compiled.policy.tls is not None
+            proofs = " or ".join(_PROOFS[proof] for proof in self._compiled.policy.tls.bypass_proof)
+            why = f"in scope {inside.number}, and the name is exempt if {proofs}"
             return TlsStep("bypass", why, scopes, ended=ended)
-        checks = _checks(self._compiled.policy)
+        checks = _checks(self._compiled.policy, inside.number - 1)
         return TlsStep("terminate", f"in scope {inside.number}", scopes, checks, ended)
 
     def _stateful(
@@ -448,6 +451,10 @@ class Explainer:
 
 
 # What in the policy a reason that is no rule comes from.
+_PROOFS = {
+    Proof.RESOLVER: "the firewall's resolvers give it this address",
+    Proof.CERTIFICATE: "the server proves it by its certificate",
+}
 _SETTINGS = {
     "stateless_default": "stateless.default",
     "stateless_pass": "stateless.default",
@@ -460,9 +467,10 @@ _SETTINGS = {
 }
 
 
-def _checks(policy: Any) -> tuple[str, ...]:
+def _checks(policy: Any, scope: int) -> tuple[str, ...]:
     tls = policy.tls
-    trust = [*(["the system's roots"] if tls.trust.system else []), *map(str, tls.trust.files)]
+    vouching = tls.trust_of(scope)
+    trust = [*(["the system's roots"] if vouching.system else []), *map(str, vouching.files)]
     checks = [f"the server's certificate: issued under {' or '.join(trust)}, for the name asked for"]
     checks[0] += " or, where none is, for its address" if tls.without_sni is WithoutSni.ADDRESS else ""
     checks[0] += ", with a valid timestamp of certificate transparency" if tls.transparency.require else ""

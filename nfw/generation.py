@@ -1,15 +1,17 @@
 """A generation: one compiled policy and the processes that hold it.
 
 The leader is exec'ed afresh by the supervisor (``python -m nfw.generation``), so a new generation runs the program that
-is installed now. It loads and compiles the policy, then forks: the workers share the compiled rules copy-on-write, and
-one that dies is forked again from the same memory. Everything in it dies with it, and it with the supervisor.
+is installed now. It loads the policy, starts the helpers, which need no rules, compiles, then forks the workers: they
+share the compiled rules copy-on-write, and one that dies is forked again from the same memory. Everything in it dies
+with it, and it with the supervisor.
 
 One that hangs is found out too: the leader asks each of them every :data:`BEAT_SECONDS`, kills one that has left
 :data:`HUNG_BEATS` questions in a row unanswered, and tells the supervisor ``alive`` as long as there is no such one.
 
-Leader -> supervisor: ``failed`` [errors], ``tried`` {...} (a policy that is not to be started), ``ready``
-GenerationReady, ``status`` {...}, ``flows_known``, ``died`` text, ``alive``, ``answer`` [number, value], ``counts``
-{"rows", "since", "last"}.
+Leader -> supervisor: ``failed`` [errors], ``tried`` {...} (a policy that is not to be started), ``needs`` {...} (before
+it compiles: what of :class:`nfw.hostnet.GenerationPlan` is for the leader to say), ``ready`` GenerationReady,
+``status`` {...}, ``flows_known``, ``died`` text, ``alive``, ``answer`` [number, value], ``counts`` {"rows", "since",
+"last"}.
 Supervisor -> leader: ``status``, ``old_flows`` [...], ``ask`` [number, kind, body], ``count``, ``end`` {"action":
 drop|reject}. What may be asked: ``flows`` and ``flush`` of :mod:`nfw.flows`, ``rules`` {"start"} and ``reset``. The
 answer to ``count``, and the last thing a leader says, are the counts of all rules.
@@ -37,14 +39,17 @@ from nfw.settings import QUEUE_SPAN, GenerationReady, GenerationSettings, pack, 
 
 if TYPE_CHECKING:
     from engines.counts import RuleCounts
+    from engines.tls.session import TlsSettings
     from nfw.policy.compile import Compiled
-    from nfw.policy.model import Policy, Sink
+    from nfw.policy.model import Policy, Sink, Tls
     from nfw.rulerows import Catalogue
 
 MESSAGE_BYTES = 1 << 20
 READY_SECONDS = 30.0  # a worker that has not bound its queue by then never will
 READY_AGAIN_SECONDS = 10.0  # one of a generation that runs; meanwhile nobody hears of the others
 STATUS_SECONDS = 1.0
+FLUSH_SECONDS = 2.0  # for the sessions of one request to be ended by hand, between what others are served
+ENDING_SECONDS = 10.0  # for a full worker to end its 20,000 sessions, each takes 0.3 ms
 RULE_ROWS = 1000  # described in an answer: at most 700 bytes each
 COUNT_ROWS = 5000  # without words, in a message
 ERRORS_TOLD = 1000  # of a policy; a message has to hold them all
@@ -79,7 +84,24 @@ class Child:
     silent: int = 0  # questions in a row without an answer
 
 
-def listeners(count: int) -> tuple[int, list[tuple[socket.socket, socket.socket]]]:
+Channel = tuple[socket.socket, socket.socket]
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSide:
+    """What TLS workers are given. Channels (worker's side, helper's side) are one per worker where there is the
+    helper; ``signer`` is the key holder, too."""
+
+    port: int
+    sockets: list[Channel]  # listeners, IPv4 and IPv6
+    settings: TlsSettings
+    holder: list[Channel]
+    fetcher: list[Channel]
+    resolver: list[Channel]
+    signer: list[Channel]
+
+
+def listeners(count: int) -> tuple[int, list[Channel]]:
     """(port, one IPv4 and one IPv6 transparent listener per TLS worker, all on that port).
 
     The leader keeps them open, so a connection that arrives while its worker is being restarted waits instead of being
@@ -87,7 +109,7 @@ def listeners(count: int) -> tuple[int, list[tuple[socket.socket, socket.socket]
     """
     for _ in range(20):
         port = 0
-        made: list[tuple[socket.socket, socket.socket]] = []
+        made: list[Channel] = []
         try:
             for _ in range(count):
                 both = []
@@ -118,9 +140,17 @@ def listeners(count: int) -> tuple[int, list[tuple[socket.socket, socket.socket]
     raise StartError("cannot find a TCP port that is free for IPv4 and IPv6 alike")
 
 
-def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "", monitor: bool = False) -> Compiled:
+def load_compiled(
+    policy: str,
+    *more: str,
+    map_file: str = "",
+    name: str = "",
+    monitor: bool = False,
+    loaded: Callable[[Policy], None] = lambda _: None,
+) -> Compiled:
     """The policy :func:`nfw.policy.loader.load_policy` finds there, compiled, with what the cache has of it; the
-    process's heap is frozen afterwards. ``monitor``: in mode monitor, whatever it says."""
+    process's heap is frozen afterwards. ``monitor``: in mode monitor, whatever it says. ``loaded`` is called with it
+    before it is compiled."""
     from nfw.cache import default_cache
     from nfw.policy.compile import compile_policy
     from nfw.policy.loader import load_policy, paused_gc
@@ -128,11 +158,12 @@ def load_compiled(policy: str, *more: str, map_file: str = "", name: str = "", m
 
     cache = default_cache(process.tell)
     with paused_gc():
-        loaded = load_policy(policy, *more, map_file=map_file or None, name=name, check_key=False, cache=cache)
+        found = load_policy(policy, *more, map_file=map_file or None, name=name, check_key=False, cache=cache)
         if monitor:
-            loaded = dataclasses.replace(loaded, mode=Mode.MONITOR)
-        _import_workers(loaded)
-        compiled = compile_policy(loaded, cache)
+            found = dataclasses.replace(found, mode=Mode.MONITOR)
+        _import_workers(found)
+        loaded(found)
+        compiled = compile_policy(found, cache)
         gc.collect()
         gc.freeze()  # the compiled rules stay shared: no collector ever writes to their pages
     return compiled
@@ -161,6 +192,9 @@ class Leader:
         self.started = time.time()
         self.catalogue: Catalogue | None = None
         self.table: CountTable | None = None
+        self.workers = 0
+        self.tls: TlsSide | None = None
+        self.needs: dict[str, Any] = {}
         self.counted_since = self.started
 
     def run(self) -> None:
@@ -185,32 +219,23 @@ class Leader:
     # -- start -----------------------------------------------------------------------------------------------------
 
     def _start(self) -> GenerationReady:
-        from engines.stateless.rule import StatelessAction
         from nfw.policy.model import Mode
         from nfw.rulerows import Catalogue
 
-        compiled, files, not_kept = self._load()
+        compiled, files, not_kept = self._load(self._foresee)
         compiled_at = time.monotonic()
         policy = compiled.policy
-        workers = policy.workers if isinstance(policy.workers, int) else len(os.sched_getaffinity(0))
-        workers = max(1, min(workers, QUEUE_SPAN))
-        port: int | None = None
         self.catalogue = Catalogue(compiled)
-        self.table = CountTable(self.catalogue.rows, workers * (1 if compiled.scopes is None else 2))
-        if compiled.scopes is not None:
-            port = self._start_tls(policy, compiled, workers)
-        self._start_packet_workers(compiled, workers)
+        self.table = CountTable(self.catalogue.rows, self.workers * (1 if self.tls is None else 2))
+        if self.tls is not None:
+            self._add_tls_workers(self.tls, compiled)
+        self._add_packet_workers(compiled)
         self._wait_ready()
-        monitor, fragments = policy.mode is Mode.MONITOR, policy.stateless.fragments
         return GenerationReady(
+            **self.needs,
             name=policy.name,
-            queue_first=self.settings.queue_first,
-            queue_last=self.settings.queue_first + workers - 1,
-            tproxy_port=port,
-            fragments="watch" if monitor and fragments is StatelessAction.DROP else fragments.value,
             mode=policy.mode.value,
-            fail_open=policy.fail_open,
-            open_which="none" if monitor else policy.open_flows.which.value,
+            open_which="none" if policy.mode is Mode.MONITOR else policy.open_flows.which.value,
             open_action=policy.open_flows.action.value,
             stream_exception=policy.stateful.stream_exception.value,
             log_path=str(policy.log.path) if policy.log.path is not None else "",
@@ -227,7 +252,30 @@ class Leader:
             compiled=compiled_at,
         )
 
-    def _load(self) -> tuple[Compiled, Mapping[str, str] | None, str]:
+    def _foresee(self, policy: Policy) -> None:
+        """What need not wait for the rules to be compiled: helpers start and the supervisor readies the kernel, both
+        beside it."""
+        from engines.stateless.rule import StatelessAction
+        from nfw.policy.model import Mode
+
+        workers = policy.workers if isinstance(policy.workers, int) else len(os.sched_getaffinity(0))
+        self.workers = max(1, min(workers, QUEUE_SPAN))
+        port, sockets = listeners(self.workers) if policy.tls is not None else (None, [])
+        monitor, fragments = policy.mode is Mode.MONITOR, policy.stateless.fragments
+        self.needs = {
+            "queue_first": self.settings.queue_first,
+            "queue_last": self.settings.queue_first + self.workers - 1,
+            "tproxy_port": port,
+            "fragments": "watch" if monitor and fragments is StatelessAction.DROP else fragments.value,
+            "fail_open": policy.fail_open,
+        }
+        self._say("needs", self.needs)
+        if policy.tls is not None and port is not None:
+            self.tls = self._start_helpers(policy, policy.tls, port, sockets)
+
+    def _load(
+        self, loaded: Callable[[Policy], None] = lambda _: None
+    ) -> tuple[Compiled, Mapping[str, str] | None, str]:
         """The policy; what it was read from as the store has it, or None and why it has not."""
         from nfw.policy.errors import PolicyErrors
         from nfw.policy.files import as_kept, noting
@@ -257,6 +305,7 @@ class Leader:
                     map_file=settings.map_file,
                     name=settings.name,
                     monitor=settings.monitor,
+                    loaded=loaded,
                 )
             except PolicyErrors as errors:
                 raise StartError(*[str(error) for error in errors.errors]) from errors
@@ -279,10 +328,10 @@ class Leader:
             "action": compiled.policy.open_flows.action.value,
         }
 
-    def _start_packet_workers(self, compiled: Compiled, workers: int) -> None:
+    def _add_packet_workers(self, compiled: Compiled) -> None:
         from nfw import worker
 
-        for index in range(workers):
+        for index in range(self.workers):
 
             def start(control: socket.socket, index: int = index) -> None:
                 self._count_in(index)
@@ -290,68 +339,77 @@ class Leader:
 
             self.children.append(Child(f"nfw packet {index}", start))
 
-    def _start_tls(self, policy: Policy, compiled: Compiled, workers: int) -> int:
+    def _start_helpers(self, policy: Policy, tls: Tls, port: int, sockets: list[Channel]) -> TlsSide:
         from nfw import keyholder, resolver, revocationfetcher, tlsworker
+        from nfw.policy.model import Mode
 
-        assert policy.tls is not None
-        ca = policy.tls.ca
-        port, sockets = listeners(workers)
-        channels = [keyholder.channel() for _ in range(workers)]
-        holder_sides = [side for _, side in channels]
-        checking = policy.tls.revocation
-        asks = checking.check or policy.tls.fetch_issuers
-        fetcher_channels = [keyholder.channel() for _ in range(workers)] if asks else []
-        resolver_channels = [keyholder.channel() for _ in range(workers)] if policy.tls.bypass else []
-        resolvers = policy.tls.resolvers
+        def channels(wanted: bool) -> list[Channel]:
+            return [keyholder.channel() for _ in range(self.workers)] if wanted else []
+
+        try:
+            settings = tlsworker.tls_settings(tls, watch=policy.mode is Mode.MONITOR)
+        except ValueError as error:
+            raise StartError(f"{policy.file}: tls.trust: {error}") from error
         servers = [(str(certificate), str(key)) for certificate, key in tlsworker.server_files(policy)]
-        signer_channels = [keyholder.channel() for _ in range(workers)] if servers else []
+        asks = tls.revocation.check or tls.fetch_issuers
+        side = TlsSide(
+            port,
+            sockets,
+            settings,
+            channels(True),
+            channels(asks),
+            channels(tls.asks_resolvers),
+            channels(bool(servers)),
+        )
 
         def hold(control: socket.socket) -> None:
-            sides = [*holder_sides, *(side for _, side in signer_channels)]
-            keyholder.run(sides, str(ca.certificate), str(ca.private_key), control, servers)
+            sides = [theirs for _, theirs in (*side.holder, *side.signer)]
+            keyholder.run(sides, str(tls.ca.certificate), str(tls.ca.private_key), control, servers)
+
+        def alone_with(own: list[Channel]) -> list[socket.socket]:
+            # They talk to strangers: nothing of the others may be within their reach.
+            self.log.close()
+            for both in (*side.sockets, *side.holder, *side.fetcher, *side.resolver, *side.signer):
+                for sock in both[: 1 if both in own else 2]:
+                    sock.close()
+            return [theirs for _, theirs in own]
+
+        def fetch(control: socket.socket) -> None:
+            sides = alone_with(side.fetcher)
+            revocationfetcher.run(sides, tls.revocation.cache, tls.revocation.allow, control)
+
+        def resolve(control: socket.socket) -> None:
+            resolver.run(alone_with(side.resolver), tls.resolvers, control)
 
         self.children.append(Child("nfw keyholder", hold))
-        if asks:
-
-            def answer(control: socket.socket) -> None:
-                # It talks to strangers: nothing of the others may be within its reach.
-                self.log.close()
-                for both in (*channels, *sockets, *resolver_channels, *signer_channels):
-                    for sock in both:
-                        sock.close()
-                for worker_side, _ in fetcher_channels:
-                    worker_side.close()
-                revocationfetcher.run([side for _, side in fetcher_channels], checking.cache, checking.allow, control)
-
-            self.children.append(Child("nfw fetcher", answer))
-        if resolver_channels:
-
-            def resolve(control: socket.socket) -> None:
-                self.log.close()
-                for both in (*channels, *sockets, *fetcher_channels, *signer_channels):
-                    for sock in both:
-                        sock.close()
-                for worker_side, _ in resolver_channels:
-                    worker_side.close()
-                resolver.run([side for _, side in resolver_channels], resolvers, control)
-
+        if side.fetcher:
+            self.children.append(Child("nfw fetcher", fetch))
+        if side.resolver:
             self.children.append(Child("nfw resolver", resolve))
-        for index in range(workers):
+        for child in self.children:
+            self._fork(child)
+        return side
+
+    def _add_tls_workers(self, side: TlsSide, compiled: Compiled) -> None:
+        from nfw import tlsworker
+
+        for index in range(self.workers):
 
             def start(control: socket.socket, index: int = index) -> None:
-                for _, side in (*channels, *fetcher_channels, *resolver_channels, *signer_channels):
-                    side.close()
-                counts = self._count_in(workers + index)
+                for _, theirs in (*side.holder, *side.fetcher, *side.resolver, *side.signer):
+                    theirs.close()
                 helpers = tlsworker.Helpers(
-                    holder=channels[index][0],
-                    fetcher=fetcher_channels[index][0] if fetcher_channels else None,
-                    resolver=resolver_channels[index][0] if resolver_channels else None,
-                    signer=signer_channels[index][0] if signer_channels else None,
+                    holder=side.holder[index][0],
+                    fetcher=side.fetcher[index][0] if side.fetcher else None,
+                    resolver=side.resolver[index][0] if side.resolver else None,
+                    signer=side.signer[index][0] if side.signer else None,
                 )
-                tlsworker.run(compiled, self.settings, sockets[index], port, helpers, control, self.log, counts)
+                sockets, counts = side.sockets[index], self._count_in(self.workers + index)
+                tlsworker.run(
+                    compiled, side.settings, self.settings, sockets, side.port, helpers, control, self.log, counts
+                )
 
             self.children.append(Child(f"nfw tls {index}", start))
-        return port
 
     def _count_in(self, slot: int) -> RuleCounts:
         """In a child: its slot of the counts; answers those of TLS statuses."""
@@ -361,7 +419,8 @@ class Leader:
 
     def _wait_ready(self) -> None:
         for child in self.children:
-            self._fork(child)
+            if not child.pid:
+                self._fork(child)
         errors: list[str] = []
         for child in self.children:
             assert child.control is not None
@@ -487,7 +546,7 @@ class Leader:
             number, what, asked = body
             self._say("answer", [number, self._told_of(what, asked)])
         elif kind == "end":
-            self._ask("end", body, self.children)
+            self._ask("end", body, self.children, ENDING_SECONDS)
             self.stopping = True
 
     def _status(self) -> dict[str, Any]:
@@ -568,11 +627,11 @@ class Leader:
                     [*name[:5], name[5] if process == child.title else 0, name[6]] for process, name in asked["flows"]
                 ]
             if body:
-                ended += self._ask("flush", body, [child]).get(child.title) or 0
+                ended += self._ask("flush", body, [child], FLUSH_SECONDS).get(child.title) or 0
         return ended
 
-    def _ask(self, kind: str, body: Any, children: list[Child]) -> dict[str, Any]:
-        """Send to all, then collect what each answers within :data:`STATUS_SECONDS`."""
+    def _ask(self, kind: str, body: Any, children: list[Child], seconds: float = STATUS_SECONDS) -> dict[str, Any]:
+        """Send to all, then collect what each answers within ``seconds``."""
         message = pack(kind, body)
         answers: dict[str, Any] = {}
         waiting = []
@@ -584,7 +643,7 @@ class Leader:
                 with contextlib.suppress(OSError):
                     child.control.send(message)
                     waiting.append(child)
-        until = time.monotonic() + STATUS_SECONDS
+        until = time.monotonic() + seconds
         for child in waiting:
             with contextlib.suppress(OSError, ValueError):
                 answers[child.title] = _answer(child, kind, until)

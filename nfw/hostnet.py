@@ -14,7 +14,8 @@ The way of a packet through ``table inet nfw`` (hook and priority on the left)::
 The sets are the state: with empty sets and an empty classify chain nothing is forwarded, and that is the closed table.
 A switch is three transactions of which only the middle one is felt: *prepare* adds chains and makes the new
 generation's marks valid, *flip* replaces the single rule of the classify chain, *retire* takes away what older
-generations had. Between flip and retire packets that wait in the old queues still leave by the old workers' verdicts.
+generations had. The first can be done while the generation is still being compiled. Between flip and retire packets
+that wait in the old queues still leave by the old workers' verdicts.
 
 UDP has a mark of its own kind (``Disposition.INSPECT_UDP`` and so on) because its entries must outlive the generation:
 conntrack alone knows which side of an open flow is the client. A datagram of an older generation that comes from the
@@ -36,6 +37,7 @@ chain that drops by default must accept ``ct mark & <disposition bits> == { TLS,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -540,7 +542,8 @@ class HostNet:
         that are open keep the marks they have."""
         self.install_closed()
         if generation is not None:
-            self._install(generation)
+            self._prepare(generation)
+            self._flip(generation)
 
     def fingerprint(self) -> str:
         """Changes whenever somebody changes the table, but not with what the kernel counts; "" without a table."""
@@ -550,11 +553,9 @@ class HostNet:
         lasting = [_lasting(item) for item in objects if "metainfo" not in item]
         return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
 
-    def switch(self, generation: GenerationPlan) -> None:
-        """Point the kernel at a generation whose workers listen already. On HostNetError nothing has changed.
-
-        The generation before stays able to finish what it has queued until :meth:`retire` or the next switch.
-        """
+    def prepare(self, generation: GenerationPlan) -> None:
+        """All of a switch that nobody feels: policy routes and the generation's chains. On HostNetError there are none
+        of these chains. What has been replaced before the generation that is installed now is retired."""
         installed = self.current()
         if installed is None:
             raise HostNetError(f"table inet {self.plan.table} is gone; something else has removed it")
@@ -565,33 +566,55 @@ class HostNet:
             self._run.nft(self.plan.retire(installed.others))
         # Numbers come round: a flow of the last bearer of this one must not be taken for judged.
         self._conntrack.flush_generation(self.layout, number)
-        self._install(generation)
+        self._prepare(generation)
 
-    def _install(self, generation: GenerationPlan) -> None:
-        number = generation.generation
+    def switch(self, generation: GenerationPlan, *, prepared: bool = False) -> None:
+        """Point the kernel at a generation whose workers listen already. On HostNetError nothing has changed.
+
+        ``prepared``: :meth:`prepare` was called with the same plan. What it did may be gone, with a table that somebody
+        else took away and nfw put back; then it is done again.
+        The generation before stays able to finish what it has queued until :meth:`retire` or the next :meth:`prepare`.
+        """
+        if prepared:
+            with contextlib.suppress(HostNetError):
+                self._run.nft(self.plan.flip(generation))
+                return
+        self.prepare(generation)
+        self._flip(generation)
+
+    def _prepare(self, generation: GenerationPlan) -> None:
         rule = self.queue_rule()
         if generation.tproxy_port is not None:
             self._install_routes()
         self._run.nft(self.plan.prepare(generation, rule))
+        if rule is not QueueRule.TARGET:
+            return
         try:
-            if rule is QueueRule.TARGET:
-                self._run.queue_target(
-                    self.plan.table,
-                    f"queue_{number}",
-                    generation.queue_first,
-                    generation.queue_count,
-                    generation.fail_open,
-                )
-            self._run.nft(self.plan.flip(generation))
+            self._run.queue_target(
+                self.plan.table,
+                f"queue_{generation.generation}",
+                generation.queue_first,
+                generation.queue_count,
+                generation.fail_open,
+            )
         except HostNetError:
-            self._run.nft(self.plan.retire([number]))
+            self._run.nft(self.plan.retire([generation.generation]))
             raise
 
-    def retire(self) -> None:
-        """Take away every generation but the current one; what it had marked is unjudged from here on."""
+    def _flip(self, generation: GenerationPlan) -> None:
+        try:
+            self._run.nft(self.plan.flip(generation))
+        except HostNetError:
+            self._run.nft(self.plan.retire([generation.generation]))
+            raise
+
+    def retire(self, coming: int = 0) -> None:
+        """Take away every generation but the current one and, prepared already, the coming one; what they had marked is
+        unjudged from here on."""
         installed = self.current()
-        if installed is not None and installed.others:
-            self._run.nft(self.plan.retire(installed.others))
+        others = [number for number in installed.others if number != coming] if installed is not None else []
+        if others:
+            self._run.nft(self.plan.retire(others))
 
     def destroy_sockets(self, generation: int | None = None) -> None:
         """End every socket that sessions of a generation (None: of any) have here, TIME_WAIT included. For when its

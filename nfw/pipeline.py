@@ -24,6 +24,7 @@ from engines.packet import (
     port_unreachable,
     quoted,
     tcp_reset,
+    with_tcp_payload,
     with_udp_payload,
 )
 from engines.stateful.app.detect import looks_like_quic
@@ -32,6 +33,7 @@ from engines.stateful.stream import HalfStream, Status
 from engines.stateless.filter import StatelessMatch
 from engines.stateless.rule import StatelessAction, StatelessRule
 from engines.tls.ech import without_ech
+from engines.tls.echstream import AnswerPackets
 from engines.verdict import Decision, Direction, RuleRef, Scope, Verdict
 from nfw import events
 from nfw.flows.ledger import Ledger, Settled
@@ -88,7 +90,7 @@ class Effects(Protocol):
         """The verdict of a packet answered with ``HOLD`` earlier."""
 
     def rewrite(self, packet_id: int, packet: bytes) -> None:
-        """The packet now being judged, if it goes on, goes on as this complete IP packet."""
+        """The packet now being judged, or held, if it goes on, goes on as this complete IP packet."""
 
     def inject(self, packet: bytes) -> None:
         """Send a complete IP packet to wherever its destination is."""
@@ -111,13 +113,22 @@ class Endpoints(NamedTuple):
     dport: int
 
 
+class Held(NamedTuple):
+    """A packet without a verdict. ``end``: the stream's offset behind its payload."""
+
+    packet_id: int
+    direction: Direction
+    end: int
+    packet: Packet | None  # where it may have to be changed
+
+
 @dataclass(slots=True)
 class Context:
     """What the pipeline knows of a flow beyond the flow table: ``Flow.context``."""
 
     inspector: Inspector | None
     streams: list[HalfStream | None] = field(default_factory=lambda: [None, None])
-    held: list[tuple[int, Direction, int]] = field(default_factory=list)  # packet id, direction, end offset
+    held: list[Held] = field(default_factory=list)
     fed: list[int] = field(default_factory=lambda: [0, 0])  # in-order bytes given to the inspector
     held_since: float = 0.0
     dropped: set[str] = field(default_factory=set)  # reasons already logged
@@ -125,6 +136,7 @@ class Context:
     decision: Decision | None = None
     blocked: Decision | None = None  # mode monitor: what would have ended the flow
     logged: bool = False  # the flow's record is written
+    answers: AnswerPackets | None = None  # DNS over TCP, of which ECH keys are taken out
     passing: Direction | None = None  # the direction the kernel forwards by itself
 
 
@@ -164,10 +176,9 @@ class Pipeline:
         self._strips_ech = policy.tls is not None and policy.tls.strip_ech and not self.monitor
         self._drop_budget = float(DROP_EVENTS_PER_SECOND)
         self._drop_at = 0.0
-        # To find out what is odd about a packet takes longer than to judge most: only for rules that ask.
-        self._wants_events = any(rule.signature.packet_events for rule in self.ruleset.rules)
+        self._wants_events = self.ruleset.needs_events
         # Answers that depend on TCP flags can differ from packet to packet, so only the others are remembered.
-        self._flag_rules = any(rule.tcp_flags for rule in policy.stateless.rules)
+        self._flag_rules = self.filter.needs_flags
 
     # -- one packet ------------------------------------------------------------------------------------------------
 
@@ -236,6 +247,23 @@ class Pipeline:
             self._count("ech_stripped")
             self.effects.rewrite(packet_id, with_udp_payload(packet, shorter))
 
+    def _read_answers(self, answers: AnswerPackets, stream: bytes, ended: bool) -> None:
+        before = answers.changed
+        answers.feed(stream)
+        if ended:
+            answers.give_up()
+        for _ in range(answers.changed - before):
+            self._count("ech_stripped")
+
+    def _hide_keys(self, context: Context, item: Held) -> None:
+        """DNS over TCP keeps its length, so that the stream's numbers stay right."""
+        packet = item.packet
+        if context.answers is None or packet is None or item.direction is not Direction.TO_CLIENT:
+            return
+        payload = context.answers.patched(item.end - len(packet.payload), packet.payload)
+        if payload is not None:
+            self.effects.rewrite(item.packet_id, with_tcp_payload(packet, payload))
+
     def _stateless(self, packet: Packet, match: StatelessMatch, now: float) -> Answer:
         if match.action is StatelessAction.DROP:
             if match.rule is None:
@@ -299,6 +327,8 @@ class Pipeline:
                 self._verdict("flow", "tls", "tls_scope")
                 return Answer.TLS
             context = flow.context = Context(self._inspector(flow, now) if self.inspects else None)
+            if self._strips_ech and flow.server_port == DNS and packet.protocol == TCP and not flow.midstream:
+                context.answers = AnswerPackets()
         return self._inspect(packet_id, packet, flow, context, tracked.direction, tracked.established, now)
 
     def _inspector(self, flow: Flow, now: float) -> Inspector:
@@ -454,11 +484,16 @@ class Pipeline:
             refused, stream, ended, end = self._reassemble(packet, flow, context, direction, payload, now)
             if refused is not None:
                 return refused
+        context.fed[direction] += len(stream)
+        answers = context.answers if direction is Direction.TO_CLIENT else None
+        if answers is not None:
+            self._read_answers(answers, stream, ended)
         inspector = context.inspector
         if inspector is None:
+            if context.answers is not None and self._waits(packet_id, packet, flow, context, direction, end, now):
+                return self._hold(packet_id, packet, flow, context, direction, end, now)
             return self._uninspected(packet, flow, now)
         if payload or stream or not inspector.unmoved(direction, established):
-            context.fed[direction] += len(stream)
             segment = Segment(direction, established, payload, stream, packet, now)
             if self._wants_events:
                 segment.events = frozenset(f"decoder.{event}" for event in packet_events(packet.data))
@@ -470,10 +505,10 @@ class Pipeline:
             answer = self._outcome(inspector.close(direction, now), flow, context, packet, now)
             if answer is not None:
                 return answer
-        if inspector.held[0] or inspector.held[1] or context.held:
-            self._release(flow, context, now)
-            if payload and end > context.fed[direction] - inspector.held[direction]:
-                return self._hold(packet_id, packet, flow, context, direction, end, now)
+        if (inspector.held[0] or inspector.held[1] or context.held or context.answers is not None) and self._waits(
+            packet_id, packet, flow, context, direction, end, now
+        ):
+            return self._hold(packet_id, packet, flow, context, direction, end, now)
         if inspector.finished and packet.protocol in (TCP, UDP) and self._kernel_may_take(context, packet):
             return self._offload(flow, now)
         self._closed(flow, now)
@@ -548,9 +583,9 @@ class Pipeline:
         if status is Status.OK or status is Status.OUT_OF_ORDER:
             return None, added.data, added.ended, end
         if status is Status.DUPLICATE:
-            inspector = context.inspector
-            judged = context.fed[direction] - (inspector.held[direction] if inspector is not None else 0)
-            if end > judged and any(item[1] == direction and item[2] >= end for item in context.held):
+            if end > self._judged(context, direction) and any(
+                item.direction == direction and item.end >= end for item in context.held
+            ):
                 return self._quiet("held_duplicate"), b"", False, end  # the held copy gets the verdict
             return None, b"", False, end
         return self._drop(f"stream_{status.value}", packet, now, flow=flow), b"", False, end
@@ -608,9 +643,28 @@ class Pipeline:
             return False
         if self._strips_ech and packet.protocol == UDP and DNS in (packet.sport, packet.dport):
             return False  # the answer has to be seen
+        if context.answers is not None and not context.answers.lost:
+            return False
         return self.monitor or self.filter.action_of_reply(packet) is not StatelessAction.DROP
 
     # -- held packets ----------------------------------------------------------------------------------------------
+
+    def _judged(self, context: Context, direction: Direction) -> int:
+        """The offset up to which that direction's bytes may leave."""
+        held = context.inspector.held[direction] if context.inspector is not None else 0
+        if context.answers is not None and direction is Direction.TO_CLIENT:
+            held = max(held, context.answers.held)
+        return context.fed[direction] - held
+
+    def _waits(
+        self, packet_id: int, packet: Packet, flow: Flow, context: Context, direction: Direction, end: int, now: float
+    ) -> bool:
+        """Let out what has been judged by now. True: this packet has not been, too."""
+        self._release(flow, context, now)
+        if packet.payload and end > self._judged(context, direction):
+            return True
+        self._hide_keys(context, Held(packet_id, direction, end, packet))
+        return False
 
     def _hold(
         self, packet_id: int, packet: Packet, flow: Flow, context: Context, direction: Direction, end: int, now: float
@@ -618,25 +672,23 @@ class Pipeline:
         if len(context.held) >= HELD_PACKETS_PER_FLOW or self.held_packets >= HELD_PACKETS:
             self._count("hold_full")
             answer = self._judge_now(flow, context, packet, now)
+            self._hide_keys(context, Held(packet_id, direction, end, packet))
             return Answer.INSPECT if answer is None else answer
         if not context.held:
             context.held_since = now
             self.holding[flow.id] = flow
-        context.held.append((packet_id, direction, end))
+        context.held.append(Held(packet_id, direction, end, packet if context.answers is not None else None))
         self.held_packets += 1
         return Answer.HOLD
 
     def _release(self, flow: Flow, context: Context, now: float) -> None:
         """Let out the held packets whose bytes have been judged, in the order they came."""
-        inspector = context.inspector
-        if not context.held or inspector is None:
+        if not context.held:
             return
         keep = []
         for item in context.held:
-            packet_id, direction, end = item
-            if end <= context.fed[direction] - inspector.held[direction]:
-                self.effects.verdict(packet_id, True)
-                self.held_packets -= 1
+            if item.end <= self._judged(context, item.direction):
+                self._let_go(context, item)
             else:
                 keep.append(item)
         released = len(keep) < len(context.held)
@@ -647,23 +699,30 @@ class Pipeline:
             context.held_since = now
             self.holding.move_to_end(flow.id)
 
+    def _let_go(self, context: Context, item: Held) -> None:
+        self._hide_keys(context, item)
+        self.effects.verdict(item.packet_id, True)
+        self.held_packets -= 1
+
     def _drop_held(self, flow: Flow, context: Context) -> None:
-        for packet_id, _, _ in context.held:
-            self.effects.verdict(packet_id, False)
+        for item in context.held:
+            self.effects.verdict(item.packet_id, False)
         self.held_packets -= len(context.held)
         context.held = []
         self.holding.pop(flow.id, None)
 
     def _judge_now(self, flow: Flow, context: Context, packet: Packet | None, now: float) -> Answer | None:
         """Waiting is over: decide on what is there, then let the held packets out or drop them."""
-        assert context.inspector is not None
-        answer = self._outcome(context.inspector.hold_expired(now), flow, context, packet, now)
+        answer = None
+        if context.inspector is not None:
+            answer = self._outcome(context.inspector.hold_expired(now), flow, context, packet, now)
+        if context.answers is not None:
+            context.answers.give_up()
         if answer is Answer.DROP:
             self._drop_held(flow, context)
         elif answer is None:
-            for packet_id, _, _ in context.held:
-                self.effects.verdict(packet_id, True)
-            self.held_packets -= len(context.held)
+            for item in context.held:
+                self._let_go(context, item)
             context.held = []
             self.holding.pop(flow.id, None)
         return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -117,6 +118,7 @@ def _child(parent: int, title: str, work: Callable[[], None]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; only the supervisor answers it
         die_with_parent(parent)
         name(title)
+        gc.enable()  # the leader has it off while it compiles
         work()
         status = 0
     except SystemExit as stop:

@@ -1,8 +1,9 @@
 """The supervisor: control socket, generations, the switch. It parses no policy and sees no packet.
 
-Order of a hot swap (``ARCHITECTURE.md``): start the new generation and wait until all of it listens; point the kernel
-at it in one transaction; tell it which flows are older than itself; delete their conntrack entries (UDP's stay, see
-``hostnet``); end the old generation. Any failure before the switch leaves everything as it was.
+Order of a hot swap (``ARCHITECTURE.md``): start the new generation; while it compiles, make the kernel ready for it;
+wait until all of it listens; point the kernel at it in one transaction; tell it which flows are older than itself;
+delete their conntrack entries (UDP's stay, see ``hostnet``); end the old generation. Any failure before the switch
+leaves everything as it was.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from nfw.tuples import flow_tuple
 
 START_SECONDS = 120.0  # compiling 30,000 rules cold takes a fraction of it; a leader that hangs must not block applies
 SILENT_SECONDS = 15.0  # without a word that all of the generation lives; its leader kills what hangs sooner than that
-END_SECONDS = 5.0  # for the old generation to write its last records
+END_SECONDS = 13.0  # for the old generation to end its sessions and write its last records
 OLD_FLOWS_PER_MESSAGE = 8000
 STATUS_SECONDS = 3.0
 COUNTS_SECONDS = 60.0  # between two looks at what the rules have counted; a leader that is killed takes as much along
@@ -89,6 +90,7 @@ class Generation:
     started: float
     source: PolicySource
     wish: Wish | None  # None: a generation that was lost comes again
+    prepared: GenerationPlan | None = None  # what the kernel is ready for
     ready: GenerationReady | None = None
     alive: float = 0.0  # when it said so last
     hangs: bool = False
@@ -198,10 +200,10 @@ class Supervisor:
             self.table_due = time.monotonic() + TABLE_SECONDS
 
     def _table_is_ours(self) -> None:
-        """nfw has changed the table."""
+        """nfw has changed the table. It never takes it away: one that is gone is somebody else's doing."""
         if self.table is not None:
             with contextlib.suppress(HostNetError):
-                self.table_print = self.hostnet.fingerprint()
+                self.table_print = self.hostnet.fingerprint() or self.table_print
 
     def _look_at_table(self) -> None:
         """Put the table back where somebody else has changed or removed it."""
@@ -439,6 +441,8 @@ class Supervisor:
         kind, body = unpack(data)
         if kind == "alive":
             generation.alive = time.monotonic()
+        elif kind == "needs":
+            self._prepare(generation, body)
         elif kind == "ready":
             generation.ready = GenerationReady(**body)
             self._switch(generation)
@@ -463,6 +467,15 @@ class Supervisor:
             if taken is not None:
                 taken[0](value)
 
+    def _prepare(self, generation: Generation, needs: Mapping[str, Any]) -> None:
+        """While a generation is compiled, the kernel is made ready for it. What it refuses is tried again, and told,
+        when all is compiled."""
+        plan = GenerationPlan(generation.settings.number, **needs)
+        with contextlib.suppress(HostNetError, OSError):
+            self.hostnet.prepare(plan)
+            generation.prepared = plan
+        self._table_is_ours()
+
     def _switch(self, generation: Generation) -> None:
         ready = generation.ready
         assert ready is not None
@@ -476,15 +489,16 @@ class Supervisor:
         try:
             if generation.wish is not None:
                 entry = self.changes.prepare(generation.wish, generation.source, ready)
-            self.conntrack.flush_generation(self.layout, number)  # a number used before must not vouch for old flows
-            self.hostnet.switch(_plan(generation))
-            self._table_is_ours()
+            plan = _plan(generation)
+            self.hostnet.switch(plan, prepared=plan == generation.prepared)
         except (HostNetError, StoreError, OSError) as error:
             if entry is not None:
                 self.changes.abandoned(entry, str(error))
+            self._table_is_ours()
             self._failed(generation, [str(error)])
             return
         took = time.monotonic() - ready.compiled
+        self._table_is_ours()
         self.current, self.coming = generation, None
         generation.alive = time.monotonic()
         self.restart_at = None
@@ -554,7 +568,7 @@ class Supervisor:
                     self.conntrack.flush_marked(self.layout.compose(number, disposition), self.layout.mask)
                 self.hostnet.destroy_sockets(number)
             self.retiring = []
-            self.hostnet.retire()
+            self.hostnet.retire(self.coming.settings.number if self.coming is not None else 0)
             self._table_is_ours()
         except HostNetError as error:
             say(f"cannot retire the old generation: {error}")
@@ -624,14 +638,15 @@ class Supervisor:
     def _forget(self, generation: Generation) -> None:
         with contextlib.suppress(KeyError, ValueError):
             self.selector.unregister(generation.sock)
-        for answer, _ in generation.waiting_status:
-            answer(Reply(False, None, ("the generation ended while it was asked",)))
-        generation.waiting_status = []
-        self._unanswered(generation, "the generation ended while it was asked", None)
         if generation is self.coming:
             self.coming = None
         if generation is self.current:
             self.current = None
+        # Who asked for the status asked about the firewall: the generation that took over says it.
+        waiting, generation.waiting_status = generation.waiting_status, []
+        for answer, until in waiting:
+            self._status_to(answer, until)
+        self._unanswered(generation, "another policy took effect, or its processes ended, while this was asked", None)
 
     def _failed(self, generation: Generation, lines: list[str]) -> None:
         """A generation that did not come up: everything stays as it was."""
@@ -865,15 +880,20 @@ class Supervisor:
     def _kept(self, request: Request) -> Reply:
         return Reply(True, self.changes.kept(_number(request)), ())
 
-    def _ask_status(self) -> Reply | Deferred:
+    def _ask_status(self) -> Deferred:
+        deferred = Deferred()
+        self._status_to(deferred.resolve, time.monotonic() + STATUS_SECONDS)
+        return deferred
+
+    def _status_to(self, answer: Callable[[Reply], None], until: float) -> None:
+        """The status to ``answer``, before ``until`` (monotonic)."""
         generation = self.current
         if generation is None:
-            return Reply(True, {"version": __version__, "pid": os.getpid(), "state": "closed"}, ())
-        deferred = Deferred()
-        generation.waiting_status.append((deferred.resolve, time.monotonic() + STATUS_SECONDS))
+            answer(Reply(True, {"version": __version__, "pid": os.getpid(), "state": "closed"}, ()))
+            return
+        generation.waiting_status.append((answer, until))
         with contextlib.suppress(OSError):
             generation.sock.send(pack("status", None))
-        return deferred
 
     def _put(self, generation: Generation, what: str, body: Any, answer: Callable[[Any], None]) -> None:
         """Ask a leader; ``answer`` gets what it says, or ``{"error": text}``."""
@@ -978,11 +998,7 @@ class Supervisor:
                 sender.write(events.stats(reply.data, time.monotonic() - self.started, time.time()))
                 sender.flush()
 
-        found = self._ask_status()
-        if isinstance(found, Deferred):
-            found.on_resolve(write)
-        else:
-            write(found)
+        self._ask_status().on_resolve(write)
 
     def _log_status(self) -> dict[str, Any]:
         names = [sinks.name_of(one) for one in self.log_sinks]

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from engines.stateful.inspector import FlowFacts, Inspector
 from engines.tls import events as tls
-from engines.tls.altsvc import AltSvcMask
+from engines.tls.hiding import Mask
 from engines.tls.session import Session, State
 from engines.tls.splice import Splice
 from engines.verdict import Decision
+from nfw.proofs import Claim
 from nfw.sockets import Side, packed
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Flow:
         "alerted",
         "blocked",
         "bytes",
+        "claim",
         "client",
         "connecting",
         "cut",
@@ -87,7 +89,8 @@ class Flow:
         self.scope: int | None = None  # the first that covers it
         self.inbound: Inbound | None = None  # to a server of one's own
         self.recorded = False  # its keys and plaintext are written to files, as the policy asks
-        self.mask: AltSvcMask | None = None  # between inspection and encryption
+        self.claim: Claim | None = None  # to an exempted name, which its server has yet to prove
+        self.mask: Mask | None = None  # between inspection and encryption
 
     @property
     def family(self) -> int:
@@ -106,7 +109,9 @@ class Flow:
     @property
     def stage(self) -> str:
         """How far it has got, in a word."""
-        return self.session.state.value if isinstance(self.session, Session) else "bypassed"
+        if isinstance(self.session, Session):
+            return self.session.state.value
+        return "bypassed" if self.claim is None else "claiming"
 
     def sides(self) -> list[Side]:
         """The sockets that are open."""

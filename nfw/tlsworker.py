@@ -22,7 +22,7 @@ import ssl
 import sys
 import time
 import traceback
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,8 @@ from OpenSSL import SSL
 from engines.counts import RuleCounts
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
-from engines.tls.altsvc import AltSvcMask
-from engines.tls.bypass import BypassList
+from engines.tls.bypass import BypassList, Proof
+from engines.tls.hiding import masking
 from engines.tls.knownbad import KNOWN_BAD
 from engines.tls.leaf import presented_chain
 from engines.tls.names import covers
@@ -61,9 +61,12 @@ from nfw.namedesk import NameDesk
 from nfw.nativetls import NativeContext, NativeTlsError
 from nfw.policy.model import Mode, Refusal, TlsAction, TlsKeywords, Upstream, WithoutSni
 from nfw.policy.read_tls import public_keys
+from nfw.proofs import Answer as Proven
+from nfw.proofs import Claim, Proofs
+from nfw.proofs import Outcome as ProofOutcome
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
-from nfw.rounds import Rounds
+from nfw.rounds import SLICE_SECONDS, Rounds
 from nfw.rulerows import STATUSES, status_row
 from nfw.settings import GenerationSettings, most, pack, unpack
 from nfw.sockets import READ_BYTES, SO_MARK, Side, dial
@@ -73,7 +76,7 @@ from nfw.tlsflow import Flow, flow_facts
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
-    from nfw.policy.model import Policy, Tls
+    from nfw.policy.model import Policy, Tls, Trust
 
 HIGH_WATER = 1 << 20  # bytes waiting for a socket before the other side is no longer read
 LOW_WATER = 256 * 1024
@@ -118,6 +121,7 @@ class TlsWorker:
     def __init__(
         self,
         compiled: Compiled,
+        sessions: TlsSettings,
         settings: GenerationSettings,
         listeners: tuple[socket.socket, socket.socket],
         port: int,
@@ -140,18 +144,21 @@ class TlsWorker:
         self.log = LogSender(log, {"generation": settings.number}, compiled.policy.log.wanted)
         assert self.policy.tls is not None
         self.monitor = self.policy.mode is Mode.MONITOR
-        self.settings = tls_settings(self.policy.tls, watch=self.monitor)
+        self.settings = sessions
+        self.scope_settings = scope_settings(self.policy.tls, self.settings)
         self.hides_quic = self.policy.tls.quic is not TlsAction.PASS and not self.monitor
+        self.hides_ech = self.policy.tls.strip_ech and not self.monitor
         self.recheck = self.policy.tls.revocation.check and self.policy.tls.revocation.recheck
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
-        self.inbound = inbound_servers(self.policy, helpers.signer)
+        self.inbound = inbound_servers(self.policy, sessions, helpers.signer)
         self.recorder: TlsRecorder | None = None
         if self.policy.tls.debug is not None:
             self.recorder = TlsRecorder(self.policy.tls.debug)
-            self.settings.verifier.log_keys(self._log_keys)
+            for each in {id(one): one for one in (self.settings, *self.scope_settings)}.values():
+                each.verifier.log_keys(self._log_keys)
             process.tell("tls.debug: SECRETS OF CHOSEN TLS SESSIONS ARE WRITTEN TO FILES")
         chain = presented_chain(parse_anchors(self.policy.tls.ca.certificate_pem)[0])
         self.desk: LeafDesk[Flow] = LeafDesk(holder, chain, self._prepare)
@@ -159,6 +166,9 @@ class TlsWorker:
         self.resolver = helpers.resolver
         self.names: NameDesk[Flow] | None = None
         self.bypass = BypassList(self.policy.tls.bypass)
+        self.proofs: Proofs[Flow] | None = None
+        if Proof.CERTIFICATE in self.policy.tls.bypass_proof:
+            self.proofs = Proofs()
         self.suggestions = Suggestions()
         self.revocations: RevocationDesk[Flow] | None = None
         self.wall = time.time() - time.monotonic()
@@ -177,6 +187,7 @@ class TlsWorker:
             self.resolver.setblocking(False)
             self.names = NameDesk(self.resolver)
             self.rounds.hear(self.resolver.fileno(), self._resolved)
+        self.flushing: deque[tuple[deque[int], int]] = deque()  # of one request each: who is left, how many have ended
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
         self.next_sweep = 0.0
         self.collector = SpareCollector(time.monotonic())
@@ -194,7 +205,9 @@ class TlsWorker:
         next_tick = 0.0
         worked = False
         while not self.stopping:
-            worked = self.rounds.round(TICK_SECONDS if self.flows or worked else 1.0)
+            patience = TICK_SECONDS if self.flows or worked else 1.0
+            worked = self.rounds.round(0.0 if self.flushing else patience)
+            self._flush()
             now = time.monotonic()
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
@@ -323,10 +336,11 @@ class TlsWorker:
             self.next_flow += 1
             facts = flow_facts(self.next_flow, source, destination)
             inbound = self._inbound(facts) if self.inbound else None
-            settings = inbound.settings if inbound else self.settings
+            scope = self._scope(facts)
+            settings = inbound.settings if inbound else self._settings_of(scope)
             session = Session(settings, now, now + self.wall, destination[0].partition("%")[0])
             flow = Flow(Side(sock), facts, source, destination, session, now)
-            flow.inbound = inbound
+            flow.inbound, flow.scope = inbound, scope
             session.info.inbound = inbound is not None
             self.flows[flow.key] = flow
             self.rounds.guard(flow, self._open, flow, now)
@@ -335,18 +349,33 @@ class TlsWorker:
         ends = facts.client, facts.server, facts.client_port, facts.server_port
         return next((one for one in self.inbound if one.scope.covers_tuple(*ends)), None)
 
+    def _scope(self, facts: FlowFacts) -> int | None:
+        if self.scopes is None:
+            return None
+        return self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
+
+    def _settings_of(self, scope: int | None) -> TlsSettings:
+        """Those behind the policy's own are scopes of inspected servers."""
+        return self.settings if scope is None or scope >= len(self.scope_settings) else self.scope_settings[scope]
+
     def _open(self, flow: Flow, now: float) -> None:
-        if self.scopes is not None:
-            facts = flow.facts
-            flow.scope = self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
-            if flow.scope is not None:
-                self.scopes.counts.add(flow.scope, 0, now, flow=True)
+        if self.scopes is not None and flow.scope is not None:
+            self.scopes.counts.add(flow.scope, 0, now, flow=True)
+        self._begin_inspection(flow, now)
+
+    def _begin_inspection(self, flow: Flow, now: float) -> None:
         if self.ruleset is not None:
             flow.inspector = Inspector(self.ruleset, flow.facts, now, decrypted=True)
             syn = Segment(Direction.TO_SERVER, False, b"", b"", None, now)
             self._judged(flow, flow.inspector.inspect(syn), now)
 
-    def _dial(self, flow: Flow, _: tls.ConnectUpstream, now: float) -> None:
+    def _connect_upstream(self, flow: Flow, _: tls.ConnectUpstream, now: float) -> None:
+        if flow.claim is None or flow.decrypted:
+            self._dial(flow, now)
+        else:
+            self._claims(flow, now)
+
+    def _dial(self, flow: Flow, now: float) -> None:
         try:
             side, result = dial(flow.family, flow.source[0], flow.destination[:2], self.mark)
         except OSError as error:  # no descriptor left
@@ -484,7 +513,7 @@ class TlsWorker:
             self._ask_revocation(flow, question, now)
 
     def _need_leaf(self, flow: Flow, event: tls.NeedLeaf, now: float) -> None:
-        if self._verified(flow, now):
+        if (flow.claim is not None and self._refuted(flow, now)) or self._verified(flow, now):
             return
         if flow.inbound is not None:
             self._own_certificate(flow, flow.inbound, now)
@@ -502,12 +531,16 @@ class TlsWorker:
     def _established(self, flow: Flow, event: tls.Established, now: float) -> None:
         if flow.recorded and self.recorder is not None:
             self.recorder.begin(flow.facts, now + self.wall)
-        if self.hides_quic and event.info.client is not None:
-            flow.mask = AltSvcMask(event.info.client.alpn)
+        if event.info.client is not None:
+            port = flow.facts.server_port
+            flow.mask = masking(event.info.client.alpn, port, offers=self.hides_quic, keys=self.hides_ech)
         self.handshakes.observe(now - flow.started)
 
     def _hello(self, flow: Flow, event: tls.Hello, now: float) -> None:
         facts, hello = flow.facts, event.hello
+        if flow.claim is not None:
+            _session(flow).proceed(now, proving=True)
+            return
         flow.recorded = self.recorder is not None and self.recorder.wants(facts, hello.sni or "")
         client, server = (facts.client, facts.client_port), (facts.server, facts.server_port)
         if flow.inbound is not None:
@@ -521,8 +554,8 @@ class TlsWorker:
             else:
                 self._decrypt(flow, hello, now)
             return
-        if self.names is not None and hello.sni is not None and self.bypass.covers(hello.sni, client, server):
-            why = self.names.ask(hello.sni, facts.server, flow, now)
+        if hello.sni is not None and self.bypass.covers(hello.sni, client, server):
+            why = "not_asked" if self.names is None else self.names.ask(hello.sni, facts.server, flow, now)
             if why is not None:
                 self._placed(flow, why, now)
         else:
@@ -547,6 +580,8 @@ class TlsWorker:
             flow.inspector.log_rest()
             self._transactions(flow, flow.inspector, now)
         flow.inspector = None  # it would not have got any further
+        if flow.claim is not None:
+            self._settle_claim(flow, ProofOutcome.REFUTED, now)
         info.bypass = "monitor"
         flow.would_be = event
         self._count(f"tls_{status.lower()}")
@@ -569,22 +604,100 @@ class TlsWorker:
         session, hello = flow.session, flow.session.info.hello
         if not isinstance(session, Session) or session.state is not State.HELD or hello is None:
             return  # the client has left meanwhile
-        if why:
+        if not why:
+            self._splice(flow, "dns", now)
+        elif self.proofs is not None:
+            assert hello.sni is not None
+            trust = id(self._settings_of(flow.scope))
+            flow.claim = Claim((flow.facts.server, flow.facts.server_port, hello.sni, trust), hello.raw, why)
+            self._splice(flow, "", now)
+        else:
             session.info.bypass_refused = why
             self._count("bypass_refused")
             self._decrypt(flow, hello, now)
-        else:
-            self._splice(flow, "dns", now)
         self._drain(flow, now)
 
     def _splice(self, flow: Flow, why: str, now: float) -> None:
-        """The flow goes on as it is, from the hello on."""
+        """The flow goes on as it is, from the hello on; with "" it has yet to be proven that it may."""
         session = _session(flow)
         session.info.bypass = why
-        self._count("bypassed")
+        if why:
+            self._count("bypassed")
         if flow.inspector is not None:
             flow.inspector.not_decrypted()
         flow.session = Splice(session.info, session.release(), self.settings.connect_timeout, now)
+
+    def _claims(self, flow: Flow, now: float) -> None:
+        """Rules have let its hello pass, so the server may be called: is it the name's?"""
+        assert self.proofs is not None
+        assert flow.claim is not None
+        match self.proofs.ask(flow.claim.key, flow, now):
+            case Proven.PROVEN:
+                self._bypass(flow, now)
+            case Proven.PROVE:
+                self._prove(flow, now)
+
+    def _prove(self, flow: Flow, now: float) -> None:
+        """Begin to decrypt it, up to where the server has shown who it is."""
+        splice, claim = flow.session, flow.claim
+        assert claim is not None
+        assert isinstance(splice, Splice)
+        claim.splice = splice
+        session = Session(self._settings_of(flow.scope), now, now + self.wall, flow.destination[0].partition("%")[0])
+        session.info.bypass_refused = claim.why
+        flow.session = session
+        session.client_data(claim.hello, now)
+
+    def _proven(self, flow: Flow, _: tls.Proven, now: float) -> None:
+        claim, info = flow.claim, flow.session.info
+        assert claim is not None
+        assert claim.splice is not None
+        if flow.upstream is not None:
+            self._close_side(flow.upstream, "close")
+        flow.upstream, flow.connecting, flow.cut = None, False, False
+        flow.session = claim.splice
+        shown = claim.splice.info
+        shown.chain, shown.revocation, shown.revocation_action = info.chain, info.revocation, info.revocation_action
+        self._settle_claim(flow, ProofOutcome.PROVEN, now)
+        self._bypass(flow, now)
+
+    def _bypass(self, flow: Flow, now: float) -> None:
+        assert isinstance(flow.session, Splice)
+        flow.claim = None
+        flow.session.info.bypass = "certificate"
+        flow.session.deadline = now + self.settings.connect_timeout
+        self._count("bypassed")
+        self._dial(flow, now)
+
+    def _settle_claim(self, flow: Flow, outcome: ProofOutcome, now: float) -> None:
+        """Tell those who wait what came of this flow's claim, which ends here."""
+        claim, flow.claim = flow.claim, None
+        assert claim is not None
+        assert self.proofs is not None
+        if outcome is ProofOutcome.REFUTED:
+            flow.session.info.bypass_refused = "certificate"
+            self._count("bypass_refused")
+        for waiting in self.proofs.settle(claim.key, flow, outcome, now):
+            self.rounds.answer(waiting, self._claim_settled, (outcome,), now)
+
+    def _claim_settled(self, flow: Flow, outcome: ProofOutcome, now: float) -> None:
+        if flow.claim is None or flow.finished_at:
+            return
+        if outcome is ProofOutcome.REFUTED:
+            self._prove(flow, now)  # as any that is decrypted, it has to see for itself
+        else:
+            self._claims(flow, now)
+        self._drain(flow, now)
+
+    def _refuted(self, flow: Flow, now: float) -> bool:
+        """The server may be spoken to, but has not proven to be the exempted name's: the flow is decrypted as any
+        other. True: that was its end."""
+        assert flow.session.info.hello is not None
+        self._settle_claim(flow, ProofOutcome.REFUTED, now)
+        flow.bytes = [0, 0]
+        self._begin_inspection(flow, now)
+        self._decrypt(flow, flow.session.info.hello, now)
+        return flow.session.state is not State.LEAF
 
     def _decrypt(self, flow: Flow, hello: Any, now: float) -> None:
         if flow.inspector is not None:
@@ -673,7 +786,8 @@ class TlsWorker:
 
     def _forward(self, flow: Flow, direction: Direction, data: bytes) -> None:
         """Judged bytes go on, offers of QUIC hidden."""
-        flow.session.forward(direction, data if flow.mask is None else flow.mask.feed(direction, data))
+        session = flow.session if flow.claim is None else flow.claim.splice or flow.session
+        session.forward(direction, data if flow.mask is None else flow.mask.feed(direction, data))
 
     def _plaintext_end(self, flow: Flow, event: tls.Eof, now: float) -> None:
         direction = event.direction
@@ -774,6 +888,9 @@ class TlsWorker:
 
     def _finished(self, flow: Flow, event: tls.Finished, now: float) -> None:
         """The session is over. Its sockets stay until what is queued was delivered and the peers have closed."""
+        if flow.claim is not None:
+            over = event.status in (Status.ABORTED, Status.POLICY) or not flow.decrypted
+            self._settle_claim(flow, ProofOutcome.OPEN if over else ProofOutcome.REFUTED, now)
         if event.reason == "client_refused" and event.info.sni is not None:
             self.suggestions.refused(event.info.sni, event.info.client_alert)
         app_proto = flow.inspector.app_proto if flow.inspector is not None else ""
@@ -816,28 +933,38 @@ class TlsWorker:
         if self.flows.pop(flow.key, None) is None:
             return
         self.rounds.forget(flow.key)
+        if flow.claim is not None:
+            self._settle_claim(flow, ProofOutcome.OPEN, now)
         for side in flow.sides():
             self._close_side(side, how)
         app_proto = flow.inspector.app_proto if flow.inspector is not None else ""
         self._log_end(flow, "ENDED", reason, "", app_proto, now)
 
     def end_all(self, action: str) -> None:
-        """The generation ends: every session is dropped (nothing is sent) or rejected (RST to both sides)."""
+        """The generation ends: every session is dropped (nothing is sent) or rejected (RST to both sides). At once,
+        however many there are: nobody is left who would have a turn."""
         now = time.monotonic()
         for flow in list(self.flows.values()):
             self._destroy(flow, "reset" if action == "reject" else "silent", now, "policy_change")
         self.stopping = True
 
-    def flush(self, numbers: list[int]) -> int:
-        """End sessions by hand, as ``open_flows`` says; how many of them were open."""
-        now, ended = time.monotonic(), 0
+    def _flush(self) -> None:
+        """A slice of the sessions to be ended by hand, as ``open_flows`` says. Whoever asked hears in the end how many
+        of them were open."""
+        until = time.monotonic() + SLICE_SECONDS
         how = "reset" if self.policy.open_flows.action is Refusal.REJECT else "silent"
-        for number in numbers:
-            flow = self.flows.get(number)
-            if flow is not None and not flow.finished_at:
-                self._destroy(flow, how, now, "flushed")
-                ended += 1
-        return ended
+        while self.flushing:
+            numbers, ended = self.flushing[0]
+            while numbers:
+                flow, now = self.flows.get(numbers.popleft()), time.monotonic()
+                if flow is not None and not flow.finished_at:
+                    self._destroy(flow, how, now, "flushed")
+                    ended += 1
+                    self.flushing[0] = numbers, ended
+                if now >= until:
+                    return
+            self.flushing.popleft()
+            self._reply("flush", ended)
 
     def _command(self, _: float) -> None:
         try:
@@ -854,9 +981,13 @@ class TlsWorker:
         elif kind == "flows":
             reply = self.listings.page(body, time.monotonic())
         elif kind == "flush":
-            reply = self.flush(body)
+            self.flushing.append((deque(body), 0))
+            return
         elif kind == "end":
             self.end_all(str(body.get("action", "drop")))
+        self._reply(kind, reply)
+
+    def _reply(self, kind: str, reply: Any) -> None:
         with contextlib.suppress(OSError):
             self.leader.send(pack(kind, reply))
 
@@ -940,7 +1071,8 @@ HANDLERS: dict[type, Callable[..., None]] = {
     tls.Plaintext: TlsWorker._plaintext,
     tls.Hello: TlsWorker._hello,
     tls.PassOn: TlsWorker._pass_on,
-    tls.ConnectUpstream: TlsWorker._dial,
+    tls.ConnectUpstream: TlsWorker._connect_upstream,
+    tls.Proven: TlsWorker._proven,
     tls.NeedIssuers: TlsWorker._need_issuers,
     tls.NeedRevocation: TlsWorker._need_revocation,
     tls.NeedLeaf: TlsWorker._need_leaf,
@@ -964,8 +1096,8 @@ def server_files(policy: Policy) -> list[tuple[Path, Path]]:
     return [files for inbound in policy.inspected_inbound for files in inbound.files or ()]
 
 
-def inbound_servers(policy: Policy, signer: socket.socket | None) -> tuple[Inbound, ...]:
-    """Raises ValueError for a certificate that cannot be used."""
+def inbound_servers(policy: Policy, sessions: TlsSettings, signer: socket.socket | None) -> tuple[Inbound, ...]:
+    """``sessions``: the settings of all others. Raises ValueError for a certificate that cannot be used."""
     found: list[Inbound] = []
     number = 0
     for inbound in policy.inspected_inbound:
@@ -983,7 +1115,7 @@ def inbound_servers(policy: Policy, signer: socket.socket | None) -> tuple[Inbou
             certificates.append((certificate_facts(chain[0]).dns_names, context))
             leafs.append(chain[0])
             number += 1
-        settings = tls_settings(policy.tls, watch=policy.mode is Mode.MONITOR)
+        settings = sessions
         if policy.tls.inbound_upstream is Upstream.PINNED:
             pinned = UpstreamVerifier(leafs, partial_chain=True)
             settings = dataclasses.replace(settings, verifier=pinned, revocation=False)
@@ -991,11 +1123,23 @@ def inbound_servers(policy: Policy, signer: socket.socket | None) -> tuple[Inbou
     return tuple(found)
 
 
-def tls_settings(policy: Tls, *, watch: bool = False) -> TlsSettings:
-    """The session settings of a policy; ``watch``: it is in mode monitor. Raises ValueError when no trusted root can be
-    read."""
-    public = parse_anchors(system_roots())[0] if policy.trust.system else []
-    anchors = parse_anchors(policy.trust.pem)[0] + public
+def scope_settings(policy: Tls, default: TlsSettings) -> tuple[TlsSettings, ...]:
+    """As ``default``, for each scope of the policy; the same object for those that trust the same. Raises ValueError
+    when no trusted root of one can be read."""
+    made = {policy.trust: default}
+    for number in range(len(policy.scopes)):
+        trust = policy.trust_of(number)
+        if trust not in made:
+            made[trust] = tls_settings(policy, watch=default.watch, trust=trust)
+    return tuple(made[policy.trust_of(number)] for number in range(len(policy.scopes)))
+
+
+def tls_settings(policy: Tls, *, watch: bool = False, trust: Trust | None = None) -> TlsSettings:
+    """The session settings of a policy; ``watch``: it is in mode monitor; ``trust``: who may vouch for servers, where
+    that is not the policy's. Raises ValueError when no trusted root can be read."""
+    trust = trust or policy.trust
+    public = parse_anchors(system_roots())[0] if trust.system else []
+    anchors = parse_anchors(trust.pem)[0] + public
     if not anchors:
         raise ValueError("no trusted root certificate could be read")
     own = x509.load_pem_x509_certificate(policy.ca.certificate_pem)
@@ -1038,6 +1182,7 @@ def system_roots() -> bytes:
 
 def run(
     compiled: Compiled,
+    sessions: TlsSettings,
     settings: GenerationSettings,
     listeners: tuple[socket.socket, socket.socket],
     port: int,
@@ -1046,10 +1191,11 @@ def run(
     log: socket.socket,
     statuses: RuleCounts | None = None,
 ) -> None:
-    """The TLS worker process. Tells the leader ``ok`` or ``error: text``, then serves."""
+    """The TLS worker process. ``sessions``: the settings (:func:`tls_settings`) of all whose scope has none of its own.
+    Tells the leader ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
-        worker = TlsWorker(compiled, settings, listeners, port, helpers, leader, log, statuses)
+        worker = TlsWorker(compiled, sessions, settings, listeners, port, helpers, leader, log, statuses)
     except (OSError, ValueError) as error:
         leader.sendall(f"error: {error}".encode())
         sys.exit(1)

@@ -141,8 +141,7 @@ class Watcher:
         self._number = 0
         self._vlans: tuple[int, ...] = ()
         self._events: frozenset[str] = frozenset()
-        # To find out what is odd about a packet takes longer than to judge most: only for rules that ask.
-        self._wants_events = any(rule.signature.packet_events for rule in ruleset.rules)
+        self._wants_events = ruleset.needs_events
 
     # -- one packet ------------------------------------------------------------------------------------------------
 

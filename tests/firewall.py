@@ -13,7 +13,9 @@ from typing import Any, Self
 
 from tests.lab import Lab
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
+# How long a test waits for what must come: no measure of how fast it is, only of when it will not come any more.
+PATIENCE = 20.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -96,10 +98,25 @@ class Firewall:
         """SIGTERM, then `nfw cleanup`."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(10)
+            self.process.wait(PATIENCE)
         self.process = None
         if cleanup:
             self.cli("cleanup")
+
+    def settle(self) -> None:
+        """Wait until the generations before the one that filters have ended."""
+        self.the_only("nfw leader")
+
+    def the_only(self, name: str) -> int:
+        """The process of that name, once those of the generations before have ended."""
+        found: list[int] = []
+
+        def alone() -> bool:
+            found[:] = pids_named(self.pid(), name)
+            return len(found) == 1
+
+        wait_for(alone, PATIENCE, lambda: f"{name}: {found}")
+        return found[0]
 
     def pid(self) -> int:
         """The supervisor's process number (`ip netns exec` execs, so it is the child's own)."""
@@ -112,10 +129,13 @@ class Firewall:
         """The records of the event log so far."""
         if not self.log.exists():
             return []
-        records = [json.loads(line) for line in self.log.read_text().splitlines()]
+        written, _, _ = self.log.read_bytes().rpartition(b"\n")  # the last line may be half there
+        records = [json.loads(line) for line in written.splitlines()]
         return [record for record in records if kind in (None, record["event_type"])]
 
-    def wait_event(self, kind: str, wanted: Callable[[dict[str, Any]], bool], seconds: float = 5.0) -> dict[str, Any]:
+    def wait_event(
+        self, kind: str, wanted: Callable[[dict[str, Any]], bool], seconds: float = PATIENCE
+    ) -> dict[str, Any]:
         """The first record of that kind that fits, waiting for it; AssertionError with what there was instead."""
         wait_for(
             lambda: any(wanted(event) for event in self.events(kind)),

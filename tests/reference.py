@@ -125,10 +125,11 @@ PARTS = (
             "transparency": "whether certificates below the system's roots must be public",
             "session_holding": "SNI rules decide before the server is contacted",
             "keywords": "what rules see of a decrypted session: `sni` is AWS's view",
-            "bypass": "names that are not decrypted, where nfw's own resolvers place them at the destination",
+            "bypass": "names that are not decrypted, where something proves that the destination is theirs",
+            "bypass_proof": "which proofs suffice: nfw's own resolvers give the address; its certificate is the name's",
             "resolvers": "addresses of the DNS servers asked, three at most; those of `/etc/resolv.conf` without",
             "quic": "QUIC to a scope: UDP port 443, or what looks like it",
-            "strip_ech": "take the keys for Encrypted ClientHello out of DNS answers over UDP",
+            "strip_ech": "take the keys for Encrypted ClientHello out of DNS answers",
             "debug": "keys and plaintext of chosen sessions in files",
             "inbound_upstream": "how servers of `inbound` are known: by their certificates, or by name and chain",
             "arn": "kept for conversion",
@@ -176,7 +177,7 @@ PARTS = (
     ),
     Part(
         "tls.scopes[]",
-        read_tls.SCOPE_KEYS,
+        read_tls.OWN_SCOPE_KEYS,
         TlsScope,
         "A key that is not there is any. What no scope matches passes on undecrypted.",
         {
@@ -184,6 +185,7 @@ PARTS = (
             "source_ports": "ports or ranges",
             "destinations": "networks, addresses or `$NAME`",
             "destination_ports": "ports or ranges",
+            "trust": "who may vouch for these servers; `tls.trust` without",
         },
     ),
     Part(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engines.stateful.app import Transaction
+from engines.stateful.app import AppParser, Transaction
 from engines.stateful.app.detect import FAILED, Detector, recognised
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
 from engines.stateful.expect import Expected
@@ -57,6 +57,7 @@ class Conversation:
         "app_proto",
         "detector",
         "early",
+        "inside",
         "layers",
         "named",
         "protocols",
@@ -73,6 +74,7 @@ class Conversation:
         self.detector = _detector(facts)
         self.early = (bytearray(), bytearray())
         self.layers: list[Layer] = []
+        self.inside: Layer | None = None  # a protocol on streams of the top layer's
         self.named = [False, False]
         self.server_name = ""
         self.transactions: list[tuple[str, int, dict[str, object]]] = []
@@ -127,6 +129,7 @@ class Conversation:
             self.detector = None
         self.log_rest()
         self.layers.clear()
+        self.inside = None
         self.early = (bytearray(), bytearray())
 
     # -- what is known ---------------------------------------------------------------------------------------------
@@ -244,9 +247,11 @@ class Conversation:
         group = ruleset.app_group(name)
         make = (UDP_PARSERS if facts.protocol == _UDP else PARSERS).get(name)
         wanted = group.has_transactions or (name in _CARRIERS and ruleset.needs_protocol)
-        logs = name in ruleset.logs or log_key(name) in ruleset.logs
+        logs = self._logs(name)
         parser = make(ruleset.limits.app, group.body_denies) if make is not None and (wanted or logs) else None
         if parser is not None:
+            if parser.inside is not None:
+                parser.inside.wanted = self._judges(parser.inside.name) or self._logs(parser.inside.name)
             parser.begin(facts.client, facts.server, expected)
             if self._outer is not None:
                 parser.follow(self._outer)
@@ -259,6 +264,22 @@ class Conversation:
             self.early[side].clear()
             if early and parser is not None:
                 self._parse(layer, side, early, now)
+
+    def _judges(self, name: str) -> bool:
+        return self._ruleset.app_group(name).has_transactions
+
+    def _logs(self, name: str) -> bool:
+        return name in self._ruleset.logs or log_key(name) in self._ruleset.logs
+
+    def _begins_inside(self, parser: AppParser) -> None:
+        """The first stream of another protocol."""
+        name = parser.name
+        self.inside = Layer(name, self._ruleset.app_group(name), self._ruleset.rules, parser)
+        if self._logs(name):
+            self.inside.log, self.inside.log_only = self._log, not self._judges(name)
+        self.layers.insert(len(self.layers) - 1, self.inside)
+        self.protocols |= {name}
+        self.named[:] = (False, False)
 
     def _listen(self, direction: Direction, data: bytes) -> None:
         """What the side speaks that has not told what the flow is."""
@@ -282,6 +303,8 @@ class Conversation:
         parser.feed(direction, data)
         if parser.name != layer.name:
             self._renamed(layer, parser.name)
+        if self.inside is None and parser.inside is not None and parser.inside.wanted and parser.inside.begun:
+            self._begins_inside(parser.inside)
         if not self.server_name and layer.name in _NAMING and parser.transactions:
             names = parser.transactions[0].buffer("tls.sni", _TO_SERVER)
             self.server_name = names[0].decode("ascii", "backslashreplace") if names else ""

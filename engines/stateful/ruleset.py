@@ -221,6 +221,7 @@ class RuleSet:
         "headers",
         "limits",
         "logs",
+        "needs_events",
         "needs_protocol",
         "needs_sides",
         "order",
@@ -254,6 +255,8 @@ class RuleSet:
         self.needs_protocol = bool(aware)
         # Protocols whose transactions are logged, rules or no rules; set by the owner before the first flow.
         self.logs: frozenset[str] = frozenset()
+        # To find out what is odd about a packet takes longer than to judge most: only for rules that ask.
+        self.needs_events = any(rule.signature.packet_events for rule in rules)
         # What each side says is kept for rules that ask.
         modes = {test.mode for rule in rules for test in rule.signature.app_layer_protocols}
         self.needs_sides = not modes.isdisjoint({"to_server", "to_client", "either"})

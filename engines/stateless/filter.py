@@ -123,6 +123,7 @@ class StatelessFilter:
         fragments_counters: Sequence[str] = (),
     ) -> None:
         self.rules: tuple[StatelessRule, ...] = tuple(sorted(rules, key=lambda rule: rule.rank))
+        self.needs_flags = any(rule.tcp_flags for rule in self.rules)  # the answer may differ within a flow
         self._matches = [StatelessMatch(rule.action, rule, rule.counters) for rule in self.rules]
         self._udp_fragment = StatelessMatch(fragments, None, tuple(fragments_counters), "fragment_default")
         # In the order of the last rows.

@@ -1,16 +1,32 @@
 """Which names the policy exempts from decryption.
 
-The name in a ClientHello is the client's word, so alone it exempts nothing: a flow is exempt only when its destination
-is an address that the firewall's own resolvers give for the name (:mod:`engines.tls.nameanswers`).
+The name in a ClientHello is the client's word, so alone it exempts nothing. Two things can prove it:
+
+* the firewall's own resolvers give the destination's address for the name (:mod:`engines.tls.nameanswers`)
+* the destination shows the firewall itself, in a handshake of its own, a certificate for the name that is good by every
+  check of an inspected session, and uses its key (:meth:`engines.tls.session.Session.proceed`)
+
+The second is for names that resolve to other addresses at the client than at the firewall. It is weaker, and no policy
+has it unasked: a destination agreed with the client can hand the firewall's handshake on to the name's real server, and
+keep the client's for itself. It cannot be told apart: all that differs are encrypted bytes. What the destination shows
+the client proves even less: the certificate of TLS 1.2, which can be seen, may be a recording.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from engines.tls.names import is_valid_pattern
 from engines.tls.scope import ScopeSet, TlsScope
+
+
+class Proof(enum.StrEnum):
+    """By what a destination is known to be the exempted name's; see the module's text."""
+
+    RESOLVER = "resolver"
+    CERTIFICATE = "certificate"
 
 
 @dataclass(frozen=True, slots=True)

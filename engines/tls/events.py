@@ -62,7 +62,7 @@ class SessionInfo:
     inbound: bool = False  # to a server of one's own, whose certificate the client sees
     server_names: tuple[str, ...] = ()  # of the certificate, where it is not for the name asked for
     client_alert: str = ""  # with which the client refused our handshake; OpenSSL's name of it
-    bypass: str = ""  # what proved that the destination is the exempted name's: dns
+    bypass: str = ""  # what proved that the destination is the exempted name's: dns, certificate
     bypass_refused: str = ""  # the policy exempts the name, but nothing proved that this is it: why
 
 
@@ -84,6 +84,13 @@ class PassOn:
     detail: str
     action: FailAction
     data: bytes
+
+
+@dataclass(slots=True)
+class Proven:
+    """Only asked for proof, the session ends here: the server has shown a certificate for the name, good by every
+    check, and that it, or whoever it handed our handshake on to, has the key. The client has not heard a byte. Close
+    the connection to the server."""
 
 
 @dataclass(slots=True)
@@ -182,6 +189,7 @@ class Finished:
 Event = (
     Hello
     | PassOn
+    | Proven
     | ConnectUpstream
     | NeedIssuers
     | NeedRevocation

@@ -55,6 +55,7 @@ from engines.tls.events import (
     NeedRevocation,
     PassOn,
     Plaintext,
+    Proven,
     SendClient,
     SendUpstream,
     SessionInfo,
@@ -144,6 +145,9 @@ _UNANSWERED = frozenset(
         State.LEAF,
     )
 )
+# Passed by the policy or not, a server with one of these has not proven who it is. That nobody can say whether its
+# certificate is revoked is for the policy alone to judge.
+_PROVES_NOTHING = frozenset(status.value for status in Status if status is not Status.UNKNOWN)
 _NOT_THE_POLICY = frozenset((Status.UNREACHABLE, Status.INTERNAL))
 
 # What running out of time in a state means.
@@ -206,7 +210,9 @@ class Session:
         "_events",
         "_findings",
         "_half",
+        "_lost",
         "_open_questions",
+        "_proving",
         "_reader",
         "_refused",
         "_second",
@@ -233,6 +239,8 @@ class Session:
         self._server = address  # what it has to prove to be: the name asked for, or the address
         self._second: ClientHelloReader | None = None  # of the ClientHello after our HelloRetryRequest
         self._before_second = b""
+        self._proving = False  # the owner wants to know who the server is, and nothing else
+        self._lost: Refusal | None = None  # the server ended the connection, after it had proven who it is
         self._connection_open = False  # the owner has, or is making, an upstream connection
         self.info = SessionInfo()
         self._state = State.HELLO
@@ -273,9 +281,12 @@ class Session:
 
     # What the owner answers.
 
-    def proceed(self, now: float) -> None:
-        """The ClientHello may go on: asks for the upstream connection."""
+    def proceed(self, now: float, *, proving: bool = False) -> None:
+        """The ClientHello may go on: asks for the upstream connection. ``proving``: the session ends with
+        :class:`engines.tls.events.Proven` if the server is the one asked for and the policy had to let nothing pass;
+        otherwise it goes on as any other."""
         if self._state is State.HELD:
+            self._proving = proving
             self._connection_open = True
             self._enter(State.CONNECTING, now + self._settings.connect_timeout)
             self._events.append(ConnectUpstream(self._server))
@@ -481,6 +492,10 @@ class Session:
             self._finish(Status.OK, "upstream_reset", "the server reset the connection", Close.RESET)
         elif self._state is not State.DONE and self._refused is None:
             half = self._half[_TO_CLIENT]
+            if self._proving and self._state in (State.ISSUERS, State.REVOCATION):
+                detail = "the server reset the connection during the handshake"
+                self._lost = Refusal(Status.PROTOCOL, "upstream_reset", detail)
+                return
             if half is not None and self.info.server is not None:
                 half.decrypt(self._ways[_TO_CLIENT].unpark())  # in TLS 1.3 the alert that says why comes this late
                 if half.error is not None and half.error.alert:
@@ -525,8 +540,12 @@ class Session:
             self.info.certificate_requested = notes.certificate_requested
             self._send(_TO_SERVER, half.output())
             refusal = self._settings.verifier.refusal(half.connection) or self._upstream_fault(error)
-            self._fail(refusal.status, refusal.reason, refusal.detail, _SERVER_ALERTS.get(error.alert))
-            return
+            if not self._proving or refusal.reason != "mtls_required":
+                self._fail(refusal.status, refusal.reason, refusal.detail, _SERVER_ALERTS.get(error.alert))
+                return
+            # OpenSSL looks for a certificate of ours once the server's key exchange, which is signed, has been verified
+            # (RFC 5246 7.4.3): the server has proven what it had to.
+            self._lost, taken = refusal, len(data)
         self._send(_TO_SERVER, half.output())
         if taken is None:
             return
@@ -624,6 +643,13 @@ class Session:
         assert hello is not None
         assert chain is not None
         assert server is not None
+        if self._proving and self._refused is None and _PROVES_NOTHING.isdisjoint(self.info.passed):
+            self._events.append(Proven())
+            self._end_silently()
+            return
+        if self._lost is not None and self._refused is None:
+            self._fail(self._lost.status, self._lost.reason, self._lost.detail)
+            return
         key_type = leaf_key_type(hello, TLS1_3 if server.version == "TLSv1.3" else TLS1_2)
         request = LeafRequest.copy_of(chain.leaf, self._unix_time, key_type)
         self.info.leaf = request
@@ -854,10 +880,15 @@ class Session:
     def _pass_on(self, status: Status, reason: str, detail: str, action: FailAction) -> None:
         data = self._reader.raw if self._reader is not None else self._ways[_TO_SERVER].unpark()
         self._events.append(PassOn(status, reason, detail, action, data))
+        self._end_silently()
+
+    def _end_silently(self) -> None:
+        """Nothing is said to either side."""
         self._enter(State.DONE, None)
         self._client_handler = self._upstream_handler = Session._ignore
         self._half = [None, None]
-        self._ways[_TO_CLIENT].unpark()
+        for way in self._ways:
+            way.unpark()
 
     def _complete(self) -> None:
         truncated = self.info.truncated

@@ -20,7 +20,7 @@ from engines.stateful.signature import Action, Signature
 from engines.stateless.rule import StatelessRule
 from engines.tls.scope import TlsScope
 from nfw.policy.dump import format_rule, format_scope
-from nfw.policy.model import Flows, InboundTls, Log, Policy, RuleOrder, RuleSource, Tls, Variables
+from nfw.policy.model import Flows, InboundTls, Log, Policy, RuleOrder, RuleSource, Tls, Trust, Variables
 
 Value = str | tuple[str, ...]  # one, or a set of them
 Rule = TypeVar("Rule", StatelessRule, Signature)
@@ -424,16 +424,24 @@ def _uses(signatures: Iterable[Signature]) -> Counter[str]:
     return found
 
 
+def _roots(trust: Trust) -> tuple[str, ...]:
+    return (*(("system",) if trust.system else ()), *_certificates(trust.pem))
+
+
 def _tls(tls: Tls) -> dict[str, Value]:
     revocation = tls.revocation
     return {
         "tls.ca": _fingerprint(tls.ca.certificate_pem),
-        "tls.trust": (*(("system",) if tls.trust.system else ()), *_certificates(tls.trust.pem)),
+        "tls.trust": _roots(tls.trust),
         "tls.distrust": (*tls.distrust.keys, *_certificates(tls.distrust.pem)),
-        "tls.scopes": tuple(map(format_scope, tls.scopes)),
+        "tls.scopes": tuple(
+            format_scope(scope, *(f"trust: [{', '.join(_roots(own))}]" for own in (trust,) if own is not None))
+            for scope, trust in zip(tls.scopes, tls.scope_trust or (None,) * len(tls.scopes), strict=True)
+        ),
         "tls.on_failure": tls.on_failure.value,
         "tls.actions": tuple(f"{name}: {action.value}" for name, action in tls.actions),
         "tls.bypass": tuple(f"{', '.join(one.names)} {format_scope(one.scope)}" for one in tls.bypass),
+        "tls.bypass_proof": tuple(proof.value for proof in tls.bypass_proof),
         "tls.resolvers": tls.resolvers,
         "tls.keywords": tls.keywords.value,
         "tls.session_holding": str(tls.session_holding).lower(),

@@ -67,8 +67,20 @@ def parse_target(text: str) -> str:
             hint = f'; did you mean "{shorten(text[1:])[1:-1]}"?'
         elif "://" in text:
             hint = "; write the host name alone"
+        elif not text.isascii():
+            hint = _in_ascii(text)
         raise ValueError(f"{shorten(text)} is not a domain name; expected www.example.com or .example.com{hint}")
     return text
+
+
+def _in_ascii(text: str) -> str:
+    """How TLS and HTTP name a host whose name is not ASCII."""
+    dot = "." if text.startswith(".") else ""
+    try:
+        name = dot + text.removeprefix(dot).lower().encode("idna").decode()
+    except UnicodeError:
+        return ""
+    return f'; did you mean "{name}"?' if _TARGET.match(name) else ""
 
 
 def duplicate_target(target: str, seen: set[str]) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from engines.stateless.rule import StatelessRule
+from engines.tls.bypass import Proof
 from engines.tls.scope import TlsScope
 from nfw.policy.model import (
     DEFAULT_VARIABLES,
@@ -137,14 +138,15 @@ def _tls(tls: Tls, base: Path) -> list[str]:
     lines = ["tls:", *([f"  arn: {_text(tls.arn)}"] if tls.arn else [])]
     lines.append(f"  ca: {{certificate: {certificate}, private_key: {key}{arn}}}")
     if tls.trust != Trust():
-        roots = (["system"] if tls.trust.system else []) + [_path(file, base) for file in tls.trust.files]
-        lines.append(f"  trust: [{', '.join(roots)}]")
+        lines.append(f"  trust: {_roots(tls.trust, base)}")
     if tls.distrust != Distrust():
         lines.append(
             f"  distrust: [{', '.join([*tls.distrust.keys, *(_path(file, base) for file in tls.distrust.files)])}]"
         )
     lines.append("  scopes:")
-    lines += [f"    - {format_scope(scope)}" for scope in tls.scopes]
+    for number, scope in enumerate(tls.scopes):
+        own = tls.scope_trust[number] if tls.scope_trust else None
+        lines.append(f"    - {format_scope(scope, *([f'trust: {_roots(own, base)}'] if own is not None else []))}")
     lines.append(f"  on_failure: {tls.on_failure.value}")
     if tls.actions:
         lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
@@ -181,6 +183,8 @@ def _bypass(tls: Tls, base: Path) -> list[str]:
         scope = one.scope
         ends = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
         lines.append(f"    - {{{', '.join([f'sni: {_list(one.names)}', *ends])}}}")
+    if tls.bypass_proof != (Proof.RESOLVER,):
+        lines.append(f"  bypass_proof: {_list(tls.bypass_proof)}")
     if tls.resolvers:
         lines.append(f"  resolvers: {_list(tls.resolvers)}")
     lines += [f"  quic: {tls.quic.value}"] if tls.quic is not TlsAction.DROP else []
@@ -191,9 +195,14 @@ def _bypass(tls: Tls, base: Path) -> list[str]:
     return lines
 
 
-def format_scope(scope: TlsScope) -> str:
-    """A scope as it is written in a policy."""
+def _roots(trust: Trust, base: Path) -> str:
+    return f"[{', '.join([*(['system'] if trust.system else []), *(_path(file, base) for file in trust.files)])}]"
+
+
+def format_scope(scope: TlsScope, *more: str) -> str:
+    """A scope as it is written in a policy, with other keys of it."""
     parts = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
+    parts += more
     return "{" + ", ".join(parts) + "}"
 
 

@@ -191,7 +191,7 @@ def describe(node: Node) -> str:
     if isinstance(node, Mapping):
         return "a mapping"
     if node.value is None:
-        return "nothing"
+        return "nothing (null)"
     if isinstance(node.value, bool):
         return str(node.value).lower()
     if isinstance(node.value, (int, float)):

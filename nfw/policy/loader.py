@@ -61,7 +61,7 @@ def load_policy(
 
     Raises :class:`nfw.policy.errors.PolicyErrors` with everything that is wrong; warnings are in ``Policy.warnings``.
     """
-    from nfw.policy.aws.documents import expand, is_aws, read_file
+    from nfw.policy.aws.documents import expand, is_aws, is_policy, read_file
 
     first = Path(path)
     now = time.time() if now is None else now
@@ -72,6 +72,8 @@ def load_policy(
         ours = [each for each in files if each.roots and not is_aws(each)]
         if len(files) == 1 and ours and mapped is None and not is_folder(first):
             found = ours[0]
+            if not is_policy(found.roots[0], KEYS, found.problems):
+                found.problems.raise_if_any()
             mine = _native(found.roots[0], found.text, first, found.problems, check_key=check_key, now=now, cache=cache)
             if name and mine.name != name:
                 raise PolicyErrors([PolicyError(str(first), 0, 0, f"no policy {name} here; given: {mine.name}")])

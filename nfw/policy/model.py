@@ -17,7 +17,7 @@ from typing import Literal
 
 from engines.stateful.signature import Signature
 from engines.stateless.rule import StatelessAction, StatelessRule
-from engines.tls.bypass import Exemption
+from engines.tls.bypass import Exemption, Proof
 from engines.tls.scope import TlsScope
 from nfw.policy.errors import PolicyError
 from nfw.settings import DEFAULT_LOG_EVENTS
@@ -237,6 +237,7 @@ class Tls:
     ca: CertificateAuthority
     scopes: tuple[TlsScope, ...]
     trust: Trust = Trust()
+    scope_trust: tuple[Trust | None, ...] = ()  # of scopes that have their own, by their place among ``scopes``
     on_failure: Refusal = Refusal.REJECT
     session_holding: bool = False  # AWS EnableTLSSessionHolding: no packet to the server before the SNI rules passed
     arn: str = ""
@@ -244,7 +245,8 @@ class Tls:
     actions: tuple[tuple[str, TlsAction], ...] = ()
     distrust: Distrust = Distrust()
     revocation: Revocation = Revocation()
-    bypass: tuple[Exemption, ...] = ()  # names whose flows are not decrypted, where resolvers say it is they
+    bypass: tuple[Exemption, ...] = ()  # names whose flows are not decrypted, where something proves it is they
+    bypass_proof: tuple[Proof, ...] = (Proof.RESOLVER,)  # one of these suffices
     resolvers: tuple[str, ...] = ()  # addresses of who is asked; none: those of /etc/resolv.conf
     quic: TlsAction = TlsAction.DROP  # QUIC to a scope, which cannot be decrypted
     inbound_upstream: Upstream = Upstream.PINNED
@@ -253,6 +255,16 @@ class Tls:
     without_sni: WithoutSni = WithoutSni.REFUSE
     transparency: Transparency = Transparency()
     fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
+
+    def trust_of(self, scope: int | None) -> Trust:
+        """Who may vouch for the servers of the scope at that place; of None: of those in no scope of their own."""
+        own = self.scope_trust[scope] if scope is not None and scope < len(self.scope_trust) else None
+        return own or self.trust
+
+    @property
+    def asks_resolvers(self) -> bool:
+        """Where the exempted names are."""
+        return bool(self.bypass) and Proof.RESOLVER in self.bypass_proof
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from nfw.policy.read_stateless import Taken, read_group_head
 from nfw.policy.values import VARIABLE_NAME, parse_address_item
 from nfw.policy.variables import read_own_variables, scoped_variables
 from nfw.policy.yamlpos import Mapping as MappingNode
-from nfw.policy.yamlpos import Node, Scalar, Sequence
+from nfw.policy.yamlpos import Node, Scalar, Sequence, other_encoding
 
 FILE_KEYS = ("classification_file", "reference_file", "threshold_file", "geoip")
 KEYS = (
@@ -478,6 +478,10 @@ def _read_file(section: Section, key: str, example: str, base: Path) -> RuleSour
 
 def decode_rules(data: bytes, file: str, problems: Problems) -> str | None:
     """The text of a rule file, which is UTF-8."""
+    other = other_encoding(data)
+    if other:
+        problems.add(PolicyError(file, 1, 1, f"{other}; expected UTF-8 text", code="encoding"))
+        return None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.tls.bypass import Exemption, name_problem
+from engines.tls.bypass import Exemption, Proof, name_problem
 from engines.tls.scope import TlsScope
 from nfw.policy.errors import Place, Problems, suggest
 from nfw.policy.fields import Section, open_section
@@ -49,6 +49,7 @@ KEYS = (
     "session_holding",
     "keywords",
     "bypass",
+    "bypass_proof",
     "resolvers",
     "quic",
     "strip_ech",
@@ -56,7 +57,7 @@ KEYS = (
     "inbound_upstream",
     "arn",
 )
-PASSING_KEYS = ("bypass", "resolvers", "quic", "strip_ech", "debug", "inbound_upstream")
+PASSING_KEYS = ("bypass", "bypass_proof", "resolvers", "quic", "strip_ech", "debug", "inbound_upstream")
 DEBUG_KEYS = ("key_log", "capture", "sni", "sources", "source_ports", "destinations", "destination_ports", "max_size")
 BYPASS_KEYS = ("sni", "sources", "source_ports", "destinations", "destination_ports")
 _BYPASS_EXAMPLE = '[{sni: ["*.bank.example"]}]'
@@ -66,6 +67,7 @@ FETCHING_KEYS = ("allow", "cache", "recheck")
 REVOCATION_KEYS = ("check", "revoked", "unknown", *FETCHING_KEYS)
 CERTIFICATE_ACTIONS = ("expired", "not_yet_valid", "untrusted", "name_mismatch", "invalid", "weak", "must_staple")
 FLOW_ACTIONS = ("no_sni", "protocol", "not_tls")  # nothing is left that could be decrypted, so none can be passed
+OWN_SCOPE_KEYS = ("sources", "source_ports", "destinations", "destination_ports", "trust")
 SCOPE_KEYS = ("sources", "source_ports", "destinations", "destination_ports")
 MAX_PEM_BYTES = 16 * 1024 * 1024  # the system's whole store is 0.25 MB
 WARN_DAYS = 30  # enough to roll a new CA out to clients
@@ -85,7 +87,10 @@ def read_tls(
     ca = _read_ca(section, base, check_key, now)
     trust = read_trust(section, base)
     section.require("scopes", f"a list such as [{_SCOPE_EXAMPLE}]")
-    scopes = [_read_scope(item, variables, problems) for item in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
+    scopes = [
+        _read_own_scope(item, variables, base, problems) for item in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")
+    ]
+    trusts = tuple(trust for scope, trust in scopes if scope is not None)
     on_failure = section.choice("on_failure", Refusal.REJECT)
     holding = section.flag("session_holding", False)
     actions = read_actions(section)
@@ -98,8 +103,9 @@ def read_tls(
         return None
     return Tls(
         ca=ca,
-        scopes=tuple(scope for scope in scopes if scope is not None),
+        scopes=tuple(scope for scope, _ in scopes if scope is not None),
         trust=trust,
+        scope_trust=trusts if any(trusts) else (),
         on_failure=on_failure,
         session_holding=holding,
         keywords=keywords,
@@ -119,6 +125,7 @@ def read_passing(section: Section, variables: Variables, base: Path) -> dict[str
     :class:`nfw.policy.model.Tls`."""
     return {
         "bypass": _read_bypass(section, variables),
+        "bypass_proof": _read_proof(section),
         "resolvers": _read_resolvers(section),
         "quic": section.choice("quic", TlsAction.DROP),
         "strip_ech": section.flag("strip_ech", True),
@@ -171,6 +178,13 @@ def _read_bypass(section: Section, variables: Variables) -> tuple[Exemption, ...
         part.require("sni", 'a list of names such as ["*.bank.example"]')
         found.append(Exemption(_read_names(part), _scope(part, variables)))
     return tuple(found)
+
+
+def _read_proof(section: Section) -> tuple[Proof, ...]:
+    if "bypass_proof" not in section:
+        return (Proof.RESOLVER,)
+    found = (section.pick(item, "bypass_proof", Proof) for item in section.items("bypass_proof", "[resolver]"))
+    return tuple(sorted({proof for proof in found if proof is not None}, key=list(Proof).index))
 
 
 def _read_resolvers(section: Section) -> tuple[str, ...]:
@@ -381,6 +395,31 @@ def _read_scope(node: Node, variables: Variables, problems: Problems) -> TlsScop
     if section is None:
         return None
     return _scope(section, variables)
+
+
+def _read_own_scope(
+    node: Node, variables: Variables, base: Path, problems: Problems
+) -> tuple[TlsScope | None, Trust | None]:
+    """A scope of the policy's ``tls``, and who may vouch for its servers, where that is not the policy's ``trust``."""
+    section = open_section(node, "tls scope", OWN_SCOPE_KEYS, _SCOPE_EXAMPLE, problems)
+    if section is None:
+        return None, None
+    return _scope(section, variables), read_trust(section, base) if "trust" in section else None
+
+
+def read_scope_trust(section: Section, base: Path) -> tuple[tuple[Node, int, Trust], ...]:
+    """``tls.scope_trust`` of settings, for scopes that are written elsewhere: what of them has a ``trust`` of its own,
+    by number from 1."""
+    found = []
+    for node in section.items("scope_trust", "[{scope: 1, trust: [company-roots.pem]}]"):
+        part = open_section(
+            node, "scope_trust", ("scope", "trust"), "{scope: 1, trust: [company-roots.pem]}", section.problems
+        )
+        if part is not None:
+            part.require("scope", "the number of a scope, from 1")
+            part.require("trust", "a list such as [system, company-roots.pem]")
+            found.append((node, part.integer("scope", 1, 1 << 16, 0), read_trust(part, base)))
+    return tuple(found)
 
 
 def _scope(section: Section, variables: Variables) -> TlsScope:

@@ -41,6 +41,7 @@ from nfw.policy.read_tls import (
     read_distrust,
     read_fetching,
     read_passing,
+    read_scope_trust,
     read_transparency,
     read_trust,
 )
@@ -55,6 +56,7 @@ KEYS = ("mode", "variables", "tls", "stateful", "open_flows", "flows", "fail_ope
 FLOWS_KEYS = ("max_flows", "tcp_idle", "tcp_opening", "udp", "icmp", "other", "when_full")
 TLS_KEYS = (
     "trust",
+    "scope_trust",
     "on_failure",
     "keywords",
     "actions",
@@ -76,6 +78,7 @@ class Settings:
 
     variables: Variables | None = None
     trust: Trust | None = None
+    scope_trust: tuple[tuple[Node, int, Trust], ...] = ()  # by number of the scope, from 1
     on_failure: Refusal | None = None
     keywords: TlsKeywords | None = None
     actions: tuple[tuple[str, TlsAction], ...] = ()
@@ -100,9 +103,11 @@ class Settings:
         destinations come to the sinks."""
         tls, stateful = policy.tls, policy.stateful
         if tls is not None:
+            own = {number: trust for _, number, trust in self.scope_trust}
             tls = replace(
                 tls,
                 trust=self.trust or tls.trust,
+                scope_trust=tuple(own.get(number) for number in range(1, len(tls.scopes) + 1)) if own else (),
                 on_failure=self.on_failure or tls.on_failure,
                 keywords=self.keywords or tls.keywords,
                 actions=self.actions,
@@ -154,6 +159,7 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
     return Settings(
         variables=_read_variables(section) if "variables" in section else None,
         trust=read_trust(tls, base) if tls is not None and "trust" in tls else None,
+        scope_trust=read_scope_trust(tls, base) if tls is not None else (),
         on_failure=tls.choice("on_failure", Refusal.REJECT) if tls is not None and "on_failure" in tls else None,
         keywords=tls.choice("keywords", TlsKeywords.ALL) if tls is not None and "keywords" in tls else None,
         actions=read_actions(tls) if tls is not None else (),

@@ -287,6 +287,10 @@ def _about_tag(event: Any) -> str:
 
 def decode_utf8(data: bytes, problems: Problems) -> str | None:
     """UTF-8, with or without a byte order mark."""
+    other = other_encoding(data)
+    if other:
+        problems.error(Mark(1, 1), f"{other}; expected UTF-8 text", code="encoding")
+        return None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -299,6 +303,16 @@ def decode_utf8(data: bytes, problems: Problems) -> str | None:
             code="encoding",
         )
         return None
+
+
+def other_encoding(data: bytes) -> str:
+    """What ``data`` plainly is instead of UTF-8 text, in words; "" where nothing says so."""
+    first, second = data[:1], data[1:2]
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or ((first == b"\0") != (second == b"\0") and second):
+        return "the file is UTF-16, as Windows PowerShell's > writes it (| Out-File -Encoding utf8 does not)"
+    if data[:2] == b"\x1f\x8b" or data[:4] in (b"PK\3\4", b"\x28\xb5\x2f\xfd"):
+        return "the file is compressed"
+    return ""
 
 
 def _position(text: str, offset: int) -> tuple[int, int]:

@@ -11,7 +11,8 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from OpenSSL import SSL, crypto
 
 from tests.firewall import Firewall, pids_named, wait_for
 from tests.grade import pki
-from tests.grade.pki import Issued
+from tests.grade.pki import Issued, path
 from tests.grade.policies import POLICIES, RULES
+from tests.grade.real import Nginx, RealServer, SServer, start
 from tests.grade.trust import Trust
 from tests.lab import Lab
 
@@ -38,6 +40,7 @@ SECONDS = 12.0
 IGNORE_UNEXPECTED_EOF = 0x80
 RESET = struct.pack("ii", 1, 0)
 Handler = Callable[["ServerSide"], None]
+Serving = SSL.Context | Nginx | SServer
 
 
 class WrongError(AssertionError):
@@ -239,16 +242,6 @@ def server_context(
     return context
 
 
-def path(issued: Issued) -> list[bytes]:
-    """A certificate and the intermediates above it."""
-    chain = [issued.der]
-    above = issued.issuer
-    while above is not None and above.issuer is not None:
-        chain.append(above.der)
-        above = above.issuer
-    return chain
-
-
 # -- the responder -----------------------------------------------------------------------------------------------------
 
 
@@ -405,8 +398,13 @@ class Bench:
         self.policy = policy
 
     @contextlib.contextmanager
-    def serving(self, **how: Any) -> Iterator[Server]:
-        server = Server(self, **how)
+    def serving(self, context: Serving | None = None, *, port: int = 0, address: str = ADDRESS, **how: Any) -> Any:
+        """A :class:`Server`, or a real one where ``context`` describes such."""
+        server: Server | RealServer
+        if isinstance(context, (Nginx, SServer)):
+            server = start(self.lab, context, address, port or self.port())
+        else:
+            server = Server(self, port, context=context, address=address, **how)
         try:
             yield server
         finally:
@@ -437,6 +435,11 @@ class Bench:
             context.verify_mode = ssl.CERT_NONE
             if weak:
                 context.set_ciphers("ALL:@SECLEVEL=0")
+            if direct:
+                context.set_ciphers("ALL:COMPLEMENTOFALL:@SECLEVEL=0")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    context.minimum_version = ssl.TLSVersion.TLSv1
         return context
 
     def visit(
@@ -538,9 +541,9 @@ class Bench:
         sock.close()
         return seen
 
-    def visit_all(self, context: SSL.Context) -> Seen:
+    def visit_all(self, context: Serving) -> Seen:
         """One visit to a server made for it."""
-        with self.serving(context=context) as server:
+        with self.serving(context) as server:
             return self.visit(server.port)
 
     def open(self, port: int, **how: Any) -> Open:
@@ -664,13 +667,13 @@ _ENDS = {"reject": ("reset", "alert"), "drop": ("cut",)}  # an alert where it sa
 class Probe:
     """One server and what must become of it. ``expected`` is OK or the statuses of the log that a block may have.
 
-    ``direct``: the careless client must be served without nfw (the server is able to do harm). ``reason``: part of the
-    log's reason or detail. ``extra`` looks at the log record and at what the validating client saw, and returns what
-    is wrong, or "".
+    ``direct``: the careless client must be served without nfw (the server is able to do harm). ``identity``:
+    certificate and key that client has for it, PEM. ``reason``: part of the log's reason or detail. ``extra`` looks at
+    the log record and at what the validating client saw, and returns what is wrong, or "".
     """
 
     name: str
-    context: SSL.Context | Handler
+    context: Serving | Handler
     expected: str | tuple[str, ...] = OK
     host: str | None = HOST
     address: str = ADDRESS
@@ -683,22 +686,25 @@ class Probe:
     body: bytes = b"GRADE"
     seconds: float = SECONDS
     port: int = 0
+    identity: Path | None = None
 
 
 def run_probe(bench: Bench, probe: Probe) -> str:
     """What is wrong, "" if nothing."""
     how: dict[str, Any] = {"address": probe.address, "port": probe.port}
-    if isinstance(probe.context, SSL.Context):
-        how["context"] = probe.context
-    else:
-        how["handler"] = probe.context
+    how["context" if isinstance(probe.context, Serving) else "handler"] = probe.context
     with bench.serving(**how) as server:
         if probe.direct:
+            careless = bench.client_context(strict=False, direct=True)
+            if probe.identity:
+                careless.load_cert_chain(probe.identity)
             seen = bench.visit(
-                server.port, probe.host, address=probe.address, strict=False, direct=True, request=probe.request
+                server.port, probe.host, address=probe.address, direct=True, request=probe.request, context=careless
             )
             if probe.body not in seen.body:
                 return f"{probe.name}: the server alone does not serve: {seen} {server.errors}"
+            if isinstance(server, RealServer):
+                server.heard_directly()
         for strict in (True, False):
             server.forget()
             # A lone client's end of file, not its patience, is what ends a server; give it a moment.
@@ -717,6 +723,8 @@ def run_probe(bench: Bench, probe: Probe) -> str:
             if wrong:
                 who = "validating" if strict else "careless"
                 return f"{probe.name}: {who} client: {wrong}"
+    if probe.expected != OK and isinstance(server, RealServer) and (told := server.told()):
+        return f"{probe.name}: in the end it had heard {told}"
     return ""
 
 

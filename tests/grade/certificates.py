@@ -31,11 +31,11 @@ from tests.grade.bench import (
     path,
     run_probe,
     run_probes,
-    server_context,
     with_socket,
 )
 from tests.grade.case import case, probes
 from tests.grade.pki import DAY, Issued, authority, basic, dns, eku, ext, key_usage, leaf, name, rsa_key, san
+from tests.grade.real import nginx
 
 EXPIRED, NOT_YET, UNTRUSTED = ("EXPIRED",), ("NOT_YET_VALID",), ("UNTRUSTED",)
 NAME, INVALID, WEAK, PROTOCOL = ("NAME_MISMATCH",), ("INVALID",), ("WEAK",), ("PROTOCOL",)
@@ -73,7 +73,7 @@ def middle(by: Issued, common: str = "Middle", **how: Any) -> Issued:
 def _(bench: Bench) -> list[Probe]:
     now = time.time()
     one = leaf(bench.trust.root, HOST, start=now - 4 * DAY, end=now - 60)
-    return [Probe("expired", server_context(one), EXPIRED)]
+    return [Probe("expired", nginx(one), EXPIRED)]
 
 
 @probes("C02", "intermediate expired; with and without another valid path", "EXPIRED; served with another path")
@@ -83,17 +83,17 @@ def _(bench: Bench) -> list[Probe]:
     alive = middle(bench.trust.root, key=dead.key)
     one = leaf(dead, HOST)
     return [
-        Probe("expired intermediate", server_context(one), EXPIRED),
-        Probe("C02b: valid one first", server_context([one.der, alive.der, dead.der], one.key)),
-        Probe("C02b: expired one first", server_context([one.der, dead.der, alive.der], one.key)),
+        Probe("expired intermediate", nginx(one), EXPIRED),
+        Probe("C02b: valid one first", nginx([one.der, alive.der, dead.der], one.key)),
+        Probe("C02b: expired one first", nginx([one.der, dead.der, alive.der], one.key)),
     ]
 
 
 @probes("C03", "trust anchor expired", "EXPIRED, the reason names the anchor")
 def _(bench: Bench) -> list[Probe]:
     return [
-        Probe("anchor", server_context(leaf(bench.trust.expired, HOST)), EXPIRED, reason="Expired Root"),
-        Probe("below", server_context(leaf(middle(bench.trust.expired), HOST)), EXPIRED, reason="Expired Root"),
+        Probe("anchor", nginx(leaf(bench.trust.expired, HOST)), EXPIRED, reason="Expired Root"),
+        Probe("below", nginx(leaf(middle(bench.trust.expired), HOST)), EXPIRED, reason="Expired Root"),
     ]
 
 
@@ -101,19 +101,19 @@ def _(bench: Bench) -> list[Probe]:
 def _(bench: Bench) -> list[Probe]:
     root, later = bench.trust.root, time.time() + DAY
     return [
-        Probe("leaf", server_context(leaf(root, HOST, start=later, end=later + DAY)), NOT_YET),
-        Probe("intermediate", server_context(leaf(middle(root, start=later, end=later + DAY), HOST)), NOT_YET),
-        Probe("root", server_context(leaf(bench.trust.future, HOST)), NOT_YET),
-        Probe("four minutes early", server_context(leaf(root, HOST, start=time.time() + 240)), NOT_YET),
+        Probe("leaf", nginx(leaf(root, HOST, start=later, end=later + DAY)), NOT_YET),
+        Probe("intermediate", nginx(leaf(middle(root, start=later, end=later + DAY), HOST)), NOT_YET),
+        Probe("root", nginx(leaf(bench.trust.future, HOST)), NOT_YET),
+        Probe("four minutes early", nginx(leaf(root, HOST, start=time.time() + 240)), NOT_YET),
     ]
 
 
 @probes("C05", "valid chain, other name", "NAME_MISMATCH, nothing minted")
 def _(bench: Bench) -> list[Probe]:
-    other = server_context(leaf(bench.trust.root, "other.grade.test"))
+    other = nginx(leaf(bench.trust.root, "other.grade.test"))
     return [
         Probe("tls 1.3", other, NAME),
-        Probe("chain of two", server_context(leaf(middle(bench.trust.root), "x.test")), NAME),
+        Probe("chain of two", nginx(leaf(middle(bench.trust.root), "x.test")), NAME),
     ]
 
 
@@ -123,8 +123,8 @@ def _(bench: Bench) -> list[Probe]:
     self_made = leaf(Issued(b"", key, name("allowed.grade.test")), "allowed.grade.test", key=key)
     evil = leaf(bench.trust.root, "evil.grade.test")
     return [
-        Probe("self-signed for it", server_context([self_made.der], key), UNTRUSTED, "allowed.grade.test", SPARE),
-        Probe("evil's own", server_context(evil), NAME, "allowed.grade.test", SPARE),
+        Probe("self-signed for it", nginx([self_made.der], key), UNTRUSTED, "allowed.grade.test", SPARE),
+        Probe("evil's own", nginx(evil), NAME, "allowed.grade.test", SPARE),
     ]
 
 
@@ -134,8 +134,8 @@ def _(_bench: Bench) -> list[Probe]:
     one = leaf(Issued(b"", key, name(HOST)), HOST, key=key)
     plain = authority(HOST, key=key, extensions=[dns(HOST)])
     return [
-        Probe("with a profile", server_context([one.der], key), UNTRUSTED),
-        Probe("bare", server_context([plain.der], key), UNTRUSTED),
+        Probe("with a profile", nginx([one.der], key), UNTRUSTED),
+        Probe("bare", nginx([plain.der], key), UNTRUSTED),
     ]
 
 
@@ -143,8 +143,8 @@ def _(_bench: Bench) -> list[Probe]:
 def _(bench: Bench) -> list[Probe]:
     one = leaf(bench.trust.unknown, HOST)
     return [
-        Probe("sent", server_context([one.der, bench.trust.unknown.der], one.key), UNTRUSTED),
-        Probe("not sent", server_context(one), UNTRUSTED),
+        Probe("sent", nginx([one.der, bench.trust.unknown.der], one.key), UNTRUSTED),
+        Probe("not sent", nginx(one), UNTRUSTED),
     ]
 
 
@@ -154,9 +154,9 @@ def _(bench: Bench) -> list[Probe]:
     one = leaf(fake, HOST)
     same = leaf(fake, HOST, extensions=[basic(False), key_usage("digital_signature"), eku(), dns(HOST)])
     return [
-        Probe("sent", server_context([one.der, fake.der], one.key), UNTRUSTED),
-        Probe("not sent", server_context(one), UNTRUSTED),
-        Probe("no key identifiers", server_context(same), ("UNTRUSTED", "INVALID")),
+        Probe("sent", nginx([one.der, fake.der], one.key), UNTRUSTED),
+        Probe("not sent", nginx(one), UNTRUSTED),
+        Probe("no key identifiers", nginx(same), ("UNTRUSTED", "INVALID")),
     ]
 
 
@@ -165,9 +165,9 @@ def _(bench: Bench) -> list[Probe]:
     root = bench.trust.root
     between = middle(root, signature=lambda one: pki.flip(one, -2))
     return [
-        Probe("signature", server_context(leaf(root, HOST, signature=lambda one: pki.flip(one, -2))), INVALID),
-        Probe("serial", server_context(leaf(root, HOST, tamper=lambda one: pki.flip(one, 16))), INVALID),
-        Probe("intermediate", server_context(leaf(between, HOST)), INVALID),
+        Probe("signature", nginx(leaf(root, HOST, signature=lambda one: pki.flip(one, -2))), INVALID),
+        Probe("serial", nginx(leaf(root, HOST, tamper=lambda one: pki.flip(one, 16))), INVALID),
+        Probe("intermediate", nginx(leaf(between, HOST)), INVALID),
     ]
 
 
@@ -176,8 +176,8 @@ def _(bench: Bench) -> list[Probe]:
     own = own_ca(bench)
     one = leaf(own, HOST)
     return [
-        Probe("root sent", server_context([one.der, own.der], one.key), UNTRUSTED),
-        Probe("root not sent", server_context([one.der], one.key), UNTRUSTED),
+        Probe("root sent", nginx([one.der, own.der], one.key), UNTRUSTED),
+        Probe("root not sent", nginx([one.der], one.key), UNTRUSTED),
     ]
 
 
@@ -193,20 +193,20 @@ def own_ca(bench: Bench) -> Issued:
 
 @probes("C12", "roots known to be bad, though in the trust file; a root distrusted by the policy", "UNTRUSTED")
 def _(bench: Bench) -> list[Probe]:
-    found = [Probe("distrusted", server_context(leaf(bench.trust.distrusted, HOST)), UNTRUSTED)]
+    found = [Probe("distrusted", nginx(leaf(bench.trust.distrusted, HOST)), UNTRUSTED)]
     below = leaf(middle(bench.trust.distrusted), HOST)
-    found.append(Probe("below a distrusted one", server_context(below), UNTRUSTED))
+    found.append(Probe("below a distrusted one", nginx(below), UNTRUSTED))
     for label, root in bench.trust.known_bad().items():
         # Its key is not at hand, so the signature is wrong: were the root trusted, that would be the verdict.
         one = leaf(Issued(root, pki.EcKey(), name(label)), HOST, extensions=[basic(False), eku(), dns(HOST)])
-        found.append(Probe(label, server_context([one.der, root], one.key), UNTRUSTED))
+        found.append(Probe(label, nginx([one.der, root], one.key), UNTRUSTED))
     return found
 
 
 @probes("C13", "leaf with RSA of 512, 768, 1016, 1024 bits", "WEAK")
 def _(bench: Bench) -> list[Probe]:
     return [
-        Probe(f"{size} bits", server_context(leaf(bench.trust.root, HOST, key=rsa_key(size)), versions=TLS12), WEAK)
+        Probe(f"{size} bits", nginx(leaf(bench.trust.root, HOST, key=rsa_key(size)), protocols="TLSv1.2"), WEAK)
         for size in (512, 768, 1016, 1024)
     ]
 
@@ -214,8 +214,8 @@ def _(bench: Bench) -> list[Probe]:
 @probes("C14", "intermediate or root with RSA of 1024 bits", "WEAK")
 def _(bench: Bench) -> list[Probe]:
     return [
-        Probe("intermediate", server_context(leaf(middle(bench.trust.root, key=rsa_key(1024)), HOST)), WEAK),
-        Probe("root", server_context(leaf(bench.trust.weak, HOST)), WEAK),
+        Probe("intermediate", nginx(leaf(middle(bench.trust.root, key=rsa_key(1024)), HOST)), WEAK),
+        Probe("root", nginx(leaf(bench.trust.weak, HOST)), WEAK),
     ]
 
 
@@ -230,13 +230,13 @@ def _(bench: Bench) -> list[Probe]:
     return [
         Probe(
             "exponent 1",
-            server_context(leaf(root, HOST, key=rsa_key(2048, 1))),
+            nginx(leaf(root, HOST, key=rsa_key(2048, 1))),
             ("WEAK", "INVALID"),
             reason="e must be",
         ),
-        Probe("exponent 3", server_context(leaf(root, HOST, key=rsa_key(2048, 3))), extra=remarked),
-        Probe("2049 bits", server_context(leaf(root, HOST, key=rsa_key(2049))), extra=remarked),
-        Probe("a prime in common with another", server_context(leaf(root, HOST, key=twin))),
+        Probe("exponent 3", nginx(leaf(root, HOST, key=rsa_key(2048, 3))), extra=remarked),
+        Probe("2049 bits", nginx(leaf(root, HOST, key=rsa_key(2049))), extra=remarked),
+        Probe("a prime in common with another", nginx(leaf(root, HOST, key=twin))),
     ]
 
 
@@ -246,7 +246,7 @@ def _(bench: Bench) -> list[Probe]:
     small = pki.EcKey(ec.SECP192R1())
     found = [
         Probe("P-192 leaf", scripted(path(leaf(bench.trust.root, HOST, key=small))), weak_or_none, direct=False),
-        Probe("P-192 intermediate", server_context(leaf(middle(bench.trust.root, key=small), HOST)), WEAK),
+        Probe("P-192 intermediate", nginx(leaf(middle(bench.trust.root, key=small), HOST)), WEAK),
     ]
     from cryptography.hazmat.primitives.asymmetric import dsa
 
@@ -290,8 +290,8 @@ def _(bench: Bench) -> list[Probe]:
     for digest in ("md5", "md4"):
         statuses = WEAK if digest == "md5" else ("WEAK", "INVALID")
         below = middle(top, f"{digest} Middle", digest=digest)
-        found.append(Probe(f"{digest} leaf", server_context(leaf(top, HOST, digest=digest)), statuses))
-        found.append(Probe(f"{digest} intermediate", server_context(leaf(below, HOST)), statuses))
+        found.append(Probe(f"{digest} leaf", nginx(leaf(top, HOST, digest=digest)), statuses))
+        found.append(Probe(f"{digest} intermediate", nginx(leaf(below, HOST)), statuses))
     return found
 
 
@@ -299,16 +299,16 @@ def _(bench: Bench) -> list[Probe]:
 def _(bench: Bench) -> list[Probe]:
     top = middle(bench.trust.root, "Rsa Middle", key=rsa_key(2048))
     return [
-        Probe("leaf", server_context(leaf(top, HOST, digest="sha1")), WEAK),
-        Probe("leaf, ECDSA", server_context(leaf(bench.trust.root, HOST, digest="sha1")), WEAK),
-        Probe("intermediate", server_context(leaf(middle(top, "Old Middle", digest="sha1"), HOST)), WEAK),
-        Probe("root", server_context(leaf(bench.trust.sha1, HOST))),
+        Probe("leaf", nginx(leaf(top, HOST, digest="sha1")), WEAK),
+        Probe("leaf, ECDSA", nginx(leaf(bench.trust.root, HOST, digest="sha1")), WEAK),
+        Probe("intermediate", nginx(leaf(middle(top, "Old Middle", digest="sha1"), HOST)), WEAK),
+        Probe("root", nginx(leaf(bench.trust.sha1, HOST))),
     ]
 
 
 @probes("C19", "intermediate of X.509 version 1", "INVALID")
 def _(bench: Bench) -> list[Probe]:
-    return [Probe("v1", server_context(leaf(middle(bench.trust.root, version=1), HOST)), INVALID)]
+    return [Probe("v1", nginx(leaf(middle(bench.trust.root, version=1), HOST)), INVALID)]
 
 
 @probes("C20", "intermediate that is no CA", "INVALID")
@@ -317,15 +317,15 @@ def _(bench: Bench) -> list[Probe]:
     none = middle(root, extensions=[key_usage("key_cert_sign")])
     false = middle(root, extensions=[basic(False), key_usage("key_cert_sign", "digital_signature")])
     return [
-        Probe("no basicConstraints", server_context(leaf(none, HOST)), INVALID),
-        Probe("CA:FALSE", server_context(leaf(false, HOST)), INVALID),
+        Probe("no basicConstraints", nginx(leaf(none, HOST)), INVALID),
+        Probe("CA:FALSE", nginx(leaf(false, HOST)), INVALID),
     ]
 
 
 @probes("C21", "a leaf that issues", "INVALID")
 def _(bench: Bench) -> list[Probe]:
     host = leaf(bench.trust.root, "mine.grade.test")
-    return [Probe("leaf as CA", server_context(leaf(host, HOST)), INVALID)]
+    return [Probe("leaf as CA", nginx(leaf(host, HOST)), INVALID)]
 
 
 @probes("C22", "path length", "INVALID where too long; self-issued certificates are not counted")
@@ -337,10 +337,10 @@ def _(bench: Bench) -> list[Probe]:
     again = authority("Short", top, subject=top.subject)
     two = leaf(middle(middle(root, "One", length=1), "Two"), HOST)
     return [
-        Probe("kept", server_context(fine)),
-        Probe("kept, one", server_context(two)),
-        Probe("violated", server_context(low), INVALID),
-        Probe("self-issued", server_context(leaf(again, HOST))),
+        Probe("kept", nginx(fine)),
+        Probe("kept, one", nginx(two)),
+        Probe("violated", nginx(low), INVALID),
+        Probe("self-issued", nginx(leaf(again, HOST))),
     ]
 
 
@@ -358,7 +358,7 @@ def _(bench: Bench) -> list[Probe]:
     ) -> Probe:
         between = middle(root, "Bound", extra=[ext(x509.NameConstraints(permitted, excluded), True)])
         names = how.pop("names", (host,))
-        return Probe(label, server_context(leaf(between, *names, **how)), expected, host)
+        return Probe(label, nginx(leaf(between, *names, **how)), expected, host)
 
     place, other = x509.DNSName("grade.test"), x509.DNSName("other.test")
     address = x509.IPAddress(ipaddress.ip_network("198.51.100.0/24"))
@@ -384,7 +384,7 @@ def _(bench: Bench) -> list[Probe]:
 @probes("C24", "intermediate whose keyUsage lacks keyCertSign", "INVALID")
 def _(bench: Bench) -> list[Probe]:
     one = middle(bench.trust.root, usage=("digital_signature", "crl_sign"))
-    return [Probe("no keyCertSign", server_context(leaf(one, HOST)), INVALID)]
+    return [Probe("no keyCertSign", nginx(leaf(one, HOST)), INVALID)]
 
 
 @probes("C25", "extended key usage of something else", "INVALID")
@@ -392,9 +392,9 @@ def _(bench: Bench) -> list[Probe]:
     root = bench.trust.root
     client, code = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.CODE_SIGNING
     return [
-        Probe("leaf clientAuth", server_context(leaf(root, HOST, purposes=eku(client))), INVALID),
-        Probe("leaf codeSigning", server_context(leaf(root, HOST, purposes=eku(code))), INVALID),
-        Probe("intermediate clientAuth", server_context(leaf(middle(root, extra=[eku(client)]), HOST)), INVALID),
+        Probe("leaf clientAuth", nginx(leaf(root, HOST, purposes=eku(client))), INVALID),
+        Probe("leaf codeSigning", nginx(leaf(root, HOST, purposes=eku(code))), INVALID),
+        Probe("intermediate clientAuth", nginx(leaf(middle(root, extra=[eku(client)]), HOST)), INVALID),
     ]
 
 
@@ -402,8 +402,8 @@ def _(bench: Bench) -> list[Probe]:
 def _(bench: Bench) -> list[Probe]:
     any_usage = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
     return [
-        Probe("absent", server_context(leaf(bench.trust.root, HOST, purposes=None))),
-        Probe("any", server_context(leaf(bench.trust.root, HOST, purposes=eku(any_usage))), INVALID),
+        Probe("absent", nginx(leaf(bench.trust.root, HOST, purposes=None))),
+        Probe("any", nginx(leaf(bench.trust.root, HOST, purposes=eku(any_usage))), INVALID),
     ]
 
 
@@ -411,7 +411,7 @@ def _(bench: Bench) -> list[Probe]:
 def _(bench: Bench) -> list[Probe]:
     one = leaf(bench.trust.root, HOST, usage=("key_agreement",))
     return [
-        Probe("keyAgreement, 1.3", server_context(one), INVALID),
+        Probe("keyAgreement, 1.3", nginx(one), INVALID),
         Probe("keyAgreement, 1.2", scripted(path(one)), ("INVALID", "PROTOCOL"), direct=False),
     ]
 
@@ -419,17 +419,17 @@ def _(bench: Bench) -> list[Probe]:
 @probes("C28", "leaf with keyCertSign, no CA", "INVALID")
 def _(bench: Bench) -> list[Probe]:
     one = leaf(bench.trust.root, HOST, usage=("digital_signature", "key_cert_sign"))
-    return [Probe("keyCertSign", server_context(one), INVALID)]
+    return [Probe("keyCertSign", nginx(one), INVALID)]
 
 
 @probes("C29", "leaf that is a CA", "INVALID")
 def _(bench: Bench) -> list[Probe]:
-    return [Probe("CA:TRUE", server_context(leaf(bench.trust.root, HOST, constraints=basic(True))), INVALID)]
+    return [Probe("CA:TRUE", nginx(leaf(bench.trust.root, HOST, constraints=basic(True))), INVALID)]
 
 
 @probes("C30", "wildcard", "one label served; none and two are NAME_MISMATCH")
 def _(bench: Bench) -> list[Probe]:
-    wild = server_context(leaf(bench.trust.root, "*.example.test"))
+    wild = nginx(leaf(bench.trust.root, "*.example.test"))
     return [
         Probe("one label", wild, OK, "www.example.test"),
         Probe("apex", wild, NAME, "example.test"),
@@ -440,7 +440,7 @@ def _(bench: Bench) -> list[Probe]:
 @probes("C31", "odd wildcards", "NAME_MISMATCH")
 def _(bench: Bench) -> list[Probe]:
     def wild(pattern: str, host: str | None = HOST) -> Probe:
-        return Probe(pattern, server_context(leaf(bench.trust.root, pattern)), ("NAME_MISMATCH", "INVALID"), host)
+        return Probe(pattern, nginx(leaf(bench.trust.root, pattern)), ("NAME_MISMATCH", "INVALID"), host)
 
     return [
         wild("*"),
@@ -456,8 +456,8 @@ def _(bench: Bench) -> list[Probe]:
 @probes("C32", "wildcard over a public suffix", "NAME_MISMATCH over a registry's, served over a company's")
 def _(bench: Bench) -> list[Probe]:
     return [
-        Probe("*.co.uk", server_context(leaf(bench.trust.root, "*.co.uk")), ("NAME_MISMATCH", "INVALID"), "bank.co.uk"),
-        Probe("*.github.io", server_context(leaf(bench.trust.root, "*.github.io")), OK, "someone.github.io"),
+        Probe("*.co.uk", nginx(leaf(bench.trust.root, "*.co.uk")), ("NAME_MISMATCH", "INVALID"), "bank.co.uk"),
+        Probe("*.github.io", nginx(leaf(bench.trust.root, "*.github.io")), OK, "someone.github.io"),
     ]
 
 
@@ -466,8 +466,8 @@ def _(bench: Bench) -> list[Probe]:
     none = leaf(bench.trust.root, subject=name(HOST))
     differs = leaf(bench.trust.root, "other.grade.test", subject=name(HOST))
     return [
-        Probe("no SAN", server_context(none), ("NAME_MISMATCH", "INVALID")),
-        Probe("SAN differs", server_context(differs), NAME),
+        Probe("no SAN", nginx(none), ("NAME_MISMATCH", "INVALID")),
+        Probe("SAN differs", nginx(differs), NAME),
     ]
 
 
@@ -477,7 +477,7 @@ def _(bench: Bench) -> list[Probe]:
     statuses = ("NAME_MISMATCH", "INVALID")
 
     def odd(label: str, text: str) -> Probe:
-        return Probe(label, server_context(leaf(root, HOST, alternative=dns(text))), statuses)
+        return Probe(label, nginx(leaf(root, HOST, alternative=dns(text))), statuses)
 
     empty = leaf(root, HOST, alternative=("2.5.29.17", False, pki.seq()))
     return [
@@ -485,8 +485,8 @@ def _(bench: Bench) -> list[Probe]:
         odd("trailing dot", f"{HOST}."),
         odd("trailing space", f"{HOST} "),
         odd("empty name", ""),
-        Probe("empty SAN", server_context(empty), statuses),
-        Probe("NUL in CN", server_context(leaf(root, "x.test", subject=name(f"{HOST}\0.evil.test"))), statuses),
+        Probe("empty SAN", nginx(empty), statuses),
+        Probe("NUL in CN", nginx(leaf(root, "x.test", subject=name(f"{HOST}\0.evil.test"))), statuses),
     ]
 
 
@@ -497,10 +497,10 @@ def _(bench: Bench) -> list[Probe]:
     raw = leaf(root, HOST, alternative=dns("bücher.grade.test".encode().decode("latin-1")))
     statuses = ("NAME_MISMATCH", "INVALID")
     return [
-        Probe("A-label", server_context(leaf(root, label)), OK, label),
-        Probe("raw UTF-8 in SAN", server_context(raw), statuses, label),
-        Probe("homograph", server_context(leaf(root, "xn--pple-43d.test")), NAME, "apple.test"),
-        Probe("wildcard", server_context(leaf(root, "*.grade.test")), OK, label),
+        Probe("A-label", nginx(leaf(root, label)), OK, label),
+        Probe("raw UTF-8 in SAN", nginx(raw), statuses, label),
+        Probe("homograph", nginx(leaf(root, "xn--pple-43d.test")), NAME, "apple.test"),
+        Probe("wildcard", nginx(leaf(root, "*.grade.test")), OK, label),
     ]
 
 
@@ -516,7 +516,7 @@ def _(bench: Bench) -> list[Probe]:
 
     def at(label: str, alternative: Any, expected: Any, address: str = ADDRESS, subject: bytes = subject) -> Probe:
         one = leaf(root, subject=subject, alternative=alternative)
-        return Probe(label, server_context(one), expected, address, address)
+        return Probe(label, nginx(one), expected, address, address)
 
     return [
         at("iPAddress", right, OK),
@@ -541,8 +541,8 @@ def _(bench: Bench) -> str:
     seen = run_probes(
         bench,
         [
-            Probe("two missing", server_context([one.der], one.key), extra=fetched),
-            Probe("one missing", server_context([one.der, low.der], one.key), extra=fetched),
+            Probe("two missing", nginx([one.der], one.key), extra=fetched),
+            Probe("one missing", nginx([one.der, low.der], one.key), extra=fetched),
         ],
     )
     asked = bench.web.asked("c38-low.cer"), bench.web.asked("c38-top.cer")
@@ -592,7 +592,7 @@ def _(bench: Bench) -> str:
         for label, url in targets.items():
             by = hidden if label != "loop" else loop
             one = leaf(by, HOST, extra=[pki.access(issuers=[url])])
-            found.append(Probe(label, server_context([one.der], one.key), UNTRUSTED))
+            found.append(Probe(label, nginx([one.der], one.key), UNTRUSTED))
         threads = [threading.Thread(target=lambda p=probe: results.append(run_probe(bench, p))) for probe in found]
         results: list[str] = []
         for thread in threads:
@@ -618,11 +618,11 @@ def _(bench: Bench) -> list[Probe]:
     stranger = middle(bench.trust.unknown, "Stranger")
     key = one.key
     return [
-        Probe("reversed", server_context([one.der, top.der, low.der], key)),
-        Probe("duplicates", server_context([one.der, low.der, low.der, top.der, top.der], key)),
-        Probe("unrelated", server_context([one.der, stranger.der, low.der, top.der], key)),
-        Probe("root included", server_context([one.der, low.der, top.der, root.der], key)),
-        Probe("root first", server_context([one.der, root.der, top.der, low.der], key)),
+        Probe("reversed", nginx([one.der, top.der, low.der], key)),
+        Probe("duplicates", nginx([one.der, low.der, low.der, top.der, top.der], key)),
+        Probe("unrelated", nginx([one.der, stranger.der, low.der, top.der], key)),
+        Probe("root included", nginx([one.der, low.der, top.der, root.der], key)),
+        Probe("root first", nginx([one.der, root.der, top.der, low.der], key)),
     ]
 
 
@@ -641,11 +641,11 @@ def _(bench: Bench) -> list[Probe]:
     wide = middle(root, "Two Ways", key=narrow.key)
     bound = leaf(wide, HOST)
     return [
-        Probe("dead path first", server_context([one.der, dead.der, good.der], one.key)),
-        Probe("dead path last", server_context([one.der, good.der, dead.der], one.key)),
-        Probe("cycle", server_context([ring.der, first.der, second.der, out.der], ring.key)),
-        Probe("constrained last", server_context([bound.der, wide.der, narrow.der], bound.key)),
-        Probe("constrained first", server_context([bound.der, narrow.der, wide.der], bound.key)),
+        Probe("dead path first", nginx([one.der, dead.der, good.der], one.key)),
+        Probe("dead path last", nginx([one.der, good.der, dead.der], one.key)),
+        Probe("cycle", nginx([ring.der, first.der, second.der, out.der], ring.key)),
+        Probe("constrained last", nginx([bound.der, wide.der, narrow.der], bound.key)),
+        Probe("constrained first", nginx([bound.der, narrow.der, wide.der], bound.key)),
     ]
 
 
@@ -654,10 +654,10 @@ def _(bench: Bench) -> list[Probe]:
     root = bench.trust.root
     critical, plain = ("1.3.6.1.4.1.99999.1", True, b"\x05\0"), ("1.3.6.1.4.1.99999.1", False, b"\x05\0")
     return [
-        Probe("leaf", server_context(leaf(root, HOST, extra=[critical])), INVALID),
-        Probe("intermediate", server_context(leaf(middle(root, extra=[critical]), HOST)), INVALID),
-        Probe("root", server_context(leaf(bench.trust.critical, HOST)), INVALID),
-        Probe("not critical", server_context(leaf(middle(root, extra=[plain]), HOST, extra=[plain]))),
+        Probe("leaf", nginx(leaf(root, HOST, extra=[critical])), INVALID),
+        Probe("intermediate", nginx(leaf(middle(root, extra=[critical]), HOST)), INVALID),
+        Probe("root", nginx(leaf(bench.trust.critical, HOST)), INVALID),
+        Probe("not critical", nginx(leaf(middle(root, extra=[plain]), HOST, extra=[plain]))),
     ]
 
 
@@ -694,10 +694,10 @@ def _(bench: Bench) -> list[Probe]:
     limit = ("INVALID", "PROTOCOL", "UNTRUSTED")
     big = leaf(root, HOST, extra=[("1.3.6.1.4.1.99999.2", False, pki.tlv(4, os.urandom(60_000)))])
     return [
-        Probe("1,000 names", server_context(thousand)),
-        Probe("10,000 names", server_context(ten), limit, direct=False),  # no OpenSSL reads as much
-        Probe("60 deep", server_context(leaf(deep, HOST)), limit),
-        Probe("over 100 KB", server_context([big.der, big.der], big.key), limit, direct=False),
+        Probe("1,000 names", nginx(thousand)),
+        Probe("10,000 names", nginx(ten), limit, direct=False),  # no OpenSSL reads as much
+        Probe("60 deep", nginx(leaf(deep, HOST)), limit),
+        Probe("over 100 KB", nginx([big.der, big.der], big.key), limit, direct=False),
     ]
 
 
@@ -728,12 +728,12 @@ def _(bench: Bench) -> str:
         policies = middle(policies, f"Policy {number}", extra=extra)
     bomb = leaf(policies, HOST, extra=[("2.5.29.32", False, pki.seq(pki.seq(pki.oid("1.3.6.1.4.1.9999.1"))))])
     servers = {
-        "90 of one name": server_context([first.der, *order], first.key),
-        "1,000 names x 1,000 constraints": server_context(names),
-        "policy tree": server_context(bomb),
+        "90 of one name": nginx([first.der, *order], first.key),
+        "1,000 names x 1,000 constraints": nginx(names),
+        "policy tree": nginx(bomb),
     }
     found = []
-    with bench.serving(context=server_context(leaf(root, HOST))) as plain:
+    with bench.serving(context=nginx(leaf(root, HOST))) as plain:
         for label, context in servers.items():
             with bench.serving(context=context) as server:
                 before = bench.cpu()
@@ -755,11 +755,11 @@ def _(bench: Bench) -> list[Probe]:
     ten = leaf(root, HOST, start=time.time() - 9 * 365 * DAY, end=time.time() + 365 * DAY, extra=[pki.crl_points(good)])
     bare = leaf(root, HOST, subject=pki.seq(), alternative=critical)
     return [
-        Probe("no subject", server_context(bare)),
-        Probe("no common name", server_context(leaf(root, HOST, subject=name("", ("2.5.4.10", "Company"))))),
+        Probe("no subject", nginx(bare)),
+        Probe("no common name", nginx(leaf(root, HOST, subject=name("", ("2.5.4.10", "Company"))))),
         Probe(
             "ten years",
-            server_context(ten),
+            nginx(ten),
             extra=lambda record, _: "" if "long_lived" in record["nfw"].get("remarks", ()) else "no remark",
         ),
     ]
@@ -825,10 +825,10 @@ def _(bench: Bench) -> str:
     return run_probes(
         bench,
         [
-            Probe("logged", server_context(good), extra=says("valid")),
-            Probe("absent", server_context(leaf(public, HOST)), INVALID, reason="sct"),
-            Probe("invalid", server_context(bad), INVALID, reason="sct"),
-            Probe("private root", server_context(leaf(bench.trust.root, HOST))),
+            Probe("logged", nginx(good), extra=says("valid")),
+            Probe("absent", nginx(leaf(public, HOST)), INVALID, reason="sct"),
+            Probe("invalid", nginx(bad), INVALID, reason="sct"),
+            Probe("private root", nginx(leaf(bench.trust.root, HOST))),
         ],
     )
 
@@ -863,22 +863,18 @@ def with_sct(bench: Bench, by: Issued, host: str, *, flipped: bool = False) -> I
     "UNTRUSTED, whatever was served before",
 )
 def _(bench: Bench) -> str:
-    good = server_context(leaf(bench.trust.root, HOST))
+    good = nginx(leaf(bench.trust.root, HOST))
     bad_leaf = leaf(bench.trust.unknown, HOST)
-    bad = server_context([bad_leaf.der, bench.trust.unknown.der], bad_leaf.key)
-    with bench.serving(context=good) as server:
-        for _ in range(2):
-            seen = bench.visit(server.port)
-            check(b"GRADE" in seen.body, f"the good one is not served: {seen}")
-        server.context = bad
-        for strict in (True, False):
-            server.forget()
-            seen = bench.visit(server.port, strict=strict)
-            status = bench.verdict(seen, server.port)["nfw"]["status"]
-            check(status == "UNTRUSTED" and not seen.body and not server.got, f"{status}, {seen}")
-        server.context = good
-        seen = bench.visit(server.port)
-        check(b"GRADE" in seen.body, f"the good one is not served again: {seen}")
+    bad = nginx([bad_leaf.der, bench.trust.unknown.der], bad_leaf.key)
+    port = bench.port()
+    for context, served in ((good, True), (bad, False), (good, True)):
+        with bench.serving(context, port=port) as server:
+            for strict in (True, False):
+                seen = bench.visit(port, strict=strict)
+                status = bench.verdict(seen, port)["nfw"]["status"]
+                wanted = status == "OK" and b"GRADE" in seen.body if served else status == "UNTRUSTED" and not seen.body
+                check(wanted, f"{status}, {seen} of the {'good' if served else 'bad'} one")
+        check(served or not server.told(), f"the bad one has heard {server.told()}")
     return "served, UNTRUSTED, served"
 
 

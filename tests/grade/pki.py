@@ -291,6 +291,16 @@ class Issued:
         return x509.load_der_x509_certificate(self.der)
 
 
+def path(issued: Issued) -> list[bytes]:
+    """A certificate and the intermediates above it."""
+    chain = [issued.der]
+    above = issued.issuer
+    while above is not None and above.issuer is not None:
+        chain.append(above.der)
+        above = above.issuer
+    return chain
+
+
 def certificate(
     *,
     subject: bytes,

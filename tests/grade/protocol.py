@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
 from tests.grade import pki, tls12, tls13
@@ -28,6 +28,7 @@ from tests.grade.bench import (
 from tests.grade.case import case
 from tests.grade.certificates import TLS12, hear
 from tests.grade.pki import Issued, leaf
+from tests.grade.real import SServer, nginx, s_server
 from tests.grade.revocation import was_resumed
 from tests.grade.tls13 import DATA, HANDSHAKE, Server13, Stream13, page
 
@@ -47,6 +48,14 @@ WEAK_SUITES = {
     "anonymous DH": 0x0034,
     "anonymous ECDH": 0xC018,
 }
+
+
+WWW = b"HTTP/1.0 200"  # what s_server answers with
+
+
+def legacy(one: Issued, ciphers: str) -> SServer:
+    """OpenSSL's own server, of TLS 1.2 with these suites alone."""
+    return s_server(one, "-tls1_2", "-cipher", f"{ciphers}:@SECLEVEL=0")
 
 
 def good(bench: Bench, host: str = HOST, **how: Any) -> Issued:
@@ -148,9 +157,8 @@ def _(bench: Bench) -> str:
 @case("P03", "TLS 1.0 or 1.1 alone", "PROTOCOL")
 def _(bench: Bench) -> str:
     found = []
-    for label, version in (("1.0", SSL.TLS1_VERSION), ("1.1", SSL.TLS1_1_VERSION)):
-        context = server_context(good(bench), versions=(version, version))
-        found.append(Probe(label, context, PROTOCOL, direct=False))
+    for label, version, option in (("1.0", SSL.TLS1_VERSION, "-tls1"), ("1.1", SSL.TLS1_1_VERSION, "-tls1_1")):
+        found.append(Probe(label, s_server(good(bench), option), PROTOCOL, body=WWW))
         scripted = _no_data(chooses(bench, version=int(version)))
         found.append(Probe(f"{label}, whatever was offered", scripted, PROTOCOL, direct=False))
     return run_probes(bench, found)
@@ -173,8 +181,11 @@ def _(bench: Bench) -> str:
     seen = refused(
         bench, {label: chooses(bench, cipher=suite) for label, suite in WEAK_SUITES.items()}, (47, 40, 80, 70)
     )
-    anonymous = server_context(good(bench), ciphers=b"aNULL:@SECLEVEL=0", versions=TLS12)
-    return f"{seen}; {run_probes(bench, [Probe('OpenSSL, aNULL', anonymous, PROTOCOL, direct=False)])}"
+    found = [
+        Probe(f"OpenSSL, {suite}", legacy(good(bench), suite), PROTOCOL, body=WWW)
+        for suite in ("aNULL", "ECDHE-ECDSA-NULL-SHA")
+    ]
+    return f"{seen}; {run_probes(bench, found)}"
 
 
 @case("P05", "a suite, group, version or protocol that was not offered", "alert illegal_parameter, PROTOCOL")
@@ -219,21 +230,20 @@ def _(bench: Bench) -> str:
         f"{size} bits": chooses(bench, cipher=0x009E, rest=exchange(size)) for size in (480, 512, 768, 1024, 2048)
     }
     seen = refused(bench, servers, (47, 40))
-    only = server_context(good(bench, key=pki.rsa_key(2048)), ciphers=b"DHE:@SECLEVEL=0", versions=TLS12)
-    return f"{seen}; {run_probes(bench, [Probe('OpenSSL, DHE alone', only, PROTOCOL, direct=False)])}"
+    only = legacy(good(bench, key=pki.rsa_key(2048)), "DHE")
+    return f"{seen}; {run_probes(bench, [Probe('OpenSSL, DHE alone', only, PROTOCOL, body=WWW)])}"
 
 
 @case("P07", "key exchange by RSA alone", "PROTOCOL")
 def _(bench: Bench) -> str:
     one = good(bench, key=pki.rsa_key(2048), usage=("digital_signature", "key_encipherment"))
-    only = server_context(one, ciphers=b"kRSA:@SECLEVEL=0", versions=TLS12)
-    return run_probes(bench, [Probe("OpenSSL, kRSA alone", only, PROTOCOL)])
+    return run_probes(bench, [Probe("OpenSSL, kRSA alone", legacy(one, "kRSA"), PROTOCOL, body=WWW)])
 
 
 @case("P08", "CBC suites alone", "PROTOCOL")
 def _(bench: Bench) -> str:
-    only = server_context(good(bench), ciphers=b"ECDHE-ECDSA-AES128-SHA256:@SECLEVEL=0", versions=TLS12)
-    return run_probes(bench, [Probe("OpenSSL, CBC alone", only, PROTOCOL)])
+    only = legacy(good(bench), "ECDHE-ECDSA-AES128-SHA256:ECDHE-ECDSA-AES256-SHA")
+    return run_probes(bench, [Probe("OpenSSL, CBC alone", only, PROTOCOL, body=WWW)])
 
 
 @case(
@@ -503,9 +513,8 @@ def _(bench: Bench) -> str:
     group = tls12.extension(51, struct.pack("!H", 23))
     cookie = tls12.extension(44, tls12.vector(b"a cookie of some length", 2))
     # X25519 was offered with a share, so ask for it only by the cookie; P-256 has no share and must be asked for.
-    plain = server_context(good(bench))
-    plain.set_tmp_ecdh(ec.SECP256R1())
-    seen = run_probes(bench, [Probe("OpenSSL, P-256", plain)])
+    plain = nginx(good(bench), more="keepalive_timeout 0; ssl_ecdh_curve prime256v1;")
+    seen = run_probes(bench, [Probe("nginx, P-256", plain)])
     served = Server13(path(one), one.key, page, retry=[[cookie]])
     with bench.serving(handler=served.handler) as server:
         got = bench.visit(server.port)
@@ -523,17 +532,27 @@ def _(bench: Bench) -> str:
 
 @case("P23", "the server asks for a client certificate", "optional: served without; required: PROTOCOL mtls_required")
 def _(bench: Bench) -> str:
-    def asking(required: bool, **how: Any) -> SSL.Context:
-        mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else 0)
-        return server_context(good(bench), configure=lambda one: one.set_verify(mode, lambda *_: True), **how)
+    identity = bench.firewall.dir / "identity.pem"
+    mine = good(bench, "client.grade.test", purposes=pki.eku(ExtendedKeyUsageOID.CLIENT_AUTH))
+    identity.write_bytes(pki.pem(mine.der) + mine.key.pem)
+    (bench.firewall.dir / "clients.pem").write_bytes(pki.pem(bench.trust.root.der))
+    optional = (
+        f"keepalive_timeout 0; ssl_verify_client optional; ssl_client_certificate {bench.firewall.dir}/clients.pem;"
+    )
+
+    def required(option: str, status: Any = PROTOCOL) -> Probe:
+        one = s_server(good(bench), option, "-Verify", "1")
+        return Probe(f"required, {option}", one, status, reason="mtls_required", body=WWW, identity=identity)
 
     found = [
-        Probe("optional", asking(False)),
-        Probe("optional, 1.2", asking(False, versions=TLS12)),
-        Probe("required, 1.2", asking(True, versions=TLS12), PROTOCOL, direct=False, reason="mtls_required"),
+        Probe("optional", nginx(good(bench), more=optional)),
+        Probe("optional, 1.2", nginx(good(bench), more=optional, protocols="TLSv1.2")),
+        required("-tls1_2"),
     ]
     seen = run_probes(bench, found)
-    with bench.serving(context=asking(True)) as server:
+    mode = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+    asking = server_context(good(bench), configure=lambda one: one.set_verify(mode, lambda *_: True))
+    with bench.serving(asking) as server:
         got = bench.visit(server.port)
         record = bench.verdict(got, server.port)["nfw"]
         check(not got.body and record["reason"] == "mtls_required", f"required, 1.3: {record} {got}")

@@ -36,6 +36,7 @@ from tests.grade.bench import (
 from tests.grade.case import case
 from tests.grade.certificates import TLS12, middle, redirect
 from tests.grade.pki import DAY, EcKey, Issued, eku, leaf
+from tests.grade.real import nginx
 
 REVOKED, UNKNOWN, MUST_STAPLE = ("REVOKED",), ("UNKNOWN",), ("MUST_STAPLE",)
 LONG = {"end": 0.0}
@@ -149,7 +150,7 @@ def asked(
     bench.web.put(f"ocsp-{number}", _page(say(one)))
     if list_says is not None:
         bench.web.put(f"crl-{number}", _page(list_says(one)))
-    context = server_context(one, staple=staple(one) if staple is not None else b"")
+    context = nginx(one, staple=staple(one) if staple is not None else b"")
     blocked = expected != OK and expected != MUST_STAPLE
     return Probe(label, context, expected, reason=reason, method=method, after=blocked, **how)
 
@@ -172,7 +173,7 @@ def listed(
     number = next(_serial)
     one = lasting(by or bench.trust.root, extra=[pki.crl_points(bench.web.url(f"list-{number}"))])
     bench.web.put(f"list-{number}", _page(make(one)))
-    return Probe(label, server_context(one), expected, after=expected != OK, **how)
+    return Probe(label, nginx(one), expected, after=expected != OK, **how)
 
 
 def together(bench: Bench, found: list[Probe]) -> str:
@@ -282,17 +283,24 @@ def _(bench: Bench) -> str:
     return run_probes(
         bench,
         [
-            Probe("by CRL", server_context(leaf(by_crl, HOST)), REVOKED, after=True, extra=depth),
-            Probe("by OCSP", server_context(leaf(by_ocsp, HOST)), REVOKED, after=True, extra=depth),
+            Probe("by CRL", nginx(leaf(by_crl, HOST)), REVOKED, after=True, extra=depth),
+            Probe("by OCSP", nginx(leaf(by_ocsp, HOST)), REVOKED, after=True, extra=depth),
         ],
     )
 
 
-def must(bench: Bench, label: str, expected: Any, staple: Callable[[Issued], bytes] | None = None, **how: Any) -> Probe:
+def must(
+    bench: Bench,
+    label: str,
+    expected: Any,
+    staple: Callable[[Issued], bytes] | None = None,
+    make: Callable[..., Any] = nginx,
+    **how: Any,
+) -> Probe:
     number = next(_serial)
     one = lasting(bench.trust.root, extra=[pki.access(ocsp=[bench.web.url(f"must-{number}")]), pki.MUST_STAPLE])
     bench.web.put(f"must-{number}", response(one))
-    return Probe(label, server_context(one, staple=staple(one) if staple else b"", **how), expected)
+    return Probe(label, make(one, staple=staple(one) if staple else b"", **how), expected)
 
 
 @case("R07", "must-staple without a good staple", "MUST_STAPLE before the client hears a byte")
@@ -305,8 +313,8 @@ def _(bench: Bench) -> str:
         [
             must(bench, "none", MUST_STAPLE),
             must(bench, "stale", MUST_STAPLE, stale),
-            must(bench, "noise", MUST_STAPLE, lambda _: b"noise"),
-            must(bench, "none, 1.2", MUST_STAPLE, versions=TLS12),
+            must(bench, "noise", MUST_STAPLE, lambda _: b"noise", server_context),  # nginx takes no such staple
+            must(bench, "none, 1.2", MUST_STAPLE, protocols="TLSv1.2"),
             must(bench, "good", OK, response),
         ],
     )
@@ -343,13 +351,13 @@ def _(bench: Bench) -> str:
         return "" if status == "NOT_REQUIRED" else f"status {status}"
 
     one = leaf(bench.trust.root, HOST, start=time.time() - 60, end=time.time() + 6.9 * DAY)
-    return run_probes(bench, [Probe("short-lived", server_context(one), extra=required)])
+    return run_probes(bench, [Probe("short-lived", nginx(one), extra=required)])
 
 
 @case("R10", "nobody to ask, and it lives long", "UNKNOWN")
 def _(bench: Bench) -> str:
     one = lasting(bench.trust.root)
-    return run_probes(bench, [Probe("silent", server_context(one), UNKNOWN, after=True)])
+    return run_probes(bench, [Probe("silent", nginx(one), UNKNOWN, after=True)])
 
 
 @with_socket
@@ -370,8 +378,8 @@ def _(bench: Bench) -> str:
         alone = lasting(root, extra=[pki.access(ocsp=[url])])
         both = lasting(root, extra=[pki.access(ocsp=[url]), pki.crl_points(bench.web.url(f"r11-{number}"))])
         bench.web.put(f"r11-{number}", crl(root, both))
-        found.append(Probe(label, server_context(alone), UNKNOWN, after=True, extra=within(4.0)))
-        found.append(Probe(f"{label}, CRL", server_context(both), REVOKED, after=True, method="crl", extra=within(4.0)))
+        found.append(Probe(label, nginx(alone), UNKNOWN, after=True, extra=within(4.0)))
+        found.append(Probe(f"{label}, CRL", nginx(both), REVOKED, after=True, method="crl", extra=within(4.0)))
     found.append(asked(bench, "silent", lambda _: black_hole, UNKNOWN, extra=within(4.0)))
     found.append(
         asked(
@@ -444,7 +452,7 @@ def _(bench: Bench) -> str:
     one = lasting(bench.trust.root, extra=[pki.access(ocsp=[bench.web.url(f"r13-{number}")])])
     target = bench.web.put(f"r13-there-{number}", response(one))
     bench.web.put(f"r13-{number}", lambda _: redirect(target))
-    found.append(Probe("one redirect", server_context(one)))
+    found.append(Probe("one redirect", nginx(one)))
     return together(bench, found)
 
 
@@ -694,7 +702,7 @@ def _(bench: Bench) -> str:
         bench,
         [
             listed(bench, "the twin's alone", lambda one: crl(twin, one), UNKNOWN),
-            Probe("the twin's and its own", server_context(one), method="crl"),
+            Probe("the twin's and its own", nginx(one), method="crl"),
         ],
     )
 
@@ -708,7 +716,7 @@ def _(bench: Bench) -> str:
     one, good = lasting(root, extra=[pki.crl_points(url)]), lasting(root, extra=[pki.crl_points(url)])
     data = big_crl(root, one)
     bench.web.put(f"r27-{number}", data)
-    with bench.serving(context=server_context(one)) as first, bench.serving(context=server_context(good)) as second:
+    with bench.serving(context=nginx(one)) as first, bench.serving(context=nginx(good)) as second:
         seen = [bench.visit(first.port), bench.visit(second.port)]
         deadline = time.monotonic() + 40
         while True:
@@ -802,8 +810,8 @@ def _(bench: Bench) -> str:
             one = lasting(bench.trust.root, extra=[pki.access(ocsp=[url])])
             other = lasting(bench.trust.root, extra=[pki.crl_points(url)])
             found += [
-                Probe(f"OCSP {label}", server_context(one), UNKNOWN, after=True),
-                Probe(f"CRL {label}", server_context(other), UNKNOWN, after=True),
+                Probe(f"OCSP {label}", nginx(one), UNKNOWN, after=True),
+                Probe(f"CRL {label}", nginx(other), UNKNOWN, after=True),
             ]
         seen = run_probes(bench, found)
         check(not inner, "somebody was asked")
@@ -824,7 +832,7 @@ def _(bench: Bench) -> str:
     bench.web.put(f"r30-{number}", slow_failure)
     bench.web.put(f"r30-l-{number}", crl(bench.trust.root))
     served: list[bool] = []
-    with bench.serving(context=server_context(one)) as server:
+    with bench.serving(context=nginx(one)) as server:
         context = bench.client_context(strict=True)
 
         def client() -> None:
@@ -852,16 +860,16 @@ def _(bench: Bench) -> str:
     one, two = lasting(root, extra=[pki.crl_points(url)]), lasting(root, extra=[pki.crl_points(url)])
     # Nine tenths of its life are over: whoever uses it now should also fetch the next one.
     bench.web.put(f"r31-{number}", crl(root, this=-900.0, following=100.0))
-    seen = run_probes(bench, [Probe("first", server_context(one), method="crl")])
+    seen = run_probes(bench, [Probe("first", nginx(one), method="crl")])
     bench.web.put(f"r31-{number}", crl(root, this=-1.0, following=DAY))
-    bench.visit_all(server_context(one))
+    bench.visit_all(nginx(one))
     deadline = time.monotonic() + 5
     while bench.web.asked(f"r31-{number}") < 2:
         check(time.monotonic() < deadline, "not fetched again before its end")
         time.sleep(0.05)
     time.sleep(0.5)
     bench.web.put(f"r31-{number}", dead)
-    check(run_probe(bench, Probe("away", server_context(two), method="crl")) == "", "an outage was noticed")
+    check(run_probe(bench, Probe("away", nginx(two), method="crl")) == "", "an outage was noticed")
     return f"{seen}; fetched again before its end, outage not noticed"
 
 
@@ -869,11 +877,11 @@ def _matrix(bench: Bench, action: str) -> str:
     root = bench.trust.root
     found = [
         asked(bench, "revoked", lambda one: response(one, None, BAD), REVOKED if action != "pass" else OK),
-        Probe("unknown", server_context(lasting(root)), UNKNOWN if action != "pass" else OK, after=action != "pass"),
+        Probe("unknown", nginx(lasting(root)), UNKNOWN if action != "pass" else OK, after=action != "pass"),
     ]
     if action == "drop":
-        found.append(Probe("expired", server_context(leaf(root, HOST, end=time.time() - 60)), ("EXPIRED",)))
-        found.append(Probe("other name", server_context(leaf(root, "other.test")), ("NAME_MISMATCH",)))
+        found.append(Probe("expired", nginx(leaf(root, HOST, end=time.time() - 60)), ("EXPIRED",)))
+        found.append(Probe("other name", nginx(leaf(root, "other.test")), ("NAME_MISMATCH",)))
     return run_probes(bench, found)
 
 

@@ -29,7 +29,7 @@ Role = Literal["client", "router", "server"]
 _ROLES: Final[tuple[Role, ...]] = ("client", "router", "server")
 # nfw-<pid of the maker>-<serial number in that process>[-<role>]
 _NAME: Final = re.compile(r"nfw-(\d+)-\d+(-client|-router|-server)?")
-_START_SECONDS: Final = 10.0
+_START_SECONDS: Final = 30.0
 
 
 class Lab(AbstractContextManager["Lab"]):
@@ -244,4 +244,5 @@ def _remove_dir(name: str) -> None:
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    written, _, _ = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")  # without half a line
+    return [json.loads(line) for line in written.splitlines()]

@@ -20,14 +20,14 @@ from engines.verdict import Direction
 from nfw.describe import FlowDescription, read_description
 from nfw.dialogue import Dialogue
 from tests.awsrows import GROUPS, MAP, Group, Row
-from tests.firewall import Firewall
+from tests.firewall import PATIENCE, Firewall, wait_for
 from tests.lab import Lab
 from tests.unit.awskit import write
 
 pytestmark = pytest.mark.netns
 
 LIVE = [group for group in GROUPS if any(row.live for row in group.rows)]
-PATIENCE = 0.8  # seconds without an answer after which something counts as dropped
+SILENCE = 0.8  # seconds without an answer after which something counts as dropped, where that is expected
 SETTINGS = "settings: {tls: {trust: [lab-root.pem]}}\n"
 TCP_CLOSE, TCP_CLOSE_WAIT = 7, 8  # include/net/tcp_states.h
 START = "name: start\nstateful: {order: strict}\n"
@@ -60,13 +60,15 @@ def act(firewall: Firewall, row: Row, sport: int) -> str:
     """Be the client of the row's flow: pass, drop or reject, by what comes back."""
     flow = read_description({**row.flow, "sport": sport} if row.flow.get("proto") != "icmp" else row.flow)
     if flow.protocol == 1:
-        done = firewall.lab.client.run(["ping", "-c1", "-W1", row.flow["dst"]], check=False)
+        done = firewall.lab.client.run(
+            ["ping", "-c1", "-W1" if row.verdict == "drop" else f"-W{PATIENCE:.0f}", row.flow["dst"]], check=False
+        )
         return "pass" if done.returncode == 0 else "drop"
     kind = socket.SOCK_DGRAM if flow.protocol == 17 else socket.SOCK_STREAM
     with firewall.lab.in_namespace("client"):
         sock = socket.socket(socket.AF_INET, kind)
     with sock:
-        sock.settimeout(PATIENCE)
+        sock.settimeout(SILENCE if row.verdict == "drop" else PATIENCE)
         sock.bind((row.flow["src"], sport))
         try:
             sock.connect((row.flow["dst"], flow.dport))
@@ -95,7 +97,7 @@ def said(sock: socket.socket, flow: FlowDescription) -> str:
 def decrypted(firewall: Firewall, sock: socket.socket, flow: FlowDescription) -> str:
     """A request through the TLS engine, by a client that trusts it."""
     context = ssl.create_default_context(cafile=str(firewall.ca))
-    sock.settimeout(5.0)
+    sock.settimeout(PATIENCE)
     with context.wrap_socket(sock, server_hostname=flow.sni, do_handshake_on_connect=False) as wrapped:
         try:
             wrapped.do_handshake()
@@ -124,17 +126,16 @@ def test_group(firewall: Firewall, number: int, tmp_path: Path) -> None:
         if row.flow.get("proto") == "icmp":
             continue
 
-        def of_this(event: dict[str, object], port: int = port) -> bool:
-            return port in (event.get("src_port"), event.get("dest_port"))
+        def sids(port: int = port) -> set[int]:
+            return {
+                event["alert"]["signature_id"]
+                for event in firewall.events("alert")
+                if port in (event.get("src_port"), event.get("dest_port"))
+            }
 
-        if row.alerts:
-            wanted = set(row.alerts)
-            firewall.wait_event(
-                "alert",
-                lambda event, wanted=wanted, of=of_this: of(event) and event["alert"]["signature_id"] in wanted,
-            )
-        sids = {event["alert"]["signature_id"] for event in firewall.events("alert") if of_this(event)}
-        assert sids == set(row.alerts), row.says
+        wanted = set(row.alerts)
+        wait_for(lambda wanted=wanted, sids=sids: wanted <= sids(), PATIENCE, sids)  # type: ignore[misc]
+        assert sids() == wanted, row.says
 
 
 def test_explain_by_the_running_policy(firewall: Firewall) -> None:

@@ -6,12 +6,12 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 
-from tests.firewall import Firewall, pids_named, wait_for
+from tests.firewall import PATIENCE, Firewall, pids_named, wait_for
 from tests.lab import Lab
 
 POLICY = "name: fit\nstateless: {default: forward}\n"
@@ -88,8 +88,9 @@ def a_worker_that_hangs(firewall: Firewall) -> Iterator[None]:
     (worker,) = pids_named(firewall.pid(), "nfw packet 0")
     os.kill(worker, signal.SIGSTOP)
     yield
-    os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: pids_named(firewall.pid(), "nfw packet 0") not in ([], [worker]), 10)
+    with suppress(ProcessLookupError):  # nfw itself does so after a while
+        os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: pids_named(firewall.pid(), "nfw packet 0") not in ([], [worker]), PATIENCE)
 
 
 @pytest.mark.parametrize(

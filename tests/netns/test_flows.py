@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.firewall import Firewall, pids_named, wait_for
+from tests.firewall import PATIENCE, Firewall, pids_named, wait_for
 from tests.lab import Lab
+from tests.netns.test_tls_path import Server, dial, trusting
 
 ADDRESS = "203.0.113.10"
 
@@ -94,6 +97,7 @@ def test_counts_are_exact_and_kept_where_a_rule_is_the_same(firewall: Firewall) 
     firewall.start(firewall.policy("one", POLICY), "--state", str(firewall.dir))
     assert counted(firewall) == {}
     traffic(firewall)
+    wait_for(lambda: "tls OK" in counted(firewall), PATIENCE)  # the session ends after the client has everything
     found = counted(firewall)
     assert found["stateless 1"] == (5, 1)
     assert found["stateless 2"] == (3, 1)
@@ -135,7 +139,7 @@ def test_counts_are_exact_and_kept_where_a_rule_is_the_same(firewall: Firewall) 
     firewall.cli("rules", "hits", "--reset")
     assert counted(firewall) == {}
     datagrams(firewall.lab, 9, b"discard")
-    wait_for(lambda: counted(firewall) == {"stateless 1": (1, 1)}, 5, lambda: str(counted(firewall)))
+    wait_for(lambda: counted(firewall) == {"stateless 1": (1, 1)}, PATIENCE, lambda: str(counted(firewall)))
 
 
 def slow(firewall: Firewall, url: str) -> subprocess.Popen[Any]:
@@ -153,8 +157,11 @@ def test_running_flows_are_listed_captured_and_flushed(firewall: Firewall) -> No
     firewall.start(firewall.policy("one", POLICY))
     secret, plain = slow(firewall, "https://allowed.test/slow/big"), slow(firewall, "http://allowed.test/slow/big")
     try:
-        wait_for(lambda: len(flows(firewall, "--protocol", "tcp")) == 2, 10, lambda: str(flows(firewall)))
-        time.sleep(1.0)
+        wait_for(lambda: len(flows(firewall, "--protocol", "tcp")) == 2, PATIENCE, lambda: str(flows(firewall)))
+        more = ["--destination-port", "80"]
+        # By then the kernel has forwarded some by itself.
+        wait_for(lambda: flows(firewall, *more)[0]["bytes_toclient"] > 50_000, PATIENCE)
+        wait_for(lambda: flows(firewall, "--sni", "*.test", "--min-age", "0.5") != [], PATIENCE)
         (tls,) = flows(firewall, "--sni", "*.test", "--min-age", "0.5")
         assert (tls["sni"], tls["kept_by"], tls["rule"], tls["dest_port"]) == ("allowed.test", "tls", "stateful:3", 443)
         (http,) = flows(firewall, "--destination-port", "80", "--source", "10.0.0.0/8")
@@ -163,9 +170,7 @@ def test_running_flows_are_listed_captured_and_flushed(firewall: Firewall) -> No
         )  # fmt: skip
         assert http["rule_at"].endswith("one.yaml:15")
         assert http["true_counts"]
-        assert http["bytes_toclient"] > 50_000, "what the kernel forwarded by itself"
-        more = ["--destination-port", "80"]
-        wait_for(lambda: flows(firewall, *more)[0]["bytes_toclient"] > http["bytes_toclient"], 10)
+        wait_for(lambda: flows(firewall, *more)[0]["bytes_toclient"] > http["bytes_toclient"], PATIENCE)
         assert flows(firewall, "--source", "192.0.2.0/24") == []
         shown = firewall.cli("flows", "--app", "http").stdout.splitlines()
         assert len(shown) == 2
@@ -244,10 +249,10 @@ def test_a_flushed_connection_ends_as_the_policy_says(firewall: Firewall, action
     text = f"name: x\nstateful: {{order: action, rules: '{rule}'}}\nopen_flows: {{which: none, action: {action}}}\n"
     firewall.start(firewall.policy("x", text))
     with firewall.lab.in_namespace("client"):
-        sock = socket.create_connection((ADDRESS, 7), timeout=1.0)
+        sock = socket.create_connection((ADDRESS, 7), timeout=PATIENCE)
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with sock, udp:
-        udp.settimeout(1.0)
+        udp.settimeout(PATIENCE)
         udp.connect((ADDRESS, 7))
         sock.sendall(b"ping")
         assert sock.recv(10) == b"ping"
@@ -256,15 +261,41 @@ def test_a_flushed_connection_ends_as_the_policy_says(firewall: Firewall, action
         kept = {flow["proto"]: flow["kept_by"] for flow in flows(firewall)}
         assert kept == {"TCP": "worker", "UDP": "kernel"}
         assert firewall.cli("flows", "flush", "--all", "--yes").stdout == "2 flows ended\n"
-        sock.settimeout(0.5)
         if action == "reject":
             sock.sendall(b"ping")
             with pytest.raises(ConnectionResetError):
                 sock.recv(10)
         else:
+            sock.settimeout(0.5)
             sock.sendall(b"ping")
             with pytest.raises(TimeoutError):
                 sock.recv(10)
         udp.send(b"again")
         assert udp.recv(10) == b"again"
         assert firewall.status()["kernel"]["counters"]["unjudged"] == 0
+
+
+def test_many_sessions_are_flushed_in_slices(firewall: Firewall) -> None:
+    """More than a slice of a worker's time; whoever asks hears how many they were, and another session goes on."""
+    text = POLICY.replace("[443]", "[443, 9443]").partition("stateful:")[0] + "workers: 1\n"
+    firewall.start(firewall.policy("many", text))
+    context, sessions = trusting(firewall), []
+
+    def echo(conn: ssl.SSLSocket) -> None:
+        while data := conn.recv(100):
+            conn.sendall(data)
+
+    with Server(firewall.lab, echo), dial(firewall) as other:
+        for _ in range(150):
+            with firewall.lab.in_namespace("client"):
+                sock = socket.create_connection((ADDRESS, 443), timeout=PATIENCE)
+            sessions.append(context.wrap_socket(sock, server_hostname="site-a.test"))
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            flush = pool.submit(firewall.cli, "flows", "flush", "--destination-port", "443", "--yes")
+            while not flush.done():
+                other.sendall(b"ping")
+                assert other.recv(100) == b"ping"
+            assert flush.result().stdout == "150 flows ended\n"
+        for session in sessions:
+            session.close()
+    wait_for(lambda: [flow["flow"]["reason"] for flow in firewall.events("flow")].count("flushed") == 150, PATIENCE)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.firewall import PATIENCE
 from tests.lab import CommandFailed, Lab, Site, addresses
 from tests.lab.content import BIG_SIZE, sha256_of, write_big_file
 from tests.lab.namespace import ETC_NETNS, RUN_NETNS
@@ -39,7 +40,7 @@ def traces(name: str) -> list[str]:
     return found
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
     """Whether `condition` comes true within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -125,7 +126,7 @@ class TestServices:
     @pytest.mark.parametrize("address", SERVER)
     @pytest.mark.parametrize("port", addresses.ECHO_PORTS)
     def test_tcp_echo(self, any_lab: Lab, address: str, port: int) -> None:
-        with any_lab.in_namespace("client"), socket.create_connection((address, port), timeout=5) as connection:
+        with any_lab.in_namespace("client"), socket.create_connection((address, port), timeout=PATIENCE) as connection:
             connection.sendall(b"hello")
             connection.shutdown(socket.SHUT_WR)
             assert connection.makefile("rb").read() == b"hello"
@@ -134,13 +135,13 @@ class TestServices:
     def test_udp_echo_answers_from_the_address_asked(self, any_lab: Lab, address: str) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with any_lab.in_namespace("client"), socket.socket(family, socket.SOCK_DGRAM) as client:
-            client.settimeout(5)
+            client.settimeout(PATIENCE)
             client.connect((address, 7))
             client.send(b"ping" * 100)
             assert client.recv(2048) == b"ping" * 100
 
     def test_discard_logs_what_it_got(self, lab: Lab) -> None:
-        with lab.in_namespace("client"), socket.create_connection((self.SERVER[0], 9), timeout=5) as connection:
+        with lab.in_namespace("client"), socket.create_connection((self.SERVER[0], 9), timeout=PATIENCE) as connection:
             connection.sendall(b"x" * 100_000)
             name = connection.getsockname()
         assert eventually(lambda: bool(lab.connections(9)))
@@ -149,7 +150,7 @@ class TestServices:
         assert (record["bytes"], record["end"], record["head"]) == (100_000, "closed", "x" * 4096)
 
     def test_chargen_sends_without_end(self, lab: Lab) -> None:
-        with lab.in_namespace("client"), socket.create_connection((self.SERVER[1], 19), timeout=5) as connection:
+        with lab.in_namespace("client"), socket.create_connection((self.SERVER[1], 19), timeout=PATIENCE) as connection:
             wanted = 10_000_000
             while wanted > 0:
                 wanted -= len(connection.recv(1 << 20))
@@ -176,10 +177,10 @@ class TestServices:
         labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
         query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00" + labels + b"\0" + bytes([0, kind, 0, 1])
         with lab.in_namespace("client"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.settimeout(5)
+            client.settimeout(PATIENCE)
             client.sendto(query, (self.SERVER[0], 53))
             reply = client.recv(512)
-        with lab.in_namespace("client"), socket.create_connection((self.SERVER[1], 53), timeout=5) as connection:
+        with lab.in_namespace("client"), socket.create_connection((self.SERVER[1], 53), timeout=PATIENCE) as connection:
             connection.sendall(len(query).to_bytes(2, "big") + query)
             connection.shutdown(socket.SHUT_WR)
             assert connection.makefile("rb").read() == len(reply).to_bytes(2, "big") + reply
@@ -228,8 +229,8 @@ class TestRouter:
         assert "gso_max_size 65536" in shown
         with lab.in_namespace("router"), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0x0003) as tap:
             tap.bind(("lan", 0x0003))
-            tap.settimeout(5)
-            with lab.in_namespace("client"), socket.create_connection(("203.0.113.10", 9), timeout=5) as connection:
+            tap.settimeout(PATIENCE)
+            with lab.in_namespace("client"), socket.create_connection(("203.0.113.10", 9), PATIENCE) as connection:
                 connection.sendall(b"y" * 1_000_000)
                 while len(tap.recv(1 << 17)) <= 1514:
                     continue
@@ -296,5 +297,5 @@ class TestRemoval:
             assert holder.stdout is not None
             name = holder.stdout.readline().split()[1].rstrip(",")
             holder.terminate()
-            assert holder.wait(10) == 0
+            assert holder.wait(PATIENCE) == 0
         assert traces(name) == []

@@ -56,7 +56,7 @@ def test_a_writer_that_hangs(logs: Logs, quiet: Latency) -> None:
     """As on a dead network disk: packets go on, and so does the next change of policy, with another writer."""
     supervisor = logs.firewall.pid()
     logs.firewall.apply(logs.broken)
-    (writer,) = pids_named(supervisor, "nfw log")
+    writer = logs.firewall.the_only("nfw log")
     os.kill(writer, signal.SIGSTOP)
     latency = logs.load(SECONDS)
     assert as_fast(latency, quiet), f"{latency}\nwithout a log: {quiet}"

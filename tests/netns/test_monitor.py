@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.firewall import Firewall
+from tests.firewall import PATIENCE, Firewall
 from tests.lab import Lab
+from tests.netns.test_tls_bypass import udp_exchange
+from tests.netns.test_tls_path import Server, connect
+from tests.unit.test_quic_and_ech import KEYED
 
 pytestmark = pytest.mark.netns
 
@@ -23,7 +27,7 @@ stateless:
 tls:
   ca: {{certificate: ca.pem, private_key: ca.key}}
   trust: [lab-root.pem]
-  scopes: [{{destination_ports: [443]}}]
+  scopes: [{{destination_ports: [443, 9443]}}]
   on_failure: reject
 open_flows: {{which: all, action: reject}}
 stateful:
@@ -66,8 +70,8 @@ def firewall() -> Iterator[Firewall]:
         yield firewall
 
 
-def curl(firewall: Firewall, url: str, *options: str) -> int:
-    return firewall.lab.curl(url, *options, timeout=2.0, cacert=firewall.dir / "both.pem").returncode
+def curl(firewall: Firewall, url: str, *options: str, seconds: float = PATIENCE) -> int:
+    return firewall.lab.curl(url, *options, timeout=seconds, cacert=firewall.dir / "both.pem").returncode
 
 
 def said(event: dict[str, Any]) -> str:
@@ -107,7 +111,7 @@ def test_datagrams_alerts_and_status(firewall: Firewall) -> None:
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with sock, server:
         server.bind(("203.0.113.10", 9))
-        server.settimeout(2)
+        server.settimeout(PATIENCE)
         sock.connect(("203.0.113.10", 9))
         sock.send(b"hello")
         assert server.recv(100) == b"hello"
@@ -125,13 +129,35 @@ def test_datagrams_alerts_and_status(firewall: Firewall) -> None:
     assert "would reject: rule" in firewall.cli("logs", "--type", "drop", str(firewall.log)).stdout
 
 
+def test_quic_and_its_offers_and_ech_keys_stay(firewall: Firewall) -> None:
+    """What would have been dropped is recorded; what would have been hidden is not a block, and is not told."""
+    lab = firewall.lab
+    initial = b"\xc3\0\0\0\1" + bytes(1245)
+    assert udp_exchange(lab, 443, initial, b"reply") == b"reply"
+    assert udp_exchange(lab, 443, initial, b"again") == b"again"
+    event = firewall.wait_event("drop", lambda event: event["nfw"]["reason"] == "quic")
+    assert event["verdict"] == {"action": "pass", "would_be": "drop"}
+    assert udp_exchange(lab, 53, b"question", KEYED) == KEYED
+    offered = b'HTTP/1.1 200 OK\r\nAlt-Svc: h3=":443"; ma=9\r\nContent-Length: 2\r\n\r\nok'
+
+    def answer(conn: ssl.SSLSocket) -> None:
+        conn.recv(65536)
+        conn.sendall(offered)
+
+    context = ssl.create_default_context(cafile=str(firewall.ca))
+    server = Server(lab, answer, port=9443, name="allowed.test")
+    with server, context.wrap_socket(connect(lab, 9443), server_hostname="allowed.test") as conn:
+        conn.sendall(b"GET / HTTP/1.1\r\nHost: allowed.test\r\n\r\n")
+        assert conn.recv(65536) == offered
+
+
 def test_the_same_policy_enforced_and_monitored_again(firewall: Firewall) -> None:
     """Switching into mode monitor ends no flow; switching out of it does as the policy says."""
     lab = firewall.lab
 
     def echo() -> socket.socket:
         with lab.in_namespace("client"):
-            return socket.create_connection(("203.0.113.10", 7), timeout=1)
+            return socket.create_connection(("203.0.113.10", 7), timeout=PATIENCE)
 
     def echoes(sock: socket.socket) -> bool:
         try:
@@ -146,7 +172,7 @@ def test_the_same_policy_enforced_and_monitored_again(firewall: Firewall) -> Non
         firewall.apply(enforce)
         assert not echoes(sock)
     for url, options, _, _ in CASES:
-        assert curl(firewall, url, *options) not in (0, 60), url
+        assert curl(firewall, url, *options, seconds=2.0) not in (0, 60), url
     with echo() as sock:
         assert echoes(sock)
         told = firewall.cli("policy", "apply", str(enforce), "--monitor")

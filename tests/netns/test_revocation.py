@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509 import ocsp
 
-from tests.firewall import Firewall, pids_named, wait_for
+from tests.firewall import PATIENCE, Firewall, pids_named, wait_for
 from tests.lab import Lab
 from tests.unit.revocationkit import crl, ocsp_response, pointing
 from tests.unit.tlskit import DAY, NOW, Authority, Key
@@ -180,6 +180,16 @@ class Servers:
         (self.folder / "nginx.conf").write_text(NGINX.format(folder=self.folder, servers="".join(servers)))
         self._start(["nginx", "-p", str(self.folder), "-c", str(self.folder / "nginx.conf")], "nginx")
 
+    def await_listening(self) -> None:
+        def listening() -> bool:
+            for port in (PORT, OCSP_PORT):
+                with self.lab.in_namespace("server"), socket.socket() as sock:
+                    if sock.connect_ex((ADDRESS, port)) != 0:
+                        return False
+            return True
+
+        wait_for(listening, PATIENCE)
+
     def asked(self) -> int:
         """OCSP requests the responder has had."""
         return (self.folder / "ocsp.out").read_text(errors="replace").count("Received request")
@@ -217,6 +227,7 @@ def servers() -> Iterator[Servers]:
     with Lab() as lab:
         made = Servers(lab)
         try:
+            made.await_listening()
             yield made
         finally:
             made.stop()
@@ -244,15 +255,8 @@ def record(firewall: Firewall, name: str, since: int) -> dict[str, Any]:
     def there() -> list[dict[str, Any]]:
         return [one for one in firewall.events("tls")[since:] if one["tls"]["sni"] == name]
 
-    wait_for(lambda: bool(there()), 5)
+    wait_for(lambda: bool(there()), PATIENCE)
     return there()[-1]
-
-
-def the_only(firewall: Firewall, title: str) -> int:
-    """The process of that name, once those of the generation before have ended."""
-    wait_for(lambda: len(list(pids_named(firewall.pid(), title))) == 1, 5)
-    (pid,) = pids_named(firewall.pid(), title)
-    return pid
 
 
 @pytest.mark.parametrize("action", ["drop", "reject", "pass"])
@@ -307,12 +311,12 @@ def test_intermediates_a_server_leaves_out(firewall: Firewall) -> None:
 
 
 def test_the_fetcher_has_no_privileges(firewall: Firewall) -> None:
-    pid = the_only(firewall, "nfw fetcher")
+    pid = firewall.the_only("nfw fetcher")
     fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     assert "0" not in fields["Uid"].split()
     assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == 0
     assert fields["NoNewPrivs"] == "1"
-    keyholder = the_only(firewall, "nfw keyholder")
+    keyholder = firewall.the_only("nfw keyholder")
     sockets = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
     held = {os.readlink(f"/proc/{keyholder}/fd/{fd}") for fd in os.listdir(f"/proc/{keyholder}/fd")}
     assert sum(one.startswith("socket:") for one in sockets) == 2, "the worker's and the leader's"
@@ -357,7 +361,7 @@ def test_many_wait_for_one_answer(firewall: Firewall, servers: Servers) -> None:
 
     def client() -> None:
         with servers.lab.in_namespace("client"):
-            sock = socket.create_connection((ADDRESS, PORT), timeout=10)
+            sock = socket.create_connection((ADDRESS, PORT), timeout=60)
         with context.wrap_socket(sock, server_hostname="good.test") as conn:
             conn.sendall(b"GET / HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n")
             got.append(conn.recv(1000)[:12])
@@ -366,15 +370,15 @@ def test_many_wait_for_one_answer(firewall: Firewall, servers: Servers) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert got == [b"HTTP/1.1 200"] * 100
     assert servers.asked() == asked + 1
 
 
 def test_a_killed_fetcher_is_started_again(firewall: Firewall) -> None:
     firewall.apply(policy(firewall, "drop"))
-    pid = the_only(firewall, "nfw fetcher")
+    pid = firewall.the_only("nfw fetcher")
     os.kill(pid, 9)
-    wait_for(lambda: [one for one in pids_named(firewall.pid(), "nfw fetcher") if one != pid] != [], 5)
+    wait_for(lambda: [one for one in pids_named(firewall.pid(), "nfw fetcher") if one != pid] != [], PATIENCE)
     assert get(firewall, "good.test").returncode == 0
     assert get(firewall, "listed.test").returncode == 52

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from tests.firewall import Firewall, wait_for
+from tests.firewall import PATIENCE, Firewall, wait_for
 from tests.lab import Lab
 
 pytestmark = pytest.mark.netns
@@ -35,7 +35,7 @@ def test_chosen_sessions_are_written_down_and_it_is_loud() -> None:
             answer = lab.curl(f"https://{name}/whoami?{name}", "--http1.1", cacert=firewall.ca)
             assert answer.returncode == 0, answer.stderr
         keys, capture = firewall.dir / "keys.txt", firewall.dir / "plain.pcapng"
-        wait_for(lambda: capture.stat().st_size > 500, 5)
+        wait_for(lambda: b"/whoami?site-a.test" in capture.read_bytes(), PATIENCE)
         assert [stat.S_IMODE(file.stat().st_mode) for file in (keys, capture)] == [0o600, 0o600]
         lines = [line.split() for line in keys.read_text().splitlines()]
         assert {len(line) for line in lines} == {3}

@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import ssl
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from tests.firewall import Firewall, children, pids_named, wait_for
+from tests.firewall import PATIENCE, Firewall, children, pids_named, wait_for
 from tests.lab import Lab
 from tests.netns.test_ca_key import in_memory
 
@@ -57,7 +56,7 @@ def shown(lab: Lab, name: str, to: str = "") -> x509.Certificate:
     """The certificate a client that trusts the servers' own CA sees."""
     context = ssl.create_default_context(cafile=str(lab.root_ca_path))
     with lab.in_namespace("client"):
-        sock = socket.create_connection((to or lab.sites[name].ipv4, 443), 10)
+        sock = socket.create_connection((to or lab.sites[name].ipv4, 443), PATIENCE)
     with sock, context.wrap_socket(sock, server_hostname=name) as conn:
         der = conn.getpeercert(binary_form=True)
     assert der is not None
@@ -75,9 +74,9 @@ def test_clients_see_the_servers_certificate_and_rules_the_plaintext(
     answer = lab.curl(f"https://{name}/whoami", version, cacert=lab.root_ca_path)
     assert answer.returncode == 0, answer.stderr
     began = len(firewall.events("drop"))
-    answer = lab.curl(f"https://{name}/secret", "--http1.1", "-m", "5", cacert=lab.root_ca_path)
+    answer = lab.curl(f"https://{name}/secret", "--http1.1", cacert=lab.root_ca_path)
     assert answer.returncode != 0
-    wait_for(lambda: len(firewall.events("drop")) > began, 5)
+    wait_for(lambda: len(firewall.events("drop")) > began, PATIENCE)
     seen = firewall.wait_event("tls", lambda event: event["tls"]["sni"] == name and event["nfw"]["status"] == "OK")
     assert seen["nfw"]["inbound"] is True
     assert seen["tls"]["client"]["group"]
@@ -120,8 +119,7 @@ def test_the_keys_are_in_the_key_holder_alone(firewall: Firewall) -> None:
 def test_a_key_holder_killed_and_started_again(firewall: Firewall) -> None:
     (holder,) = pids_named(firewall.pid(), "nfw keyholder")
     os.kill(holder, signal.SIGKILL)
-    wait_for(lambda: [pid for pid in pids_named(firewall.pid(), "nfw keyholder") if pid != holder] != [], 5)
-    time.sleep(0.3)
+    wait_for(lambda: [pid for pid in pids_named(firewall.pid(), "nfw keyholder") if pid != holder] != [], PATIENCE)
     assert shown(firewall.lab, "site-a.test")
 
 

@@ -272,7 +272,10 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         policy["tls"] = {
             "ca": {"certificate": "certs/ca.pem", "private_key": "certs/ca.key"},
-            "scopes": draw(some(endpoints())),
+            "scopes": [
+                {**scope, **draw(st.sampled_from([{}, {"trust": ["system", "certs/ca.pem"]}, {"trust": ["ca.pem"]}]))}
+                for scope in draw(some(endpoints()))
+            ],
             "on_failure": draw(st.sampled_from(["drop", "reject"])),
             "session_holding": draw(st.booleans()),
             "keywords": draw(st.sampled_from(["all", "sni"])),
@@ -305,6 +308,7 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
             "inbound_upstream": draw(st.sampled_from(["pinned", "verified"])),
             "quic": draw(st.sampled_from(["pass", "drop", "reject"])),
             "strip_ech": draw(st.booleans()),
+            "bypass_proof": draw(st.sampled_from([["certificate"], ["resolver", "certificate"], ["resolver"]])),
             "resolvers": draw(st.sampled_from([["192.0.2.53"], ["192.0.2.53", "2001:db8::53"]])),
             "without_sni": draw(st.sampled_from(["refuse", "address"])),
             **draw(st.sampled_from([{}, {"transparency": {"logs": ["logs.pem"], "require": True}}])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -493,6 +494,89 @@ def test_what_is_no_json(tmp_path: Path, text: str | bytes, message: str) -> Non
     assert message in str(caught.value)
 
 
+TERRAFORM = 'resource "aws_networkfirewall_rule_group" "g" {\n  capacity = 100\n}\n'
+PRINTED = "RULEGROUPRESPONSE\t100\t2\tx\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "plan.json",
+            '{"format_version": "1.2", "terraform_version": "1.9", "planned_values": {}}',
+            "plan or state of T",
+        ),
+        ("main.tf", f"# egress\n/* a\n b */ {TERRAFORM}", "this is Terraform's own language; expected AWS's documents"),
+        (
+            "list.json",
+            '{"RuleGroups": [{"Name": "g", "Arn": "x"}]}',
+            "this is what list-rule-groups prints, names alone",
+        ),
+        ("group.txt", PRINTED, "expected --output json or yaml"),
+        ("group.txt", "-" * 40 + "\n|   DescribeRuleGroup  |\n", "expected --output json or yaml"),
+        ("egress.rules", f"# mine\n{RULE}\n", "these are stateful rules, not a policy; expected a policy that names"),
+        ("group.json", '{"RuleGruop": {}}', 'unknown key "RuleGruop"; did you mean "RuleGroup"?'),
+        (
+            "group.json",
+            '{"FirewallPolcy": {}, "Tags": []}',
+            'unknown key "FirewallPolcy"; did you mean "FirewallPolicy"?',
+        ),
+        ("group.json", '{"RuleGroup": {}}'.encode("utf-16"), "the file is UTF-16, as Windows PowerShell's > writes it"),
+        ("group.json", '{"RuleGroup": {}}'.encode("utf-16-be"), "the file is UTF-16"),
+        ("group.json", gzip.compress(b"{}"), "the file is compressed; expected UTF-8 text"),
+    ],
+)
+def test_files_of_the_same_tools_that_hold_no_policy(
+    tmp_path: Path, name: str, text: str | bytes, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(PolicyErrors) as caught:
+        load_policy(path)
+    (error,) = caught.value
+    assert message in error.message
+    assert (error.line, error.column) != (0, 0)
+
+
+def test_a_list_of_names_beside_the_documents_is_left_aside(tmp_path: Path) -> None:
+    loaded = load(tmp_path, policy(), {"RuleGroups": [{"Name": "g", "Arn": "x"}]})
+    (told,) = loaded.warnings
+    assert "ignored; this is what list-rule-groups prints" in told.message
+
+
+def test_one_mistake_is_told_once(tmp_path: Path) -> None:
+    """What follows from a value of the wrong kind is not told besides it."""
+    header = {**HEADER, "SourcePort": 80, "Destination": ["10.0.0.0/8"]}
+    lists = source(RulesSourceList={**LIST, "TargetTypes": "TLS_SNI"})
+    changes = {"StatelessDefaultActions": "aws:pass", "StatelessFragmentDefaultActions": None}
+    groups = (
+        group("g", tuple_(Header=header)),
+        group("h", lists),
+        group("i", "{}"),
+        group("k", stateful(order="STRICT")),
+    )
+    found = refusal(tmp_path, policy(groups=("g", "h", "i", "k"), **changes), *groups)
+    places = [":".join(line.split(":")[:3]) for line in found]
+    assert len(set(places)) == len(places) == 7, found
+    assert [place.split(":")[0] for place in places] == ["0.json"] * 2 + ["1.json"] * 2 + ["2.json", "3.json", "4.json"]
+
+
+def test_wrong_rules_are_told_with_wrong_variables(tmp_path: Path) -> None:
+    """But not that a variable is missing which was refused."""
+    rules = "pass tcp $A any -> any any (sid:1;)\npass tcp any any > any any (sid:2;)"
+    variables = {
+        "IPSets": {"A": {"Definition": ["10.0.0.0/40"]}, "B": {"Definition": ["$C"]}, "C": {"Definition": ["$B"]}}
+    }
+    found = refusal(tmp_path, policy(groups=("g",)), group("g", stateful(rules, RuleVariables=variables)))
+    assert len(found) == 4, found
+    text = (tmp_path / "1.json").read_text().split("\n")
+    for line in found:
+        at, message = int(line.split(":")[1]), line.partition(" ")[2]
+        if "refers to itself" in message:
+            assert f'"{message[0]}": {{' in text[at - 1]
+    assert any("expected ->, <> or => between source and destination, found '>'" in line for line in found)
+
+
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     (path,) = write(tmp_path, policy())
     with pytest.raises(PolicyErrors, match="map file does not exist"):
@@ -528,6 +612,9 @@ def test_a_policy_of_ones_own_as_json_and_by_name(tmp_path: Path) -> None:
         ("rule_groups: {A: []}", 'rule_groups: expected rule files or "skip"'),
         ("home_net: 10.0.0.0/8", "home_net: expected a list"),
         ("settings: {open_flows: {which: some}}", "which: expected all, tls_scope or none"),
+        ("settings: {tls: {scope_trust: [{scope: 1, trust: [system]}]}}", "there is no scope 1; the documents have 0"),
+        ("settings: {tls: {scope_trust: [{scope: 0, trust: [system]}]}}", "scope: 0 is out of range"),
+        ("settings: {tls: {scope_trust: [{scope: 1}]}}", "trust"),
         ("settings: {name: x}", 'unknown key "name" in settings'),
         ("certificates: {a: {certificate: x}}", 'certificates lacks "private_key"'),
         ("[]", "map: expected a mapping"),

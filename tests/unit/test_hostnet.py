@@ -338,6 +338,9 @@ class FakeRunner:
                 assert self.chains is not None
                 self.chains.remove(words[4])
             elif words[:5] == ["add", "rule", "inet", "nfw", "classify"]:
+                assert self.chains is not None
+                if words[6] not in self.chains:
+                    raise HostNetError(f"{line}: No such file or directory")
                 self.classify = (words[6], line.partition("comment ")[2].strip('"'))
 
     def nft_table(self, table: str) -> list[dict[str, Any]]:
@@ -443,6 +446,44 @@ def test_the_generation_before_last_is_retired_by_the_next_switch() -> None:
         host.switch(GenerationPlan(number, 10, 10))
     assert host.current() == Installed(3, (2,), "queues 10-10")
     assert not any(line.startswith(("target", "ip")) for line in runner.log)
+
+
+def test_of_a_prepared_switch_one_transaction_is_left() -> None:
+    runner = FakeRunner()
+    host = hostnet(runner)
+    host.install_closed()
+    host.switch(GenerationPlan(1, 10, 13))
+    host.prepare(GenerationPlan(2, 14, 14, 1235))
+    assert host.current() == Installed(1, (2,), "queues 10-13")
+    host.retire(coming=2)
+    runner.log.clear()
+    host.switch(GenerationPlan(2, 14, 14, 1235), prepared=True)
+    assert runner.log == ["nft flush chain inet nfw fragments"]
+    assert host.current() == Installed(2, (1,), "queues 14-14 port 1235")
+
+
+def test_what_was_prepared_for_a_switch_and_is_gone_is_done_again() -> None:
+    runner = FakeRunner()
+    host = hostnet(runner)
+    host.install_closed()
+    host.switch(GenerationPlan(1, 10, 13))
+    host.prepare(GenerationPlan(2, 14, 14))
+    host.restore(GenerationPlan(1, 10, 13))
+    assert host.current() == Installed(1, (), "queues 10-13")
+    host.switch(GenerationPlan(2, 14, 14), prepared=True)
+    assert host.current() == Installed(2, (1,), "queues 14-14")
+    host.retire()
+    assert host.current() == Installed(2, (), "queues 14-14")
+
+
+def test_putting_the_table_back_forgets_no_flow() -> None:
+    runner = FakeRunner()
+    host = hostnet(runner)
+    host.install_closed()
+    host.switch(GenerationPlan(1, 10, 13))
+    runner.log.clear()
+    host.restore(GenerationPlan(1, 10, 13))
+    assert not any(line.startswith("flush") for line in runner.log)
 
 
 @pytest.mark.parametrize("refuse", ["target", "flush chain inet nfw fragments"])

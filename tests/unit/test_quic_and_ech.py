@@ -9,14 +9,15 @@ from pathlib import Path
 import dnslib
 import pytest
 from dnslib import QTYPE, RR, DNSRecord
-from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Raw
 
 from engines.packet import decode, with_udp_payload
 from engines.tls.ech import without_ech
+from engines.tls.echstream import MESSAGE_MOST, AnswerStream
 from nfw.pipeline import Answer
-from tests.unit.test_pipeline import INSPECT, Bench
+from tests.unit.test_pipeline import INSPECT, Bench, Talk
 from tests.unit.test_tls_session import pair
 from tests.unit.tlskit import World, with_extension
 
@@ -72,6 +73,18 @@ def test_quic_can_be_refused_aloud_or_let_pass(tmp_path: Path) -> None:
     assert bench.effects.events[0]["verdict"]["action"] == "reject"
     bench = tls(tmp_path, "  quic: pass\n", "")
     assert bench.send(datagram()) is Answer.PASS
+
+
+@pytest.mark.parametrize("action", ["drop", "reject"])
+@pytest.mark.parametrize("rules", ["", INSPECT])
+def test_quic_passes_a_policy_that_only_watches(tmp_path: Path, action: str, rules: str) -> None:
+    bench = tls(tmp_path, f"  quic: {action}\n", rules + "mode: monitor\n")
+    assert [bench.send(datagram()) for _ in range(3)] == [Answer.PASS] * 3
+    assert bench.effects.injected == []
+    (event,) = bench.effects.events  # once per flow
+    assert (event["event_type"], event["nfw"]["reason"]) == ("drop", "quic")
+    assert event["verdict"] == {"action": "pass", "would_be": action}
+    assert bench.pipeline.verdicts == {("flow", f"would_{action}", "quic"): 3}
 
 
 # --- Encrypted ClientHello --------------------------------------------------------------------------------------------
@@ -204,6 +217,170 @@ def test_any_payload_fits() -> None:
         made = with_udp_payload(decode(whole), payload)
         assert made == bytes(IP(src=RESOLVER, dst=CLIENT) / UDP(sport=53, dport=5000) / Raw(payload))
         assert decode(made).payload == payload
+
+
+# --- over TCP ---------------------------------------------------------------------------------------------------------
+
+FILLER = 65280
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((ALPN, ECH), (ALPN, (FILLER, bytes(10)))),
+        ((ALPN, HINT, ECH, (6, bytes(16))), (ALPN, HINT, (6, bytes(16)), (FILLER, bytes(10)))),
+        ((ECH,), ((FILLER, bytes(10)),)),
+        ((ALPN, (5, b"")), (ALPN, (FILLER, b""))),
+        (((0, b"\0\1\0\5"), ALPN, ECH), ((0, b"\0\1"), ALPN, (FILLER, bytes(12)))),
+        (((0, b"\0\5"), ECH, ALPN), (ALPN, (FILLER, bytes(16)))),
+        ((ECH, (FILLER, b"x")), ((FILLER, b"x"), (FILLER + 1, bytes(10)))),
+        ((ECH, (65535, b"x")), ((65535, b"x"), (65535, bytes(10)))),  # no record has that key; it is not read any more
+        ((ALPN, HINT), None),
+    ],
+)
+@pytest.mark.parametrize("kind", [HTTPS, 64])
+def test_a_parameter_nobody_knows_keeps_the_length(before: tuple, after: tuple | None, kind: int) -> None:
+    changed = without_ech(response(https(*before, kind=kind)), keep_length=True)
+    assert changed == (None if after is None else response(https(*after, kind=kind)))
+
+
+def framed(*messages: bytes) -> bytes:
+    return b"".join(len(message).to_bytes(2, "big") + message for message in messages)
+
+
+KEYED, PLAIN = response(https(ALPN, ECH)), response(https(ALPN, (FILLER, bytes(10))))
+OTHER = response(RR("a.test", QTYPE.A, rdata=dnslib.A("192.0.2.1"), ttl=60))
+BIG = response(https(ALPN, ECH), *(RR("a.test", QTYPE.TXT, rdata=dnslib.TXT("x" * 200), ttl=60) for _ in range(60)))
+
+
+@pytest.mark.parametrize("most", [MESSAGE_MOST, len(BIG) - 1])
+def test_a_stream_of_answers(most: int) -> None:
+    """However it is cut; a message that is too long goes on as it is, and those behind it are read again."""
+    sent = framed(OTHER, KEYED, BIG, KEYED, OTHER)
+    big = without_ech(BIG, keep_length=True) if most == MESSAGE_MOST else BIG
+    assert big is not None
+    expected = framed(OTHER, PLAIN, big, PLAIN, OTHER)
+    for size in (1, 2, 3, 7, 100, 1460, len(sent)):
+        stream, got = AnswerStream(most), bytearray()
+        for at in range(0, len(sent), size):
+            got += stream.feed(sent[at : at + size])
+            assert len(got) + stream.held == min(at + size, len(sent))
+            assert stream.held < 2 + most
+        assert bytes(got) == expected
+        assert stream.changed == (3 if most == MESSAGE_MOST else 2)
+        assert stream.rest() == b""
+
+
+def test_a_stream_that_is_no_dns_goes_on() -> None:
+    chance = random.Random(5)
+    for _ in range(300):
+        data = framed(OTHER) + b"\0\3" + chance.randbytes(200) if chance.random() < 0.3 else chance.randbytes(300)
+        stream, got = AnswerStream(), bytearray()
+        at = 0
+        while at < len(data):
+            size = chance.randint(1, 40)
+            got += stream.feed(data[at : at + size])
+            at += size
+        assert bytes(got) + stream.rest() == data
+
+
+def test_what_waited_too_long_goes_on_as_it_is() -> None:
+    whole = framed(KEYED, KEYED)
+    for cut in range(1, len(framed(KEYED))):
+        stream = AnswerStream()
+        got = stream.feed(whole[:cut]) + stream.rest() + stream.feed(whole[cut:])
+        assert got == (whole if cut == 1 else framed(KEYED, PLAIN))
+
+
+class Answers:
+    """A client that asks over TCP."""
+
+    def __init__(self, tmp_path: Path, policy: str = "", rules: str = INSPECT) -> None:
+        self.bench = tls(tmp_path, policy, rules)
+        self.talk = Talk(self.bench, dport=53)
+        self.talk.open()
+        self.bench.known(self.talk.client(data=framed(DNSRecord.question("a.test", "HTTPS").pack())))
+
+    def say(self, data: bytes, at: int | None = None) -> tuple[IP, Answer]:
+        """The server's next segment, or the one from offset ``at`` once more."""
+        kept = self.talk.ack
+        if at is not None:
+            self.talk.ack = 5001 + at
+        packet = self.talk.server(data=data)
+        if at is not None:
+            self.talk.ack = kept
+        return packet, self.bench.known(packet)
+
+    def received(self, sent: list[tuple[int, IP]]) -> list[bytes]:
+        """The payloads with which these, by number, went on."""
+        changed = dict(self.bench.effects.rewritten)
+        found = []
+        for number, packet in sent:
+            data = changed.get(number, bytes(packet))
+            payload = decode(data).payload
+            fresh = packet.copy()
+            fresh[TCP].remove_payload()
+            assert data == bytes(fresh / Raw(payload)), "headers are as they were, the checksum is right"
+            found.append(payload)
+        return found
+
+
+@pytest.mark.parametrize("rules", ["", INSPECT])
+@pytest.mark.parametrize("size", [10, 40, 65, 1000])
+def test_answers_over_tcp(tmp_path: Path, rules: str, size: int) -> None:
+    """Segments wait for their message, keep their numbers, and are the same when they are sent again."""
+    answers = Answers(tmp_path, rules=rules)
+    bench, sent, held = answers.bench, [], []
+    whole, expected = framed(OTHER, KEYED, OTHER), framed(OTHER, PLAIN, OTHER)
+    for at in range(0, len(whole), size):
+        packet, answer = answers.say(whole[at : at + size])
+        assert answer in (Answer.HOLD, Answer.ACCEPT)
+        held += [bench.number] if answer is Answer.HOLD else []
+        sent.append((bench.number, packet))
+    assert bench.effects.verdicts == [(number, True) for number in held], "in order, and all of them"
+    assert b"".join(answers.received(sent)) == expected
+    assert bench.pipeline.counts["ech_stripped"] == 1
+    assert bench.pipeline.held_packets == 0
+    for at in (0, len(framed(OTHER)) + 10):
+        packet, answer = answers.say(whole[at : at + 60], at)
+        assert answer is Answer.ACCEPT
+        (again,) = answers.received([(bench.number, packet)])
+        assert again == expected[at : at + 60]
+
+
+def test_segments_that_come_early_wait(tmp_path: Path) -> None:
+    answers = Answers(tmp_path)
+    whole, sent = framed(KEYED), []
+    middle = len(whole) // 2
+    for at, data in ((middle, whole[middle:]), (0, whole[:middle])):
+        packet, answer = answers.say(data, at)
+        sent.append((answers.bench.number, packet))
+        assert answer is (Answer.HOLD if at else Answer.ACCEPT)
+    second, first = answers.received(sent)
+    assert first + second == framed(PLAIN)
+    assert answers.bench.effects.verdicts == [(sent[0][0], True)]
+
+
+@pytest.mark.parametrize("rules", ["", INSPECT])
+def test_an_answer_that_does_not_end_goes_on(tmp_path: Path, rules: str) -> None:
+    answers = Answers(tmp_path, rules=rules)
+    bench = answers.bench
+    assert answers.say(framed(KEYED)[:30])[1] is Answer.HOLD
+    number = bench.number
+    bench.now += 1.0
+    bench.pipeline.tick(bench.now)
+    assert bench.effects.verdicts == [(number, True)]
+    assert answers.say(framed(KEYED)[30:])[1] is Answer.ACCEPT
+    assert bench.effects.rewritten == []
+    assert answers.say(framed(KEYED))[1] is Answer.ACCEPT
+    assert len(bench.effects.rewritten) == 1, "the next one is read again"
+
+
+@pytest.mark.parametrize("policy", ["  strip_ech: false\n", "mode"])
+def test_answers_over_tcp_stay_as_they_are(tmp_path: Path, policy: str) -> None:
+    answers = Answers(tmp_path, *(("", INSPECT + "mode: monitor\n") if policy == "mode" else (policy,)))
+    assert answers.say(framed(KEYED))[1] in (Answer.ACCEPT, Answer.PASS)
+    assert answers.bench.effects.rewritten == []
 
 
 ECH_EXTENSION = struct.pack("!HH", 0xFE0D, 10) + b"\0\0\1\0\1\7\0\0\0\0"

@@ -9,13 +9,14 @@ from typing import get_args
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from engines.tls.bypass import Proof
 from engines.tls.events import Event
 from engines.tls.status import FailAction, Status
 from engines.tls.verify import spki_sha256
 from nfw import ca
 from nfw.policy.errors import PolicyErrors
 from nfw.policy.loader import load_policy_text
-from nfw.tlsworker import HANDLERS, tls_settings
+from nfw.tlsworker import HANDLERS, scope_settings, tls_settings
 from tests.unit.tlskit import Authority
 
 NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
@@ -84,6 +85,40 @@ def test_distrusted_anchors_are_none(folder: Path, named: str) -> None:
     assert spki_sha256(BAD.certificate) in found.verifier._refused
 
 
+def test_scopes_have_roots_of_their_own(folder: Path) -> None:
+    scopes = "[{destination_ports: [443]}, {destination_ports: [1], trust: [bad.pem]}, {trust: [bad.pem]}, {}]"
+    text = TEXT.replace("[{destination_ports: [443]}]", scopes)
+    policy = load_policy_text(text.encode(), folder / "policy.yaml", now=NOW.timestamp())
+    assert policy.tls is not None
+    default = tls_settings(policy.tls)
+    found = scope_settings(policy.tls, default)
+    assert [one.verifier.anchors for one in found] == [2, 1, 1, 2]
+    assert found[0] is found[3] is default
+    assert found[1] is found[2]
+    assert [policy.tls.trust_of(scope).files for scope in (0, 1, None, 7)] == [
+        policy.tls.trust.files,
+        (folder / "bad.pem",),
+        policy.tls.trust.files,
+        policy.tls.trust.files,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scope", "said"),
+    [
+        ("{trust: [missing.pem]}", "trust file .*missing.pem does not exist"),
+        ("{trust: []}", "the list is empty"),
+        ("{trust: [policy.yaml]}", "holds no certificate"),
+        ("{roots: [bad.pem]}", "roots"),
+    ],
+)
+def test_what_is_wrong_with_a_scopes_roots_is_said(folder: Path, scope: str, said: str) -> None:
+    (folder / "policy.yaml").write_text("no certificate")
+    text = TEXT.replace("[{destination_ports: [443]}]", f"[{scope}]")
+    with pytest.raises(PolicyErrors, match=said):
+        load_policy_text(text.encode(), folder / "policy.yaml", now=NOW.timestamp())
+
+
 def test_names_that_are_not_decrypted(folder: Path) -> None:
     more = '  bypass: [{sni: ["*.Bank.example", a.test], destination_ports: ["443-444"]}]\n  resolvers: [192.0.2.53]\n'
     policy = load_policy_text((TEXT + more).encode(), folder / "policy.yaml", now=NOW.timestamp())
@@ -91,6 +126,24 @@ def test_names_that_are_not_decrypted(folder: Path) -> None:
     (one,) = policy.tls.bypass
     assert (one.names, one.scope.destination_ports) == (("*.bank.example", "a.test"), ((443, 444),))
     assert policy.tls.resolvers == ("192.0.2.53",)
+    assert policy.tls.bypass_proof == (Proof.RESOLVER,)
+    assert policy.tls.asks_resolvers
+
+
+@pytest.mark.parametrize(
+    ("written", "proofs"),
+    [
+        ("[certificate]", (Proof.CERTIFICATE,)),
+        ("[certificate, resolver]", (Proof.RESOLVER, Proof.CERTIFICATE)),
+        ("[resolver, resolver]", (Proof.RESOLVER,)),
+    ],
+)
+def test_what_proves_an_exempted_name(folder: Path, written: str, proofs: tuple[Proof, ...]) -> None:
+    more = f"  bypass: [{{sni: [a.test]}}]\n  bypass_proof: {written}\n"
+    policy = load_policy_text((TEXT + more).encode(), folder / "policy.yaml", now=NOW.timestamp())
+    assert policy.tls is not None
+    assert policy.tls.bypass_proof == proofs
+    assert policy.tls.asks_resolvers is (Proof.RESOLVER in proofs)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +158,9 @@ def test_names_that_are_not_decrypted(folder: Path) -> None:
         ("debug: {capture: x.pcapng}", "whose sessions are written down"),
         ("debug: {capture: x.pcapng, sni: ['*.com']}", "would cover"),
         ("quic: maybe", "quic"),
+        ("bypass_proof: [dns]", "bypass_proof: expected resolver or certificate, got"),
+        ("bypass_proof: []", "the list is empty"),
+        ("bypass_proof: certificate", "expected a list"),
         ("resolvers: [dns.test]", "expected addresses"),
         ("resolvers: [10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4]", "at most 3"),
     ],

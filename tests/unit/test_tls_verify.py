@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import SSL, crypto
 
+from engines.tls import verify
 from engines.tls.clienthello import TLS1_2, TLS1_3, ClientHelloReader
 from engines.tls.half import TlsHalf
 from engines.tls.openssl import call_back_for_faults, cipher_suites, expect_server
@@ -257,3 +258,35 @@ def test_parse_anchors(root: Authority) -> None:
 def test_printable() -> None:
     assert printable("a\x1b[31m\n\u202eb") == "a?[31m??b"
     assert len(printable("x" * 1000)) == 200
+
+
+def test_what_is_known_of_certificates_is_bounded(root: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest unused is forgotten and parsed anew when it comes back; one in use stays."""
+    parsed: list[str] = []
+
+    def facts(certificate: x509.Certificate):
+        found = certificate_facts(certificate)
+        parsed.append(found.dns_names[0] if found.dns_names else "")
+        return found
+
+    monkeypatch.setattr(verify, "certificate_facts", facts)
+    monkeypatch.setattr(verify, "_FACTS_CACHE", 4)
+    verifier = UpstreamVerifier([root.certificate])
+    servers = {name: root.issue(name) for name in (f"{letter}.test" for letter in "abcdefgh")}
+
+    def visit(name: str) -> bool:
+        """Whether its certificate had to be parsed."""
+        parsed.clear()
+        certificate, key = servers[name]
+        assert isinstance(handshake(verifier, server_peer(certificate, key), name), ServerChain)
+        assert len(verifier._facts) <= 4
+        return name in parsed
+
+    assert visit("a.test")
+    assert not visit("a.test")
+    for name in list(servers)[1:]:
+        assert visit(name)
+        assert not visit("a.test")  # in use all the time
+    assert len(verifier._facts) == 4
+    assert visit("b.test")
+    assert not visit("h.test")

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nfw.policy.errors import Problems
+from nfw.policy.aws.foreign import foreign_document, foreign_text
+from nfw.policy.errors import Problems, shorten, suggest
 from nfw.policy.files import files_in, is_folder, read_bounded
 from nfw.policy.jsonpos import parse_json
-from nfw.policy.yamlpos import MAX_BYTES, Mapping, Node, Scalar, parse_yaml
+from nfw.policy.yamlpos import MAX_BYTES, Mapping, Mark, Node, Scalar, parse_yaml
 from nfw.policy.yamlpos import Sequence as SequenceNode
 
 SUFFIXES = (".json", ".yaml", ".yml", ".template")
@@ -136,6 +137,10 @@ def parse_file(path: Path, data: bytes, problems: Problems) -> Loaded:
     template = TEMPLATE.search(data) is not None
     text = data.decode("utf-8-sig", "replace")
     start = text.lstrip()[:1]
+    foreign = foreign_text(text)
+    if foreign:
+        problems.error(Mark(1, 1), foreign, code="wrong-kind")
+        return Loaded(path, [], text, problems)
     tried = Problems(str(path))
     if start in ("{", "["):
         roots = parse_json(data, tried)
@@ -153,6 +158,28 @@ def is_aws(loaded: Loaded) -> bool:
     return any(_kinds(root) or _is_template(root) or _next_generation(root) for root in _flat(loaded.roots))
 
 
+def no_document(root: Node) -> str:
+    """What was expected in place of ``root``, which is no document of AWS."""
+    found = foreign_document(root)
+    return found or f"expected a key such as {', '.join(body for body, _, _, _ in _SHAPES.values())}"
+
+
+def is_policy(root: Node, known: Iterable[str], problems: Problems) -> bool:
+    """Whether ``root`` may be meant as a policy of nfw's own, whose keys are ``known``; says so where plainly not."""
+    foreign = foreign_document(root)
+    if foreign:
+        problems.error(root, foreign, code="wrong-kind")
+        return False
+    entries = root.entries if isinstance(root, Mapping) else ()
+    if {key.text for key, _ in entries}.intersection(known):
+        return True
+    nearly = [(key, suggest(key.text, [body for body, _, _, _ in _SHAPES.values()], nothing="")) for key, _ in entries]
+    for key, hint in nearly:
+        if hint:
+            problems.error(key, f"unknown key {shorten(key.text)}; {hint}")
+    return not any(hint for _, hint in nearly)
+
+
 def find_documents(loaded: Loaded) -> None:
     """Fill ``loaded.documents`` from everything but templates, and complain about what is none."""
     for root in _flat(loaded.roots):
@@ -167,9 +194,7 @@ def find_documents(loaded: Loaded) -> None:
                 code="wrong-kind",
             )
         elif not kinds:
-            loaded.problems.warning(
-                root, f"not a document of AWS Network Firewall, ignored; expected a key such as {', '.join(_SHAPES)}"
-            )
+            loaded.problems.warning(root, f"not a document of AWS Network Firewall, ignored; {no_document(root)}")
         for kind in kinds:
             assert isinstance(root, Mapping)
             loaded.documents.append(_document(kind, root, loaded))
@@ -222,8 +247,6 @@ def _document(kind: str, root: Mapping, loaded: Loaded) -> Document:
 
 
 def _warn_beside(key: Scalar, known: Iterable[str], problems: Problems) -> None:
-    from nfw.policy.errors import shorten, suggest
-
     hint = suggest(key.text, sorted(known), nothing="known fields: {}")
     problems.warning(key, f"unknown field {shorten(key.text)}, ignored; {hint}")
 

@@ -38,6 +38,10 @@ class Fields(Section):
         self.error(node, f"{self.at(key)}: expected a string, got {describe(node)}")
         return default
 
+    def is_string(self, key: str) -> bool:
+        node = self.get(key)
+        return isinstance(node, Scalar) and isinstance(node.value, str)
+
     def number(self, key: str, low: int, high: int) -> int | None:
         """None when it is absent or wrong."""
         node = self.get(key)
@@ -108,6 +112,12 @@ class Fields(Section):
             else:
                 self.error(node, f"{self.at(key)}[{index}]: expected a string, got {describe(node)}")
         return found
+
+    def is_list_of_strings(self, key: str) -> bool:
+        node = self.get(key)
+        return isinstance(node, Sequence) and all(
+            isinstance(item, Scalar) and isinstance(item.value, str) for item in node.items
+        )
 
     def object_of(self, key: str, known: Iterable[str]) -> Fields | None:
         node = self.get(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -69,6 +70,8 @@ MAX_REFERENCES = 20  # of each kind
 MAX_PRIORITY = 65535
 # Type of destination -> what its name is called.
 DESTINATIONS = {"S3": "bucketName", "CloudWatchLogs": "logGroup", "KinesisDataFirehose": "deliveryStream"}
+# What a rule is refused for when a variable is not what it should be.
+_OF_VARIABLES = re.compile(r" variable [$@]\w+ is not defined|variables or lists are nested")
 LOG_TYPES: dict[str, tuple[str, ...]] = {"ALERT": ("alert", "drop"), "FLOW": ("flow",), "TLS": ("tls",)}
 
 
@@ -283,10 +286,16 @@ class PolicyReader:
         )
         return stateful, idle
 
-    def parse(self, stateful: Stateful, variables: Variables, cache: Cache | None = None) -> Stateful:
-        """``stateful`` with its rules parsed."""
-        files = self.settings.rule_files
-        return with_signatures(stateful, files, variables, self.problems, cache, _in_words_of_aws)
+    def parse(self, stateful: Stateful, variables: Variables, cache: Cache | None, *, whole: bool) -> Stateful:
+        """``stateful`` with its rules parsed. Unless what surrounds them is ``whole``, a variable that they lack may be
+        one that was refused, and how it was is enough."""
+        found = Problems(self.problems.file)
+        parsed = with_signatures(stateful, self.settings.rule_files, variables, found, cache, _in_words_of_aws)
+        if not whole:
+            found.errors[:] = [error for error in found.errors if not _OF_VARIABLES.search(error.message)]
+            found.warnings.clear()
+        self.problems.merge(found)
+        return parsed
 
     def _stateful_group(
         self, fields: Fields, context: str, order: RuleOrder, variables: Variables
@@ -324,7 +333,7 @@ class PolicyReader:
                 return self._managed(fields, document.arn if document else arn, priority, to_alert, order)
             self._absent(fields, arn)
             return None
-        if group_order(document) is not order:
+        if group_order(document) not in (order, None):
             fields.error(
                 fields.get("ResourceArn"),
                 f"ResourceArn has invalid rule order, context: {context}.ResourceArn; the policy is "

@@ -66,9 +66,8 @@ def load_documents(
         reader = PolicyReader(chosen, documents, known, settings, nearby, check_key=check_key, now=now)
         parts = reader.read()
         logging = read_logging(documents, chosen, known)
-        # Rules of a policy that did not load whole (a variable is missing) would all be wrong: the cause is enough.
-        if not any(found.errors for found in (problems, nearby, *(loaded.problems for loaded in files))):
-            parts.stateful = reader.parse(parts.stateful, parts.variables, cache)
+        whole = not any(found.errors for found in (problems, nearby, *(loaded.problems for loaded in files)))
+        parts.stateful = reader.parse(parts.stateful, parts.variables, cache, whole=whole)
         policy = Policy(
             name=parts.name,
             file=Path(chosen.file),
@@ -79,6 +78,11 @@ def load_documents(
             stateful=parts.stateful,
             arn=parts.arn,
         )
+        scopes = len(parts.tls.scopes) if parts.tls is not None else 0
+        for node, number, _ in settings.scope_trust:
+            if number > scopes:
+                told = known.settings_problems or nearby
+                told.error(node, f"scope_trust: there is no scope {number}; the documents have {scopes}")
         policy = settings.applied(policy, parts.tcp_idle, logging)
     for each in (*(loaded.problems for loaded in files), nearby):
         problems.merge(each)
@@ -156,7 +160,7 @@ def _implied(documents: Sequence[Document], problems: Problems) -> Document:
     groups = [document for document in documents if document.kind == RULE_GROUP]
     problems.warning(None, "no FirewallPolicy among the documents: the rule groups are taken as those of one")
     stateful = [document for document in groups if not is_stateless(document)]
-    order = group_order(stateful[0]) if stateful else RuleOrder.ACTION
+    order = (group_order(stateful[0]) if stateful else None) or RuleOrder.ACTION
     forward = _list(_text("aws:forward_to_sfe"))
     references: dict[str, list[Node]] = {"StatelessRuleGroupReferences": [], "StatefulRuleGroupReferences": []}
     for priority, document in enumerate(groups, 1):

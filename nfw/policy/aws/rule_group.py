@@ -18,7 +18,7 @@ from nfw.policy.aws.mapfile import MapFile
 from nfw.policy.aws.metadata import Own, read_own, split_source
 from nfw.policy.capacity import MAX_CAPACITY
 from nfw.policy.domains import domain_rules, duplicate_target, parse_target
-from nfw.policy.errors import Problems, shorten
+from nfw.policy.errors import shorten
 from nfw.policy.fields import describe
 from nfw.policy.model import (
     DomainAction,
@@ -44,6 +44,7 @@ from nfw.policy.values import (
     parse_port_item,
 )
 from nfw.policy.variables import on_cycles
+from nfw.policy.yamlpos import Mapping as MappingNode
 from nfw.policy.yamlpos import Node, Scalar, Sequence
 
 GROUP_FIELDS = ("RulesSource", "RuleVariables", "ReferenceSets", "StatefulRuleOptions", "SummaryConfiguration")
@@ -350,6 +351,8 @@ def read_actions(
             return None, ()
     if len(standard) == 1:
         return standard[0], tuple(counted)
+    if key in fields and not fields.is_list_of_strings(key):
+        return None, ()
     what = "cannot exist together" if standard else "cannot be null or empty"
     place = fields.get(key) or fields.node
     fields.error(place, f"{key} {what}, context: {context}; expected exactly one of {', '.join(STATELESS_ACTIONS)}")
@@ -501,19 +504,17 @@ def read_stateful_group(
     )
 
 
-def group_order(document: Document) -> RuleOrder:
-    """``StatefulRuleOptions.RuleOrder``; what is wrong with it is said."""
-    if document.body is None:
-        return RuleOrder.ACTION
-    quiet = Problems(document.file)  # what is wrong with the rest is said when the group is read
-    group = open_fields(document.body, "RuleGroup", GROUP_FIELDS, quiet)
-    if group is None:
-        return RuleOrder.ACTION
-    options = group.get("StatefulRuleOptions")
+def group_order(document: Document) -> RuleOrder | None:
+    """``StatefulRuleOptions.RuleOrder``; None after saying what is wrong with it, or where the whole group is wrong."""
+    if not isinstance(document.body, MappingNode):
+        return None
+    options = entry(document.body, "StatefulRuleOptions")
     if options is None:
         return RuleOrder.ACTION
     fields = open_fields(options, "RuleGroup.StatefulRuleOptions", ("RuleOrder",), document.problems)
-    return fields.enumerated("RuleOrder", ORDERS, RuleOrder.ACTION) if fields is not None else RuleOrder.ACTION
+    if fields is None:
+        return None
+    return fields.enumerated("RuleOrder", ORDERS, None if "RuleOrder" in fields else RuleOrder.ACTION)
 
 
 def _rules_string(source: Fields, document: Document) -> RuleSource | None:
@@ -580,7 +581,7 @@ def _stateful_rule(fields: Fields) -> str | None:
                 words.append(header.enumerated(name, DIRECTIONS, ""))
                 continue
             word = header.string(name).strip()
-            if name in header and (not word or "(" in word or "\n" in word):
+            if header.is_string(name) and (not word or "(" in word or "\n" in word):
                 header.error(header.get(name), f"{name} is invalid, parameter: [{clip(word)}], context: {header.where}")
             words.append("any" if word.upper() == "ANY" else word)
     options = [_rule_option(option) for option in fields.objects("RuleOptions", ("Keyword", "Settings"))]
@@ -612,7 +613,7 @@ def _domain_list(source: Fields) -> DomainList | None:
     if part is None:
         return None
     for key in ("Targets", "TargetTypes", "GeneratedRulesType"):
-        if key not in part or (key != "GeneratedRulesType" and not part.list_of(key) and part.get(key) is None):
+        if key not in part:
             part.missing(key, "Targets, TargetTypes and GeneratedRulesType")
     action = part.enumerated("GeneratedRulesType", GENERATED, DomainAction.DENY)
     types: list[DomainType] = []
@@ -638,7 +639,7 @@ def _domain_list(source: Fields) -> DomainList | None:
             )
         targets.append(target)
     for key, found in (("Targets", targets), ("TargetTypes", types)):
-        if key in part and not found and not part.list_of(key):
+        if not found and part.is_list_of_strings(key) and not part.list_of(key):
             part.missing(key, "at least one")
     return DomainList(action, tuple(targets), tuple(types)) if targets and types else None
 
@@ -750,6 +751,7 @@ def _masked(text: str) -> str:
 
 def report_cycles(part: Fields, sets: Mapping[str, tuple[str, ...]], known: set[str]) -> None:
     edges: dict[str, list[str]] = {}
+    places = {key.text: key for kind in ("IPSets", "PortSets") for key, _ in part.members(kind)}
     for name, items in sets.items():
         for item in items:
             reference = VARIABLE_REFERENCE.match(item)
@@ -757,7 +759,7 @@ def report_cycles(part: Fields, sets: Mapping[str, tuple[str, ...]], known: set[
                 continue
             if reference[2] not in known:
                 part.error(
-                    None,
+                    places.get(name),
                     f"{reference[2]} cannot be null or empty, context: {part.where}.IPSets.{reference[2]}; "
                     f"{name} refers to it, and it is not defined",
                     code="missing-reference",
@@ -765,7 +767,7 @@ def report_cycles(part: Fields, sets: Mapping[str, tuple[str, ...]], known: set[
             edges.setdefault(name, []).append(reference[2])
     for name in sorted(on_cycles(edges)):
         part.error(
-            None,
+            places.get(name),
             f"{name} is invalid, context: {part.where}; it refers to itself, directly or through another",
             code="cyclic-variable",
         )

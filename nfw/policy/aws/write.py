@@ -16,6 +16,7 @@ from typing import Any
 
 from engines.stateful.parser import RuleSyntaxError, split_header, split_options
 from engines.stateless.rule import StatelessAction, StatelessRule
+from engines.tls.bypass import Proof
 from engines.tls.scope import TlsScope
 from nfw.policy.aws.mapfile import SKIP
 from nfw.policy.aws.metadata import LOCAL_CERTIFICATE
@@ -372,12 +373,19 @@ class _Writer:
             found["geoip"] = relative_path(stateful.geoip, self.base)
         return found
 
+    def _roots(self, trust: Trust) -> list[str]:
+        files = [relative_path(file, self.base) for file in trust.files]
+        return (["system"] if trust.system else []) + [f"./{file}" if file == "system" else file for file in files]
+
     def _tls_settings(self, tls: Tls) -> Json:
         found: Json = {"on_failure": tls.on_failure.value, "keywords": tls.keywords.value}
         if tls.trust != Trust():
-            files = [relative_path(file, self.base) for file in tls.trust.files]
-            found["trust"] = (["system"] if tls.trust.system else []) + [
-                f"./{file}" if file == "system" else file for file in files
+            found["trust"] = self._roots(tls.trust)
+        if tls.scope_trust:
+            found["scope_trust"] = [
+                {"scope": number, "trust": self._roots(trust)}
+                for number, trust in enumerate(tls.scope_trust, 1)
+                if trust is not None
             ]
         if tls.actions:
             found["actions"] = {status: action.value for status, action in tls.actions}
@@ -387,6 +395,8 @@ class _Writer:
             found["fetch_issuers"] = True
         if tls.bypass:
             found["bypass"] = [{"sni": list(one.names), **_plain_scope(one.scope)} for one in tls.bypass]
+        if tls.bypass_proof != (Proof.RESOLVER,):
+            found["bypass_proof"] = [proof.value for proof in tls.bypass_proof]
         if tls.resolvers:
             found["resolvers"] = list(tls.resolvers)
         if tls.quic is not TlsAction.DROP:
