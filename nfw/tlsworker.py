@@ -69,7 +69,7 @@ from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.rounds import SLICE_SECONDS, Rounds
 from nfw.rulerows import STATUSES, status_row
 from nfw.settings import GenerationSettings, most, pack, unpack
-from nfw.sockets import SO_MARK, Side, dial
+from nfw.sockets import READ_BYTES, SO_MARK, Side, dial
 from nfw.suggestions import Suggestions
 from nfw.tlsdebug import TlsRecorder
 from nfw.tlsflow import Flow, flow_facts
@@ -444,6 +444,8 @@ class TlsWorker:
         else:
             (flow.session.client_eof if is_client else flow.session.upstream_eof)(now)
         self._drain(flow, now)
+        if data and mask & select.EPOLLRDHUP and len(data) < READ_BYTES and side.open and flow.key in self.flows:
+            self._read(flow, side, mask & ~select.EPOLLRDHUP, now)  # the end came with it
 
     def _was_reset(self, flow: Flow, side: Side, now: float) -> None:
         side.ended = side.broken = True
