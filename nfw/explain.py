@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from engines.stateful.prefilter import DatabaseStore
     from nfw.describe import FlowDescription
     from nfw.policy.compile import Compiled
-    from nfw.policy.model import InboundTls, Tls
+    from nfw.policy.model import InboundTls, Tls, Trust
 
 MAX_FLOWS = 1000  # of a capture, explained; those beyond are counted
 MAX_STEPS = 1000  # packets of a flow that are kept one by one
@@ -127,6 +127,7 @@ class Conclusion:
     packet: int = 0
     detail: str = ""
     enforced: str = ""
+    besides: str = ""  # packets that were dropped for themselves, while the flow went on
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +349,7 @@ class Explainer:
     def _explain(self, name: str, seen: _Seen, free: NotingInspector | None, ended: Terminated | None) -> Explanation:
         real = ended.inspector if ended is not None else seen.inspector
         stateful = self._stateful(seen, real, free, ended)
-        conclusion = self._conclude(seen, real, stateful, ended)
+        conclusion = replace(self._conclude(seen, real, stateful, ended), besides=_besides(seen))
         if self._watches and conclusion.verdict in ("drop", "reject"):
             conclusion = replace(conclusion, verdict="alert", enforced=conclusion.verdict)
         return Explanation(
@@ -396,12 +397,14 @@ class Explainer:
             why = f"in {inside}, and the name is exempt if {proofs}"
             return TlsStep("bypass", why, scopes, ended=ended)
         whole = self._compiled.policy
+        assert whole.tls is not None
         inbound = inbound_of(whole, first.src, first.dst, first.sport, first.dport)
         if inbound is None:
-            return TlsStep("terminate", f"in {inside}", scopes, _checks(whole, inside.number - 1), ended)
+            checks = _checks(whole, trust=whole.tls.trust_of(inside.number - 1))
+            return TlsStep("terminate", f"in {inside}", scopes, checks, ended)
         shown = "the certificate given for the name asked for"
         why = f"in {inside}, of servers of one's own; clients are shown {shown}"
-        return TlsStep("terminate", why, scopes, _checks(whole, None, inbound), ended)
+        return TlsStep("terminate", why, scopes, _checks(whole, inbound=inbound, trust=whole.tls.trust), ended)
 
     def _scopes(self, first: Packet) -> Iterator[ScopeStep]:
         policy, lines = self._compiled.policy, self._places
@@ -444,10 +447,11 @@ class Explainer:
         self, seen: _Seen, real: NotingInspector | None, stateful: StatefulStep, ended: Terminated | None
     ) -> Conclusion:
         notes = real.notes if real is not None else Notes()
-        for step in seen.steps:
+        steps = [step for step in seen.steps if not (_goes_on(seen) and _for_itself(step))]
+        for step in steps:
             if step.verdict in ("drop", "reject"):
                 return self._concluded(step.verdict, step.stage, step.reason, step.rule, step.at)
-        intercepted = next((step for step in seen.steps if step.verdict == "intercept"), None)
+        intercepted = next((step for step in steps if step.verdict == "intercept"), None)
         if intercepted is not None and ended is None:
             return self._concluded("intercept", "tls", intercepted.reason, None, intercepted.packet)
         if ended is not None and ended.refusal is not None:
@@ -457,11 +461,11 @@ class Explainer:
         verdict = "alert" if stateful.alerts else "pass"
         if notes.decision is not None and notes.decision.verdict is Verdict.ACCEPT:
             return self._concluded(verdict, "stateful", "pass_rule", notes.decision.rule, notes.decided_at)
-        if seen.steps and all(step.stage == "stateless" for step in seen.steps):
+        if steps and all(step.stage == "stateless" for step in steps):
             first = next(iter(self._stateless(seen)), None)
             rule = first.rule if first is not None else None
             return self._concluded("pass", "stateless", "stateless_pass", _ref(rule) if rule else None)
-        last = seen.steps[-1] if seen.steps else None
+        last = steps[-1] if steps else None
         if last is not None and last.stage in ("fragments", "flow"):
             return self._concluded(verdict, last.stage, last.reason, None)
         for ref, packet in sorted(notes.alerts.items(), key=lambda each: not each[0].file):  # rules before defaults
@@ -475,6 +479,27 @@ class Explainer:
         if place is None and (reason.startswith("default_") or reason == "alert"):
             place = self._places.get("stateful.default_actions")
         return Conclusion(verdict, stage, reason, rule, place, packet)
+
+
+def _for_itself(step: Step) -> bool:
+    """Whether the packet was dropped because it does not fit its connection: repeated while it waited, out of the
+    window, other bytes than before, or waiting for bytes that never came."""
+    if step.verdict != "drop" or step.reason == "stream_exception":
+        return False
+    return step.reason in ("held_duplicate", "flow_end") or step.reason.startswith(("stream_", "invalid_"))
+
+
+def _goes_on(seen: _Seen) -> bool:
+    return any(step.verdict not in ("drop", "reject") for step in seen.steps)
+
+
+def _besides(seen: _Seen) -> str:
+    alone = [step for step in seen.steps if _for_itself(step)]
+    if not alone or not _goes_on(seen):
+        return ""
+    reasons = ", ".join(sorted({step.reason for step in alone}))
+    which = ", ".join(str(step.packet) for step in alone[:3]) + (", ..." if len(alone) > 3 else "")
+    return f"dropped for themselves, not fitting the connection: {len(alone)} of its packets ({which}: {reasons})"
 
 
 # What in the policy a reason that is no rule comes from.
@@ -509,15 +534,13 @@ def _without_rest(explained: Explanation, seen: _Seen) -> Explanation:
     return replace(explained, stateful=replace(explained.stateful, alerts=alerts))
 
 
-def _checks(policy: Any, scope: int | None, inbound: InboundTls | None = None) -> tuple[str, ...]:
-    """``scope``: which of those of ``tls``, from 0, None for servers of one's own."""
+def _checks(policy: Any, *, trust: Trust, inbound: InboundTls | None = None) -> tuple[str, ...]:
     tls = policy.tls
     if inbound is not None and tls.inbound_upstream is Upstream.PINNED:
         given = ", ".join(str(one.certificate) for one in inbound.certificates)
         return (f"the server's certificate: one of those given, {given}; else {tls.on_failure.value}", *_holding(tls))
-    vouching = tls.trust_of(scope)
-    trust = [*(["the system's roots"] if vouching.system else []), *map(str, vouching.files)]
-    checks = [f"the server's certificate: issued under {' or '.join(trust)}, for the name asked for"]
+    vouching = [*(["the system's roots"] if trust.system else []), *map(str, trust.files)]
+    checks = [f"the server's certificate: issued under {' or '.join(vouching)}, for the name asked for"]
     checks[0] += " or, where none is, for its address" if tls.without_sni is WithoutSni.ADDRESS else ""
     checks[0] += ", with a valid timestamp of certificate transparency" if tls.transparency.require else ""
     checks[0] += f"; else {tls.on_failure.value}"

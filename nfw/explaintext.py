@@ -34,6 +34,8 @@ def explain_lines(explained: Explanation, *, all_rules: bool, packets: bool) -> 
     yield from _stateful(explained.stateful, names, all_rules)
     if packets:
         yield from _packets(explained.steps)
+    if explained.conclusion.besides:
+        yield f"{'besides':{_INDENT}}{explained.conclusion.besides}"
     yield f"{'verdict':{_INDENT}}{conclusion_text(explained.conclusion, names)}"
 
 
@@ -218,6 +220,7 @@ def explain_json(explained: Explanation, *, all_rules: bool) -> dict[str, Any]:
             "file": conclusion.place.file if conclusion.place else None,
             "line": conclusion.place.line if conclusion.place else None,
             "packet": conclusion.packet or None,
+            "besides": conclusion.besides,
             "text": conclusion_text(conclusion, names),
         },
         "stateless": [

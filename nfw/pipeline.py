@@ -497,7 +497,7 @@ class Pipeline:
                 return self._hold(packet_id, packet, flow, context, direction, end, now)
             return self._uninspected(packet, flow, now)
         if payload or stream or not inspector.unmoved(direction, established):
-            segment = Segment(direction, established, payload, stream, packet, now)
+            segment = Segment(direction, established, payload, stream, packet, now, flow=flow)
             if self._wants_events:
                 segment.events = frozenset(f"decoder.{event}" for event in packet_events(packet.data))
             outcome = inspector.inspect(segment)

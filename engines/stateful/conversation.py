@@ -147,12 +147,21 @@ class Conversation:
         """The layer the bytes belong to."""
         return self.layers[-1] if self.layers else None
 
+    @property
+    def unrecognised(self) -> bool:
+        """Detection has come to an end without a name; of datagrams that of one side is enough."""
+        if self.app_proto or self._facts.protocol not in (_TCP, _UDP):
+            return False
+        if self._facts.protocol == _TCP:
+            return self.detector is None
+        return self._final(_TO_SERVER) or self._final(_TO_CLIENT)
+
     def complete(self, direction: Direction) -> int:
         """Grows with every transaction of the top layer whose side is complete."""
         layer = self.top
         if layer is None or layer.parser is None:
             return 0
-        return 1 + sum(tx.id + 1 for tx in layer.parser.transactions if tx.is_complete(direction))
+        return sum(tx.id + 1 for tx in layer.parser.transactions if tx.is_complete(direction))
 
     def pending(self, direction: Direction) -> bool:
         """A transaction has something of that side that was not judged."""
@@ -178,7 +187,7 @@ class Conversation:
 
     def speaks(self, asked: AppProtocolTest, direction: Direction) -> bool:
         """``app-layer-protocol``. What a flow is not is known when detection has come to an end."""
-        name, negated, mode = asked
+        mode = asked.mode
         known: Iterable[str] = self.protocols
         final = self._final(direction)
         if mode == "original":
@@ -188,12 +197,14 @@ class Conversation:
         elif mode in {"to_server", "to_client"}:
             side = _TO_CLIENT if mode == "to_client" else _TO_SERVER
             known, final = (self._spoken[side],), self.side_final(side)
-        if name in {"failed", "unknown"}:
-            return (not any(known)) != negated and final
-        wanted = frozenset({name}) if mode == "exact" else covered_protocols(name)
-        if wanted.isdisjoint(known):
-            return negated and final
-        return not negated
+        for name in asked.names:
+            if name in {"failed", "unknown"}:
+                found = final and not any(known)
+            else:
+                found = not (frozenset({name}) if mode == "exact" else covered_protocols(name)).isdisjoint(known)
+            if found:
+                return not asked.negated
+        return asked.negated and final
 
     # -- the log ---------------------------------------------------------------------------------------------------
 

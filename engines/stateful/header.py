@@ -101,13 +101,19 @@ APP_PROTOCOLS: dict[str, frozenset[int]] = {
 }
 # Rule hooks, and the side whose buffers are complete there.
 HOOKS: dict[tuple[str, str], Direction] = {
+    ("tls", "client_hello"): Direction.TO_SERVER,
     ("tls", "client_hello_done"): Direction.TO_SERVER,
+    ("tls", "server_hello"): Direction.TO_CLIENT,
     ("tls", "server_hello_done"): Direction.TO_CLIENT,
+    ("http1", "request_started"): Direction.TO_SERVER,
     ("http1", "request_line"): Direction.TO_SERVER,
     ("http1", "request_headers"): Direction.TO_SERVER,
+    ("http1", "response_started"): Direction.TO_CLIENT,
     ("http1", "response_line"): Direction.TO_CLIENT,
     ("http1", "response_headers"): Direction.TO_CLIENT,
 }
+# The hook of the protocols below: the first packet of each direction of a flow.
+FLOW_START = "flow_start"
 _ALIASES = {"ssl": "tls"}
 
 
@@ -177,8 +183,8 @@ class HeaderParser:
         name = _ALIASES.get(protocol.lower(), protocol.lower())
         name, colon, hook = name.partition(":")
         name = _ALIASES.get(name, name)
-        if colon and (name, hook) not in HOOKS:
-            known = ", ".join(":".join(pair) for pair in HOOKS)
+        if colon and (name, hook) not in HOOKS and not (hook == FLOW_START and name in NETWORK_PROTOCOLS):
+            known = ", ".join([*(":".join(pair) for pair in HOOKS), f"tcp:{FLOW_START}"])
             raise HeaderError(f"the rule hook {protocol} is not supported; expected a protocol name or {known}", 1)
         if name not in NETWORK_PROTOCOLS and name not in APP_PROTOCOLS:
             raise HeaderError(f"unknown protocol {protocol!r}{nearest(name, [*NETWORK_PROTOCOLS, *APP_PROTOCOLS])}", 1)
@@ -380,12 +386,16 @@ def _evaluate(
         raise ValueError("it is empty")
     if depth > MAX_VARIABLE_DEPTH:
         raise ValueError(f"variables or lists are nested more than {MAX_VARIABLE_DEPTH} deep (or in a circle)")
+    if "," in text and text[0] != "[" and len(parts := list(_split(text))) > 1:  # a list without its brackets
+        return _list(parts, text, item, space, variable, depth)
     if text.startswith("!"):
         if text[1:].strip() == "any":
             raise ValueError("!any matches nothing")
         return _minus(space, _evaluate(text[1:], item, space, variable, depth + 1))
     if text.startswith("["):
-        return _list(text, item, space, variable, depth)
+        if not text.endswith("]"):
+            raise ValueError(f"{text!r}: the closing ] is missing")
+        return _list(list(_split(text[1:-1])), text, item, space, variable, depth)
     if text[0] in "$@":
         return _evaluate(variable(text), item, space, variable, depth + 1)
     if text == "any":
@@ -393,12 +403,17 @@ def _evaluate(
     return item(text)
 
 
-def _list(text: str, item: Callable[[str], Space], space: Space, variable: Callable[[str], str], depth: int) -> Space:
-    if not text.endswith("]"):
-        raise ValueError(f"{text!r}: the closing ] is missing")
+def _list(
+    parts: Sequence[str],
+    text: str,
+    item: Callable[[str], Space],
+    space: Space,
+    variable: Callable[[str], str],
+    depth: int,
+) -> Space:
     wanted: list[Space] = []
     unwanted: list[Space] = []
-    for part in _split(text[1:-1]):
+    for part in parts:
         if not part:
             raise ValueError(f"{text!r}: an item of the list is empty")
         if part.startswith("!"):

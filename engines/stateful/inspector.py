@@ -108,6 +108,11 @@ class Inspector:
         return self._conversation.app_proto
 
     @property
+    def unrecognised(self) -> bool:
+        """The bytes are of no protocol known here: it was looked for, and is looked for no more."""
+        return self._conversation.unrecognised
+
+    @property
     def server_name(self) -> str:
         """The name the client asked for in TLS or QUIC; "" when there is none or nobody asked for it to be read."""
         return self._session.facts.sni if self._session is not None else self._conversation.server_name

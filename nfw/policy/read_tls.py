@@ -30,6 +30,7 @@ from nfw.policy.model import (
     WithoutSni,
 )
 from nfw.policy.read_stateless import read_networks, read_ports
+from nfw.policy.standin import ca_instead_of
 from nfw.policy.yamlpos import Mapping, Node, Scalar, Sequence
 
 if TYPE_CHECKING:
@@ -252,12 +253,11 @@ def read_revocation(section: Section, variables: Variables, base: Path) -> Revoc
     part = section.section("revocation", REVOCATION_KEYS, "{check: true, revoked: reject, unknown: reject}")
     if part is None:
         return Revocation()
-    return Revocation(
-        check=part.flag("check", True),
-        revoked=part.choice("revoked", TlsAction.REJECT),
-        unknown=part.choice("unknown", TlsAction.REJECT),
-        **read_fetching(part, variables, base),
-    )
+    revoked, unknown = part.choice("revoked", TlsAction.REJECT), part.choice("unknown", TlsAction.REJECT)
+    fetching = read_fetching(part, variables, base)
+    if not part.flag("check", True):
+        return Revocation(**fetching)  # who asks nobody has no use for what to do with the answer
+    return Revocation(True, revoked, unknown, **fetching)
 
 
 def read_fetching(section: Section, variables: Variables, base: Path) -> dict[str, Any]:
@@ -453,7 +453,9 @@ def read_authority(
     ca: Section, certificate_path: Path, key_path: Path, arn: str, check_key: bool, now: float
 ) -> CertificateAuthority:
     """The CA in two files, which the keys ``certificate`` and ``private_key`` of ``ca`` name."""
-    certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, machine=True)
+    certificate_pem = ca_instead_of(certificate_path, now)
+    if certificate_pem is None:
+        certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, machine=True)
     key_pem: bytes | None = None
     encrypted = key_path.with_name(key_path.name + ".cred")
     if check_key and encrypted.exists() and not key_path.exists():

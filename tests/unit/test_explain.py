@@ -6,6 +6,7 @@ import datetime
 import itertools
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,80 @@ def test_captures_are_explained_as_they_are_replayed(everything: Compiled) -> No
             key = (step.stage, step.verdict, step.reason)
             seen[key] = seen.get(key, 0) + 1
         assert (seen, left) == ({tuple(what): number for what, number in summary.verdicts.items()}, 0), path
+
+
+BODIES = {
+    "action": "stateful: {order: action, stream_exception: continue, rules: %s}\n",
+    "strict": "stateful: {order: strict, default_actions: [drop_strict, alert_strict], rules: %s}\n",
+    "established": "stateful: {order: strict, default_actions: [drop_established, alert_established],"
+    " stream_exception: reject, rules: %s}\n",
+    "app_layer": "stateful: {order: strict, default_actions: [drop_established_app_layer],"
+    " stream_exception: continue, rules: %s}\n",
+    "to_server": "stateful: {order: strict, default_actions: [drop_established_app_layer_to_server,"
+    " alert_established_app_layer_to_server], rules: %s}\nstateless: {fragments: forward}\n",
+    "stateless": "stateful: {order: strict, default_actions: [alert_established], stream_exception: continue,"
+    " rules: %s}\nstateless: {fragments: pass, rules: [{priority: 1, action: pass, protocols: [icmp]},"
+    " {priority: 2, action: drop, protocols: [tcp], tcp_flags: [{flags: [RST], masks: [RST]}]}]}\n",
+}
+MIXED = [
+    'pass dns any any -> any 53 (dns.query; content:"google"; nocase; sid:1;)',
+    'alert http any any -> any any (http.method; content:"GET"; sid:2;)',
+    'drop http any any -> any any (http.method; content:"POST"; sid:3;)',
+    'reject tls any any -> any any (tls.sni; content:"a"; sid:4;)',
+    "alert tcp any any -> any any (flow:established,to_client; dsize:>100; sid:5;)",
+    "drop smb any any -> any any (sid:6;)",
+    "reject udp any any -> any any (dsize:>900; sid:7;)",
+    "pass ssh any any -> any any (sid:8;)",
+    "alert icmp any any -> any any (itype:8; sid:9;)",
+    "alert tcp any any -> any any (flow:stateless; flags:R; sid:10;)",
+    'drop http any any -> any any (http.response_body; content:"<html"; nocase; sid:11;)',
+]
+
+
+@pytest.mark.skipif(not CAPTURES, reason="Suricata's captures are not beside the checkout")
+@pytest.mark.parametrize("body", BODIES)
+def test_verdicts_on_captures_are_what_was_done(tmp_path: Path, body: str) -> None:
+    """By policies of both orders and each kind of default action: packets, alerts, and what is said of the flow."""
+    policy = compiled(tmp_path, BODIES[body] % json.dumps(MIXED))
+    for path in [path for path in CAPTURES if path.stat().st_size < 20_000][7::60]:
+        packets = list(read_capture(path))
+        policy.ruleset.forget()
+        records: list[dict[str, Any]] = []
+        summary = replay_policy(packets, policy, records.append)
+        found, _ = Explainer(policy).captured(lambda packets=packets: packets)
+        steps = Counter((step.stage, step.verdict, step.reason) for each in found for step in each.steps)
+        assert dict(steps) == {tuple(what): number for what, number in summary.verdicts.items()}, path
+        logged = {record["alert"]["signature_id"] for record in records if record["event_type"] == "alert"}
+        assert {ref.id for each in found for ref in each.stateful.alerts} == logged, path
+        for each in found:
+            refused = [step for step in each.steps if step.verdict in ("drop", "reject")]
+            verdict = each.conclusion.verdict
+            if verdict in ("drop", "reject"):
+                assert (verdict, each.conclusion.reason) in {(step.verdict, step.reason) for step in refused}, path
+            else:
+                assert bool(refused) is bool(each.conclusion.besides), path
+                assert (verdict == "alert") is bool(each.stateful.alerts), path
+
+
+def test_a_packet_that_does_not_fit_is_not_the_flows_verdict(tmp_path: Path) -> None:
+    """A segment that is sent again while it waits is dropped, and the flow goes on."""
+    policy = compiled(tmp_path, strict('drop http any any -> any any (http.host; content:"evil"; sid:1;)'))
+    description = read_description({"src": CLIENT, "dst": SERVER, "http_host": "good.example", "segment": 20})
+    said = Dialogue(description).packets()
+    data = next(number for number, each in enumerate(said) if each.what.startswith("HTTP request"))
+    packets = [each.captured for each in said]
+    packets.insert(data + 1, packets[data])
+    packets = [each._replace(number=number) for number, each in enumerate(packets, 1)]
+    ((found,), _) = Explainer(policy).captured(lambda: packets)
+    assert [step.reason for step in found.steps if step.verdict == "drop"] == ["held_duplicate"]
+    assert found.conclusion.verdict == "pass"
+    lines = list(explain_lines(found, all_rules=False, packets=False))
+    assert lines[-2].startswith(
+        f"besides    dropped for themselves, not fitting the connection: 1 of its packets ({data + 2}"
+    )
+    # A flow of nothing else is dropped.
+    ((found,), _) = Explainer(policy).captured(lambda: [packets[0]._replace(data=packets[0].data[:30])])
+    assert (found.conclusion.verdict, found.conclusion.reason) == ("drop", "invalid_packet")
 
 
 VALUES: dict[str, Any] = {

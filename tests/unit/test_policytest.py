@@ -143,6 +143,34 @@ def test_every_error_at_once(nfw: Nfw, tmp_path: Path) -> None:  # noqa: F811
     ]
 
 
+def test_a_policy_that_does_not_load_does_not_keep_others_from_being_tested(nfw: Nfw, folder: Path) -> None:  # noqa: F811
+    (folder / "bad.yaml").write_text(POLICY.replace("sid:11;", "sid:10;"))
+    (folder / "bad-tests.yaml").write_text(TESTS.replace("p.yaml", "bad.yaml"))
+    done = nfw("policy", "test", "bad-tests.yaml", "t.yaml", "--junit", "r.xml")
+    assert done.code == 1
+    assert done.out.endswith("9 passed, 9 failed\n")
+    assert "  FAIL  by sid (bad-tests.yaml:4)\n        not judged: its policy has errors\n" in done.out
+    assert "  ok    by sid: " in done.out
+    assert done.err.splitlines()[0] == "1 error:"
+    assert done.err.splitlines()[1].startswith("bad.yaml:10:")
+    assert len(ElementTree.parse(folder / "r.xml").findall(".//failure")) == 9
+
+
+def test_the_ca_need_not_be_there(nfw: Nfw, tmp_path: Path) -> None:  # noqa: F811
+    shutil.copytree(RULES, tmp_path / "rules", ignore=shutil.ignore_patterns("*.pem", "*.key"))
+    done = nfw("policy", "test", "rules/tests/strict-outbound-tls.yaml")
+    assert (done.code, done.out.splitlines()[-1].rpartition(" passed, ")[2]) == (0, "0 failed")
+    path = "rules/ca.pem"
+    said = f"CA certificate {path} does not exist: flows are judged as with any other CA (`nfw ca create` makes one)\n"
+    assert done.err == said
+    flow = ("--src", "10.0.0.5", "--dst", "198.51.100.7", "--sni", "evil.example")
+    explained = nfw("explain", "rules/strict-outbound-tls.yaml", *flow)
+    assert (explained.code, explained.err) == (0, said)
+    check = nfw("policy", "check", "rules/strict-outbound-tls.yaml")
+    assert check.code == 1
+    assert "CA certificate" in check.err
+
+
 def test_a_policy_that_does_not_load_is_no_failed_test(nfw: Nfw, folder: Path) -> None:  # noqa: F811
     (folder / "p.yaml").write_text(POLICY.replace("sid:11;", "sid:10;").replace("content:", "contnt:", 1))
     done = nfw("policy", "test", "t.yaml")
@@ -235,12 +263,12 @@ def test_explain_a_capture(nfw: Nfw, folder: Path) -> None:  # noqa: F811
     ("args", "code", "says"),
     [
         ((), 2, "missing POLICY"),
-        (("p.yaml",), 1, "--src: missing; expected the client's address, such as 10.0.0.5"),
+        (("p.yaml",), 2, "--src: missing; expected the client's address, such as 10.0.0.5"),
         (("p.yml", *ENDS, "--dport", "1"), 1, "p.yml: "),
-        (("p.yaml", *ENDS, "--dport", "x"), 1, '--dport: "x" is not a port'),
-        (("p.yaml", *ENDS), 1, "--dport: missing"),
-        (("p.yaml", *ENDS, "--dst", "::1", "--dport", "1"), 1, "--dst: ::1 and the source 10.0.0.5"),
-        (("p.yaml", *ENDS, "--sni", "a..b"), 1, '--sni: "a..b" is not a host name'),
+        (("p.yaml", *ENDS, "--dport", "x"), 2, '--dport: "x" is not a port'),
+        (("p.yaml", *ENDS), 2, "--dport: missing"),
+        (("p.yaml", *ENDS, "--dst", "::1", "--dport", "1"), 2, "--dst: ::1 and the source 10.0.0.5"),
+        (("p.yaml", *ENDS, "--sni", "a..b"), 2, '--sni: "a..b" is not a host name'),
         (("p.yaml", *ENDS, "--snii", "a"), 2, "--sni"),
         (("p.yaml", "--capture", "x", "--sni", "a"), 2, "--capture does not go with --sni"),
         (("p.yaml", *ENDS, "--dport", "1", "--filter", "tcp"), 2, "--filter goes with --capture"),
@@ -258,14 +286,19 @@ def test_explain_says_what_is_wrong(nfw: Nfw, folder: Path, args: tuple[str, ...
 
 
 def test_explain_by_the_running_policy(nfw: Nfw, folder: Path) -> None:  # noqa: F811
+    """Where it was not kept, its files are read."""
     source = {"file": str(folder / "p.yaml"), "more": [], "map": "", "name": ""}
+    untold = "the running policy was not kept: this is what its files say now\n"
     for since, told in ((4e9, ""), (1.0, "p.yaml: changed since the firewall has read it; this is what it says now\n")):
-        status = {"policy_source": source, "since": since}
-        end = serve(folder / "c.sock", lambda _, status=status: Reply(True, status, ()))
+        status = Reply(True, {"policy_source": source, "since": since})
+        not_kept = Reply(False, None, ("the running policy was not kept",))
+        answers = {"status": status, "policy": not_kept}
+        end = serve(folder / "c.sock", lambda request, answers=answers: answers[request.command])
         try:
             done = nfw("explain", "--running", "--control", "c.sock", *ENDS, "--dport", "23")
         finally:
             end()
         assert done.out.splitlines()[-1].startswith('verdict    drop by stateless rule priority 7 "telnet"')
+        assert done.err.startswith(untold)
         assert done.err.endswith(told)
-        assert bool(done.err) is bool(told)
+        assert (done.err == untold) is not bool(told)
