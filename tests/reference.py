@@ -240,8 +240,10 @@ PARTS = (
             "order": "`strict`: as written, with default actions; `action`: pass, drop, reject, alert",
             "default_actions": "for flows no rule decides: `drop_strict`, `drop_established`, "
             "`drop_established_app_layer`, `drop_established_app_layer_to_server` and their `alert_` twins",
-            "stream_exception": "TCP of which no handshake was seen",
+            "stream_exception": "TCP of which no handshake was seen; rules on applications match nothing of what "
+            "continues",
             "stream_depth": "bytes of each direction that stream rules search; 0: all",
+            "refresh": "seconds between two looks at the files of `references`, up to 86400; 0: read at an apply only",
             "rule_files": "rule files",
             "rules": "rules written here",
             "groups": "instead of both: groups of rules",
@@ -267,7 +269,7 @@ PARTS = (
             "capacity": "as AWS counts it",
             "drop_to_alert": "what the rules drop is only logged (AWS's override)",
             "variables": "over those of the policy",
-            "references": "sets named `@NAME` in rules: `{NAME: {arn: ..., networks: [...]}}`",
+            "references": "sets named `@NAME` in rules: `{NAME: {arn: ..., networks: [...]}}`, or `{file: ...}`",
             "rule_files": "rule files",
             "rules": "rules written here",
             "five_tuple": "the rules were written as AWS's StatefulRules",

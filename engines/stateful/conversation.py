@@ -54,6 +54,7 @@ class Conversation:
         "_pd_rules",
         "_ruleset",
         "_spoken",
+        "_unseen",
         "app_proto",
         "detector",
         "early",
@@ -83,6 +84,7 @@ class Conversation:
         self._spoken = ["", ""]  # what the bytes of each side say, where rules ask
         self._other_side: Detector | None = None
         self._first = _TO_SERVER  # who spoke first
+        self._unseen = False  # how it began, so that nothing says what it is, or is not
 
     # -- bytes in --------------------------------------------------------------------------------------------------
 
@@ -122,6 +124,12 @@ class Conversation:
         if self.detector is not None and self.detector.close(direction) == FAILED:
             self._detection_failed()
 
+    def began_unseen(self) -> None:
+        """The flow is taken up in its middle: what it speaks stays unknown."""
+        self.detector = None
+        self._unseen = True
+        self.named[:] = (True, True)
+
     def forget(self, *, detect_on: bool) -> None:
         """Nothing is looked at again: let go of what was kept for that. ``detect_on``: the protocol's name is still
         wanted."""
@@ -139,12 +147,21 @@ class Conversation:
         """The layer the bytes belong to."""
         return self.layers[-1] if self.layers else None
 
+    @property
+    def unrecognised(self) -> bool:
+        """Detection has come to an end without a name; of datagrams that of one side is enough."""
+        if self.app_proto or self._facts.protocol not in (_TCP, _UDP):
+            return False
+        if self._facts.protocol == _TCP:
+            return self.detector is None
+        return self._final(_TO_SERVER) or self._final(_TO_CLIENT)
+
     def complete(self, direction: Direction) -> int:
         """Grows with every transaction of the top layer whose side is complete."""
         layer = self.top
         if layer is None or layer.parser is None:
             return 0
-        return 1 + sum(tx.id + 1 for tx in layer.parser.transactions if tx.is_complete(direction))
+        return sum(tx.id + 1 for tx in layer.parser.transactions if tx.is_complete(direction))
 
     def pending(self, direction: Direction) -> bool:
         """A transaction has something of that side that was not judged."""
@@ -166,11 +183,11 @@ class Conversation:
 
     def _final(self, direction: Direction) -> bool:
         """Nothing that direction may say changes the protocol any more."""
-        return self.detector is None or self.detector.final_for(direction)
+        return not self._unseen and (self.detector is None or self.detector.final_for(direction))
 
     def speaks(self, asked: AppProtocolTest, direction: Direction) -> bool:
         """``app-layer-protocol``. What a flow is not is known when detection has come to an end."""
-        name, negated, mode = asked
+        mode = asked.mode
         known: Iterable[str] = self.protocols
         final = self._final(direction)
         if mode == "original":
@@ -180,12 +197,14 @@ class Conversation:
         elif mode in {"to_server", "to_client"}:
             side = _TO_CLIENT if mode == "to_client" else _TO_SERVER
             known, final = (self._spoken[side],), self.side_final(side)
-        if name in {"failed", "unknown"}:
-            return (not any(known)) != negated and final
-        wanted = frozenset({name}) if mode == "exact" else covered_protocols(name)
-        if wanted.isdisjoint(known):
-            return negated and final
-        return not negated
+        for name in asked.names:
+            if name in {"failed", "unknown"}:
+                found = final and not any(known)
+            else:
+                found = not (frozenset({name}) if mode == "exact" else covered_protocols(name)).isdisjoint(known)
+            if found:
+                return not asked.negated
+        return asked.negated and final
 
     # -- the log ---------------------------------------------------------------------------------------------------
 

@@ -390,6 +390,7 @@ def _flat(policy: Policy) -> dict[str, Value]:
         "stateful.default_actions": stateful.default_actions,
         "stateful.stream_exception": stateful.stream_exception.value,
         "stateful.stream_depth": str(stateful.stream_depth),
+        "stateful.refresh": str(stateful.refresh),
         "stateful.geoip": str(stateful.geoip or "none"),
         "stateful.threshold_file": _entries(stateful.threshold_file),
         "stateful.classification_file": _entries(stateful.classification_file),

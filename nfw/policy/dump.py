@@ -246,6 +246,8 @@ def _stateful(stateful: Stateful, base: Path) -> list[str]:
     lines.append(f"  stream_exception: {stateful.stream_exception.value}")
     if stateful.stream_depth != Stateful().stream_depth:
         lines.append(f"  stream_depth: {stateful.stream_depth}")
+    if stateful.refresh != Stateful().refresh:
+        lines.append(f"  refresh: {stateful.refresh}")
     beside = [
         f"  {key}: {_path(Path(source.file), base)}"
         for key in ("classification_file", "reference_file", "threshold_file")
@@ -264,7 +266,10 @@ def _stateful(stateful: Stateful, base: Path) -> list[str]:
             lines.append("      references:")
         for name, reference in sorted(group.references.items()):
             arn = f"arn: {_text(reference.arn)}, " if reference.arn else ""
-            lines.append(f"        {name}: {{{arn}networks: {_list(reference.networks)}}}")
+            held = f"networks: {_list(reference.networks)}"
+            if reference.file is not None:
+                held = f"file: {_path(reference.file, base)}"
+            lines.append(f"        {name}: {{{arn}{held}}}")
         if group.domains is not None:
             lines.append(f"      domains: {{action: {group.domains.action.value}, types: {_list(group.domains.types)},")
             lines.append(f"        targets: {_list(group.domains.targets)}}}")

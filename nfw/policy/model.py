@@ -267,6 +267,12 @@ class Tls:
         return bool(self.bypass) and Proof.RESOLVER in self.bypass_proof
 
 
+# What AWS's TLS inspection does that is not nfw's own way: it drops what is no TLS, and servers that are not who the
+# client asked for; QUIC to a scope is left to the rules (developer guide, considerations for TLS inspection).
+AWS_TLS_ACTIONS = (("name_mismatch", TlsAction.DROP), ("not_tls", TlsAction.DROP))
+AWS_QUIC = TlsAction.PASS
+
+
 @dataclass(frozen=True, slots=True)
 class RuleSource:
     """Rule text and where it starts: a rule file (``file`` is its path) or rules written inside the policy.
@@ -322,6 +328,7 @@ class IpSetReference:
 
     arn: str
     networks: tuple[str, ...]  # as the items of a variable
+    file: Path | None = field(default=None, compare=False)  # where they were read from, and are again when it changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +365,7 @@ class Stateful:
     default_actions: tuple[str, ...] = ()  # tokens of AWS StatefulDefaultActions without "aws:"; none is pass
     stream_exception: StreamException = StreamException.DROP
     stream_depth: int = 1 << 20  # bytes of each direction inspected, 0 without end; Suricata's stream.reassembly.depth
+    refresh: int = 10  # seconds between two looks at the files of IP set references, 0: none
     sources: tuple[RuleSource, ...] = ()
     groups: tuple[StatefulGroup, ...] = ()
     classification_file: RuleSource | None = None  # classification.config: what the classes of the rules are
