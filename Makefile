@@ -33,10 +33,9 @@ setup:
 demo: setup
 	@$(BIN)/python -m tests.demo
 
-# The container's system is made while the other tests run; where there can be no container, that is said.
+# Where there can be no container for the service, that is said.
 test: lint
-	@mkdir -p $(CACHE); tests/service/run --prepare >$(CACHE)/service.log 2>&1 & $(PYTEST); status=$$?; wait; exit $$status
-	@tests/service/run --or-skip
+	@tests/run $(CACHE) $(PYTEST)
 
 check: lint
 	$(PYTEST) tests/unit
