@@ -119,7 +119,7 @@ class Changes:
         with contextlib.suppress(StoreError):
             entry = store.entry(number)
             files = entry.source.files
-            return files is not None and without_files(entry.source) == asked and unchanged(files)
+            return files is not None and without_files(entry.source) == asked and unchanged(entry.fixed)
         return False
 
     # -- a change --------------------------------------------------------------------------------------------------
@@ -152,11 +152,13 @@ class Changes:
             uid=wish.uid,
             action=wish.action,
             source=source,
-            digest=digest_of(source, ready.files) if ready.files is not None else "",
+            lists=tuple(ready.lists),
             name=ready.name,
             mode=ready.mode,
             of=wish.of,
         )
+        if ready.files is not None:
+            entry = replace(entry, digest=digest_of(source, entry.fixed))
         if ready.not_kept and wish.action != "rollback":
             if wish.confirm:
                 raise StoreError(f"cannot promise to go back: {ready.not_kept}")
@@ -341,7 +343,9 @@ class Changes:
         """Where an entry's content is; None: the running policy's. Raises :class:`StoreError`."""
         store = self.opened()
         entry = self.current if number is None else store.entry(number)
-        if entry is None or entry.source.files is None:
+        if entry is None:
+            raise StoreError("no policy filters yet")
+        if entry.source.files is None:
             raise StoreError("the running policy was not kept" if number is None else f"entry {number} was not kept")
         return {
             "directory": str(self.directory),

@@ -253,6 +253,7 @@ class Leader:
             log_stats=policy.log.stats_interval if "stats" in policy.log.wanted else 0,
             warnings=told_warnings(policy),
             files=files,
+            lists=list_files(policy),
             not_kept=not_kept,
             compiled=compiled_at,
         )
@@ -699,6 +700,14 @@ class Leader:
 def told_warnings(policy: Policy) -> tuple[tuple[str, str], ...]:
     """(level, text) of each; as many as a message has room for."""
     return tuple((warning.level.value, str(warning)) for warning in policy.warnings[:ERRORS_TOLD])
+
+
+def list_files(policy: Policy) -> list[str]:
+    """Files that are read again while the policy runs, by the names they are kept under."""
+    stateful = policy.stateful
+    references = (reference for group in stateful.groups for reference in group.references.values())
+    files = {os.path.abspath(reference.file) for reference in references if reference.file is not None}
+    return sorted(files) if stateful.refresh else []
 
 
 def _has_flows(child: Child) -> bool:

@@ -35,7 +35,7 @@ from nfw.policy.ipsetfile import read_ip_set
 
 PIECE_BYTES = 256 << 10  # of a message to a worker
 SETTLE_SECONDS = 1.0  # a file younger than that may still be being written
-READ_SECONDS = 120.0  # for a million of blocks it takes about half of that
+READ_SECONDS = 120.0  # a hundred thousand blocks take 2 s of CPU time
 
 Signature = tuple[int, int, int, int]  # of a file: when it was changed, size, inode, device
 Field = tuple[int, bytes, bytes, bytes, bytes]  # which, then what AddressTest.become takes

@@ -18,7 +18,7 @@ IP_TRANSPARENT, IPV6_TRANSPARENT, IP_BIND_ADDRESS_NO_PORT, TCP_REPAIR, SO_MARK =
 OUR_PORTS = (10_000, 32_767)
 """Where our connections with clients' addresses come from. Clients themselves use higher ports (Linux from 32768,
 others from 49152): were one port both, the client's next connection from it would be taken for ours, and lost."""
-_ATTEMPTS = 8  # to find a port that is free
+_ATTEMPTS = 64  # to find a port that is free: with 10,000 sessions of one client with one server nearly half are not
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, no time: close sends RST
 
 

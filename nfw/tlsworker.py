@@ -49,6 +49,7 @@ from engines.tls.transparency import Logs
 from engines.tls.verify import UpstreamVerifier, certificate_facts, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import events, process, tlsrecords
+from nfw.claims import Claims
 from nfw.collector import SpareCollector
 from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
@@ -62,15 +63,13 @@ from nfw.namedesk import NameDesk
 from nfw.nativetls import NativeContext, NativeTlsError
 from nfw.policy.model import Mode, Refusal, TlsAction, TlsKeywords, Upstream, WithoutSni
 from nfw.policy.read_tls import public_keys
-from nfw.proofs import Answer as Proven
-from nfw.proofs import Claim, Proofs
-from nfw.proofs import Outcome as ProofOutcome
+from nfw.proofs import Outcome as Proven
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
 from nfw.rounds import SLICE_SECONDS, Rounds
 from nfw.rulerows import STATUSES, status_row
 from nfw.settings import GenerationSettings, most, pack, unpack
-from nfw.sockets import SO_MARK, Side, dial
+from nfw.sockets import READ_BYTES, SO_MARK, Side, dial
 from nfw.suggestions import Suggestions
 from nfw.tlsdebug import TlsRecorder
 from nfw.tlsflow import Flow, flow_facts
@@ -168,15 +167,16 @@ class TlsWorker:
         self.resolver = helpers.resolver
         self.names: NameDesk[Flow] | None = None
         self.bypass = BypassList(self.policy.tls.bypass)
-        self.proofs: Proofs[Flow] | None = None
-        if Proof.CERTIFICATE in self.policy.tls.bypass_proof:
-            self.proofs = Proofs()
         self.suggestions = Suggestions()
         self.revocations: RevocationDesk[Flow] | None = None
         self.wall = time.time() - time.monotonic()
         self.flows: OrderedDict[int, Flow] = OrderedDict()
         self.listings = Listings(lambda now: session_flows(self.flows, now))
         self.rounds = Rounds(self.flows, self._io, self._check, self._due, self._bug)
+        self.claims: Claims | None = None
+        if Proof.CERTIFICATE in self.policy.tls.bypass_proof:
+            timeout = sessions.connect_timeout
+            self.claims = Claims(self._new_session, self._dial, self._drain, self.rounds.answer, self._count, timeout)
         for listener in listeners:
             self.rounds.hear(listener.fileno(), functools.partial(self._accept, listener))
         self.rounds.hear(leader.fileno(), self._command)
@@ -375,7 +375,8 @@ class TlsWorker:
         if flow.claim is None or flow.decrypted:
             self._dial(flow, now)
         else:
-            self._claims(flow, now)
+            assert self.claims is not None
+            self.claims.decide(flow, now)
 
     def _dial(self, flow: Flow, now: float) -> None:
         try:
@@ -443,6 +444,8 @@ class TlsWorker:
         else:
             (flow.session.client_eof if is_client else flow.session.upstream_eof)(now)
         self._drain(flow, now)
+        if data and mask & select.EPOLLRDHUP and len(data) < READ_BYTES and side.open and flow.key in self.flows:
+            self._read(flow, side, mask & ~select.EPOLLRDHUP, now)  # the end came with it
 
     def _was_reset(self, flow: Flow, side: Side, now: float) -> None:
         side.ended = side.broken = True
@@ -573,15 +576,13 @@ class TlsWorker:
         """Mode monitor: the client and the server are left to themselves, so that the client is shown what the server
         is. What would have ended the connection is recorded at once."""
         info, status = flow.session.info, event.status.value
-        if flow.upstream is not None:
-            self._close_side(flow.upstream, "reset")
-        flow.upstream, flow.connecting, flow.cut = None, False, False
+        self._leave_upstream(flow, "reset")
         if flow.inspector is not None and self.ruleset.logs:
             flow.inspector.log_rest()
             self._transactions(flow, flow.inspector, now)
         flow.inspector = None  # it would not have got any further
-        if flow.claim is not None:
-            self._settle_claim(flow, ProofOutcome.REFUTED, now)
+        if flow.claim is not None and self.claims is not None:
+            self.claims.settle(flow, Proven.REFUTED, now)
         info.bypass = "monitor"
         flow.would_be = event
         self._count(f"tls_{status.lower()}")
@@ -606,10 +607,8 @@ class TlsWorker:
             return  # the client has left meanwhile
         if not why:
             self._splice(flow, "dns", now)
-        elif self.proofs is not None:
-            assert hello.sni is not None
-            trust = id(self._settings_of(flow.scope))
-            flow.claim = Claim((flow.facts.server, flow.facts.server_port, hello.sni, trust), hello.raw, why)
+        elif self.claims is not None:
+            self.claims.begin(flow, hello, why, id(self._settings_of(flow.scope)))
             self._splice(flow, "", now)
         else:
             session.info.bypass_refused = why
@@ -627,73 +626,27 @@ class TlsWorker:
             flow.inspector.not_decrypted()
         flow.session = Splice(session.info, session.release(), self.settings.connect_timeout, now)
 
-    def _claims(self, flow: Flow, now: float) -> None:
-        """Rules have let its hello pass, so the server may be called: is it the name's?"""
-        assert self.proofs is not None
-        assert flow.claim is not None
-        match self.proofs.ask(flow.claim.key, flow, now):
-            case Proven.PROVEN:
-                self._bypass(flow, now)
-            case Proven.PROVE:
-                self._prove(flow, now)
+    def _new_session(self, flow: Flow, now: float) -> Session:
+        address = flow.destination[0].partition("%")[0]
+        return Session(self._settings_of(flow.scope), now, now + self.wall, address)
 
-    def _prove(self, flow: Flow, now: float) -> None:
-        """Begin to decrypt it, up to where the server has shown who it is."""
-        splice, claim = flow.session, flow.claim
-        assert claim is not None
-        assert isinstance(splice, Splice)
-        claim.splice = splice
-        session = Session(self._settings_of(flow.scope), now, now + self.wall, flow.destination[0].partition("%")[0])
-        session.info.bypass_refused = claim.why
-        flow.session = session
-        session.client_data(claim.hello, now)
+    def _leave_upstream(self, flow: Flow, how: str) -> None:
+        """The server may be called anew."""
+        if flow.upstream is not None:
+            self._close_side(flow.upstream, how)
+        flow.upstream, flow.connecting, flow.cut = None, False, False
 
     def _proven(self, flow: Flow, _: tls.Proven, now: float) -> None:
-        claim, info = flow.claim, flow.session.info
-        assert claim is not None
-        assert claim.splice is not None
-        if flow.upstream is not None:
-            self._close_side(flow.upstream, "close")
-        flow.upstream, flow.connecting, flow.cut = None, False, False
-        flow.session = claim.splice
-        shown = claim.splice.info
-        shown.chain, shown.revocation, shown.revocation_action = info.chain, info.revocation, info.revocation_action
-        self._settle_claim(flow, ProofOutcome.PROVEN, now)
-        self._bypass(flow, now)
-
-    def _bypass(self, flow: Flow, now: float) -> None:
-        assert isinstance(flow.session, Splice)
-        flow.claim = None
-        flow.session.info.bypass = "certificate"
-        flow.session.deadline = now + self.settings.connect_timeout
-        self._count("bypassed")
-        self._dial(flow, now)
-
-    def _settle_claim(self, flow: Flow, outcome: ProofOutcome, now: float) -> None:
-        """Tell those who wait what came of this flow's claim, which ends here."""
-        claim, flow.claim = flow.claim, None
-        assert claim is not None
-        assert self.proofs is not None
-        if outcome is ProofOutcome.REFUTED:
-            flow.session.info.bypass_refused = "certificate"
-            self._count("bypass_refused")
-        for waiting in self.proofs.settle(claim.key, flow, outcome, now):
-            self.rounds.answer(waiting, self._claim_settled, (outcome,), now)
-
-    def _claim_settled(self, flow: Flow, outcome: ProofOutcome, now: float) -> None:
-        if flow.claim is None or flow.finished_at:
-            return
-        if outcome is ProofOutcome.REFUTED:
-            self._prove(flow, now)  # as any that is decrypted, it has to see for itself
-        else:
-            self._claims(flow, now)
-        self._drain(flow, now)
+        assert self.claims is not None
+        self._leave_upstream(flow, "close")
+        self.claims.proven(flow, now)
 
     def _refuted(self, flow: Flow, now: float) -> bool:
         """The server may be spoken to, but has not proven to be the exempted name's: the flow is decrypted as any
         other. True: that was its end."""
+        assert self.claims is not None
         assert flow.session.info.hello is not None
-        self._settle_claim(flow, ProofOutcome.REFUTED, now)
+        self.claims.settle(flow, Proven.REFUTED, now)
         flow.bytes = [0, 0]
         self._begin_inspection(flow, now)
         self._decrypt(flow, flow.session.info.hello, now)
@@ -888,9 +841,9 @@ class TlsWorker:
 
     def _finished(self, flow: Flow, event: tls.Finished, now: float) -> None:
         """The session is over. Its sockets stay until what is queued was delivered and the peers have closed."""
-        if flow.claim is not None:
+        if flow.claim is not None and self.claims is not None:
             over = event.status in (Status.ABORTED, Status.POLICY) or not flow.decrypted
-            self._settle_claim(flow, ProofOutcome.OPEN if over else ProofOutcome.REFUTED, now)
+            self.claims.settle(flow, Proven.OPEN if over else Proven.REFUTED, now)
         if event.reason == "client_refused" and event.info.sni is not None:
             self.suggestions.refused(event.info.sni, event.info.client_alert)
         app_proto = flow.inspector.app_proto if flow.inspector is not None else ""
@@ -933,8 +886,8 @@ class TlsWorker:
         if self.flows.pop(flow.key, None) is None:
             return
         self.rounds.forget(flow.key)
-        if flow.claim is not None:
-            self._settle_claim(flow, ProofOutcome.OPEN, now)
+        if flow.claim is not None and self.claims is not None:
+            self.claims.settle(flow, Proven.OPEN, now)
         for side in flow.sides():
             self._close_side(side, how)
         app_proto = flow.inspector.app_proto if flow.inspector is not None else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -157,6 +158,12 @@ class Firewall:
             ),
         )
         return next(event for event in self.events(kind) if wanted(event))
+
+
+def many_files() -> None:
+    """As many descriptors as there may be for this process, and for the nfw it starts."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, said: Callable[[], str] = lambda: "") -> None:

@@ -240,7 +240,8 @@ PARTS = (
             "order": "`strict`: as written, with default actions; `action`: pass, drop, reject, alert",
             "default_actions": "for flows no rule decides: `drop_strict`, `drop_established`, "
             "`drop_established_app_layer`, `drop_established_app_layer_to_server` and their `alert_` twins",
-            "stream_exception": "TCP of which no handshake was seen",
+            "stream_exception": "TCP of which no handshake was seen; rules on applications match nothing of what "
+            "continues",
             "stream_depth": "bytes of each direction that stream rules search; 0: all",
             "refresh": "seconds between two looks at the files of `references`, up to 86400; 0: read at an apply only",
             "rule_files": "rule files",

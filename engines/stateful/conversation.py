@@ -54,6 +54,7 @@ class Conversation:
         "_pd_rules",
         "_ruleset",
         "_spoken",
+        "_unseen",
         "app_proto",
         "detector",
         "early",
@@ -83,6 +84,7 @@ class Conversation:
         self._spoken = ["", ""]  # what the bytes of each side say, where rules ask
         self._other_side: Detector | None = None
         self._first = _TO_SERVER  # who spoke first
+        self._unseen = False  # how it began, so that nothing says what it is, or is not
 
     # -- bytes in --------------------------------------------------------------------------------------------------
 
@@ -121,6 +123,12 @@ class Conversation:
                 layer.parser.close(direction)
         if self.detector is not None and self.detector.close(direction) == FAILED:
             self._detection_failed()
+
+    def began_unseen(self) -> None:
+        """The flow is taken up in its middle: what it speaks stays unknown."""
+        self.detector = None
+        self._unseen = True
+        self.named[:] = (True, True)
 
     def forget(self, *, detect_on: bool) -> None:
         """Nothing is looked at again: let go of what was kept for that. ``detect_on``: the protocol's name is still
@@ -175,7 +183,7 @@ class Conversation:
 
     def _final(self, direction: Direction) -> bool:
         """Nothing that direction may say changes the protocol any more."""
-        return self.detector is None or self.detector.final_for(direction)
+        return not self._unseen and (self.detector is None or self.detector.final_for(direction))
 
     def speaks(self, asked: AppProtocolTest, direction: Direction) -> bool:
         """``app-layer-protocol``. What a flow is not is known when detection has come to an end."""

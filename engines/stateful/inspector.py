@@ -214,6 +214,11 @@ class Inspector:
         self._layers.insert(0, layer)
         return self._judge_opening(_TO_SERVER, now)
 
+    def began_unseen(self) -> None:
+        """The flow is taken up in its middle; before anything is inspected. Rules on applications match nothing of it,
+        as in AWS Network Firewall with the stream exception policy CONTINUE."""
+        self._conversation.began_unseen()
+
     def not_decrypted(self) -> None:
         """The flow is passed on as it is: what follows are the bytes on the wire, from the first on."""
         self._undecided.decrypted = False

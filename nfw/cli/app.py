@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import NoReturn
 
 import click
@@ -31,6 +32,9 @@ COMMANDS = {
     "cleanup": ("nfw.cli.daemon", "cleanup", "Remove everything nfw has set in the kernel."),
     "completion": ("nfw.cli.completion", "completion", "Print the completion script of a shell."),
 }
+
+
+json_asked = ContextVar("json_asked", default=False)  # the command was asked for JSON: so is a failure told
 
 
 class Failure(Exception):  # noqa: N818 - what a command reports, not a fault of the program
@@ -79,7 +83,7 @@ class LazyGroup(NearestGroup):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    epilog="Exit codes: 0 done, 1 failed or the policy is wrong, 2 wrong usage.",
+    epilog="Exit codes: 0 done, 1 failed or the policy is wrong, 2 wrong usage, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="nfw", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -95,6 +99,9 @@ def call(args: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. No user error ends in a traceback."""
     from nfw.control import ControlError  # msgpack only: cheap
 
+    json_asked.set(False)
+    if sys.stdout is None:  # closed by who started us (>&-): what is not asked for is not an error
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     try:
         result = cli.main(args=list(args) if args is not None else None, prog_name="nfw", standalone_mode=False)
         sys.stdout.flush()
@@ -110,12 +117,10 @@ def call(args: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except Failure as failure:
-        for line in failure.lines:
-            tell(line)
-        return 1
+        return _failed(*failure.lines)
     except ControlError as error:
-        tell(f"nfw: {error}")
-        return 1
+        advice = _advice(error)
+        return _failed(f"nfw: {error}", *([f"nfw: {advice}"] if advice else []))
     except BrokenPipeError:
         # The reader left (`nfw status | head -1`). Python would complain once more when it flushes at exit.
         with contextlib.suppress(OSError):
@@ -126,6 +131,35 @@ def call(args: Sequence[str] | None = None) -> int:
         tell(f"nfw: {where}{error.strerror or error}")
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _failed(*lines: str) -> int:
+    if json_asked.get():
+        with contextlib.suppress(OSError):
+            emit_json({"ok": False, "errors": list(lines)})
+            sys.stdout.flush()
+        return 1
+    for line in lines:
+        tell(line)
+    return 1
+
+
+def _advice(error: Exception) -> str:
+    """What to do where the daemon did not answer."""
+    from nfw.control import ControlTimeoutError, DeniedError, NotRunningError
+
+    if isinstance(error, NotRunningError):
+        return "`systemctl start nfw` starts it, `journalctl -u nfw` says why it ended; --control names another socket"
+    if isinstance(error, DeniedError):
+        return "run the command as root (sudo)"
+    if isinstance(error, ControlTimeoutError):
+        return "it is busy or hangs (`journalctl -u nfw`), and may still do what it was asked; --timeout waits longer"
+    return ""
+
+
+def colourful() -> bool:
+    """Whether what a person reads on standard output may have colours (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def tell(text: str) -> None:

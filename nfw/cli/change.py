@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,8 @@ def apply(
     asked |= {"monitor": True} if monitor else {}
     asked |= {"dry_run": True} if dry_run else {}
     client = ControlClient(control, timeout)
-    reply = client.request("apply", **asked)
+    with _going_on():
+        reply = client.request("apply", **asked)
     data = reply.data if isinstance(reply.data, dict) else {}
     if as_json and not (dry_run and reply.ok):
         emit_json({"ok": reply.ok, "errors": list(reply.errors), **data})
@@ -93,6 +95,16 @@ def apply(
     if waiting:
         tell(f"{file}: NOT CONFIRMED: {_comes_back(waiting)} unless `nfw policy confirm`")
     return 0
+
+
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """Ctrl-C ends the command, not what it asked for."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tell("nfw: interrupted; the firewall goes on with it: `nfw policy history` says what came of it")
+        raise
 
 
 def _dry_run(
@@ -113,7 +125,7 @@ def _dry_run(
     data = {**data, "warnings": [{"level": one.level.value, "message": str(one)} for one in noticed]}
     running, problem = None, ""
     try:
-        running = _from_history(client, None)
+        running = from_history(client, None)
     except Failure as failure:
         problem = "; ".join(failure.lines)
     found = diff_policies(running.policy, new.policy, running.files, new.files) if running is not None else None
@@ -180,7 +192,8 @@ def rollback(number: int | None, control: str, timeout: float, as_json: bool) ->
     It is applied as it was, whatever has become of its files, and stays over restarts until the files that `nfw run`
     was given are changed or another policy is applied. A policy that waits for confirmation is taken back at once.
     """
-    reply = ControlClient(control, timeout).request("rollback", **({"number": number} if number else {}))
+    with _going_on():
+        reply = ControlClient(control, timeout).request("rollback", **({"number": number} if number else {}))
     return _answered(
         reply,
         as_json,
@@ -271,10 +284,10 @@ def diff(
 
     def load(what: str) -> Source:
         if what.isdigit() and not os.path.exists(what):
-            return _from_history(client, int(what))
+            return from_history(client, int(what))
         return _from_files((what,), map_file, name)
 
-    old = load(first) if second is not None else _from_history(client, None)
+    old = load(first) if second is not None else from_history(client, None)
     new = load(second if second is not None else first)
     found = diff_policies(old.policy, new.policy, old.files, new.files)
     if as_json:
@@ -292,30 +305,49 @@ def diff(
 @click.option(
     "--out", metavar="DIRECTORY", help="Write the files it was read from, as they were then, below DIRECTORY."
 )
+@click.option("--rules", is_flag=True, help="Also print its rule files, as they were then.")
 @control_option
 @timeout_option(10.0)
 def show(
-    files: tuple[str, ...], map_file: str | None, name: str, out: str | None, control: str, timeout: float
+    files: tuple[str, ...],
+    map_file: str | None,
+    name: str,
+    out: str | None,
+    rules: bool,
+    control: str,
+    timeout: float,
 ) -> None:
     """Print the running policy, entry NUMBER of the history, or the policy in FILE.
 
-    In canonical form: sorted, defaults left out, comments gone. Rule files are named, not printed; --out has them.
+    In canonical form: sorted, defaults left out, comments gone. Rule files are named; --rules prints them behind it,
+    --out writes all that it was read from.
     """
-    from nfw.policy.dump import dump_policy
 
     client = ControlClient(control, timeout)
     if files and not (len(files) == 1 and files[0].isdigit() and not os.path.exists(files[0])):
         if out is not None:
             raise click.UsageError("--out goes with the running policy or a NUMBER of the history")
-        emit(dump_policy(_from_files(files, map_file, name).policy).rstrip("\n"))
+        _emit_policy(_from_files(files, map_file, name).policy, rules)
         return
     number = int(files[0]) if files else None
     if out is not None:
         _write_out(_kept(client, number), Path(out))
         return
-    found = _from_history(client, number)
+    found = from_history(client, number)
     emit(f"# {found.label}")
-    emit(dump_policy(found.policy).rstrip("\n"))
+    _emit_policy(found.policy, rules)
+
+
+def _emit_policy(policy: Policy, rules: bool) -> None:
+    from nfw.policy.dump import dump_policy
+
+    emit(dump_policy(policy).rstrip("\n"))
+    if not rules:
+        return
+    stateful = policy.stateful
+    sources = [*stateful.sources, *(source for group in stateful.groups for source in group.sources)]
+    for file, text in {source.file: source.text for source in sources if not source.inline}.items():
+        emit(f"\n# {file}\n{text.rstrip()}")
 
 
 def _write_out(kept: Mapping[str, Any], out: Path) -> None:
@@ -342,7 +374,7 @@ def _kept(client: ControlClient, number: int | None) -> dict[str, Any]:
     return kept
 
 
-def _from_history(client: ControlClient, number: int | None) -> Source:
+def from_history(client: ControlClient, number: int | None) -> Source:
     """An entry of the history; None: the running policy. Raises :class:`Failure`."""
     from nfw.policy.files import as_kept
     from nfw.policystore import PolicyStore

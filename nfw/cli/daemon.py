@@ -218,6 +218,8 @@ def format_status(data: Any, now: float) -> list[str]:
     if not isinstance(data, dict):
         return [str(data)]
     state = data.get("state", "?")
+    if state == "closed":
+        state = "closed: no policy filters yet, and nothing new is forwarded"
     if data.get("mode") == "monitor":
         state = f"{state} in MODE MONITOR: NOTHING IS BLOCKED, what would be is recorded"
     lines = [f"nfw {data.get('version', '?')}, pid {data.get('pid', '?')}: {state}"]
@@ -264,7 +266,7 @@ def _item(key: str, value: Any, depth: int) -> list[str]:
         ]
     if isinstance(value, list):
         return [f"{indent}{key}: {', '.join(str(item) for item in value)}"] if value else []
-    return [f"{indent}{key}: {value}"]
+    return [f"{indent}{key}: {value}"] if value != "" else []
 
 
 def _duration(seconds: float) -> str:

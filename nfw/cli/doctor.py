@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from nfw.cli.app import emit, emit_json
+from nfw.cli.app import colourful, emit, emit_json
 from nfw.cli.options import control_option, json_option
 from nfw.control import ControlClient, ControlError
 
@@ -45,7 +44,7 @@ def doctor(control: str, ca: str | None, as_json: bool) -> int:
     else:
         for finding in findings:
             word = f"{finding.level:<8}"
-            shown = click.style(word, fg=_COLOURS[finding.level]) if sys.stdout.isatty() else word
+            shown = click.style(word, fg=_COLOURS[finding.level]) if colourful() else word
             emit(f"{shown} {finding.topic}: {finding.text}")
             if finding.mend:
                 emit(f"{'':<8}   mend: {finding.mend}")

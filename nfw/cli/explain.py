@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nfw.cli.app import Failure, emit, emit_json, tell
+from nfw.cli.change import from_history
 from nfw.cli.options import control_option, json_option, policy_options
 from nfw.describe import KEYS, DescriptionError, read_description
 
@@ -43,7 +44,7 @@ def _flow_options(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Choice(["stop", "inspect"]),
     help="With --capture: flows in a TLS scope are left, or inspected as they are on the wire.  [default: stop]",
 )
-@click.option("--running", is_flag=True, help="By the policy the running firewall was given, instead of POLICY.")
+@click.option("--running", is_flag=True, help="By the policy the running firewall filters by, instead of POLICY.")
 @click.option("--all-rules", is_flag=True, help="Every rule, not only those that came near.")
 @click.option("--packets", is_flag=True, help="Also what becomes of each packet.")
 @policy_options
@@ -89,13 +90,9 @@ def explain(
         try:
             flow = read_description(described)
         except DescriptionError as wrong:
-            raise Failure(*(f"{_option(key)}: {message}" for key, message in wrong.problems)) from None
-    since = None
-    if running:
-        files, map_file, name, since = _running(control)
-    policy = load(files, map_file, name)
-    if since is not None:
-        _tell_changed(policy, files, since)
+            problems = "; ".join(f"{_option(key)}: {message}" for key, message in wrong.problems)
+            raise click.UsageError(problems) from None
+    policy = _running(control) if running else load(files, map_file, name)
     explainer = explainer_of(policy)
     if flow is not None:
         explained, left = [explainer.described(flow)], 0
@@ -143,14 +140,23 @@ def load(files: tuple[str, ...], map_file: str | None, name: str) -> Policy:
     from nfw.cache import default_cache
     from nfw.policy.errors import PolicyErrors
     from nfw.policy.loader import load_policy
+    from nfw.policy.standin import without_ca
 
     try:
-        loaded = load_policy(*files, map_file=map_file, name=name, cache=default_cache(tell))
+        with without_ca() as missed:
+            loaded = load_policy(*files, map_file=map_file, name=name, cache=default_cache(tell))
     except PolicyErrors as refused:
         raise Failure(*(str(error) for error in refused)) from None
+    tell_missed(missed)
     for warning in loaded.warnings:
         tell(f"{warning} [{warning.level.value}]")
     return loaded
+
+
+def tell_missed(certificates: Iterable[Path]) -> None:
+    """CAs that another one stood in for."""
+    for path in certificates:
+        tell(f"CA certificate {path} does not exist: flows are judged as with any other CA (`nfw ca create` makes one)")
 
 
 def explainer_of(policy: Policy) -> Explainer:
@@ -184,16 +190,22 @@ def _captured(
         raise click.BadParameter(str(error), param_hint="--filter") from None
 
 
-def _running(control: str) -> tuple[tuple[str, ...], str | None, str, float]:
-    """Where the running firewall has its policy from: files, map file, name; and since when (Unix time)."""
+def _running(control: str) -> Policy:
+    """What the running firewall filters by: as it was kept, else what its files say now."""
     from nfw.control import ControlClient
 
-    reply = ControlClient(control, 10.0).request("status")
+    client = ControlClient(control, 10.0)
+    if client.request("policy").ok:
+        return from_history(client, None).policy
+    reply = client.request("status")
     source = (reply.data or {}).get("policy_source") if isinstance(reply.data, dict) else None
     if not reply.ok or not isinstance(source, dict):
-        raise Failure(*(reply.errors or ("the running firewall does not say where its policy is from",)))
-    since = float(reply.data.get("since", 0.0))
-    return (source["file"], *source["more"]), source["map"] or None, source["name"], since
+        raise Failure(*(reply.errors or ("nfw: no policy filters yet: see `nfw status`",)))
+    tell("the running policy was not kept: this is what its files say now")
+    files = (source["file"], *source["more"])
+    policy = load(files, source["map"] or None, source["name"])
+    _tell_changed(policy, files, float(reply.data.get("since", 0.0)))
+    return policy
 
 
 def _tell_changed(policy: Policy, files: tuple[str, ...], since: float) -> None:

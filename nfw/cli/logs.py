@@ -7,7 +7,7 @@ import time
 
 import click
 
-from nfw.cli.app import Failure, emit
+from nfw.cli.app import Failure, colourful, emit, tell
 from nfw.cli.options import control_option
 from nfw.control import ControlClient, ControlError
 from nfw.settings import DEFAULT_LOG
@@ -31,7 +31,7 @@ POLL_SECONDS = 0.25
 @click.option("-t", "--type", "kinds", multiple=True, metavar="TYPE", help="Only alert, drop, ...; may be repeated.")
 @click.option("--grep", "text", default="", metavar="TEXT", help="Only lines with this text, whatever the case.")
 @click.option("--json", "as_json", is_flag=True, help="The records as they are.")
-@click.option("--colour/--no-colour", default=None, help="Default: on a terminal.")
+@click.option("--colour/--no-colour", default=None, help="Default: on a terminal, unless NO_COLOR is set.")
 def logs(
     file: str | None,
     control: str,
@@ -53,7 +53,7 @@ def logs(
         tail = logview.Tail(path, lines)
     except OSError as error:
         raise Failure(f"nfw: {path}: {error.strerror}") from None
-    painted = sys.stdout.isatty() if colour is None else colour
+    painted = colourful() if colour is None else colour
     while True:
         new = tail.read()
         for line in new:
@@ -68,10 +68,11 @@ def logs(
 
 
 def current_log(control: str) -> str:
-    """Where the running firewall logs to; the default when none runs or it logs to no file."""
+    """Where the running firewall logs to; the default, which is said, when none runs, or when it logs to no file."""
     try:
         reply = ControlClient(control, 3.0).request("status")
-    except ControlError:
+    except ControlError as error:
+        tell(f"nfw: {error}; this is {DEFAULT_LOG}")
         return DEFAULT_LOG
     data = reply.data if reply.ok and isinstance(reply.data, dict) else {}
     return str(data.get("log") or DEFAULT_LOG)

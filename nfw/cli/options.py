@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from nfw.cli.app import json_asked
 from nfw.settings import DEFAULT_CONTROL
 
 Decorated = Callable[..., Any]
@@ -38,7 +39,11 @@ def policy_options(function: Decorated) -> Decorated:
 
 
 def json_option(function: Decorated) -> Decorated:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+    def asked(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
+        json_asked.set(value)
+        return value
+
+    return click.option("--json", "as_json", is_flag=True, callback=asked, help="Print JSON.")(function)
 
 
 def timeout_option(default: float) -> Callable[[Decorated], Decorated]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import curses
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,10 @@ def top(control: str, log_file: str | None, interval: float, once: bool) -> None
         return
     if not sys.stdout.isatty() or not sys.stdin.isatty():
         raise Failure("nfw: top needs a terminal; --once prints one page")
+    try:
+        curses.setupterm()
+    except curses.error as error:
+        raise Failure(f"nfw: the terminal {os.environ.get('TERM', '')!r}: {error}; --once prints one page") from None
     with contextlib.suppress(KeyboardInterrupt):
         curses.wrapper(_screen, view, source)
 

@@ -267,6 +267,12 @@ class Tls:
         return bool(self.bypass) and Proof.RESOLVER in self.bypass_proof
 
 
+# What AWS's TLS inspection does that is not nfw's own way: it drops what is no TLS, and servers that are not who the
+# client asked for; QUIC to a scope is left to the rules (developer guide, considerations for TLS inspection).
+AWS_TLS_ACTIONS = (("name_mismatch", TlsAction.DROP), ("not_tls", TlsAction.DROP))
+AWS_QUIC = TlsAction.PASS
+
+
 @dataclass(frozen=True, slots=True)
 class RuleSource:
     """Rule text and where it starts: a rule file (``file`` is its path) or rules written inside the policy.

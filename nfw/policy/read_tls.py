@@ -30,6 +30,7 @@ from nfw.policy.model import (
     WithoutSni,
 )
 from nfw.policy.read_stateless import read_networks, read_ports
+from nfw.policy.standin import ca_instead_of
 from nfw.policy.yamlpos import Mapping, Node, Scalar, Sequence
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _read_debug(section: Section, variables: Variables, base: Path) -> TlsDebug 
     )
     node = section.key("debug")
     if found.key_log is None and found.capture is None:
-        section.error(node, "debug: expected key_log, capture, or both")
+        section.error(node, "debug: expected key_log, capture, or both", "missing-reference")
     if not found.sni and not found.scope.sources and not found.scope.destinations:
         section.error(node, "debug: expected sni, sources or destinations: whose sessions are written down")
     for file in (found.key_log, found.capture):
@@ -206,7 +207,8 @@ def read_actions(section: Section) -> tuple[tuple[str, TlsAction], ...]:
     if isinstance(node, Mapping):
         for key, _ in node.entries:
             if key.text in ("revoked", "unknown"):
-                section.error(key, f"actions: the action for {key.text} is set in tls.revocation")
+                message = f"actions: the action for {key.text} is set in tls.revocation; leave out this one"
+                section.error(key, message, "conflict")
                 return ()
     part = section.section("actions", (*CERTIFICATE_ACTIONS, *FLOW_ACTIONS), "{expired: reject, not_tls: drop}")
     if part is None:
@@ -251,12 +253,11 @@ def read_revocation(section: Section, variables: Variables, base: Path) -> Revoc
     part = section.section("revocation", REVOCATION_KEYS, "{check: true, revoked: reject, unknown: reject}")
     if part is None:
         return Revocation()
-    return Revocation(
-        check=part.flag("check", True),
-        revoked=part.choice("revoked", TlsAction.REJECT),
-        unknown=part.choice("unknown", TlsAction.REJECT),
-        **read_fetching(part, variables, base),
-    )
+    revoked, unknown = part.choice("revoked", TlsAction.REJECT), part.choice("unknown", TlsAction.REJECT)
+    fetching = read_fetching(part, variables, base)
+    if not part.flag("check", True):
+        return Revocation(**fetching)  # who asks nobody has no use for what to do with the answer
+    return Revocation(True, revoked, unknown, **fetching)
 
 
 def read_fetching(section: Section, variables: Variables, base: Path) -> dict[str, Any]:
@@ -286,15 +287,17 @@ def read_transparency(section: Section, base: Path) -> Transparency:
         try:
             found = public_keys(content)
         except ValueError as error:
-            part.error(item, f"log file {path} holds a key that cannot be read: {error}")
+            part.error(item, f"log file {path} holds a key that cannot be read: {error}", "certificate")
             continue
         if not found:
-            part.error(item, f"log file {path} holds no public key; expected PEM (-----BEGIN PUBLIC KEY-----)")
+            message = f"log file {path} holds no public key; expected PEM (-----BEGIN PUBLIC KEY-----)"
+            part.error(item, message, "certificate")
         files.append(path)
         pem.append(content if content.endswith(b"\n") else content + b"\n")
     require = part.flag("require", False)
     if require and not files:
-        part.error(part.get("require"), "require: expected logs, the keys by which timestamps are verified")
+        message = "require: expected logs, the keys by which timestamps are verified"
+        part.error(part.get("require"), message, "missing-reference")
     return Transparency(tuple(files), require, b"".join(pem))
 
 
@@ -342,7 +345,8 @@ def read_inbound(
                 paths = base / certificate if certificate else None, base / key if key else None
                 arn = part.text("arn", "a text")
                 if None in paths and (paths != (None, None) or not arn):
-                    part.error(None, "certificate: expected certificate and private_key, arn, or all of them")
+                    message = "certificate: expected certificate and private_key, arn, or all of them"
+                    part.error(None, message, "missing-reference")
                 certificates.append(read_server(part, *paths, arn, check_key))
         section.require("certificates", "the servers' certificates")
         section.require("scopes", f"a list such as [{_SCOPE_EXAMPLE}]")
@@ -366,7 +370,7 @@ def read_server(
         try:
             chain = parse_certificates(pem)
         except ValueError as error:
-            section.error(section.get("certificate"), f"certificate {certificate}: {error}")
+            section.error(section.get("certificate"), f"certificate {certificate}: {error}", "certificate")
             return ServerCertificate(certificate, key, arn)
         key_pem = None
         if check_key:
@@ -374,9 +378,10 @@ def read_server(
         if key_pem is not None:
             try:
                 if parse_key(key_pem).public_key() != chain[0].public_key():
-                    section.error(section.get("private_key"), f"key {key} does not belong to {certificate}")
+                    message = f"key {key} does not belong to {certificate}; expected the key of that certificate"
+                    section.error(section.get("private_key"), message, "certificate")
             except ValueError as error:
-                section.error(section.get("private_key"), f"key {key}: {error}")
+                section.error(section.get("private_key"), f"key {key}: {error}", "certificate")
     return ServerCertificate(certificate, key, arn, pem or b"")
 
 
@@ -448,7 +453,9 @@ def read_authority(
     ca: Section, certificate_path: Path, key_path: Path, arn: str, check_key: bool, now: float
 ) -> CertificateAuthority:
     """The CA in two files, which the keys ``certificate`` and ``private_key`` of ``ca`` name."""
-    certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, machine=True)
+    certificate_pem = ca_instead_of(certificate_path, now)
+    if certificate_pem is None:
+        certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, machine=True)
     key_pem: bytes | None = None
     encrypted = key_path.with_name(key_path.name + ".cred")
     if check_key and encrypted.exists() and not key_path.exists():
@@ -483,22 +490,22 @@ def _check_ca(
         try:
             key = parse_key(key_pem)
         except ValueError as error:
-            ca.error(ca.get("private_key"), f"CA key {key_path}: {error}")
+            ca.error(ca.get("private_key"), f"CA key {key_path}: {error}", "certificate")
     if certificate_pem is None:
         return
     try:
         certificate, *above = parse_certificates(certificate_pem)
     except ValueError as error:
-        ca.error(ca.get("certificate"), f"CA certificate {certificate_path}: {error}")
+        ca.error(ca.get("certificate"), f"CA certificate {certificate_path}: {error}", "certificate")
         return
     days = (certificate.not_valid_after_utc.timestamp() - now) / 86_400
     if 0 < days < WARN_DAYS:
         ca.problems.warning(ca.get("certificate"), f"CA certificate {certificate_path} expires in {int(days)} days")
     for complaint in (*check_ca(certificate, key, now), *check_chain([certificate, *above])):
         if complaint.startswith("private key"):
-            ca.error(ca.get("private_key"), f"CA key {key_path}: {complaint}")
+            ca.error(ca.get("private_key"), f"CA key {key_path}: {complaint}", "certificate")
         else:
-            ca.error(ca.get("certificate"), f"CA certificate {certificate_path}: {complaint}")
+            ca.error(ca.get("certificate"), f"CA certificate {certificate_path}: {complaint}", "certificate")
 
 
 def read_trust(section: Section, base: Path) -> Trust:
@@ -530,12 +537,13 @@ def _check_roots(section: Section, node: Node, path: Path, content: bytes, what:
     from cryptography import x509
 
     if not _CERTIFICATE.search(content):
-        section.error(node, f"{what} file {path} holds no certificate; expected PEM (-----BEGIN CERTIFICATE-----)")
+        message = f"{what} file {path} holds no certificate; expected PEM (-----BEGIN CERTIFICATE-----)"
+        section.error(node, message, "certificate")
         return False
     try:
         x509.load_pem_x509_certificates(content)
     except ValueError as error:
-        section.error(node, f"{what} file {path} holds a certificate that cannot be read: {error}")
+        section.error(node, f"{what} file {path} holds a certificate that cannot be read: {error}", "certificate")
         return False
     return True
 
@@ -546,5 +554,5 @@ def _read_file(
     try:
         return read_bounded(path, MAX_PEM_BYTES, machine=machine)
     except OSError as error:
-        section.error(node, f"{what} {path} {error.strerror}{hint}")
+        section.error(node, f"{what} {path} {error.strerror}{hint}", "missing-reference")
         return None

@@ -81,7 +81,7 @@ class Settings:
     scope_trust: tuple[tuple[Node, int, Trust], ...] = ()  # by number of the scope, from 1
     on_failure: Refusal | None = None
     keywords: TlsKeywords | None = None
-    actions: tuple[tuple[str, TlsAction], ...] = ()
+    actions: tuple[tuple[str, TlsAction], ...] | None = None
     distrust: Distrust = field(default_factory=Distrust)
     fetch_issuers: bool = False
     passing: dict[str, Any] = field(default_factory=dict)  # fields of Tls: what is not decrypted
@@ -111,7 +111,7 @@ class Settings:
                 scope_trust=tuple(own.get(number) for number in range(1, len(tls.scopes) + 1)) if own else (),
                 on_failure=self.on_failure or tls.on_failure,
                 keywords=self.keywords or tls.keywords,
-                actions=self.actions,
+                actions=tls.actions if self.actions is None else self.actions,
                 distrust=self.distrust,
                 fetch_issuers=self.fetch_issuers,
                 **self.passing,
@@ -164,10 +164,10 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         scope_trust=read_scope_trust(tls, base) if tls is not None else (),
         on_failure=tls.choice("on_failure", Refusal.REJECT) if tls is not None and "on_failure" in tls else None,
         keywords=tls.choice("keywords", TlsKeywords.ALL) if tls is not None and "keywords" in tls else None,
-        actions=read_actions(tls) if tls is not None else (),
+        actions=read_actions(tls) if tls is not None and "actions" in tls else None,
         distrust=read_distrust(tls, base) if tls is not None else Distrust(),
         fetch_issuers=tls.flag("fetch_issuers", False) if tls is not None else False,
-        passing=read_passing(tls, DEFAULT_VARIABLES, base) if tls is not None else {},
+        passing=_read_passing(tls, base) if tls is not None else {},
         without_sni=tls.choice("without_sni", WithoutSni.REFUSE) if tls is not None else WithoutSni.REFUSE,
         transparency=read_transparency(tls, base) if tls is not None else Transparency(),
         revocation=Revocation(**read_fetching(revocation, DEFAULT_VARIABLES, base))
@@ -190,6 +190,13 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
 
 def _read_variables(section: Section) -> Variables:
     return read_own_variables(section.get("variables"), DEFAULT_VARIABLES, section.problems)
+
+
+def _read_passing(tls: Section, base: Path) -> dict[str, Any]:
+    found = read_passing(tls, DEFAULT_VARIABLES, base)
+    if "quic" not in tls:  # is as the documents have it
+        del found["quic"]
+    return found
 
 
 def read_open_flows(section: Section) -> OpenFlows:

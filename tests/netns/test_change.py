@@ -215,6 +215,8 @@ def test_rollback(firewall: Firewall) -> None:
     shown = firewall.cli("policy", "show", "2").stdout
     assert shown.startswith("# entry 2 (two, from ")
     assert "name: two\n" in shown
+    rules = firewall.cli("policy", "show", "2", "--rules").stdout
+    assert rules == f"{shown}\n# {firewall.dir / 'change.rules'}\n{BLOCKED.rstrip()}\n"
     out = firewall.dir / "out"
     firewall.cli("policy", "show", "2", "--out", str(out))
     assert (out / str(firewall.dir / "change.rules").lstrip("/")).read_text() == BLOCKED

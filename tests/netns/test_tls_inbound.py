@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -98,6 +99,21 @@ def test_a_name_without_a_certificate_and_a_server_with_another(firewall: Firewa
         shown(lab, "evil.test", lab.sites["site-a.test"].ipv4)
     seen = firewall.wait_event("tls", lambda event: event["tls"]["sni"] == "evil.test")
     assert seen["nfw"]["status"] in ("UNTRUSTED", "NAME_MISMATCH"), "it does not show what is given here"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "verdict", "reason"),
+    [("site-a.test", "site-a.test.pem", "drop", "rule"), ("allowed.test", None, "reject", "no_certificate")],
+)
+def test_explain_says_what_was_seen_above(
+    firewall: Firewall, name: str, shown: str | None, verdict: str, reason: str
+) -> None:
+    flow = ["--src", "10.1.0.2", "--dst", firewall.lab.sites[name].ipv4, "--sni", name, "--http-uri", "/secret"]
+    told = json.loads(firewall.cli("explain", "--running", "--json", *flow).stdout)
+    assert told["tls"]["certificate"] == (str(firewall.dir / shown) if shown else None)
+    assert (told["tls"]["decision"], told["verdict"]["verdict"]) == ("terminate", verdict)
+    assert told["verdict"]["reason"] == reason
+    assert told["tls"]["scopes"][-1]["inbound"] is True
 
 
 def test_the_keys_are_in_the_key_holder_alone(firewall: Firewall) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engines.stateful.signature import Signature
+from engines.stateless.rule import StatelessRule, TcpFlagsMatch
+from engines.tls.bypass import Exemption
+from engines.tls.scope import TlsScope
 from nfw import ca
-from nfw.policy import Policy, dump_policy, load_policy
+from nfw.policy import Policy, dump_policy, load_policy, model
 from nfw.policy.aws.write import write_template
 from nfw.policy.loader import load_policy_text
-from nfw.policy.model import RuleOrder
+from nfw.policy.model import PolicyError, RuleOrder
 from tests.unit.awskit import NOW, golden_folder, meaning
+from tests.unit.test_geoip import database
 
 READY = Path(__file__).parents[2] / "rules"
 
@@ -32,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
     ca.create("Other CA", directory / "certs", NOW)
+    database(directory / "countries.mmdb")
     (directory / "t.config").write_text("suppress gen_id 0, sig_id 0, track by_src, ip 192.0.2.1\n")
     (directory / "c.config").write_text("config classification: ours,Our own,1\n")
     (directory / "r.config").write_text("config reference: wiki https://wiki.example/\n")
@@ -166,14 +174,7 @@ def rule_texts(draw: st.DrawFn, first: int, order: str) -> str:
     lines = []
     for sid in range(first, first + draw(st.integers(1, 3))):
         action = draw(st.sampled_from(["pass", "drop", "alert", "reject"]))
-        header = draw(
-            st.sampled_from(
-                ["tcp any any -> any 443", "udp $HOME_NET any <> $EXTERNAL_NET any", "ip any any -> any any"]
-            )
-        )
-        options = draw(
-            st.sampled_from(["", 'msg:"a; \\"b\\" é"; '.replace("; \\", "\\; \\"), "flow:to_server; ", 'msg:"x";  '])
-        )
+        header, options = draw(st.sampled_from(HEADERS)), draw(st.sampled_from(OPTIONS))
         priority = "priority:2; " if order == "action" and draw(st.booleans()) else ""
         lines.append(f"{action} {header} ({options}{priority}sid:{sid};)")
         lines += draw(st.sampled_from([[], [""], ["# remark"]]))
@@ -208,7 +209,8 @@ def stateful_groups(draw: st.DrawFn, order: str) -> list[dict[str, Any]]:
             group["capacity"] = draw(st.integers(2000, 30_000))
             group["variables"] = draw(variables())
             group["references"] = {
-                "SET": {"arn": "arn:aws:ec2:r:1:prefix-list/pl-1", "networks": draw(some(address_items))}
+                name: {"arn": f"arn:aws:ec2:r:1:prefix-list/pl-{name}", "networks": draw(some(address_items))}
+                for name in draw(some(st.sampled_from(["SET", "OTHER"]), 2, True))
             }
         if draw(st.booleans()):
             group["drop_to_alert"] = True
@@ -244,16 +246,25 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
     else:
         ranks = draw(st.lists(st.integers(1, 65535), max_size=3, unique=True))
         stateless["groups"] = [
-            {"name": f"{draw(names)}{rank}", "priority": rank, "rules": draw(stateless_rules()), "arn": draw(arns)}
+            {
+                "name": f"{draw(names)}{rank}",
+                "priority": rank,
+                "rules": draw(stateless_rules()),
+                "arn": draw(arns),
+                **draw(st.sampled_from([{}, {"capacity": 900}])),
+            }
             for rank in ranks
         ]
     stateful: dict[str, Any] = {
         "order": order,
         "stream_exception": draw(st.sampled_from(["drop", "reject", "continue"])),
         "stream_depth": draw(st.sampled_from([0, 1000, 1 << 20])),
+        "refresh": draw(st.sampled_from([0, 10, 60])),
     }
     if draw(st.booleans()):
         stateful |= {"threshold_file": "t.config", "classification_file": "c.config", "reference_file": "r.config"}
+    if draw(st.booleans()):
+        stateful["geoip"] = "countries.mmdb"
     if order == "strict":
         stateful["default_actions"] = draw(
             st.sampled_from([[], ["drop_strict"], ["drop_established", "alert_established"], ["alert_strict"]])
@@ -271,7 +282,8 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
     }
     if draw(st.booleans()):
         policy["tls"] = {
-            "ca": {"certificate": "certs/ca.pem", "private_key": "certs/ca.key"},
+            "ca": draw(st.sampled_from(AUTHORITIES)),
+            "arn": draw(arns),
             "scopes": [
                 {**scope, **draw(st.sampled_from([{}, {"trust": ["system", "certs/ca.pem"]}, {"trust": ["ca.pem"]}]))}
                 for scope in draw(some(endpoints()))
@@ -281,7 +293,9 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
             "keywords": draw(st.sampled_from(["all", "sni"])),
             "trust": draw(st.sampled_from([["system"], ["ca.pem"], ["system", "certs/ca.pem"]])),
             "revocation": {
+                "check": draw(st.booleans()),
                 "revoked": draw(st.sampled_from(["pass", "drop", "reject"])),
+                "unknown": draw(st.sampled_from(["pass", "drop", "reject"])),
                 **draw(
                     st.sampled_from([{}, {"allow": ["10.0.0.0/8", "fd00::/8"], "cache": "answers", "recheck": True}])
                 ),
@@ -314,20 +328,30 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
             **draw(st.sampled_from([{}, {"transparency": {"logs": ["logs.pem"], "require": True}}])),
         }
     if draw(st.booleans()):
-        certificate = {"certificate": "certs/ca.pem", "private_key": "certs/ca.key"}
+        certificates = some(st.sampled_from([*AUTHORITIES, {"arn": "arn:aws:acm:x"}]), 3, False)
         policy["inbound"] = [
-            {"certificates": [certificate, {"arn": "arn:aws:acm:x"}], "scopes": draw(some(endpoints()))}
+            {"certificates": draw(certificates), "scopes": draw(some(endpoints()))}
+            for _ in range(draw(st.integers(1, 2)))
         ]
     if draw(st.booleans()):
         policy |= {
             "open_flows": {"which": draw(st.sampled_from(["all", "tls_scope", "none"])), "action": "reject"},
-            "flows": {"tcp_idle": draw(st.integers(60, 6000)), "udp": draw(st.integers(1, 900)), "when_full": "refuse"},
+            "flows": {
+                "max_flows": draw(st.integers(1024, 1 << 20)),
+                "tcp_idle": draw(st.integers(60, 6000)),
+                **{key: draw(st.integers(1, 900)) for key in ("tcp_opening", "udp", "icmp", "other")},
+                "when_full": "refuse",
+            },
+            "mode": draw(st.sampled_from(["enforce", "monitor"])),
             "fail_open": draw(st.booleans()),
             "workers": draw(st.integers(1, 8)),
             "log": {
                 "path": "eve.json",
                 "events": draw(st.lists(st.sampled_from(["alert", "flow", "http"]), unique=True)),
                 "keep": 9,
+                "max_size": draw(st.sampled_from([1 << 20, 5 << 30])),
+                "flow_interval": draw(st.sampled_from([0, 10, 86_400])),
+                "stats_interval": draw(st.integers(1, 600)),
                 "format": draw(st.sampled_from(["eve", "aws"])),
                 "sinks": draw(st.lists(st.sampled_from(SINKS), max_size=3)),
             },
@@ -335,10 +359,14 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
     return without_nothing(policy)
 
 
+AUTHORITIES = [
+    {"certificate": "certs/ca.pem", "private_key": "certs/ca.key"},
+    {"certificate": "ca.pem", "private_key": "ca.key", "arn": "arn:aws:acm:us-east-1:123456789012:certificate/1"},
+]
 SINKS = [
     {"type": "journald", "events": ["alert", "drop"]},
     {"type": "syslog", "address": "udp://192.0.2.9:514", "facility": "local3", "events": ["alert"]},
-    {"type": "file", "path": "aws.json", "format": "aws", "keep": 2},
+    {"type": "file", "path": "aws.json", "format": "aws", "keep": 2, "max_size": 1 << 20},
     {"type": "unix_stream", "path": "/run/collector.sock"},
 ]
 
@@ -357,28 +385,54 @@ def test_any_policy(folder: Path, content: dict[str, Any]) -> None:
     there_and_back(policy, folder)
 
 
+def values(value: Any, found: dict[tuple[str, str], set[str]]) -> None:
+    """Adds every field of every dataclass in ``value`` with what it holds."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for each in dataclasses.fields(value):
+            if each.compare:
+                inner = getattr(value, each.name)
+                found.setdefault((type(value).__name__, each.name), set()).add(repr(inner))
+                values(inner, found)
+    elif isinstance(value, (tuple, Mapping)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            values(inner, found)
+
+
 def test_the_strategy_makes_what_it_should(folder: Path) -> None:
-    """Both orders, groups and none, each form of rules, come up."""
-    seen: set[str] = set()
+    """Every field of the model has several values, both orders, groups and none, and each form of rules come up."""
+    forms: set[str] = set()
+    found: dict[tuple[str, str], set[str]] = {}
     wanted = {"domains", "five_tuple", "managed", "ungrouped", "stateless groups", "inbound"} | set(RuleOrder)
+    fields = {
+        (kind.__name__, each.name)
+        for kind in (*vars(model).values(), StatelessRule, TcpFlagsMatch, TlsScope, Exemption)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind not in (PolicyError, Signature)
+        for each in dataclasses.fields(kind)
+        if each.compare
+    } - {("StatelessRule", "file"), ("StatelessRule", "line")}  # where it is written
+
+    def lacking() -> set[tuple[str, str]]:
+        return {each for each in fields if len(found.get(each, ())) < 2}
 
     # Which examples come depends on the folder the sources are in, so there are many more than it takes.
     @settings(max_examples=600, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(policies())
     def note(content: dict[str, Any]) -> None:
-        if seen >= wanted:
+        if forms >= wanted and not lacking():
             return
         policy = from_yaml(json.dumps(content), folder)
-        seen.add(policy.stateful.order)
-        seen.update("domains" for group in policy.stateful.groups if group.domains)
-        seen.update("five_tuple" for group in policy.stateful.groups if group.five_tuple)
-        seen.update("managed" for group in policy.stateful.groups if group.managed)
-        seen.update("ungrouped" for _ in policy.stateful.sources)
-        seen.update("stateless groups" for _ in policy.stateless.groups)
-        seen.update("inbound" for _ in policy.inbound)
+        values(policy, found)
+        forms.add(policy.stateful.order)
+        forms.update("domains" for group in policy.stateful.groups if group.domains)
+        forms.update("five_tuple" for group in policy.stateful.groups if group.five_tuple)
+        forms.update("managed" for group in policy.stateful.groups if group.managed)
+        forms.update("ungrouped" for _ in policy.stateful.sources)
+        forms.update("stateless groups" for _ in policy.stateless.groups)
+        forms.update("inbound" for _ in policy.inbound)
 
     note()
-    assert seen == wanted
+    assert forms == wanted
+    assert lacking() == set()
 
 
 def test_output_elsewhere_names_the_same_files(folder: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from nfw import hostnet, process
-from nfw.cli.app import COMMANDS, call
+from nfw.cli.app import COMMANDS, call, colourful
 from nfw.cli.daemon import format_status
 from nfw.control import ControlServer, Reply, Request
+from nfw.policystore import PolicyStore
 from nfw.settings import PolicySource
 from nfw.supervisor import policy_source
 from tests.unit import awskit
@@ -133,7 +134,7 @@ def test_heavy_libraries_wait_until_they_are_needed() -> None:
         "sys.exit(','.join(heavy) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stderr == "nfw: not running: there is no control socket /nowhere/x\n"
+    assert done.stderr.startswith("nfw: not running: there is no control socket /nowhere/x\nnfw: `systemctl start nfw`")
     assert done.returncode == 0
 
 
@@ -221,6 +222,12 @@ def test_policy_show(nfw: Nfw, tmp_path: Path) -> None:
     (tmp_path / "again.yaml").write_text(out)
     assert nfw("policy", "show", "again.yaml").out == out
     assert nfw("policy", "show", "nope.yaml").code == 1
+    assert nfw("policy", "show", "good.yaml", "--rules").out == out  # none of its rules are in files
+    (tmp_path / "a.rules").write_text("# mine\npass ip any any -> any any (sid:1;)\n\n")
+    (tmp_path / "files.yaml").write_text("name: files\nstateful: {rule_files: [a.rules]}\n")
+    shown = nfw("policy", "show", "files.yaml").out
+    rules = nfw("policy", "show", "files.yaml", "--rules").out
+    assert rules == f"{shown}\n# a.rules\n# mine\npass ip any any -> any any (sid:1;)\n"
 
 
 def test_policy_apply(nfw: Nfw, tmp_path: Path) -> None:
@@ -402,7 +409,96 @@ def test_status(nfw: Nfw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         end()
     code, out, err = nfw("status")
     assert (code, out) == (1, "")
-    assert err == f"nfw: not running: there is no control socket {tmp_path / 'control'}\n"
+    assert err.startswith(f"nfw: not running: there is no control socket {tmp_path / 'control'}\nnfw: `systemctl start")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("status",),
+        ("flows",),
+        ("flows", "flush", "--all", "--yes"),
+        ("rules", "hits"),
+        ("policy", "history"),
+        ("policy", "rollback"),
+        ("policy", "confirm"),
+        ("policy", "diff", "1"),
+        ("policy", "diff", "no.yaml", "no.yaml"),
+        ("policy", "test", "no.yaml"),
+        ("policy", "apply", "no.yaml"),
+        ("explain", "no.yaml", "--src", "10.0.0.1", "--dst", "10.0.0.2", "--dport", "80"),
+        ("explain", "--running", "--src", "10.0.0.1", "--dst", "10.0.0.2", "--dport", "80"),
+        ("tls", "suggestions"),
+        ("ca", "show", "no.pem"),
+    ],
+)
+def test_a_failure_is_json_where_json_was_asked_for(nfw: Nfw, tmp_path: Path, args: tuple[str, ...]) -> None:
+    control = () if args[0] == "ca" or args[:2] == ("policy", "test") else ("--control", str(tmp_path / "none"))
+    code, out, err = nfw(*args, "--json", *control)
+    told = json.loads(out)
+    assert (code, err) == (1, "")
+    assert told["ok"] is False
+    assert told["errors"]
+    code, out, err = nfw(*args, *control)
+    assert (code, out) == (1, "")
+    assert err.splitlines() == told["errors"]
+
+
+@pytest.mark.parametrize("args", [("policy", "apply", "p.yaml"), ("policy", "rollback")])
+def test_an_interrupt_leaves_what_was_asked_for(
+    nfw: Nfw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Reply:
+        raise KeyboardInterrupt
+
+    (tmp_path / "p.yaml").write_text("name: p\n")
+    monkeypatch.setattr("nfw.control.ControlClient.request", interrupted)
+    code, _, err = nfw(*args)
+    assert code == 130
+    assert "the firewall goes on with it: `nfw policy history`" in err
+
+
+def test_a_closed_standard_output() -> None:
+    """``>&-``."""
+    program = f'exec "{sys.executable}" -m nfw rules keywords >&-'
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("value", "terminal", "painted"), [("", True, True), ("1", True, False), ("", False, False)])
+def test_colours(monkeypatch: pytest.MonkeyPatch, value: str, terminal: bool, painted: bool) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setenv("NO_COLOR", value)
+    assert colourful() is painted
+
+
+def test_explain_by_what_filters_not_by_what_its_files_have_become(nfw: Nfw, tmp_path: Path) -> None:
+    """After a rollback the files are those of the policy that went."""
+    policy = tmp_path / "p.yaml"
+    kept = b"name: p\nstateless: {default: drop}\n"
+    policy.write_text("name: p\nstateless: {default: pass}\n")
+    store = PolicyStore(tmp_path / "policies")
+    store.prepare()
+    entry = {"file": str(policy), "more": [], "map": "", "select": "", "monitor": False, "name": "p", "number": 1}
+    entry |= {"directory": str(tmp_path / "policies"), "files": {str(policy): store.put(kept)}}
+    source = {"file": str(policy), "more": [], "map": "", "name": ""}
+    flow = ("--src", "10.0.0.1", "--dst", "192.0.2.1", "--dport", "80", "--control", str(tmp_path / "control"))
+
+    def answer(request: Request) -> Reply:
+        if request.command == "policy":
+            return Reply(bool(entry), entry, () if entry else ("the running policy was not kept",))
+        return Reply(True, {"policy_source": source, "since": 0.0})
+
+    end = serve(tmp_path / "control", answer)
+    try:
+        assert "\nverdict    drop" in nfw("explain", "--running", *flow).out
+        entry.clear()
+        code, out, err = nfw("explain", "--running", *flow)
+    finally:
+        end()
+    assert code == 0
+    assert "\nverdict    pass" in out
+    assert "the running policy was not kept: this is what its files say now" in err
 
 
 def test_status_shows_what_it_does_not_know() -> None:

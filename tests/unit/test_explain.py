@@ -6,10 +6,12 @@ import datetime
 import itertools
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +25,7 @@ from nfw.explaintext import MAX_BEFORE, MAX_RULES, explain_json, explain_lines
 from nfw.policy.compile import Compiled, compile_policy
 from nfw.policy.loader import load_policy
 from nfw.policyreplay import replay_policy
+from tests.unit.tlskit import Authority
 
 CLIENT, SERVER = "10.0.0.5", "198.51.100.7"
 NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
@@ -262,6 +265,80 @@ def test_captures_are_explained_as_they_are_replayed(everything: Compiled) -> No
         assert (seen, left) == ({tuple(what): number for what, number in summary.verdicts.items()}, 0), path
 
 
+BODIES = {
+    "action": "stateful: {order: action, stream_exception: continue, rules: %s}\n",
+    "strict": "stateful: {order: strict, default_actions: [drop_strict, alert_strict], rules: %s}\n",
+    "established": "stateful: {order: strict, default_actions: [drop_established, alert_established],"
+    " stream_exception: reject, rules: %s}\n",
+    "app_layer": "stateful: {order: strict, default_actions: [drop_established_app_layer],"
+    " stream_exception: continue, rules: %s}\n",
+    "to_server": "stateful: {order: strict, default_actions: [drop_established_app_layer_to_server,"
+    " alert_established_app_layer_to_server], rules: %s}\nstateless: {fragments: forward}\n",
+    "stateless": "stateful: {order: strict, default_actions: [alert_established], stream_exception: continue,"
+    " rules: %s}\nstateless: {fragments: pass, rules: [{priority: 1, action: pass, protocols: [icmp]},"
+    " {priority: 2, action: drop, protocols: [tcp], tcp_flags: [{flags: [RST], masks: [RST]}]}]}\n",
+}
+MIXED = [
+    'pass dns any any -> any 53 (dns.query; content:"google"; nocase; sid:1;)',
+    'alert http any any -> any any (http.method; content:"GET"; sid:2;)',
+    'drop http any any -> any any (http.method; content:"POST"; sid:3;)',
+    'reject tls any any -> any any (tls.sni; content:"a"; sid:4;)',
+    "alert tcp any any -> any any (flow:established,to_client; dsize:>100; sid:5;)",
+    "drop smb any any -> any any (sid:6;)",
+    "reject udp any any -> any any (dsize:>900; sid:7;)",
+    "pass ssh any any -> any any (sid:8;)",
+    "alert icmp any any -> any any (itype:8; sid:9;)",
+    "alert tcp any any -> any any (flow:stateless; flags:R; sid:10;)",
+    'drop http any any -> any any (http.response_body; content:"<html"; nocase; sid:11;)',
+]
+
+
+@pytest.mark.skipif(not CAPTURES, reason="Suricata's captures are not beside the checkout")
+@pytest.mark.parametrize("body", BODIES)
+def test_verdicts_on_captures_are_what_was_done(tmp_path: Path, body: str) -> None:
+    """By policies of both orders and each kind of default action: packets, alerts, and what is said of the flow."""
+    policy = compiled(tmp_path, BODIES[body] % json.dumps(MIXED))
+    for path in [path for path in CAPTURES if path.stat().st_size < 20_000][7::60]:
+        packets = list(read_capture(path))
+        policy.ruleset.forget()
+        records: list[dict[str, Any]] = []
+        summary = replay_policy(packets, policy, records.append)
+        found, _ = Explainer(policy).captured(lambda packets=packets: packets)
+        steps = Counter((step.stage, step.verdict, step.reason) for each in found for step in each.steps)
+        assert dict(steps) == {tuple(what): number for what, number in summary.verdicts.items()}, path
+        logged = {record["alert"]["signature_id"] for record in records if record["event_type"] == "alert"}
+        assert {ref.id for each in found for ref in each.stateful.alerts} == logged, path
+        for each in found:
+            refused = [step for step in each.steps if step.verdict in ("drop", "reject")]
+            verdict = each.conclusion.verdict
+            if verdict in ("drop", "reject"):
+                assert (verdict, each.conclusion.reason) in {(step.verdict, step.reason) for step in refused}, path
+            else:
+                assert bool(refused) is bool(each.conclusion.besides), path
+                assert (verdict == "alert") is bool(each.stateful.alerts), path
+
+
+def test_a_packet_that_does_not_fit_is_not_the_flows_verdict(tmp_path: Path) -> None:
+    """A segment that is sent again while it waits is dropped, and the flow goes on."""
+    policy = compiled(tmp_path, strict('drop http any any -> any any (http.host; content:"evil"; sid:1;)'))
+    description = read_description({"src": CLIENT, "dst": SERVER, "http_host": "good.example", "segment": 20})
+    said = Dialogue(description).packets()
+    data = next(number for number, each in enumerate(said) if each.what.startswith("HTTP request"))
+    packets = [each.captured for each in said]
+    packets.insert(data + 1, packets[data])
+    packets = [each._replace(number=number) for number, each in enumerate(packets, 1)]
+    ((found,), _) = Explainer(policy).captured(lambda: packets)
+    assert [step.reason for step in found.steps if step.verdict == "drop"] == ["held_duplicate"]
+    assert found.conclusion.verdict == "pass"
+    lines = list(explain_lines(found, all_rules=False, packets=False))
+    assert lines[-2].startswith(
+        f"besides    dropped for themselves, not fitting the connection: 1 of its packets ({data + 2}"
+    )
+    # A flow of nothing else is dropped.
+    ((found,), _) = Explainer(policy).captured(lambda: [packets[0]._replace(data=packets[0].data[:30])])
+    assert (found.conclusion.verdict, found.conclusion.reason) == ("drop", "invalid_packet")
+
+
 VALUES: dict[str, Any] = {
     "src": st.sampled_from(["10.0.0.5", "fd00::5", "224.0.0.1"]),
     "dst": st.sampled_from(["198.51.100.7", "2001:db8::7", "255.255.255.255"]),
@@ -407,6 +484,87 @@ def test_tls_without_a_name_where_the_policy_takes_the_address(tmp_path: Path) -
     assert found.conclusion.rule is not None
     assert (found.conclusion.verdict, found.conclusion.rule.id) == ("drop", 1)
     assert "where none is, for its address" in found.tls.checks[0]
+
+
+INBOUND = """\
+tls:
+  ca: {certificate: ca.pem, private_key: ca.key}
+  trust: [ca.pem]
+  scopes: [{destination_ports: [443]}]
+  bypass: [{sni: ["*.wild.example", shop.example]}]
+  inbound_upstream: UPSTREAM
+  revocation: {check: true}
+inbound:
+  - certificates:
+      - {certificate: shop.pem, private_key: shop.key}
+      - {certificate: wild.pem, private_key: wild.key}
+    scopes:
+      - {destinations: [192.0.2.0/24]}
+      - {destinations: [198.51.100.0/24], destination_ports: [443]}
+"""
+
+
+@pytest.mark.parametrize("upstream", ["pinned", "verified"])
+@pytest.mark.parametrize(
+    ("flow", "shown", "verdict", "by"),
+    [
+        ({"sni": "shop.example"}, "shop.pem", "pass", None),
+        ({"sni": "shop.example", "http_uri": "/secret"}, "shop.pem", "drop", 1),
+        ({"sni": "blocked.wild.example"}, "wild.pem", "drop", 2),
+        ({"sni": "a.wild.example"}, "wild.pem", "pass", None),
+        ({"sni": "wild.example"}, None, "reject", "no_certificate"),
+        ({"sni": ""}, None, "reject", "no_sni"),
+        ({"dport": 443, "payload": "SSH-2.0-x\\r\\n"}, None, "reject", "not_tls"),
+    ],
+)
+def test_servers_of_ones_own(
+    tmp_path: Path, upstream: str, flow: dict[str, Any], shown: str | None, verdict: str, by: int | str | None
+) -> None:
+    """Inbound scopes go before the others and before names that are exempt; the name chooses the certificate."""
+    inbound_files(tmp_path)
+    policy = INBOUND.replace("UPSTREAM", upstream) + strict(*INSIDE)
+    found = explained(tmp_path, policy, **flow)
+    assert (found.tls.decision, found.conclusion.verdict) == ("terminate", verdict)
+    rule = found.conclusion.rule
+    assert by == (rule.id if rule is not None else found.conclusion.reason if verdict == "reject" else None)
+    assert (found.tls.certificate and found.tls.certificate.name) == shown
+    assert [(str(each), bool(each.misfit), each.line) for each in found.tls.scopes] == [
+        ("scope 1", False, 5),
+        ("inbound scope 1", True, 14),
+        ("inbound scope 2", False, 15),
+    ]
+    assert found.tls.why.startswith("in inbound scope 2")
+    assert ("revocation" in " ".join(found.tls.checks)) is (upstream == "verified")
+    assert ("one of those given" in found.tls.checks[0]) is (upstream == "pinned")
+    text = "\n".join(explain_lines(found, all_rules=False, packets=False))
+    assert (f"the client is shown {tmp_path / shown}" in text) if shown else "the client is shown" not in text
+    value = explain_json(found, all_rules=False)["tls"]["certificate"]
+    assert value == (str(tmp_path / shown) if shown else None)
+
+
+def test_rules_on_the_certificate_of_a_server_of_ones_own(tmp_path: Path) -> None:
+    """Pinned, the server shows what is given; verified, it shows what it has."""
+    inbound_files(tmp_path)
+    rule = 'drop tls any any -> any any (flow:to_client; tls.cert_issuer; content:"Test PKI"; sid:1;)'
+    for upstream, verdict in (("pinned", "drop"), ("verified", "pass")):
+        policy = INBOUND.replace("UPSTREAM", upstream) + strict(rule)
+        assert explained(tmp_path, policy, sni="shop.example").conclusion.verdict == verdict
+
+
+def test_elsewhere_nothing_of_ones_own_is_shown(tmp_path: Path) -> None:
+    inbound_files(tmp_path)
+    policy = INBOUND.replace("UPSTREAM", "pinned") + strict(*INSIDE)
+    found = explained(tmp_path, policy, sni="shop.test", dst="203.0.113.1")
+    assert (found.tls.decision, found.tls.why, found.tls.certificate) == ("terminate", "in scope 1", None)
+
+
+def inbound_files(directory: Path) -> None:
+    ca.create("Test CA", directory, NOW)
+    issuer = Authority("Test PKI")
+    for name, *names in (("shop", "shop.example"), ("wild", "*.wild.example")):
+        certificate, key = issuer.issue(*names)
+        (directory / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+        (directory / f"{name}.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_the_key_holder_gives_a_sign_of_life_and_ends(tmp_path: Any, end: str) -
 
     ca.create("Test", tmp_path, NOW)
     ours, theirs = generation.pair()
-    ours.settimeout(5)
+    ours.settimeout(30)
 
     def hold() -> None:
         ours.close()

@@ -24,6 +24,8 @@ from nfw.policy.aws.rule_group import DIRECTIONS, GENERATED, ORDER_NAMES, PROTOC
 from nfw.policy.capacity import stateless_units
 from nfw.policy.dump import relative_path
 from nfw.policy.model import (
+    AWS_QUIC,
+    AWS_TLS_ACTIONS,
     DEFAULT_VARIABLES,
     Distrust,
     Flows,
@@ -39,7 +41,6 @@ from nfw.policy.model import (
     StatefulGroup,
     StatelessGroup,
     Tls,
-    TlsAction,
     TlsDebug,
     Transparency,
     Trust,
@@ -393,7 +394,7 @@ class _Writer:
                 for number, trust in enumerate(tls.scope_trust, 1)
                 if trust is not None
             ]
-        if tls.actions:
+        if tls.actions != AWS_TLS_ACTIONS:
             found["actions"] = {status: action.value for status, action in tls.actions}
         if tls.distrust != Distrust():
             found["distrust"] = [*tls.distrust.keys, *(relative_path(file, self.base) for file in tls.distrust.files)]
@@ -405,7 +406,7 @@ class _Writer:
             found["bypass_proof"] = [proof.value for proof in tls.bypass_proof]
         if tls.resolvers:
             found["resolvers"] = list(tls.resolvers)
-        if tls.quic is not TlsAction.DROP:
+        if tls.quic is not AWS_QUIC:
             found["quic"] = tls.quic.value
         if not tls.strip_ech:
             found["strip_ech"] = False

@@ -66,8 +66,11 @@ def _check_possible(
                 remedy = "give both addresses of the same family"
         elif rule.flow.established is False and rule.rule_type is RuleType.APP_TX and rule.ip_protocols == {TCP}:
             if not holding:  # then the hello is judged before the connection to the server is there
-                reason = f"over TCP there is nothing of {rule.app_proto or 'an application'} before it is established"
-                remedy = "leave out flow:not_established"
+                message = (
+                    f"matches nothing of {rule.app_proto or 'an application'} but what comes before the connection is "
+                    "established, with the SYN (TCP Fast Open)"
+                )
+                tell(_warning(rule, message, "leave out flow:not_established", "stateful-never"))
         else:
             reason = next(filter(None, map(contradiction, rule.buffers)), "")
             remedy = "leave out one of the two"
@@ -172,6 +175,8 @@ def _check_reached(rules: Sequence[Signature], regions: dict[int, tuple[Region, 
         others = [rules[each] for each in before]
         same = {other.action for other in others} == {rule.action}
         what = "matches" if rule.action is Action.ALERT else "decides"
+        if rule.flow.established is None and any(other.flow.established for other in others):
+            what += ", but for data sent before the connection is established (TCP Fast Open)"
         listed = ", ".join(_place(other, rule) for other in others[:_NAMED])
         listed += f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
         does = " or ".join(sorted({other.action.value for other in others}))
