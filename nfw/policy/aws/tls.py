@@ -46,7 +46,10 @@ def read_tls_configuration(
 ) -> tuple[Tls | None, tuple[InboundTls, ...]]:
     """The part with a CA, and what is for servers' own certificates. What is wrong goes to the document's problems."""
     if document.body is None:
-        document.problems.error(document.place, "TLSInspectionConfiguration: only its description is here; expected it")
+        document.problems.error(
+            document.place,
+            "TLSInspectionConfiguration: only its description is here; expected the object of that name too",
+        )
         return None, ()
     where = "TLSInspectionConfiguration"
     root = open_fields(document.body, where, ("ServerCertificateConfigurations",), document.problems)
