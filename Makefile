@@ -18,7 +18,7 @@ help:
 	@echo 'sudo make test-service   of that the service: install, boot, upgrade, uninstall (SUITE=bookworm, trixie, noble ...)'
 	@echo '     make docs    the references of policy and commands, from the program'
 	@echo 'sudo make bench   measurements (BENCH=--engines: those that need no root)'
-	@echo 'sudo make grade   148 ways to attack or break TLS inspection, on real packets (ONLY=certificates, ONLY=K06 ...)'
+	@echo 'sudo make grade   148 ways to attack or break TLS inspection, on real packets (ONLY=certificates, ONLY=K06, QUICK=1 ...)'
 	@echo '     make fuzz    whatever arrives, nothing raises, hangs or grows (SECONDS=60 of each target)'
 	@echo '     make conformance   how far the rules agree with Suricata: every capture of its test suite (SURICATA=folder)'
 	@echo 'sudo make lab     a client, a router and a server to play with'
@@ -33,10 +33,9 @@ setup:
 demo: setup
 	@$(BIN)/python -m tests.demo
 
-# The container's system is made while the other tests run; where there can be no container, that is said.
+# Where there can be no container for the service, that is said.
 test: lint
-	@mkdir -p $(CACHE); tests/service/run --prepare >$(CACHE)/service.log 2>&1 & $(PYTEST); status=$$?; wait; exit $$status
-	@tests/service/run --or-skip
+	@tests/run $(CACHE) $(PYTEST)
 
 check: lint
 	$(PYTEST) tests/unit
@@ -56,12 +55,16 @@ BENCH ?=
 bench: setup
 	@$(BIN)/python -m tests.bench --etopen $(ETOPEN) $(BENCH)
 
-# ONLY= names groups or cases; JSON= a file for the results. What is expected of each is in tests/grade.
+# ONLY= names groups or cases; QUICK=1: smaller numbers where the list's own take minutes; IDLE= seconds that idle flows
+# are left alone; JSON= a file for the results. What is expected of each is in tests/grade.
 ONLY ?=
+QUICK ?=
+IDLE ?=
 JSON ?=
+GRADE = $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(IDLE),--idle $(IDLE)) $(if $(JSON),--json $(JSON))
 
 grade: setup
-	@$(BIN)/python -m tests.grade $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json $(JSON))
+	@$(BIN)/python -m tests.grade $(GRADE)
 
 # Of each target; TARGETS= names some. With atheris in .venv coverage leads, else Hypothesis does.
 SECONDS ?= 60

@@ -296,6 +296,13 @@ def tcp_fast_open(packet: Packet) -> bool:
     return any(kind == 34 or (kind in (253, 254) and value[:2] == b"\xf9\x89") for kind, value in tcp_options(packet))
 
 
+def urgent_pointer(packet: Packet) -> int:
+    """Where urgent data ends, counted from the packet's sequence number; it counts with the URG flag only (RFC 9293
+    section 3.8.5)."""
+    at = packet.l4_offset + 18
+    return int.from_bytes(packet.data[at : at + 2], "big")
+
+
 def tcp_options(packet: Packet) -> Iterator[tuple[int, bytes]]:
     """Kind and value of each TCP option up to the first that is malformed (RFC 9293 section 3.1), no-operations left
     out."""

@@ -123,6 +123,12 @@ def create(
     return describe(certificate, now)
 
 
+def stand_in(now: datetime.datetime) -> bytes:
+    """The certificate (PEM) of a CA whose key nobody has, for who judges flows and signs nothing."""
+    key = KEY_TYPES["ec-p256"]()
+    return _self_signed("stands in for a CA", key, now, DEFAULT_DAYS).public_bytes(serialization.Encoding.PEM)
+
+
 def import_pair(
     certificate_file: Path, key_file: Path, out: Path, now: datetime.datetime, passphrase: bytes | None = None
 ) -> CaInfo:

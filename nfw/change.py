@@ -119,7 +119,7 @@ class Changes:
         with contextlib.suppress(StoreError):
             entry = store.entry(number)
             files = entry.source.files
-            return files is not None and without_files(entry.source) == asked and unchanged(files)
+            return files is not None and without_files(entry.source) == asked and unchanged(entry.fixed)
         return False
 
     # -- a change --------------------------------------------------------------------------------------------------
@@ -152,11 +152,13 @@ class Changes:
             uid=wish.uid,
             action=wish.action,
             source=source,
-            digest=digest_of(source, ready.files) if ready.files is not None else "",
+            lists=tuple(ready.lists),
             name=ready.name,
             mode=ready.mode,
             of=wish.of,
         )
+        if ready.files is not None:
+            entry = replace(entry, digest=digest_of(source, entry.fixed))
         if ready.not_kept and wish.action != "rollback":
             if wish.confirm:
                 raise StoreError(f"cannot promise to go back: {ready.not_kept}")

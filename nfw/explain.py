@@ -13,11 +13,12 @@ import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engines.decode.link import IPV4, IPV6, decode_link
 from engines.flow import Flow
-from engines.packet import Packet, decode, quoted
+from engines.packet import TCP, Packet, decode, quoted
 from engines.stateful.explain import Notes, NotingInspector, RuleReport, reports, undecided
 from engines.stateful.inspector import Inspector, Outcome
 from engines.stateless.explain import misfit
@@ -27,9 +28,9 @@ from engines.tls.explain import misfit as scope_misfit
 from engines.verdict import Direction, RuleRef, Verdict
 from nfw.capture import Captured
 from nfw.dialogue import Dialogue
-from nfw.explaintls import Terminated, terminate
+from nfw.explaintls import Terminated, inbound_of, terminate
 from nfw.pipeline import Answer, Context, flow_facts
-from nfw.policy.model import Mode, WithoutSni
+from nfw.policy.model import Mode, Upstream, WithoutSni
 from nfw.policy.places import Place, places
 from nfw.policy.values import protocol_name
 from nfw.policyreplay import PolicyReplay, Tracing
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from engines.stateful.prefilter import DatabaseStore
     from nfw.describe import FlowDescription
     from nfw.policy.compile import Compiled
+    from nfw.policy.model import InboundTls, Tls, Trust
 
 MAX_FLOWS = 1000  # of a capture, explained; those beyond are counted
 MAX_STEPS = 1000  # packets of a flow that are kept one by one
@@ -46,7 +48,7 @@ MAX_STEPS = 1000  # packets of a flow that are kept one by one
 
 class Step(NamedTuple):
     """What became of one packet. ``stage``, ``verdict`` and ``reason`` as :class:`nfw.policyreplay.Counted` has them;
-    ``rule``: by which it was decided."""
+    ``rule``: by which it was decided; ``at``: with which packet, a later one where this was held."""
 
     packet: int
     direction: Direction
@@ -55,6 +57,7 @@ class Step(NamedTuple):
     verdict: str
     reason: str
     rule: RuleRef | None
+    at: int
 
 
 class StatelessStep(NamedTuple):
@@ -69,11 +72,16 @@ class StatelessStep(NamedTuple):
 
 
 class ScopeStep(NamedTuple):
-    """One TLS scope, numbered from 1 as written; ``misfit`` empty: the flow is in it."""
+    """One TLS scope, numbered from 1 as written, of ``tls`` or of the servers of one's own, ``inbound``; ``misfit``
+    empty: the flow is in it."""
 
     number: int
     line: int
     misfit: str
+    inbound: bool = False
+
+    def __str__(self) -> str:
+        return f"{'inbound ' if self.inbound else ''}scope {self.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +93,12 @@ class TlsStep:
     scopes: tuple[ScopeStep, ...] = ()
     checks: tuple[str, ...] = ()
     ended: Terminated | None = None
+
+    @property
+    def certificate(self) -> Path | None:
+        """File of the one that the client of a server of one's own is shown; None where it is another, or unknown."""
+        given = self.ended.certificate if self.ended is not None else None
+        return given.certificate if given is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +210,7 @@ class _Played(PolicyReplay):
         self._one = one
         self._turn = _Turn(0, None, Direction.TO_SERVER)
         self._held: dict[int, _Turn] = {}
+        self._at = 0  # the packet whose turn it is while one that was held is judged
 
     @property
     def number(self) -> int:
@@ -237,8 +252,9 @@ class _Played(PolicyReplay):
 
     def verdict(self, packet_id: int, accept: bool) -> None:
         turn, self._turn = self._turn, self._held.pop(packet_id)
+        self._at = turn.number
         super().verdict(packet_id, accept)
-        self._turn = turn
+        self._turn, self._at = turn, 0
 
     def _add(self, stage: str, verdict: str, reason: str) -> None:
         super()._add(stage, verdict, reason)
@@ -254,7 +270,7 @@ class _Played(PolicyReplay):
             seen.more += 1
             return
         what = self.names.get(number, (direction, ""))[1]
-        seen.steps.append(Step(number, direction, what, stage, verdict, reason, rule))
+        seen.steps.append(Step(number, direction, what, stage, verdict, reason, rule, max(number, self._at)))
 
 
 class Explainer:
@@ -286,7 +302,8 @@ class Explainer:
         else:
             played = self._play(captured, self._free, inspect_tls=False, reasons=True, one=True, names=names)
             free = played.flows[None].inspector
-        return self._explain(str(flow), seen, free, ended)
+        found = self._explain(str(flow), seen, free, ended)
+        return found if ended is not None or flow.protocol != TCP else _without_rest(found, seen)
 
     def _play(
         self,
@@ -367,23 +384,39 @@ class Explainer:
         if not any(step.stage in ("tls", "flow", "stateful", "kernel") for step in seen.steps):
             return TlsStep("none", "the flow did not come so far")
         first = seen.first
-        lines = self._places
-        scopes = tuple(
-            ScopeStep(number, _line(lines.get(f"tls.scopes.{number}")), scope_misfit(scope, first))
-            for number, scope in enumerate(self._compiled.scopes.scopes if self._compiled.scopes else (), 1)
-        )
-        inside = next((scope for scope in scopes if not scope.misfit), None)
+        scopes = tuple(self._scopes(first))
+        # Those of servers of one's own go first.
+        inside = next((scope for scope in sorted(scopes, key=_outbound) if not scope.misfit), None)
         if inside is None:
             return TlsStep("none", "in no scope", scopes)
         if not any(step.verdict == "intercept" for step in seen.steps):
-            return TlsStep("none", f"in scope {inside.number}, but looked at as it is on the wire", scopes)
+            return TlsStep("none", f"in {inside}, but looked at as it is on the wire", scopes)
         if ended is not None and ended.bypassed:
             assert self._compiled.policy.tls is not None
             proofs = " or ".join(_PROOFS[proof] for proof in self._compiled.policy.tls.bypass_proof)
-            why = f"in scope {inside.number}, and the name is exempt if {proofs}"
+            why = f"in {inside}, and the name is exempt if {proofs}"
             return TlsStep("bypass", why, scopes, ended=ended)
-        checks = _checks(self._compiled.policy)
-        return TlsStep("terminate", f"in scope {inside.number}", scopes, checks, ended)
+        whole = self._compiled.policy
+        assert whole.tls is not None
+        inbound = inbound_of(whole, first.src, first.dst, first.sport, first.dport)
+        if inbound is None:
+            checks = _checks(whole, trust=whole.tls.trust_of(inside.number - 1))
+            return TlsStep("terminate", f"in {inside}", scopes, checks, ended)
+        shown = "the certificate given for the name asked for"
+        why = f"in {inside}, of servers of one's own; clients are shown {shown}"
+        return TlsStep("terminate", why, scopes, _checks(whole, inbound=inbound, trust=whole.tls.trust), ended)
+
+    def _scopes(self, first: Packet) -> Iterator[ScopeStep]:
+        policy, lines = self._compiled.policy, self._places
+        for number, scope in enumerate(policy.tls.scopes if policy.tls is not None else (), 1):
+            yield ScopeStep(number, _line(lines.get(f"tls.scopes.{number}")), scope_misfit(scope, first))
+        number = 0
+        for index, inbound in enumerate(policy.inbound, 1):
+            for place, scope in enumerate(inbound.scopes, 1):
+                number += 1
+                if inbound in policy.inspected_inbound:
+                    line = _line(lines.get(f"inbound.{index}.scopes.{place}"))
+                    yield ScopeStep(number, line, scope_misfit(scope, first), inbound=True)
 
     def _stateful(
         self, seen: _Seen, real: NotingInspector | None, free: NotingInspector | None, ended: Terminated | None
@@ -417,11 +450,7 @@ class Explainer:
         steps = [step for step in seen.steps if not (_goes_on(seen) and _for_itself(step))]
         for step in steps:
             if step.verdict in ("drop", "reject"):
-                decision = notes.decision
-                # Packets held before go with the one that decided.
-                held = step.stage == "stateful" and decision is not None and decision.rule == step.rule
-                at = max(step.packet, notes.decided_at) if held else step.packet
-                return self._concluded(step.verdict, step.stage, step.reason, step.rule, at)
+                return self._concluded(step.verdict, step.stage, step.reason, step.rule, step.at)
         intercepted = next((step for step in steps if step.verdict == "intercept"), None)
         if intercepted is not None and ended is None:
             return self._concluded("intercept", "tls", intercepted.reason, None, intercepted.packet)
@@ -487,13 +516,31 @@ _SETTINGS = {
     "no_sni": "tls.on_failure",
     "not_tls": "tls.on_failure",
     "quic": "tls.quic",
+    "no_certificate": "inbound",
 }
 
 
-def _checks(policy: Any) -> tuple[str, ...]:
+def _outbound(scope: ScopeStep) -> bool:
+    return not scope.inbound
+
+
+def _without_rest(explained: Explanation, seen: _Seen) -> Explanation:
+    """Without what would be logged of packets after the one that is refused: TCP sends none of them."""
+    conclusion, inspector = explained.conclusion, seen.inspector
+    if conclusion.verdict not in ("drop", "reject") or not conclusion.packet or inspector is None:
+        return explained
+    at = inspector.notes.alerts
+    alerts = tuple(ref for ref in explained.stateful.alerts if at[ref] <= conclusion.packet)
+    return replace(explained, stateful=replace(explained.stateful, alerts=alerts))
+
+
+def _checks(policy: Any, *, trust: Trust, inbound: InboundTls | None = None) -> tuple[str, ...]:
     tls = policy.tls
-    trust = [*(["the system's roots"] if tls.trust.system else []), *map(str, tls.trust.files)]
-    checks = [f"the server's certificate: issued under {' or '.join(trust)}, for the name asked for"]
+    if inbound is not None and tls.inbound_upstream is Upstream.PINNED:
+        given = ", ".join(str(one.certificate) for one in inbound.certificates)
+        return (f"the server's certificate: one of those given, {given}; else {tls.on_failure.value}", *_holding(tls))
+    vouching = [*(["the system's roots"] if trust.system else []), *map(str, trust.files)]
+    checks = [f"the server's certificate: issued under {' or '.join(vouching)}, for the name asked for"]
     checks[0] += " or, where none is, for its address" if tls.without_sni is WithoutSni.ADDRESS else ""
     checks[0] += ", with a valid timestamp of certificate transparency" if tls.transparency.require else ""
     checks[0] += f"; else {tls.on_failure.value}"
@@ -502,9 +549,11 @@ def _checks(policy: Any) -> tuple[str, ...]:
     if tls.revocation.check:
         revocation = tls.revocation
         checks.append(f"revocation: revoked: {revocation.revoked.value}, unknown: {revocation.unknown.value}")
-    if tls.session_holding:
-        checks.append("the TLS rules first, before the server is contacted (session holding)")
-    return tuple(checks)
+    return (*checks, *_holding(tls))
+
+
+def _holding(tls: Tls) -> tuple[str, ...]:
+    return ("the TLS rules first, before the server is contacted (session holding)",) if tls.session_holding else ()
 
 
 def _ref(rule: StatelessRule) -> RuleRef:

@@ -134,10 +134,12 @@ def _tls(step: TlsStep) -> Iterator[str]:
     yield f"{'tls':{_INDENT}}{step.decision}: {step.why}"
     for scope in step.scopes:
         at = f" (line {scope.line})" if scope.line else ""
-        yield f"{'':{_INDENT}}  scope {scope.number}{at}: {scope.misfit or 'fits'}"
+        yield f"{'':{_INDENT}}  {scope}{at}: {scope.misfit or 'fits'}"
     if step.ended is not None and step.ended.refusal is not None and step.ended.refusal.stage == "tls":
         yield f"{'':{_INDENT}}  ended: {step.ended.refusal.detail}"
         return
+    if step.certificate is not None:
+        yield f"{'':{_INDENT}}  the client is shown {step.certificate}"
     for check in step.checks:
         yield f"{'':{_INDENT}}  would check {check}"
     if step.ended is not None:
@@ -240,6 +242,7 @@ def explain_json(explained: Explanation, *, all_rules: bool) -> dict[str, Any]:
             "why": explained.tls.why,
             "scopes": [scope._asdict() for scope in explained.tls.scopes],
             "checks": list(explained.tls.checks),
+            "certificate": str(explained.tls.certificate) if explained.tls.certificate is not None else None,
         },
         "stateful": {
             "asked": stateful.asked,

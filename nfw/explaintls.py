@@ -2,7 +2,7 @@
 
 What the server's certificate is worth, and which addresses belong to a name that is exempt from decryption, cannot be
 known here: it is supposed that the one is accepted and that the address is among the others. Order and calls are the
-TLS worker's (:mod:`nfw.tlsworker`).
+TLS worker's (:mod:`nfw.tlsworker`). A server of one's own shows the certificate given for the name asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import ipaddress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from engines.packet import TCP
 from engines.stateful.explain import NotingInspector
 from engines.stateful.inspector import FlowFacts, Outcome, Segment
@@ -18,14 +21,18 @@ from engines.stateful.tlsfacts import TlsFacts
 from engines.tls import events as tls
 from engines.tls.bypass import BypassList
 from engines.tls.clienthello import ClientHello
+from engines.tls.names import covers
+from engines.tls.scope import ScopeSet
 from engines.tls.session import Session
+from engines.tls.verify import certificate_facts
 from engines.verdict import Direction, RuleRef, Verdict
-from nfw.policy.model import TlsKeywords, Trust
+from nfw.policy.model import TlsKeywords, Trust, Upstream
 from nfw.tlsworker import tls_settings
 
 if TYPE_CHECKING:
     from nfw.dialogue import Dialogue, Piece
     from nfw.policy.compile import Compiled
+    from nfw.policy.model import InboundTls, Policy, ServerCertificate
 
 _BEGINNING = 1_000_000.0
 _SYN, _HELLO, _CERTIFICATE = "connection", "ClientHello", "server's certificate"
@@ -51,6 +58,13 @@ class Terminated:
     refusal: Refused | None = None
     said: list[str] = field(default_factory=list)
     bypassed: bool = False
+    certificate: ServerCertificate | None = None  # of a server of one's own, which the client is shown
+
+
+def inbound_of(policy: Policy, source: bytes, destination: bytes, sport: int, dport: int) -> InboundTls | None:
+    """The servers of one's own that a connection is to, which go before the scopes of ``tls``."""
+    ends = source, destination, sport, dport
+    return next((one for one in policy.inspected_inbound if ScopeSet(one.scopes).covers_tuple(*ends)), None)
 
 
 def terminate(dialogue: Dialogue, compiled: Compiled, *, reasons: bool) -> Terminated:
@@ -63,6 +77,7 @@ class _Session:
         flow, policy = dialogue.flow, compiled.policy
         assert policy.tls is not None
         self._tls = policy.tls
+        self._inbound = inbound_of(policy, flow.src, flow.dst, flow.sport, flow.dport)
         self._dialogue = dialogue
         self._now = _BEGINNING
         self._result = Terminated()
@@ -84,8 +99,12 @@ class _Session:
         if hello is None:
             return result
         flow = self._dialogue.flow
-        exempt = BypassList(self._tls.bypass)
-        result.bypassed = exempt.covers(hello.sni or "", (flow.src, flow.sport), (flow.dst, flow.dport))
+        if self._inbound is not None:
+            if not self._known(self._inbound, hello.sni or ""):
+                return result
+        else:
+            exempt = BypassList(self._tls.bypass)
+            result.bypassed = exempt.covers(hello.sni or "", (flow.src, flow.sport), (flow.dst, flow.dport))
         if inspector is None:
             return result
         if result.bypassed:
@@ -100,10 +119,30 @@ class _Session:
             return result
         if everything:
             self._say(_CERTIFICATE)
-            if self._judged(inspector.tls_server([self._dialogue.certificate], self._now)):
+            if self._judged(inspector.tls_server([self._certificate()], self._now)):
                 return result
         self._judge(inspector, self._dialogue.plaintext())
         return result
+
+    def _known(self, inbound: InboundTls, name: str) -> bool:
+        """Whether a certificate is given for the name; it is what the client is shown."""
+        for one in inbound.certificates:
+            (leaf, *_) = x509.load_pem_x509_certificates(one.certificate_pem)
+            if covers(certificate_facts(leaf).dns_names, name):
+                self._result.certificate = one
+                return True
+        detail = f"no certificate for {name or 'a client that names nobody'} is given for these servers"
+        at = len(self._result.said)
+        self._result.refusal = Refused(self._tls.on_failure.value, "tls", "no_certificate", detail, None, at)
+        return False
+
+    def _certificate(self) -> bytes:
+        """The server's. One that is pinned shows what is given here."""
+        given = self._result.certificate
+        if given is None or self._tls.inbound_upstream is not Upstream.PINNED:
+            return self._dialogue.certificate
+        (leaf, *_) = x509.load_pem_x509_certificates(given.certificate_pem)
+        return leaf.public_bytes(Encoding.DER)
 
     def _judge(self, inspector: NotingInspector, pieces: list[Piece]) -> None:
         for direction, data, what in pieces:

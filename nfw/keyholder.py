@@ -214,8 +214,9 @@ def run(
     leader sends there comes back, as a sign of life. ``servers``: files of certificate and key, in the order workers
     number them."""
     process.no_dumps()
-    stopping: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+    told_to_end, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake)  # a signal alone does not end the wait in poll (PEP 475)
+    signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         cert, key = load_ca(certificate, private_key, time.time())
         server_keys = [load_server(*files)[1] for files in servers]
@@ -225,10 +226,12 @@ def run(
     ready.sendall(b"ok")
     poll = select.poll()
     by_fd = {side.fileno(): side for side in sides}
-    for fd in (*by_fd, ready.fileno()):
+    for fd in (*by_fd, ready.fileno(), told_to_end):
         poll.register(fd, select.POLLIN)
-    while not stopping:
-        for fd, _ in poll.poll(1000):
+    while True:
+        for fd, _ in poll.poll():
+            if fd == told_to_end:
+                return
             if fd == ready.fileno():
                 if not _sign_of_life(ready):
                     return

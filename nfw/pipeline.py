@@ -252,7 +252,7 @@ class Pipeline:
         answers.feed(stream)
         if ended:
             answers.give_up()
-        if answers.changed > before:
+        for _ in range(answers.changed - before):
             self._count("ech_stripped")
 
     def _hide_keys(self, context: Context, item: Held) -> None:
@@ -290,7 +290,7 @@ class Pipeline:
     def _track(self, packet_id: int, packet: Packet, tracked: Tracked, old: bool, ours: bool, now: float) -> Answer:
         if tracked.ended is not None:
             self._ended(tracked.ended, now)
-        kind = tracked.kind
+        kind, unseen = tracked.kind, False
         if kind is Kind.RELATED:
             self._count("icmp_error")
             return Answer.ONCE
@@ -302,6 +302,7 @@ class Pipeline:
             refused = self._midstream(packet, old, now)
             if refused is not None:
                 return refused
+            unseen = not (old or (self.old_flows and _tuple(packet) in self.old_flows)) and not self.monitor
             tracked = self.table.adopt(packet, now)
             if tracked.ended is not None:
                 self._ended(tracked.ended, now)
@@ -327,6 +328,8 @@ class Pipeline:
                 self._verdict("flow", "tls", "tls_scope")
                 return Answer.TLS
             context = flow.context = Context(self._inspector(flow, now) if self.inspects else None)
+            if unseen and flow.midstream and context.inspector is not None:
+                context.inspector.began_unseen()
             if self._strips_ech and flow.server_port == DNS and packet.protocol == TCP and not flow.midstream:
                 context.answers = AnswerPackets()
         return self._inspect(packet_id, packet, flow, context, tracked.direction, tracked.established, now)
@@ -494,7 +497,7 @@ class Pipeline:
                 return self._hold(packet_id, packet, flow, context, direction, end, now)
             return self._uninspected(packet, flow, now)
         if payload or stream or not inspector.unmoved(direction, established):
-            segment = Segment(direction, established, payload, stream, packet, now)
+            segment = Segment(direction, established, payload, stream, packet, now, flow=flow)
             if self._wants_events:
                 segment.events = frozenset(f"decoder.{event}" for event in packet_events(packet.data))
             outcome = inspector.inspect(segment)

@@ -41,7 +41,8 @@ class StoreError(Exception):
 class Entry:
     """One change of policy. ``at``: Unix seconds; ``uid``: who asked, by the kernel's word; ``action``: start, apply or
     rollback; ``of``: the entry a rollback went back to, else 0; ``detail``: why it failed, who took it back.
-    ``digest``: of all that the policy was read from."""
+    ``digest``: of all that the policy was read from, but ``lists``: files that may become others under the same policy
+    (:mod:`nfw.ipsets`)."""
 
     number: int
     at: float
@@ -54,6 +55,12 @@ class Entry:
     result: str = "applied"
     detail: str = ""
     of: int = 0
+    lists: tuple[str, ...] = ()
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """The files whose change makes it another policy."""
+        return {path: name for path, name in (self.source.files or {}).items() if path not in self.lists}
 
     @property
     def took_effect(self) -> bool:
@@ -206,7 +213,10 @@ class PolicyStore:
     def write(self, entry: Entry) -> None:
         path = self._entries / f"{entry.number}.json"
         try:
-            _replace(path, json.dumps({"version": 1, **asdict(entry)}, indent=1).encode())
+            body = {"version": 1, **asdict(entry)}
+            if not entry.lists:
+                del body["lists"]  # older releases do not know it
+            _replace(path, json.dumps(body, indent=1).encode())
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from None
 
@@ -299,9 +309,10 @@ def _entry(number: int, data: bytes) -> Entry:
     files = source.pop("files")
     if files is not None and not all(isinstance(part, str) for pair in files.items() for part in pair):
         raise ValueError("files: expected names and hashes")
-    entry = Entry(source=PolicySource(**{**source, "more": tuple(source["more"]), "files": files}), **value)
+    source = PolicySource(**{**source, "more": tuple(source["more"]), "files": files})
+    entry = Entry(source=source, lists=tuple(value.pop("lists", ())), **value)
     texts = (entry.action, entry.digest, entry.name, entry.mode, entry.detail, entry.source.file, entry.source.name)
-    if not all(isinstance(text, str) for text in (*texts, *entry.source.more, entry.source.map_file)):
+    if not all(isinstance(text, str) for text in (*texts, *entry.source.more, entry.source.map_file, *entry.lists)):
         raise ValueError("expected texts")
     if entry.number != number or entry.result not in _RESULTS or type(entry.of) is not int:
         raise ValueError("number or result are not what they can be")

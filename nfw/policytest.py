@@ -80,6 +80,10 @@ def _judge(test: PolicyTest, explained: Explanation) -> Result:
             differences.append(Difference("rule", expected.rule, " and ".join(each[-1] for each in found) or "none"))
     if expected.tls is not None and expected.tls != explained.tls.decision:
         differences.append(Difference("tls", expected.tls, f"{explained.tls.decision}: {explained.tls.why}"))
+    if expected.certificate is not None:
+        shown = explained.tls.certificate
+        if shown is None or not shown.match(expected.certificate):
+            differences.append(Difference("certificate", expected.certificate, str(shown or "none of the policy's")))
     if expected.alerts is not None:
         logged = [_called(ref) for ref in explained.stateful.alerts]
         missing = [wanted for wanted in expected.alerts if not any(wanted in each for each in logged)]

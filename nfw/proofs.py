@@ -18,7 +18,7 @@ KEPT_SECONDS = 300.0
 MOST = 8192
 """Proven at the same time; the one not asked for longest goes, and has to prove it again."""
 
-Key = tuple[bytes, int, str]  # packed address, port, name
+Key = tuple[bytes, int, str, int]  # packed address, port, name; number of those who vouch for it
 
 _W = TypeVar("_W")
 

@@ -21,7 +21,7 @@ from engines.stateful.prefilter import DatabaseStore
 from engines.stateful.ruleset import compile_ruleset
 from engines.stateful.signature import Action, Signature
 from engines.watch.segments import OverlapPolicy
-from engines.watch.session import SessionOptions
+from engines.watch.session import SessionOptions, UrgentPolicy
 from nfw.capture import Captured
 from nfw.giveups import GiveUps
 from nfw.watch import DropLog, FlowTimeouts, MidstreamPolicy, Watcher, WatchOptions
@@ -65,7 +65,7 @@ class ReplayOptions:
     enforce: bool = False
     action_order: tuple[Action, ...] = tuple(Action)
     limits: StatefulLimits = DEFAULT_LIMITS
-    session: SessionOptions = field(default_factory=SessionOptions)
+    session: SessionOptions = field(default_factory=lambda: SessionOptions(urgent=UrgentPolicy.OUT_OF_BAND))
     os_policy: Callable[[bytes], OverlapPolicy] | None = None
     midstream_policy: str = "auto"
     exception_policy: str = "auto"
@@ -182,6 +182,7 @@ SETTINGS: Mapping[str, Callable[[ReplayOptions, str], ReplayOptions]] = {
     "stream.reassembly.depth": _session("depth", _size),
     "stream.reassembly.toserver-chunk-size": _session("chunk_to_server", _size),
     "stream.reassembly.toclient-chunk-size": _session("chunk_to_client", _size),
+    "stream.reassembly.urgent.policy": _session("urgent", UrgentPolicy),
     "app-layer.protocols.mqtt.max-msg-length": _app("mqtt_packet", _size),
     _HTTP + "lzma-enabled": _app("lzma", _bool),
     _HTTP + "response-body-decompress-layer-limit": _app("decode_layers", _size),

@@ -76,7 +76,8 @@ class GenerationReady:
     warnings: Sequence[tuple[str, str]] = ()  # level and text
     mode: str = "enforce"
     files: Mapping[str, str] | None = None  # what the policy was read from (path -> hash); None: it was not kept
-    not_kept: str = ""  # why
+    lists: Sequence[str] = ()  # those of them whose change is no change of the policy: of IP sets
+    not_kept: str = ""  # why there are none
     compiled: float = 0.0  # time.monotonic() when the rules were compiled, before any process was started
 
 

@@ -49,7 +49,7 @@ from nfw.tuples import flow_tuple
 
 START_SECONDS = 120.0  # compiling 30,000 rules cold takes a fraction of it; a leader that hangs must not block applies
 SILENT_SECONDS = 15.0  # without a word that all of the generation lives; its leader kills what hangs sooner than that
-END_SECONDS = 5.0  # for the old generation to write its last records
+END_SECONDS = 13.0  # for the old generation to end its sessions and write its last records
 OLD_FLOWS_PER_MESSAGE = 8000
 STATUS_SECONDS = 3.0
 COUNTS_SECONDS = 60.0  # between two looks at what the rules have counted; a leader that is killed takes as much along

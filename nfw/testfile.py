@@ -33,17 +33,19 @@ VERDICTS = ("pass", "alert", "drop", "reject", "intercept")
 TLS = ("terminate", "bypass", "none")
 _FILE_KEYS = ("policy", "map", "name", "defaults", "tests")
 _TEST_KEYS = ("name", "flow", "capture", "filter", "tls", "expect")
-_EXPECT_KEYS = ("verdict", "rule", "tls", "alerts")
+_EXPECT_KEYS = ("verdict", "rule", "tls", "certificate", "alerts")
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
     """None: whatever it is. ``rule``: sid, ``gid:sid``, ``stateless:PRIORITY``, a rule's message or name, the name of a
-    default action, or ``none``. ``alerts``: rules that are to be logged, each as ``rule``."""
+    default action, or ``none``. ``certificate``: file of the one that clients of a server of one's own are shown.
+    ``alerts``: rules that are to be logged, each as ``rule``."""
 
     verdict: str | None = None
     rule: str | None = None
     tls: str | None = None
+    certificate: str | None = None
     alerts: tuple[str, ...] | None = None
 
 
@@ -233,6 +235,7 @@ def _expected(section: Section, problems: Problems) -> Expected:
         _one_of(inner, "verdict", VERDICTS),
         inner.text("rule", "a sid, a rule's name, or stateless:PRIORITY") or None,
         _one_of(inner, "tls", TLS),
+        inner.text("certificate", "the file of a certificate of the policy's") or None,
         inner.values("alerts", "[1100001]", str, may_be_empty=True) if "alerts" in inner else None,
     )
 

@@ -160,8 +160,9 @@ def _negotiated(info: SessionInfo | None) -> dict[str, Any]:
     if info is None:
         return record
     if info.hello is not None:
-        record["ja3"] = {"hash": info.hello.ja3, "string": info.hello.ja3_string}
-        record["ja4"] = info.hello.ja4
+        fingerprints = info.hello.fingerprints
+        record["ja3"] = {"hash": fingerprints.ja3, "string": fingerprints.ja3_string}
+        record["ja4"] = fingerprints.ja4
         if info.hello.has_ech:
             record["ech"] = True  # or GREASE, which looks the same
     for name, leg in (("client", info.client), ("server", info.server)):

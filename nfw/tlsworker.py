@@ -5,12 +5,8 @@ destination from the client's own address, and moves bytes between sockets, sess
 
     client socket ─► session.client_data ─► Plaintext ─► inspector ─► session.forward ─► SendUpstream ─► server socket
 
-Nothing leaves before its verdict: plaintext the inspector still holds stays in this process.
-
-Thousands of sessions may want something at the same time, so nothing is done for all of them at once: what is ready
-waits in three queues (sessions being opened, bytes to relay, ends), and each is served for a slice of time in every
-round. Clients are accepted only while the first is short. A deadline has passed when everything that was ready by then
-has been served: time in these queues is not the peer's fault.
+Nothing leaves before its verdict: plaintext the inspector still holds stays in this process. Who is served when is the
+business of :mod:`nfw.rounds`.
 """
 
 from __future__ import annotations
@@ -39,8 +35,8 @@ from OpenSSL import SSL
 from engines.counts import RuleCounts
 from engines.stateful.inspector import FlowFacts, Inspector, Outcome, Segment, TlsFacts
 from engines.tls import events as tls
-from engines.tls.altsvc import AltSvcMask
 from engines.tls.bypass import BypassList, Proof
+from engines.tls.hiding import masking
 from engines.tls.knownbad import KNOWN_BAD
 from engines.tls.leaf import presented_chain
 from engines.tls.names import covers
@@ -53,10 +49,12 @@ from engines.tls.transparency import Logs
 from engines.tls.verify import UpstreamVerifier, certificate_facts, parse_anchors, spki_sha256
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import events, process, tlsrecords
+from nfw.claims import Claims
 from nfw.collector import SpareCollector
 from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
 from nfw.histogram import Histogram
+from nfw.ipsets import SetTaker
 from nfw.keyholder import RemoteKeys
 from nfw.leafs import Answer, LeafDesk
 from nfw.log import LogSender
@@ -65,21 +63,20 @@ from nfw.namedesk import NameDesk
 from nfw.nativetls import NativeContext, NativeTlsError
 from nfw.policy.model import Mode, Refusal, TlsAction, TlsKeywords, Upstream, WithoutSni
 from nfw.policy.read_tls import public_keys
-from nfw.proofs import Answer as Proven
-from nfw.proofs import Claim, Proofs
-from nfw.proofs import Outcome as ProofOutcome
+from nfw.proofs import Outcome as Proven
 from nfw.revocationdesk import RevocationDesk
 from nfw.revocationfetcher import Answer as FetcherAnswer
+from nfw.rounds import SLICE_SECONDS, Rounds
 from nfw.rulerows import STATUSES, status_row
 from nfw.settings import GenerationSettings, most, pack, unpack
-from nfw.sockets import SO_MARK, Side, dial, packed
+from nfw.sockets import READ_BYTES, SO_MARK, Side, dial
 from nfw.suggestions import Suggestions
 from nfw.tlsdebug import TlsRecorder
-from nfw.turns import Deadlines, Turns
+from nfw.tlsflow import Flow, flow_facts
 
 if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
-    from nfw.policy.model import Policy, Tls
+    from nfw.policy.model import Policy, Tls, Trust
 
 HIGH_WATER = 1 << 20  # bytes waiting for a socket before the other side is no longer read
 LOW_WATER = 256 * 1024
@@ -87,13 +84,12 @@ MAX_SESSIONS = 20_000  # per worker, about 100 KB each; more are reset (counted 
 LINGER_SECONDS = 5.0  # for the peers of a finished session to close, once everything was delivered
 TICK_SECONDS = 0.1  # how late the log and what is held or about to be reset may be
 SWEEP_SECONDS = 1.0  # between two looks at an ended session that is still delivering, and at unanswered questions
-SLICE_SECONDS = 0.01  # of one kind of work before the next has its turn
-EVENTS = 8192  # of ready descriptors at a time; the kernel begins with the others the next time
 # Upper bounds in seconds of the handshake histogram's buckets; the last one has none.
 HANDSHAKE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 RECHECK_SECONDS = 2.0  # at least, between two questions about the certificates of an open session
-ACCEPTS = 64  # between two looks at the other sockets, and only while fewer wait for the next step of being opened
+ACCEPTS = 64  # between two looks at the other sockets; one where nothing else happens
 MESSAGE_BYTES = 1 << 20
+_TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 SUGGESTIONS_TOLD = 100  # names; all workers of a generation must fit in one message of the leader
 
 
@@ -119,103 +115,6 @@ class Inbound:
         return next((context for covered, context in self.certificates if covers(covered, name)), None)
 
 
-class Flow:
-    """One intercepted connection."""
-
-    __slots__ = (
-        "alerted",
-        "blocked",
-        "bytes",
-        "claim",
-        "client",
-        "connecting",
-        "cut",
-        "decision",
-        "destination",
-        "facts",
-        "finished_at",
-        "held_since",
-        "inbound",
-        "inspector",
-        "key",
-        "last",
-        "logged",
-        "mask",
-        "pending",
-        "pending_end",
-        "recheck_at",
-        "recorded",
-        "scope",
-        "session",
-        "source",
-        "started",
-        "told",
-        "upstream",
-        "would_be",
-    )
-
-    def __init__(
-        self,
-        key: int,
-        client: Side,
-        source: tuple[Any, ...],
-        destination: tuple[Any, ...],
-        session: Session,
-        now: float,
-    ) -> None:
-        self.key = key
-        self.client = client
-        self.upstream: Side | None = None
-        self.source = source
-        self.destination = destination
-        self.session: Session | Splice = session
-        self.inspector: Inspector | None = None
-        self.facts = FlowFacts(
-            key, socket.IPPROTO_TCP, packed(source[0]), packed(destination[0]), source[1], destination[1]
-        )
-        self.pending = [bytearray(), bytearray()]  # plaintext the inspector has seen and not released
-        self.pending_end = [False, False]
-        self.bytes = [0, 0]
-        self.held_since = 0.0
-        self.finished_at = 0.0
-        self.started = now
-        self.last = now  # something was read or sent; of a finished session: something more was delivered
-        self.recheck_at = 0.0  # when revocation is looked at again
-        self.connecting = False
-        self.cut = False  # a peer reset it: what came before is delivered, then the reset is passed on
-        self.decision: Decision | None = None
-        self.alerted = False
-        self.logged = False
-        self.would_be: tls.PassOn | None = None  # mode monitor: what the policy would have ended it for
-        self.blocked: Decision | None = None  # mode monitor: what rules would have ended it
-        self.told: set[str] = set()  # mode monitor: reasons recorded without being acted on
-        self.scope: int | None = None  # the first that covers it
-        self.inbound: Inbound | None = None  # to a server of one's own
-        self.recorded = False  # its keys and plaintext are written to files, as the policy asks
-        self.claim: Claim | None = None  # to an exempted name, which its server has yet to prove
-        self.mask: AltSvcMask | None = None  # between inspection and encryption
-
-    @property
-    def decrypted(self) -> bool:
-        return isinstance(self.session, Session)
-
-    @property
-    def opening(self) -> bool:
-        """Somebody waits for it to begin."""
-        return not self.finished_at and self.session.state is not State.RELAY
-
-    @property
-    def stage(self) -> str:
-        """How far it has got, in a word."""
-        if isinstance(self.session, Session):
-            return self.session.state.value
-        return "bypassed" if self.claim is None else "claiming"
-
-    def sides(self) -> list[Side]:
-        """The sockets that are open."""
-        return [side for side in (self.client, self.upstream) if side is not None and side.open]
-
-
 class TlsWorker:
     """Accepts, dials, relays. All decisions come from the session, the inspector and the policy."""
 
@@ -236,6 +135,7 @@ class TlsWorker:
         self.statuses = RuleCounts(len(STATUSES)) if statuses is None else statuses
         self.ruleset = compiled.ruleset
         self.give_ups = GiveUps(compiled.ruleset, process.tell)
+        self.sets = SetTaker(compiled.changing)
         self.port = port
         self.leader = leader
         self.holder = holder = helpers.holder
@@ -246,18 +146,20 @@ class TlsWorker:
         assert self.policy.tls is not None
         self.monitor = self.policy.mode is Mode.MONITOR
         self.settings = sessions
+        self.scope_settings = scope_settings(self.policy.tls, self.settings)
         self.hides_quic = self.policy.tls.quic is not TlsAction.PASS and not self.monitor
+        self.hides_ech = self.policy.tls.strip_ech and not self.monitor
         self.recheck = self.policy.tls.revocation.check and self.policy.tls.revocation.recheck
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
         self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
         self.inbound = inbound_servers(self.policy, sessions, helpers.signer)
-        self.current: Flow | None = None  # the one something is done for right now
         self.recorder: TlsRecorder | None = None
         if self.policy.tls.debug is not None:
             self.recorder = TlsRecorder(self.policy.tls.debug)
-            self.settings.verifier.log_keys(self._log_keys)
+            for each in {id(one): one for one in (self.settings, *self.scope_settings)}.values():
+                each.verifier.log_keys(self._log_keys)
             process.tell("tls.debug: SECRETS OF CHOSEN TLS SESSIONS ARE WRITTEN TO FILES")
         chain = presented_chain(parse_anchors(self.policy.tls.ca.certificate_pem)[0])
         self.desk: LeafDesk[Flow] = LeafDesk(holder, chain, self._prepare)
@@ -265,37 +167,29 @@ class TlsWorker:
         self.resolver = helpers.resolver
         self.names: NameDesk[Flow] | None = None
         self.bypass = BypassList(self.policy.tls.bypass)
-        self.proofs: Proofs[Flow] | None = None
-        if Proof.CERTIFICATE in self.policy.tls.bypass_proof:
-            self.proofs = Proofs()
         self.suggestions = Suggestions()
         self.revocations: RevocationDesk[Flow] | None = None
         self.wall = time.time() - time.monotonic()
-        self.epoll = select.epoll()
-        self.listeners = {sock.fileno(): sock for sock in listeners}
-        for fd in self.listeners:
-            self.epoll.register(fd, select.EPOLLIN)
-        self.epoll.register(leader.fileno(), select.EPOLLIN)
-        self.epoll.register(holder.fileno(), select.EPOLLIN)
+        self.flows: OrderedDict[int, Flow] = OrderedDict()
+        self.listings = Listings(lambda now: session_flows(self.flows, now))
+        self.rounds = Rounds(self.flows, self._io, self._check, self._due, self._bug)
+        self.claims: Claims | None = None
+        if Proof.CERTIFICATE in self.policy.tls.bypass_proof:
+            timeout = sessions.connect_timeout
+            self.claims = Claims(self._new_session, self._dial, self._drain, self.rounds.answer, self._count, timeout)
+        for listener in listeners:
+            self.rounds.hear(listener.fileno(), functools.partial(self._accept, listener))
+        self.rounds.hear(leader.fileno(), self._command)
+        self.rounds.hear(holder.fileno(), self._leafs)
         if fetcher is not None:
             fetcher.setblocking(False)
             self.revocations = RevocationDesk(fetcher)
-            self.epoll.register(fetcher.fileno(), select.EPOLLIN)
+            self.rounds.hear(fetcher.fileno(), self._revocations)
         if self.resolver is not None:
             self.resolver.setblocking(False)
             self.names = NameDesk(self.resolver)
-            self.epoll.register(self.resolver.fileno(), select.EPOLLIN)
-        self.sides: dict[int, tuple[Flow, Side]] = {}
-        self.flows: OrderedDict[int, Flow] = OrderedDict()
-        self.listings = Listings(lambda now: session_flows(self.flows, now))
-        self.deadlines = Deadlines()  # of flows, by key
-        self.opening: Turns[tuple[Flow, Side]] = Turns()
-        self.relaying: Turns[tuple[Flow, Side]] = Turns()
-        self.ending: Turns[tuple[Flow, Side]] = Turns()
-        # Of the helpers, to be told to the flows that asked: what to do, with what, and since when it waits. No more
-        # than flows have asked for.
-        self.answers: deque[tuple[Flow, Callable[..., None], tuple[Any, ...], float]] = deque()
-        self.polled = time.monotonic()
+            self.rounds.hear(self.resolver.fileno(), self._resolved)
+        self.flushing: deque[tuple[deque[int], int]] = deque()  # of one request each: who is left, how many have ended
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
         self.next_sweep = 0.0
         self.collector = SpareCollector(time.monotonic())
@@ -311,15 +205,11 @@ class TlsWorker:
     def run(self) -> None:
         """Until SIGTERM or the leader's end."""
         next_tick = 0.0
-        worked = more = False
+        worked = False
         while not self.stopping:
-            more = more or bool(self.opening or self.relaying or self.ending or self.answers)
-            worked = self._poll(0.0 if more else TICK_SECONDS if self.flows or worked else 1.0)
-            self._tell_answers()
-            self._serve(self.opening)
-            self._serve(self.relaying)
-            self._serve(self.ending)
-            more = self._look_at_overdue()
+            patience = TICK_SECONDS if self.flows or worked else 1.0
+            worked = self.rounds.round(0.0 if self.flushing else patience)
+            self._flush()
             now = time.monotonic()
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
@@ -327,108 +217,28 @@ class TlsWorker:
                 self.log.flush()
         self.log.flush()
 
-    def _poll(self, timeout: float) -> bool:
-        """Queue what is ready, accept, and take in what the helpers and the leader say. True: there was something."""
-        ready = self.epoll.poll(timeout, EVENTS)
-        since, self.polled = self.polled, time.monotonic()  # what was not ready then has not waited longer
-        others = []
-        for fd, mask in ready:
-            entry = self.sides.get(fd)
-            if entry is None:
-                others.append(fd)
-            else:
-                self._turns(entry[0], mask).put(fd, entry, mask, since)
-        for fd in others:
-            if fd in self.listeners:
-                if len(self.opening) + len(self.answers) < ACCEPTS:
-                    self._accept(self.listeners[fd])
-            elif fd == self.leader.fileno():
-                self._command()
-            elif fd == self.holder.fileno():
-                self._leafs(since)
-            elif self.fetcher is not None and fd == self.fetcher.fileno():
-                self._revocations(since)
-            elif self.resolver is not None and fd == self.resolver.fileno():
-                self._resolved(since)
-        return bool(ready)
+    def _bug(self, flow: Flow) -> None:
+        """One met by one flow."""
+        self.bugs += 1
+        if self.bugs <= 20:
+            traceback.print_exc()
+        self._count("bug")
+        self._destroy(flow, "reset", time.monotonic(), "internal_error")
 
-    def _turns(self, flow: Flow, mask: int) -> Turns[tuple[Flow, Side]]:
-        """Where it waits. Ends by the thousand must not delay what others relay."""
-        if flow.opening:
-            return self.opening
-        if flow.finished_at or mask & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
-            return self.ending
-        return self.relaying
-
-    def _serve(self, turns: Turns[tuple[Flow, Side]]) -> None:
-        """A slice of what waits there."""
-        until = time.monotonic() + SLICE_SECONDS
-        while turns:
-            fd, entry, mask = turns.take()
-            now = time.monotonic()
-            # The descriptor may have been closed since, and even be another connection's.
-            if self.sides.get(fd) is entry:
-                self._guard(entry[0], self._io, entry[0], entry[1], mask, now)
-            if now >= until:
-                return
-
-    def _tell_answers(self) -> None:
-        """A slice of them."""
-        until = time.monotonic() + SLICE_SECONDS
-        while self.answers:
-            flow, work, args, _ = self.answers.popleft()
-            now = time.monotonic()
-            if flow.key in self.flows:
-                self._guard(flow, work, flow, *args, now)
-            if now >= until:
-                return
-
-    def _look_at_overdue(self) -> bool:
-        """A slice of what time alone brings about. True: there is more."""
-        # Everything that was ready by then has been served: of those being opened, of all others.
-        opening = min(self.opening.oldest(self.polled), self.answers[0][3] if self.answers else self.polled)
-        others = min(self.relaying.oldest(self.polled), self.ending.oldest(self.polled))
-        until = time.monotonic() + SLICE_SECONDS
-        while (key := self.deadlines.due(max(opening, others))) is not None:
-            flow, now = self.flows[key], time.monotonic()
-            self._guard(flow, self._check, flow, opening if flow.opening else others, now)
-            if now >= until:
-                return True
-        return False
-
-    def _guard(self, flow: Flow, work: Any, *args: Any) -> None:
-        """A bug met by one flow ends that flow, not the worker. What epoll is asked for is settled here, once, after
-        all that ``work`` has changed."""
-        self.current = flow
-        try:
-            work(*args)
-            if flow.key in self.flows:
-                self._interest(flow, flow.client)
-                if flow.upstream is not None:
-                    self._interest(flow, flow.upstream)
-                self._plan(flow)
-        except Exception:  # noqa: BLE001 - see above; the traceback is the report
-            self.bugs += 1
-            if self.bugs <= 20:
-                traceback.print_exc()
-            self._count("bug")
-            self._destroy(flow, "reset", time.monotonic(), "internal_error")
-
-    def _plan(self, flow: Flow) -> None:
-        """See to it that it is looked at when something may be due, but not at every round."""
-        soon = self.polled + TICK_SECONDS
+    def _due(self, flow: Flow) -> float:
+        """When something may be due, but not at every round."""
+        soon = self.rounds.polled + TICK_SECONDS
         if flow.finished_at:
             resetting = any(side.resetting for side in flow.sides())
-            self.deadlines.plan(flow.key, soon if resetting else self.polled + SWEEP_SECONDS)
-            return
+            return soon if resetting else soon - TICK_SECONDS + SWEEP_SECONDS
         when, deadline = flow.last + self.idle_seconds, flow.session.deadline
-        if deadline is not None:
-            when = min(when, deadline)
+        if deadline is not None and deadline < when:
+            when = deadline
         if flow.held_since:
             when = min(when, flow.held_since + self.hold_seconds)
         if self.recheck and self._rests_on_revocation(flow):
             when = min(when, flow.recheck_at)
-        self.deadlines.plan(flow.key, max(when, soon))
+        return when if when > soon else soon
 
     def _prepare(self, context: SSL.Context) -> None:
         if self.recorder is not None:
@@ -436,7 +246,7 @@ class TlsWorker:
 
     def _log_keys(self, _: SSL.Connection, line: bytes) -> None:
         """OpenSSL has new keys, while something is done for the flow they are of."""
-        if self.recorder is not None and self.current is not None and self.current.recorded:
+        if self.recorder is not None and self.rounds.current is not None and self.rounds.current.recorded:
             self.recorder.keys(line)
 
     def _tick(self, now: float) -> None:
@@ -450,7 +260,7 @@ class TlsWorker:
         if self.names is not None:
             for flow in self.names.overdue(now):
                 if flow.key in self.flows:
-                    self._guard(flow, self._placed, flow, "no_answer", now)
+                    self.rounds.guard(flow, self._placed, flow, "no_answer", now)
         self.desk.ask_again(now, lambda flow: flow.key in self.flows and flow.session.state is State.LEAF)
         if self.revocations is not None:
             self.revocations.ask_again(
@@ -501,8 +311,10 @@ class TlsWorker:
 
     # -- sockets ---------------------------------------------------------------------------------------------------
 
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS):
+    def _accept(self, listener: socket.socket, _: float) -> None:
+        if self.rounds.crowded:
+            return
+        for _ in range(1 if self.rounds.calm else ACCEPTS):
             now = time.monotonic()
             try:
                 sock, source = listener.accept()
@@ -524,25 +336,33 @@ class TlsWorker:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.mark)  # by which what it leaves behind is found
             self.next_flow += 1
-            inbound = self._inbound(source, destination)
-            settings = inbound.settings if inbound else self.settings
+            facts = flow_facts(self.next_flow, source, destination)
+            inbound = self._inbound(facts) if self.inbound else None
+            scope = self._scope(facts)
+            settings = inbound.settings if inbound else self._settings_of(scope)
             session = Session(settings, now, now + self.wall, destination[0].partition("%")[0])
-            flow = Flow(self.next_flow, Side(sock), source, destination, session, now)
-            flow.inbound = inbound
+            flow = Flow(Side(sock), facts, source, destination, session, now)
+            flow.inbound, flow.scope = inbound, scope
             session.info.inbound = inbound is not None
             self.flows[flow.key] = flow
-            self._guard(flow, self._open, flow, now)
+            self.rounds.guard(flow, self._open, flow, now)
 
-    def _inbound(self, source: tuple[Any, ...], destination: tuple[Any, ...]) -> Inbound | None:
-        ends = packed(source[0]), packed(destination[0]), source[1], destination[1]
+    def _inbound(self, facts: FlowFacts) -> Inbound | None:
+        ends = facts.client, facts.server, facts.client_port, facts.server_port
         return next((one for one in self.inbound if one.scope.covers_tuple(*ends)), None)
 
+    def _scope(self, facts: FlowFacts) -> int | None:
+        if self.scopes is None:
+            return None
+        return self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
+
+    def _settings_of(self, scope: int | None) -> TlsSettings:
+        """Those behind the policy's own are scopes of inspected servers."""
+        return self.settings if scope is None or scope >= len(self.scope_settings) else self.scope_settings[scope]
+
     def _open(self, flow: Flow, now: float) -> None:
-        if self.scopes is not None:
-            facts = flow.facts
-            flow.scope = self.scopes.first(facts.client, facts.server, facts.client_port, facts.server_port)
-            if flow.scope is not None:
-                self.scopes.counts.add(flow.scope, 0, now, flow=True)
+        if self.scopes is not None and flow.scope is not None:
+            self.scopes.counts.add(flow.scope, 0, now, flow=True)
         self._begin_inspection(flow, now)
 
     def _begin_inspection(self, flow: Flow, now: float) -> None:
@@ -551,9 +371,16 @@ class TlsWorker:
             syn = Segment(Direction.TO_SERVER, False, b"", b"", None, now)
             self._judged(flow, flow.inspector.inspect(syn), now)
 
+    def _connect_upstream(self, flow: Flow, _: tls.ConnectUpstream, now: float) -> None:
+        if flow.claim is None or flow.decrypted:
+            self._dial(flow, now)
+        else:
+            assert self.claims is not None
+            self.claims.decide(flow, now)
+
     def _dial(self, flow: Flow, now: float) -> None:
         try:
-            side, result = dial(flow.client.sock.family, flow.source[0], flow.destination[:2], self.mark)
+            side, result = dial(flow.family, flow.source[0], flow.destination[:2], self.mark)
         except OSError as error:  # no descriptor left
             self._count("out_of_files")
             flow.session.upstream_failed(f"connect: {error.strerror}", now)
@@ -577,28 +404,6 @@ class TlsWorker:
             flow.session.upstream_connected(now)
         self._drain(flow, now)
 
-    def _interest(self, flow: Flow, side: Side) -> None:
-        """Ask epoll for what this side is waited for; errors and the end of both directions it always tells."""
-        if not side.open:
-            return
-        mask = 0
-        if not side.ended and (side.discarding or (not side.paused and self._wanted(flow, side))):
-            mask |= select.EPOLLIN | select.EPOLLRDHUP
-        if side.out or (side is flow.upstream and flow.connecting):
-            mask |= select.EPOLLOUT
-        if side.events == mask or (side.hung_up and not mask):
-            return
-        fd = side.sock.fileno()
-        if side.events < 0:
-            self.sides[fd] = (flow, side)
-            self.epoll.register(fd, mask)
-        else:
-            self.epoll.modify(fd, mask)
-        side.events = mask
-
-    def _wanted(self, flow: Flow, side: Side) -> bool:
-        return flow.session.wants(Direction.TO_SERVER if side is flow.client else Direction.TO_CLIENT)
-
     def _io(self, flow: Flow, side: Side, mask: int, now: float) -> None:
         if not flow.finished_at:
             flow.last = now
@@ -615,10 +420,12 @@ class TlsWorker:
             if mask & (select.EPOLLHUP | select.EPOLLERR):
                 self._was_reset(flow, side, now)
             return
-        if not side.discarding and not mask & select.EPOLLERR and (side.paused or not self._wanted(flow, side)):
+        is_client = side is flow.client
+        way = _TO_SERVER if is_client else _TO_CLIENT
+        if not side.discarding and not mask & select.EPOLLERR and (side.paused or not flow.session.wants(way)):
             if mask & select.EPOLLHUP:
                 side.hung_up = True
-                self._unwatch(side)
+                self.rounds.unwatch(side)
             return
         try:
             data = side.receive()
@@ -627,7 +434,6 @@ class TlsWorker:
             return
         if data is None:
             return
-        is_client = side is flow.client
         side.ended = not data
         if flow.finished_at:
             if side.ended:
@@ -638,11 +444,13 @@ class TlsWorker:
         else:
             (flow.session.client_eof if is_client else flow.session.upstream_eof)(now)
         self._drain(flow, now)
+        if data and mask & select.EPOLLRDHUP and len(data) < READ_BYTES and side.open and flow.key in self.flows:
+            self._read(flow, side, mask & ~select.EPOLLRDHUP, now)  # the end came with it
 
     def _was_reset(self, flow: Flow, side: Side, now: float) -> None:
         side.ended = side.broken = True
         side.forget()
-        self._unwatch(side)
+        self.rounds.unwatch(side)
         if flow.finished_at:
             self._settle(flow, now)
             return
@@ -653,106 +461,86 @@ class TlsWorker:
 
     def _queue(self, flow: Flow, side: Side | None, data: bytes, now: float) -> None:
         if side is not None and side.open and data:
-            side.put(data)
-            self._send(flow, side, now)
+            side.write(data)
+            self._sent(flow, side, now)
 
     def _send(self, flow: Flow, side: Side, now: float) -> None:
         side.send()
+        self._sent(flow, side, now)
+
+    def _sent(self, flow: Flow, side: Side, now: float) -> None:
+        """A slow reader stops its sender: nothing is read while HIGH_WATER bytes wait."""
         if flow.finished_at:
             self._settle(flow, now)
             return
         if side.broken and side.ended:
             self._was_reset(flow, side, now)  # nobody reads here any more, who would find out
             return
-        self._pressure(flow, side)
-
-    def _pressure(self, flow: Flow, side: Side) -> None:
-        """A slow reader stops its sender: nothing is read while HIGH_WATER bytes wait."""
         source = flow.upstream if side is flow.client else flow.client
         if source is None or not source.open:
             return
-        if not source.paused and side.waiting > HIGH_WATER:
+        if source.paused:
+            source.paused = side.waiting >= LOW_WATER
+        elif side.waiting > HIGH_WATER:
             source.paused = True
-        elif source.paused and side.waiting < LOW_WATER:
-            source.paused = False
 
     def _close_side(self, side: Side, how: str) -> None:
-        self._unwatch(side)
+        self.rounds.unwatch(side, closing=True)
         side.close(how)
-
-    def _unwatch(self, side: Side) -> None:
-        if side.events >= 0 and side.open:
-            fd = side.sock.fileno()
-            self.sides.pop(fd, None)
-            self.epoll.unregister(fd)
-        side.events = -1
 
     # -- session events --------------------------------------------------------------------------------------------
 
     def _drain(self, flow: Flow, now: float) -> None:
         """Carry out what the session asks until it asks nothing more."""
-        while flow.key in self.flows:
-            batch = flow.session.events()
-            if not batch:
-                return
+        flows, key = self.flows, flow.key
+        while key in flows and (batch := flow.session.events()):
             for event in batch:
-                self._event(flow, event, now)
-                if flow.key not in self.flows:
+                HANDLERS[type(event)](self, flow, event, now)
+                if key not in flows:
                     return
 
-    def _event(self, flow: Flow, event: tls.Event, now: float) -> None:
-        match event:
-            case tls.SendClient(data):
-                self._queue(flow, flow.client, data, now)
-            case tls.SendUpstream(data):
-                self._queue(flow, flow.upstream, data, now)
-            case tls.Plaintext(direction, data):
-                self._plaintext(flow, direction, data, now)
-            case tls.Hello(hello):
-                self._hello(flow, hello, now)
-            case tls.PassOn():
-                self._pass_on(flow, event, now)
-            case tls.Proven():
-                self._proven(flow, now)
-            case tls.ConnectUpstream():
-                if flow.claim is None or flow.decrypted:
-                    self._dial(flow, now)
-                else:
-                    self._claims(flow, now)
-            case tls.NeedIssuers(certificate):
-                assert self.revocations is not None
-                issuers = self.revocations.ask_issuers(certificate, flow, now)
-                if issuers is not None:
-                    _session(flow).issuers_found(issuers, now)
-            case tls.NeedRevocation(questions):
-                for question in questions:
-                    self._ask_revocation(flow, question, now)
-            case tls.NeedLeaf(request, key):
-                if (flow.claim is not None and self._refuted(flow, now)) or self._verified(flow, now):
-                    return
-                if flow.inbound is not None:
-                    self._own_certificate(flow, flow.inbound, now)
-                    return
-                context = self.desk.ask(key, request, flow, now, now + self.wall)
-                if context is not None:
-                    _session(flow).leaf_ready(context, now)
-            case tls.Eof(direction):
-                self._plaintext_end(flow, direction, now)
-            case tls.CloseClient(how):
-                self._close(flow, flow.client, how, now)
-            case tls.CloseUpstream(how):
-                self._close(flow, flow.upstream, how, now)
-            case tls.Finished():
-                self._finished(flow, event, now)
-            case tls.Established(info):
-                if flow.recorded and self.recorder is not None:
-                    self.recorder.begin(flow.facts, now + self.wall)
-                if self.hides_quic and info.client is not None:
-                    flow.mask = AltSvcMask(info.client.alpn)
-                self.handshakes.observe(now - flow.started)
+    def _send_client(self, flow: Flow, event: tls.SendClient, now: float) -> None:
+        self._queue(flow, flow.client, event.data, now)
 
-    def _hello(self, flow: Flow, hello: Any, now: float) -> None:
-        facts = flow.facts
+    def _send_upstream(self, flow: Flow, event: tls.SendUpstream, now: float) -> None:
+        self._queue(flow, flow.upstream, event.data, now)
+
+    def _need_issuers(self, flow: Flow, event: tls.NeedIssuers, now: float) -> None:
+        assert self.revocations is not None
+        issuers = self.revocations.ask_issuers(event.certificate, flow, now)
+        if issuers is not None:
+            _session(flow).issuers_found(issuers, now)
+
+    def _need_revocation(self, flow: Flow, event: tls.NeedRevocation, now: float) -> None:
+        for question in event.questions:
+            self._ask_revocation(flow, question, now)
+
+    def _need_leaf(self, flow: Flow, event: tls.NeedLeaf, now: float) -> None:
+        if (flow.claim is not None and self._refuted(flow, now)) or self._verified(flow, now):
+            return
+        if flow.inbound is not None:
+            self._own_certificate(flow, flow.inbound, now)
+            return
+        context = self.desk.ask(event.key, event.request, flow, now, now + self.wall)
+        if context is not None:
+            _session(flow).leaf_ready(context, now)
+
+    def _close_client(self, flow: Flow, event: tls.CloseClient, now: float) -> None:
+        self._close(flow, flow.client, event.how, now)
+
+    def _close_upstream(self, flow: Flow, event: tls.CloseUpstream, now: float) -> None:
+        self._close(flow, flow.upstream, event.how, now)
+
+    def _established(self, flow: Flow, event: tls.Established, now: float) -> None:
+        if flow.recorded and self.recorder is not None:
+            self.recorder.begin(flow.facts, now + self.wall)
+        if event.info.client is not None:
+            port = flow.facts.server_port
+            flow.mask = masking(event.info.client.alpn, port, offers=self.hides_quic, keys=self.hides_ech)
+        self.handshakes.observe(now - flow.started)
+
+    def _hello(self, flow: Flow, event: tls.Hello, now: float) -> None:
+        facts, hello = flow.facts, event.hello
         if flow.claim is not None:
             _session(flow).proceed(now, proving=True)
             return
@@ -788,15 +576,13 @@ class TlsWorker:
         """Mode monitor: the client and the server are left to themselves, so that the client is shown what the server
         is. What would have ended the connection is recorded at once."""
         info, status = flow.session.info, event.status.value
-        if flow.upstream is not None:
-            self._close_side(flow.upstream, "reset")
-        flow.upstream, flow.connecting, flow.cut = None, False, False
+        self._leave_upstream(flow, "reset")
         if flow.inspector is not None and self.ruleset.logs:
             flow.inspector.log_rest()
             self._transactions(flow, flow.inspector, now)
         flow.inspector = None  # it would not have got any further
-        if flow.claim is not None:
-            self._settle_claim(flow, ProofOutcome.REFUTED, now)
+        if flow.claim is not None and self.claims is not None:
+            self.claims.settle(flow, Proven.REFUTED, now)
         info.bypass = "monitor"
         flow.would_be = event
         self._count(f"tls_{status.lower()}")
@@ -810,7 +596,7 @@ class TlsWorker:
         assert self.names is not None
         try:
             for flow, why in self.names.answers():
-                self.answers.append((flow, self._placed, (why,), since))
+                self.rounds.answer(flow, self._placed, (why,), since)
         except (OSError, EOFError):
             self.stopping = True
 
@@ -821,9 +607,8 @@ class TlsWorker:
             return  # the client has left meanwhile
         if not why:
             self._splice(flow, "dns", now)
-        elif self.proofs is not None:
-            assert hello.sni is not None
-            flow.claim = Claim((flow.facts.server, flow.facts.server_port, hello.sni), hello.raw, why)
+        elif self.claims is not None:
+            self.claims.begin(flow, hello, why, id(self._settings_of(flow.scope)))
             self._splice(flow, "", now)
         else:
             session.info.bypass_refused = why
@@ -841,73 +626,27 @@ class TlsWorker:
             flow.inspector.not_decrypted()
         flow.session = Splice(session.info, session.release(), self.settings.connect_timeout, now)
 
-    def _claims(self, flow: Flow, now: float) -> None:
-        """Rules have let its hello pass, so the server may be called: is it the name's?"""
-        assert self.proofs is not None
-        assert flow.claim is not None
-        match self.proofs.ask(flow.claim.key, flow, now):
-            case Proven.PROVEN:
-                self._bypass(flow, now)
-            case Proven.PROVE:
-                self._prove(flow, now)
+    def _new_session(self, flow: Flow, now: float) -> Session:
+        address = flow.destination[0].partition("%")[0]
+        return Session(self._settings_of(flow.scope), now, now + self.wall, address)
 
-    def _prove(self, flow: Flow, now: float) -> None:
-        """Begin to decrypt it, up to where the server has shown who it is."""
-        splice, claim = flow.session, flow.claim
-        assert claim is not None
-        assert isinstance(splice, Splice)
-        claim.splice = splice
-        session = Session(self.settings, now, now + self.wall, flow.destination[0].partition("%")[0])
-        session.info.bypass_refused = claim.why
-        flow.session = session
-        session.client_data(claim.hello, now)
-
-    def _proven(self, flow: Flow, now: float) -> None:
-        claim, info = flow.claim, flow.session.info
-        assert claim is not None
-        assert claim.splice is not None
+    def _leave_upstream(self, flow: Flow, how: str) -> None:
+        """The server may be called anew."""
         if flow.upstream is not None:
-            self._close_side(flow.upstream, "close")
+            self._close_side(flow.upstream, how)
         flow.upstream, flow.connecting, flow.cut = None, False, False
-        flow.session = claim.splice
-        shown = claim.splice.info
-        shown.chain, shown.revocation, shown.revocation_action = info.chain, info.revocation, info.revocation_action
-        self._settle_claim(flow, ProofOutcome.PROVEN, now)
-        self._bypass(flow, now)
 
-    def _bypass(self, flow: Flow, now: float) -> None:
-        assert isinstance(flow.session, Splice)
-        flow.claim = None
-        flow.session.info.bypass = "certificate"
-        flow.session.deadline = now + self.settings.connect_timeout
-        self._count("bypassed")
-        self._dial(flow, now)
-
-    def _settle_claim(self, flow: Flow, outcome: ProofOutcome, now: float) -> None:
-        """Tell those who wait what came of this flow's claim, which ends here."""
-        claim, flow.claim = flow.claim, None
-        assert claim is not None
-        assert self.proofs is not None
-        if outcome is ProofOutcome.REFUTED:
-            flow.session.info.bypass_refused = "certificate"
-            self._count("bypass_refused")
-        for waiting in self.proofs.settle(claim.key, flow, outcome, now):
-            self.answers.append((waiting, self._claim_settled, (outcome,), now))
-
-    def _claim_settled(self, flow: Flow, outcome: ProofOutcome, now: float) -> None:
-        if flow.claim is None or flow.finished_at:
-            return
-        if outcome is ProofOutcome.REFUTED:
-            self._prove(flow, now)  # as any that is decrypted, it has to see for itself
-        else:
-            self._claims(flow, now)
-        self._drain(flow, now)
+    def _proven(self, flow: Flow, _: tls.Proven, now: float) -> None:
+        assert self.claims is not None
+        self._leave_upstream(flow, "close")
+        self.claims.proven(flow, now)
 
     def _refuted(self, flow: Flow, now: float) -> bool:
         """The server may be spoken to, but has not proven to be the exempted name's: the flow is decrypted as any
         other. True: that was its end."""
+        assert self.claims is not None
         assert flow.session.info.hello is not None
-        self._settle_claim(flow, ProofOutcome.REFUTED, now)
+        self.claims.settle(flow, Proven.REFUTED, now)
         flow.bytes = [0, 0]
         self._begin_inspection(flow, now)
         self._decrypt(flow, flow.session.info.hello, now)
@@ -932,8 +671,8 @@ class TlsWorker:
     def _revocations(self, since: float) -> None:
         assert self.revocations is not None
         try:
-            for flow, depth, finding in self.revocations.answers(self.polled):
-                self.answers.append((flow, self._revocation, (depth, finding), since))
+            for flow, depth, finding in self.revocations.answers(self.rounds.polled):
+                self.rounds.answer(flow, self._revocation, (depth, finding), since)
         except (OSError, EOFError):
             self.stopping = True
 
@@ -962,7 +701,7 @@ class TlsWorker:
         try:
             for answer in self.desk.answers():
                 for flow in answer.waiting:
-                    self.answers.append((flow, self._leaf, (answer,), since))
+                    self.rounds.answer(flow, self._leaf, (answer,), since)
         except (OSError, EOFError):
             self.stopping = True  # the leader, who keeps the other end open, is gone
 
@@ -978,8 +717,8 @@ class TlsWorker:
 
     # -- plaintext -------------------------------------------------------------------------------------------------
 
-    def _plaintext(self, flow: Flow, direction: Direction, data: bytes, now: float) -> None:
-        inspector = flow.inspector
+    def _plaintext(self, flow: Flow, event: tls.Plaintext, now: float) -> None:
+        inspector, direction, data = flow.inspector, event.direction, event.data
         if flow.finished_at:
             return
         flow.bytes[direction] += len(data)
@@ -1003,7 +742,8 @@ class TlsWorker:
         session = flow.session if flow.claim is None else flow.claim.splice or flow.session
         session.forward(direction, data if flow.mask is None else flow.mask.feed(direction, data))
 
-    def _plaintext_end(self, flow: Flow, direction: Direction, now: float) -> None:
+    def _plaintext_end(self, flow: Flow, event: tls.Eof, now: float) -> None:
+        direction = event.direction
         flow.pending_end[direction] = True
         if flow.inspector is not None and self._judged(flow, flow.inspector.close(direction, now), now):
             return
@@ -1012,7 +752,7 @@ class TlsWorker:
     def _release(self, flow: Flow, now: float, *, everything: bool = False, ended: Direction | None = None) -> None:
         """Hand on what has been judged, in both directions: a response may settle what a request left open."""
         held_any = moved = False
-        for direction in Direction:
+        for direction in (_TO_SERVER, _TO_CLIENT):
             pending = flow.pending[direction]
             held = 0
             if flow.inspector is not None and not everything and direction is not ended:
@@ -1101,9 +841,9 @@ class TlsWorker:
 
     def _finished(self, flow: Flow, event: tls.Finished, now: float) -> None:
         """The session is over. Its sockets stay until what is queued was delivered and the peers have closed."""
-        if flow.claim is not None:
+        if flow.claim is not None and self.claims is not None:
             over = event.status in (Status.ABORTED, Status.POLICY) or not flow.decrypted
-            self._settle_claim(flow, ProofOutcome.OPEN if over else ProofOutcome.REFUTED, now)
+            self.claims.settle(flow, Proven.OPEN if over else Proven.REFUTED, now)
         if event.reason == "client_refused" and event.info.sni is not None:
             self.suggestions.refused(event.info.sni, event.info.client_alert)
         app_proto = flow.inspector.app_proto if flow.inspector is not None else ""
@@ -1145,33 +885,41 @@ class TlsWorker:
         """Close what is open and forget the flow."""
         if self.flows.pop(flow.key, None) is None:
             return
-        self.deadlines.forget(flow.key)
-        if flow.claim is not None:
-            self._settle_claim(flow, ProofOutcome.OPEN, now)
+        self.rounds.forget(flow.key)
+        if flow.claim is not None and self.claims is not None:
+            self.claims.settle(flow, Proven.OPEN, now)
         for side in flow.sides():
             self._close_side(side, how)
         app_proto = flow.inspector.app_proto if flow.inspector is not None else ""
         self._log_end(flow, "ENDED", reason, "", app_proto, now)
 
     def end_all(self, action: str) -> None:
-        """The generation ends: every session is dropped (nothing is sent) or rejected (RST to both sides)."""
+        """The generation ends: every session is dropped (nothing is sent) or rejected (RST to both sides). At once,
+        however many there are: nobody is left who would have a turn."""
         now = time.monotonic()
         for flow in list(self.flows.values()):
             self._destroy(flow, "reset" if action == "reject" else "silent", now, "policy_change")
         self.stopping = True
 
-    def flush(self, numbers: list[int]) -> int:
-        """End sessions by hand, as ``open_flows`` says; how many of them were open."""
-        now, ended = time.monotonic(), 0
+    def _flush(self) -> None:
+        """A slice of the sessions to be ended by hand, as ``open_flows`` says. Whoever asked hears in the end how many
+        of them were open."""
+        until = time.monotonic() + SLICE_SECONDS
         how = "reset" if self.policy.open_flows.action is Refusal.REJECT else "silent"
-        for number in numbers:
-            flow = self.flows.get(number)
-            if flow is not None and not flow.finished_at:
-                self._destroy(flow, how, now, "flushed")
-                ended += 1
-        return ended
+        while self.flushing:
+            numbers, ended = self.flushing[0]
+            while numbers:
+                flow, now = self.flows.get(numbers.popleft()), time.monotonic()
+                if flow is not None and not flow.finished_at:
+                    self._destroy(flow, how, now, "flushed")
+                    ended += 1
+                    self.flushing[0] = numbers, ended
+                if now >= until:
+                    return
+            self.flushing.popleft()
+            self._reply("flush", ended)
 
-    def _command(self) -> None:
+    def _command(self, _: float) -> None:
         try:
             data = self.leader.recv(MESSAGE_BYTES)
         except OSError:
@@ -1186,9 +934,15 @@ class TlsWorker:
         elif kind == "flows":
             reply = self.listings.page(body, time.monotonic())
         elif kind == "flush":
-            reply = self.flush(body)
+            self.flushing.append((deque(body), 0))
+            return
+        elif kind == "sets":
+            reply = self.sets.take(body)
         elif kind == "end":
             self.end_all(str(body.get("action", "drop")))
+        self._reply(kind, reply)
+
+    def _reply(self, kind: str, reply: Any) -> None:
         with contextlib.suppress(OSError):
             self.leader.send(pack(kind, reply))
 
@@ -1266,6 +1020,26 @@ class TlsWorker:
         )
 
 
+HANDLERS: dict[type, Callable[..., None]] = {
+    tls.SendClient: TlsWorker._send_client,
+    tls.SendUpstream: TlsWorker._send_upstream,
+    tls.Plaintext: TlsWorker._plaintext,
+    tls.Hello: TlsWorker._hello,
+    tls.PassOn: TlsWorker._pass_on,
+    tls.ConnectUpstream: TlsWorker._connect_upstream,
+    tls.Proven: TlsWorker._proven,
+    tls.NeedIssuers: TlsWorker._need_issuers,
+    tls.NeedRevocation: TlsWorker._need_revocation,
+    tls.NeedLeaf: TlsWorker._need_leaf,
+    tls.Eof: TlsWorker._plaintext_end,
+    tls.CloseClient: TlsWorker._close_client,
+    tls.CloseUpstream: TlsWorker._close_upstream,
+    tls.Finished: TlsWorker._finished,
+    tls.Established: TlsWorker._established,
+}
+"""What a worker does about each event of a session."""
+
+
 def _session(flow: Flow) -> Session:
     """The session of a flow that is being decrypted; no other asks for a leaf or for revocation."""
     assert isinstance(flow.session, Session)
@@ -1304,11 +1078,23 @@ def inbound_servers(policy: Policy, sessions: TlsSettings, signer: socket.socket
     return tuple(found)
 
 
-def tls_settings(policy: Tls, *, watch: bool = False) -> TlsSettings:
-    """The session settings of a policy; ``watch``: it is in mode monitor. Raises ValueError when no trusted root can be
-    read."""
-    public = parse_anchors(system_roots())[0] if policy.trust.system else []
-    anchors = parse_anchors(policy.trust.pem)[0] + public
+def scope_settings(policy: Tls, default: TlsSettings) -> tuple[TlsSettings, ...]:
+    """As ``default``, for each scope of the policy; the same object for those that trust the same. Raises ValueError
+    when no trusted root of one can be read."""
+    made = {policy.trust: default}
+    for number in range(len(policy.scopes)):
+        trust = policy.trust_of(number)
+        if trust not in made:
+            made[trust] = tls_settings(policy, watch=default.watch, trust=trust)
+    return tuple(made[policy.trust_of(number)] for number in range(len(policy.scopes)))
+
+
+def tls_settings(policy: Tls, *, watch: bool = False, trust: Trust | None = None) -> TlsSettings:
+    """The session settings of a policy; ``watch``: it is in mode monitor; ``trust``: who may vouch for servers, where
+    that is not the policy's. Raises ValueError when no trusted root can be read."""
+    trust = trust or policy.trust
+    public = parse_anchors(system_roots())[0] if trust.system else []
+    anchors = parse_anchors(trust.pem)[0] + public
     if not anchors:
         raise ValueError("no trusted root certificate could be read")
     own = x509.load_pem_x509_certificate(policy.ca.certificate_pem)
@@ -1360,8 +1146,8 @@ def run(
     log: socket.socket,
     statuses: RuleCounts | None = None,
 ) -> None:
-    """The TLS worker process, all of whose ``sessions`` have the same settings (:func:`tls_settings`). Tells the leader
-    ``ok`` or ``error: text``, then serves."""
+    """The TLS worker process. ``sessions``: the settings (:func:`tls_settings`) of all whose scope has none of its own.
+    Tells the leader ``ok`` or ``error: text``, then serves."""
     process.no_dumps()
     try:
         worker = TlsWorker(compiled, sessions, settings, listeners, port, helpers, leader, log, statuses)

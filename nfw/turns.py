@@ -8,41 +8,37 @@ due and looks at no other.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 _T = TypeVar("_T")
 
 
-class Turns(Generic[_T]):
-    """What waits to be served, first come, first served, by number (a descriptor), each at most once."""
-
-    def __init__(self) -> None:
-        self._waiting: OrderedDict[int, tuple[_T, int, float]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
+class Turns(OrderedDict[int, tuple[_T, int, float]]):
+    """What waits to be served, first come, first served, by number (a descriptor), each at most once. A dictionary, so
+    that looking whether anybody waits costs nothing."""
 
     def put(self, number: int, entry: _T, mask: int, since: float) -> None:
         """It waits since ``since``, seconds of a steady clock. One that waits already keeps its place and its time;
         another that has got its number meanwhile does not."""
-        known = self._waiting.get(number)
+        known = self.get(number)
         if known is None:
-            self._waiting[number] = (entry, mask, since)
+            self[number] = (entry, mask, since)
         elif known[0] is entry:
-            self._waiting[number] = (entry, mask, known[2])
+            self[number] = (entry, mask, known[2])
         else:
-            del self._waiting[number]
-            self._waiting[number] = (entry, mask, since)
+            del self[number]
+            self[number] = (entry, mask, since)
 
     def take(self) -> tuple[int, _T, int]:
         """The next: number, entry, mask. Raises KeyError when nobody waits."""
-        number, (entry, mask, _) = self._waiting.popitem(last=False)
+        number, (entry, mask, _) = self.popitem(last=False)
         return number, entry, mask
 
     def oldest(self, now: float) -> float:
         """Since when the next waits, ``now`` when nobody does: all that was ready before has been served."""
-        for _, _, since in self._waiting.values():
+        for _, _, since in self.values():
             return since
         return now
 
@@ -58,6 +54,11 @@ class Deadlines:
 
     def __len__(self) -> int:
         return len(self._when)
+
+    @property
+    def soonest(self) -> float:
+        """Nothing is due before."""
+        return self._heap[0][0] if self._heap else math.inf
 
     def plan(self, number: int, when: float) -> None:
         """Look at it at ``when``, seconds of a steady clock, or before."""

@@ -16,7 +16,7 @@ from engines.decode.anomalies import frame_events, packet_events
 from engines.decode.link import ARP, Frame
 from engines.flow import CloseReason, Flow
 from engines.packet import ACK, RST, SYN, TCP, UDP, Packet, decode, quoted
-from engines.stateful.app.detect import is_answer
+from engines.stateful.app.detect import FAILED, is_answer
 from engines.stateful.header import NO_IP
 from engines.stateful.inspector import Alert, FlowFacts, Inspector, Outcome, Segment
 from engines.stateful.ruleset import RuleSet
@@ -112,6 +112,7 @@ class _Context:
     key: Hashable
     inspector: Inspector
     session: Session | None
+    icmp: tuple[int, int] | None = None  # type and code of the first packet, of ICMP
     seen: list[bool] = field(default_factory=lambda: [False, False])
     drops_logged: list[bool] = field(default_factory=lambda: [False, False])
     alerted: bool = False
@@ -243,7 +244,8 @@ class Watcher:
             ends = (packet.dst, packet.src, packet.dport, packet.sport)
         flow = Flow(self._last_id, packet.protocol, packet.family, *ends, now, (packet.key, b""))
         inspector = Inspector(self.ruleset, _facts(flow), now, watching=True, enforcing=self.options.enforce)
-        flow.context = _Context(key, inspector, session)
+        first = (packet.icmp_type, packet.icmp_code) if packet.protocol in (ICMP, ICMPV6) else None
+        flow.context = _Context(key, inspector, session, first)
         return flow
 
     @staticmethod
@@ -261,7 +263,7 @@ class Watcher:
         facts = FlowFacts(flow_id, packet.protocol, packet.src, packet.dst, packet.sport, packet.dport)
         inspector = Inspector(self.ruleset, facts, now, watching=True, enforcing=self.options.enforce)
         outcome = inspector.inspect(
-            Segment(_TO_SERVER, established, packet.payload, b"", packet, now, 0, True, self._events, self._vlans)
+            Segment(_TO_SERVER, established, packet.payload, b"", packet, now, 0, True, self._events, self._vlans, flow)
         )
         decision = outcome.decision
         drops = decision.verdict is not Verdict.ACCEPT
@@ -280,7 +282,9 @@ class Watcher:
         payload = packet.payload
         if packet.protocol == UDP and payload and self._checksum_ok(packet):
             context.inspector.absorb(direction, payload)
-        segment = Segment(direction, flow.established, payload, b"", packet, now, 0, True, self._events, self._vlans)
+        segment = Segment(
+            direction, flow.established, payload, b"", packet, now, 0, True, self._events, self._vlans, flow
+        )
         self._judged(context.inspector.inspect(segment), packet, flow, direction, now)
 
     def _tcp(self, packet: Packet, flow: Flow, direction: Direction, now: float) -> None:
@@ -296,6 +300,9 @@ class Watcher:
             if step.events:
                 odd = odd.union(f"stream.{event}" for event in step.events)
             payload = step.kept or payload
+            if step.urgent and self.options.enforce:
+                self._dropped("stream urgent", packet, flow, direction, now)
+                return
             # What was refused for a reason; what merely fits nowhere is judged for itself (Suricata: drop-invalid).
             if step.events and not step.accepted and self.options.enforce:
                 self._dropped("stream error", packet, flow, direction, now)
@@ -307,7 +314,7 @@ class Watcher:
         # Data with the ACK that ends the handshake belongs to the connection it opens.
         established = flow.established or (session.established and bool(payload))
         chunk, offset = pieces[0] if pieces else (b"", 0)
-        segment = Segment(direction, established, payload, chunk, packet, now, offset, added, odd, self._vlans)
+        segment = Segment(direction, established, payload, chunk, packet, now, offset, added, odd, self._vlans, flow)
         outcome = inspector.inspect(segment)
         for chunk, offset in pieces[1:]:
             more = inspector.inspect(Segment(direction, established, b"", chunk, None, now, offset))
@@ -446,6 +453,8 @@ class Watcher:
         closed = session is not None and session.state is State.CLOSED
         state = "bypassed" if context.bypassed else "closed" if closed else "established" if flow.established else "new"
         event["ip_v"] = flow.family
+        if context.icmp is not None:
+            event["icmp_type"], event["icmp_code"] = context.icmp
         event["flow"] = {
             "pkts_toserver": flow.packets[0],
             "pkts_toclient": flow.packets[1],
@@ -453,7 +462,7 @@ class Watcher:
             "bytes_toclient": flow.bytes[1],
             "start": events.timestamp(flow.created + self._wall),
             "end": events.timestamp(flow.last_seen + self._wall),
-            "age": int(flow.last_seen - flow.created),
+            "age": int(flow.last_seen) - int(flow.created),  # as the flow.age keyword has it
             "state": state,
             "reason": reason,
             "alerted": context.alerted,
@@ -462,6 +471,8 @@ class Watcher:
             event["flow"]["action"] = context.action
         if context.inspector.app_proto:
             event["app_proto"] = context.inspector.app_proto
+        elif context.inspector.unrecognised:
+            event["app_proto"] = FAILED
         self._event(event)
 
     # -- records ---------------------------------------------------------------------------------------------------

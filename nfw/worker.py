@@ -19,6 +19,7 @@ from nfw import process
 from nfw.collector import SpareCollector
 from nfw.flows.listing import Listings, pipeline_flows
 from nfw.giveups import GiveUps
+from nfw.ipsets import SetTaker
 from nfw.log import LogSender
 from nfw.marks import Disposition, MarkLayout
 from nfw.nfqueue import ACCEPT_BATCH, DONE, HELD, Queue, QueueBusyError
@@ -52,6 +53,7 @@ class Worker:
         self.listings = Listings(lambda now: pipeline_flows(self.pipeline, now))
         self.give_ups = GiveUps(self.pipeline.ruleset, process.tell)
         self.collector = SpareCollector(time.monotonic())
+        self.sets = SetTaker(compiled.changing)
         self.bugs = 0
         self.answers = [0] * (max(Answer) + 3)  # packets by answer, from HOLD on
         self.released = [0, 0]  # held packets by what became of them: dropped, accepted
@@ -165,6 +167,8 @@ class Worker:
             reply = self.listings.page(body, time.monotonic())
         elif kind == "flush":
             reply = self.pipeline.flush(body, time.monotonic())
+        elif kind == "sets":
+            reply = self.sets.take(body)
         elif kind == "end":
             self.stopping = True
         with contextlib.suppress(OSError):

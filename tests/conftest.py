@@ -3,9 +3,13 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # What a test computed is nobody's to find later; tests of the cache have one of their own.
 os.environ["NFW_CACHE"] = "off"
+# How long an example takes says how busy the machine is; what must not take long has a test that says so.
+settings.register_profile("nfw", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("nfw")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ from tests.lab import Lab
 
 START_SECONDS = 60.0
 # How long a test waits for what must come: no measure of how fast it is, only of when it will not come any more.
-PATIENCE = 20.0
+PATIENCE = 40.0
+_CA: list[bytes] = []  # certificate and key
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -33,7 +35,7 @@ class Firewall:
         self.process: subprocess.Popen[Any] | None = None
         self.ca = self.dir / "ca.pem"
         if not self.ca.exists():
-            self.cli("ca", "create", "--name", "Lab inspection CA", "--out", str(self.dir))
+            self._have_ca()
 
     def __enter__(self) -> Self:
         return self
@@ -41,7 +43,7 @@ class Firewall:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self.stop(cleanup=False)  # the lab is about to go, and the router's rules with it
 
     # -- commands --------------------------------------------------------------------------------------------------
 
@@ -54,6 +56,17 @@ class Firewall:
             env={"NFW_CONTROL": str(self.control), **self.places},
             cwd=ROOT,
         )
+
+    def _have_ca(self) -> None:
+        """One inspecting CA for all labs of this process."""
+        key = self.dir / "ca.key"
+        if not _CA:
+            self.cli("ca", "create", "--name", "Lab inspection CA", "--out", str(self.dir))
+            _CA.extend((self.ca.read_bytes(), key.read_bytes()))
+            return
+        self.ca.write_bytes(_CA[0])
+        key.touch(0o600)
+        key.write_bytes(_CA[1])
 
     def policy(self, name: str, text: str, rules: str = "") -> Path:
         """Write a policy and, where given, the rule file it names as NAME.rules."""
@@ -145,6 +158,12 @@ class Firewall:
             ),
         )
         return next(event for event in self.events(kind) if wanted(event))
+
+
+def many_files() -> None:
+    """As many descriptors as there may be for this process, and for the nfw it starts."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, said: Callable[[], str] = lambda: "") -> None:

@@ -129,7 +129,7 @@ PARTS = (
             "bypass_proof": "which proofs suffice: nfw's own resolvers give the address; its certificate is the name's",
             "resolvers": "addresses of the DNS servers asked, three at most; those of `/etc/resolv.conf` without",
             "quic": "QUIC to a scope: UDP port 443, or what looks like it",
-            "strip_ech": "take the keys for Encrypted ClientHello out of DNS answers over UDP",
+            "strip_ech": "take the keys for Encrypted ClientHello out of DNS answers",
             "debug": "keys and plaintext of chosen sessions in files",
             "inbound_upstream": "how servers of `inbound` are known: by their certificates, or by name and chain",
             "arn": "kept for conversion",
@@ -177,7 +177,7 @@ PARTS = (
     ),
     Part(
         "tls.scopes[]",
-        read_tls.SCOPE_KEYS,
+        read_tls.OWN_SCOPE_KEYS,
         TlsScope,
         "A key that is not there is any. What no scope matches passes on undecrypted.",
         {
@@ -185,6 +185,7 @@ PARTS = (
             "source_ports": "ports or ranges",
             "destinations": "networks, addresses or `$NAME`",
             "destination_ports": "ports or ranges",
+            "trust": "who may vouch for these servers; `tls.trust` without",
         },
     ),
     Part(
@@ -239,8 +240,10 @@ PARTS = (
             "order": "`strict`: as written, with default actions; `action`: pass, drop, reject, alert",
             "default_actions": "for flows no rule decides: `drop_strict`, `drop_established`, "
             "`drop_established_app_layer`, `drop_established_app_layer_to_server` and their `alert_` twins",
-            "stream_exception": "TCP of which no handshake was seen",
+            "stream_exception": "TCP of which no handshake was seen; rules on applications match nothing of what "
+            "continues",
             "stream_depth": "bytes of each direction that stream rules search; 0: all",
+            "refresh": "seconds between two looks at the files of `references`, up to 86400; 0: read at an apply only",
             "rule_files": "rule files",
             "rules": "rules written here",
             "groups": "instead of both: groups of rules",
@@ -266,7 +269,7 @@ PARTS = (
             "capacity": "as AWS counts it",
             "drop_to_alert": "what the rules drop is only logged (AWS's override)",
             "variables": "over those of the policy",
-            "references": "sets named `@NAME` in rules: `{NAME: {arn: ..., networks: [...]}}`",
+            "references": "sets named `@NAME` in rules: `{NAME: {arn: ..., networks: [...]}}`, or `{file: ...}`",
             "rule_files": "rule files",
             "rules": "rules written here",
             "five_tuple": "the rules were written as AWS's StatefulRules",

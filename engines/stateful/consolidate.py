@@ -10,18 +10,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
-from engines.stateful.header import APP_PROTOCOLS, HOOKS, LINK_PROTOCOLS, FamilyTest
+from engines.stateful.header import APP_PROTOCOLS, FLOW_START, HOOKS, LINK_PROTOCOLS, FamilyTest
 from engines.stateful.keywords import packetbuffers
 from engines.stateful.keywords.base import IntTest, KeywordError
 from engines.stateful.keywords.buffers import BUFFERS, HTTP, rank
 from engines.stateful.keywords.draft import PAYLOAD, BufferDraft, ContentDraft, RuleDraft
-from engines.stateful.match import Absent, ByteJump, OneOf, Regex, Size, match_buffer, transform
+from engines.stateful.match import Absent, AllIntegers, ByteJump, OneOf, Regex, Size, match_buffer, transform
 from engines.stateful.ruleconfig import DEFAULT_PRIORITY
 from engines.stateful.signature import (
     BufferMatch,
     FastPattern,
     FlowSpec,
     PacketTest,
+    PacketView,
     RuleType,
     Signature,
 )
@@ -41,14 +42,23 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
     for buffer in draft.buffers:
         _check_buffer(buffer, draft)
     app_proto, ip_protocols = _protocols(draft)
-    if draft.header.hook and not draft.buffers and draft.header.app_proto == "tls":
-        _tls_state(draft)
+    if draft.header.hook == FLOW_START:
+        draft.packet(f"{draft.header.protocol}:{FLOW_START}", _first_packet)
+    elif draft.header.hook:
+        if draft.direction is None:
+            draft.direction = HOOKS[draft.header.app_proto, draft.header.hook]
+        if not draft.buffers:
+            _bare_hook(draft)
     app_buffers = [b for b in draft.buffers if b.name != PAYLOAD and b.name not in packetbuffers.NAMES]
     if app_buffers and draft.needs_packet:
         raise KeywordError(
             f"{draft.needs_packet[0]} looks at one packet and {app_buffers[0].name} at a transaction; "
             "a rule cannot do both",
             in_value=False,
+        )
+    if draft.needs_packet and (draft.only_stream or draft.header.protocol == "tcp-stream"):
+        raise KeywordError(
+            f"{draft.needs_packet[0]} looks at a packet, but the rule at the stream only", in_value=False
         )
     direction = _direction(draft, app_buffers)
     fast = _fast_pattern(draft.buffers)
@@ -59,7 +69,7 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
         draft.in_captures(f"{header.protocol} packets do not reach a firewall at the IP layer")
     if app_buffers and header.app_proto and header.app_proto not in PARSED:
         draft.never(f"no parser for {header.app_proto}")
-    if header.hook:
+    if header.hook and header.hook != FLOW_START:
         _check_hook(draft, app_buffers)
     if draft.never_matches:
         draft.warnings.append(f"never matches: {draft.never_matches}")
@@ -118,12 +128,14 @@ def _priority(draft: RuleDraft) -> int:
 
 def _build(buffer: BufferDraft) -> BufferMatch:
     matchers = tuple(i.build() if isinstance(i, ContentDraft) else i for i in buffer.items)
+    together = next((m.holds for m in matchers if isinstance(m, AllIntegers)), None)
     return BufferMatch(
         buffer.name,
         matchers,
         tuple(t.function for t in buffer.transforms),
         tuple(t.name for t in buffer.transforms),
-        absent=any(isinstance(m, Absent) for m in matchers),
+        absent=any(isinstance(m, Absent) for m in matchers) or (together is not None and together(())),
+        together=together,
     )
 
 
@@ -146,6 +158,12 @@ def _check_buffer(buffer: BufferDraft, draft: RuleDraft) -> None:
             raise KeywordError(f"content {_show(item.pattern)}: {problem}", in_value=False)
         if info and info.canonical and not buffer.transforms:
             item.pattern = info.canonical(item.pattern)
+    absent = next((item for item in buffer.items if isinstance(item, Absent)), None)
+    if absent is not None and absent.or_else != (len(buffer.items) > 1):
+        problem = (
+            "or_else needs another condition" if absent.or_else else "a buffer that is absent has no other condition"
+        )
+        raise KeywordError(f"absent: {problem} on {buffer.name}", in_value=False)
     needed = required_size(buffer.items)
     for item in buffer.items:
         if isinstance(item, Size) and isinstance(item.test, IntTest) and item.test.high < needed:
@@ -245,29 +263,47 @@ def _direction(draft: RuleDraft, app_buffers: list[BufferDraft]) -> Direction | 
     return draft.direction if draft.direction is not None else next(iter(sides), None)
 
 
-def _tls_state(draft: RuleDraft) -> None:
-    """A rule with a hook and nothing else matches once the handshake has come that far."""
-    draft.direction = HOOKS["tls", draft.header.hook]
-    state = draft.header.hook.removesuffix("_done").encode()
-    draft.buffer("ssl_state").add(OneOf(frozenset({state})))
+# What is there when a transaction has come as far as a hook.
+_THERE = {
+    "request_started": "http.request_line",
+    "request_line": "http.request_line",
+    "request_headers": "http.header_names",
+    "response_started": "http.response_line",
+    "response_line": "http.response_line",
+    "response_headers": "http.header_names",
+}
+
+
+def _bare_hook(draft: RuleDraft) -> None:
+    """A rule with a hook and nothing else matches once the handshake, or the message, has come that far."""
+    hook = draft.header.hook
+    if draft.header.app_proto == "tls":
+        state = hook.removesuffix("_done").encode()
+        draft.buffer("ssl_state").add(OneOf(frozenset({state})))
+    else:
+        draft.buffer(_THERE[hook])
+
+
+def _first_packet(view: PacketView) -> bool:
+    """Of its direction of its flow."""
+    return view.flow is not None and view.flow.packets[view.direction] == 1
 
 
 def _check_hook(draft: RuleDraft, app_buffers: list[BufferDraft]) -> None:
-    """A hook says when a rule is judged. With buffers that are complete by then it is what happens anyway; without any,
-    or with later ones, the rule would have to wait or match at once, which is not done."""
+    """A hook says when a rule is judged. With buffers that are complete by then it is what happens anyway; with later
+    ones the rule would have to match at once, which is not done."""
     header = draft.header
     side = HOOKS[header.app_proto, header.hook]
-    late = [
-        b.name
-        for b in app_buffers
-        if b.name != "ssl_state" and (b.name not in BUFFERS or BUFFERS[b.name].direction is not side)
-    ]
-    if late or not app_buffers:
-        raise KeywordError(
-            f"a rule for {header.app_proto}:{header.hook} needs a buffer that is there by then"
-            + (f", which {late[0]} is not" if late else ""),
-            in_value=False,
-        )
+    both = header.app_proto == "tls" or header.hook.endswith("_headers")  # what both sides have is there as well
+    for name in (b.name for b in app_buffers):
+        info = BUFFERS.get(name)
+        there = info is not None and (info.direction is side or (both and info.direction is None))
+        if name != "ssl_state" and (not there or name.startswith("file.")):
+            raise KeywordError(
+                f"a rule for {header.app_proto}:{header.hook} needs a buffer that is there by then, which {name} "
+                "is not",
+                in_value=False,
+            )
 
 
 # --- type -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engines.stateful.app import Transaction
+from engines.stateful.app import AppParser, Transaction
 from engines.stateful.app.detect import FAILED, Detector, recognised
 from engines.stateful.app.registry import PARSERS, UDP_PARSERS
 from engines.stateful.expect import Expected
@@ -54,9 +54,11 @@ class Conversation:
         "_pd_rules",
         "_ruleset",
         "_spoken",
+        "_unseen",
         "app_proto",
         "detector",
         "early",
+        "inside",
         "layers",
         "named",
         "protocols",
@@ -73,6 +75,7 @@ class Conversation:
         self.detector = _detector(facts)
         self.early = (bytearray(), bytearray())
         self.layers: list[Layer] = []
+        self.inside: Layer | None = None  # a protocol on streams of the top layer's
         self.named = [False, False]
         self.server_name = ""
         self.transactions: list[tuple[str, int, dict[str, object]]] = []
@@ -81,6 +84,7 @@ class Conversation:
         self._spoken = ["", ""]  # what the bytes of each side say, where rules ask
         self._other_side: Detector | None = None
         self._first = _TO_SERVER  # who spoke first
+        self._unseen = False  # how it began, so that nothing says what it is, or is not
 
     # -- bytes in --------------------------------------------------------------------------------------------------
 
@@ -120,6 +124,12 @@ class Conversation:
         if self.detector is not None and self.detector.close(direction) == FAILED:
             self._detection_failed()
 
+    def began_unseen(self) -> None:
+        """The flow is taken up in its middle: what it speaks stays unknown."""
+        self.detector = None
+        self._unseen = True
+        self.named[:] = (True, True)
+
     def forget(self, *, detect_on: bool) -> None:
         """Nothing is looked at again: let go of what was kept for that. ``detect_on``: the protocol's name is still
         wanted."""
@@ -127,6 +137,7 @@ class Conversation:
             self.detector = None
         self.log_rest()
         self.layers.clear()
+        self.inside = None
         self.early = (bytearray(), bytearray())
 
     # -- what is known ---------------------------------------------------------------------------------------------
@@ -136,12 +147,21 @@ class Conversation:
         """The layer the bytes belong to."""
         return self.layers[-1] if self.layers else None
 
+    @property
+    def unrecognised(self) -> bool:
+        """Detection has come to an end without a name; of datagrams that of one side is enough."""
+        if self.app_proto or self._facts.protocol not in (_TCP, _UDP):
+            return False
+        if self._facts.protocol == _TCP:
+            return self.detector is None
+        return self._final(_TO_SERVER) or self._final(_TO_CLIENT)
+
     def complete(self, direction: Direction) -> int:
         """Grows with every transaction of the top layer whose side is complete."""
         layer = self.top
         if layer is None or layer.parser is None:
             return 0
-        return 1 + sum(tx.id + 1 for tx in layer.parser.transactions if tx.is_complete(direction))
+        return sum(tx.id + 1 for tx in layer.parser.transactions if tx.is_complete(direction))
 
     def pending(self, direction: Direction) -> bool:
         """A transaction has something of that side that was not judged."""
@@ -163,11 +183,11 @@ class Conversation:
 
     def _final(self, direction: Direction) -> bool:
         """Nothing that direction may say changes the protocol any more."""
-        return self.detector is None or self.detector.final_for(direction)
+        return not self._unseen and (self.detector is None or self.detector.final_for(direction))
 
     def speaks(self, asked: AppProtocolTest, direction: Direction) -> bool:
         """``app-layer-protocol``. What a flow is not is known when detection has come to an end."""
-        name, negated, mode = asked
+        mode = asked.mode
         known: Iterable[str] = self.protocols
         final = self._final(direction)
         if mode == "original":
@@ -177,12 +197,14 @@ class Conversation:
         elif mode in {"to_server", "to_client"}:
             side = _TO_CLIENT if mode == "to_client" else _TO_SERVER
             known, final = (self._spoken[side],), self.side_final(side)
-        if name in {"failed", "unknown"}:
-            return (not any(known)) != negated and final
-        wanted = frozenset({name}) if mode == "exact" else covered_protocols(name)
-        if wanted.isdisjoint(known):
-            return negated and final
-        return not negated
+        for name in asked.names:
+            if name in {"failed", "unknown"}:
+                found = final and not any(known)
+            else:
+                found = not (frozenset({name}) if mode == "exact" else covered_protocols(name)).isdisjoint(known)
+            if found:
+                return not asked.negated
+        return asked.negated and final
 
     # -- the log ---------------------------------------------------------------------------------------------------
 
@@ -244,9 +266,11 @@ class Conversation:
         group = ruleset.app_group(name)
         make = (UDP_PARSERS if facts.protocol == _UDP else PARSERS).get(name)
         wanted = group.has_transactions or (name in _CARRIERS and ruleset.needs_protocol)
-        logs = name in ruleset.logs or log_key(name) in ruleset.logs
+        logs = self._logs(name)
         parser = make(ruleset.limits.app, group.body_denies) if make is not None and (wanted or logs) else None
         if parser is not None:
+            if parser.inside is not None:
+                parser.inside.wanted = self._judges(parser.inside.name) or self._logs(parser.inside.name)
             parser.begin(facts.client, facts.server, expected)
             if self._outer is not None:
                 parser.follow(self._outer)
@@ -259,6 +283,22 @@ class Conversation:
             self.early[side].clear()
             if early and parser is not None:
                 self._parse(layer, side, early, now)
+
+    def _judges(self, name: str) -> bool:
+        return self._ruleset.app_group(name).has_transactions
+
+    def _logs(self, name: str) -> bool:
+        return name in self._ruleset.logs or log_key(name) in self._ruleset.logs
+
+    def _begins_inside(self, parser: AppParser) -> None:
+        """The first stream of another protocol."""
+        name = parser.name
+        self.inside = Layer(name, self._ruleset.app_group(name), self._ruleset.rules, parser)
+        if self._logs(name):
+            self.inside.log, self.inside.log_only = self._log, not self._judges(name)
+        self.layers.insert(len(self.layers) - 1, self.inside)
+        self.protocols |= {name}
+        self.named[:] = (False, False)
 
     def _listen(self, direction: Direction, data: bytes) -> None:
         """What the side speaks that has not told what the flow is."""
@@ -282,6 +322,8 @@ class Conversation:
         parser.feed(direction, data)
         if parser.name != layer.name:
             self._renamed(layer, parser.name)
+        if self.inside is None and parser.inside is not None and parser.inside.wanted and parser.inside.begun:
+            self._begins_inside(parser.inside)
         if not self.server_name and layer.name in _NAMING and parser.transactions:
             names = parser.transactions[0].buffer("tls.sni", _TO_SERVER)
             self.server_name = names[0].decode("ascii", "backslashreplace") if names else ""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from engines.nearest import nearest_word
 from engines.stateful.signature import Action
@@ -100,13 +101,19 @@ APP_PROTOCOLS: dict[str, frozenset[int]] = {
 }
 # Rule hooks, and the side whose buffers are complete there.
 HOOKS: dict[tuple[str, str], Direction] = {
+    ("tls", "client_hello"): Direction.TO_SERVER,
     ("tls", "client_hello_done"): Direction.TO_SERVER,
+    ("tls", "server_hello"): Direction.TO_CLIENT,
     ("tls", "server_hello_done"): Direction.TO_CLIENT,
+    ("http1", "request_started"): Direction.TO_SERVER,
     ("http1", "request_line"): Direction.TO_SERVER,
     ("http1", "request_headers"): Direction.TO_SERVER,
+    ("http1", "response_started"): Direction.TO_CLIENT,
     ("http1", "response_line"): Direction.TO_CLIENT,
     ("http1", "response_headers"): Direction.TO_CLIENT,
 }
+# The hook of the protocols below: the first packet of each direction of a flow.
+FLOW_START = "flow_start"
 _ALIASES = {"ssl": "tls"}
 
 
@@ -120,10 +127,12 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Variables:
-    """``$NAME`` and ``@NAME``: each a rule expression (``"!$HOME_NET"``) or a list of them."""
+    """``$NAME`` and ``@NAME``: each a rule expression (``"!$HOME_NET"``) or a list of them. ``files``: where the
+    content of a ``@NAME`` is read from and may change."""
 
     addresses: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     ports: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +183,8 @@ class HeaderParser:
         name = _ALIASES.get(protocol.lower(), protocol.lower())
         name, colon, hook = name.partition(":")
         name = _ALIASES.get(name, name)
-        if colon and (name, hook) not in HOOKS:
-            known = ", ".join(":".join(pair) for pair in HOOKS)
+        if colon and (name, hook) not in HOOKS and not (hook == FLOW_START and name in NETWORK_PROTOCOLS):
+            known = ", ".join([*(":".join(pair) for pair in HOOKS), f"tcp:{FLOW_START}"])
             raise HeaderError(f"the rule hook {protocol} is not supported; expected a protocol name or {known}", 1)
         if name not in NETWORK_PROTOCOLS and name not in APP_PROTOCOLS:
             raise HeaderError(f"unknown protocol {protocol!r}{nearest(name, [*NETWORK_PROTOCOLS, *APP_PROTOCOLS])}", 1)
@@ -218,9 +227,19 @@ class HeaderParser:
                 raise ValueError(f"{text} matches no address at all")
             everything = (low, high) == _ADDRESS_SPACE
             negated = "!" in self._expanded(text) or "range" in seen
-            spec = AddressSpec(text, None if everything else AddressTest(text, low, high), negated and not everything)
+            test = None
+            if any(name in self._variables.files for name in self.names(text)):
+                test = AddressTest(text, low, high, self._variables)
+            elif not everything:
+                test = AddressTest(text, low, high)
+            spec = AddressSpec(text, test, negated and not everything)
             self._addresses[text] = spec
         return spec
+
+    def intervals(self, text: str) -> Space:
+        """What an address field stands for, as :meth:`address` reads it; (IPv4, IPv6), either may be empty. ValueError
+        for what is no address field."""
+        return _evaluate(text, lambda item: _address_item(item, set()), _ADDRESS_SPACE, self._address_variable)
 
     def port(self, text: str) -> Callable[[int], bool] | None:
         """``any``, ``80``, ``1024:``, ``:1023``, ``8000:8080``, lists, variables, negation. ValueError."""
@@ -239,11 +258,25 @@ class HeaderParser:
 
     def _expanded(self, text: str, depth: int = 0) -> str:
         """The expression with its variables written out, to see whether a negation is in it."""
-        if depth > MAX_VARIABLE_DEPTH or ("$" not in text and "@" not in text):
+        if depth > MAX_VARIABLE_DEPTH:
             return text
-        words = text.replace("[", " ").replace("]", " ").replace(",", " ").replace("!", " ").split()
-        inner = [self._address_variable(w) for w in words if w[0] in "$@"]
+        inner = [self._address_variable(name) for name in _variables_in(text)]
         return text + " ".join(self._expanded(i, depth + 1) for i in inner)
+
+    def names(self, text: str, depth: int = 0) -> set[str]:
+        """Every variable it refers to, directly or through others."""
+        if depth > MAX_VARIABLE_DEPTH:
+            return set()
+        found = set(_variables_in(text))
+        inner = [self._address_variable(name) for name in found if name[0] == "$"]
+        return found.union(*(self.names(each, depth + 1) for each in inner))
+
+
+def _variables_in(text: str) -> list[str]:
+    if "$" not in text and "@" not in text:
+        return []
+    words = text.replace("[", " ").replace("]", " ").replace(",", " ").replace("!", " ").split()
+    return [word for word in words if word[0] in "$@"]
 
 
 def nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
@@ -260,12 +293,16 @@ _PORT_SPACE: Space = (((0, 65535),),)
 
 
 class AddressTest:
-    """Is a packed address in the set? Two bisections at most; compared as bytes, which sort like the numbers."""
+    """Is a packed address in the set? Two bisections at most; compared as bytes, which sort like the numbers.
 
-    __slots__ = ("_ends4", "_ends6", "_starts4", "_starts6", "text")
+    ``variables``: those it was made with, where some of what it stands for may change; None where nothing does.
+    """
 
-    def __init__(self, text: str, four: Intervals, six: Intervals) -> None:
+    __slots__ = ("_ends4", "_ends6", "_starts4", "_starts6", "text", "variables")
+
+    def __init__(self, text: str, four: Intervals, six: Intervals, variables: Variables | None = None) -> None:
         self.text = text
+        self.variables = variables
         self._starts4 = [low.to_bytes(4, "big") for low, _ in four]
         self._ends4 = [high.to_bytes(4, "big") for _, high in four]
         self._starts6 = [low.to_bytes(16, "big") for low, _ in six]
@@ -278,6 +315,12 @@ class AddressTest:
         index = bisect_right(self._starts6, packed) - 1
         return index >= 0 and packed <= self._ends6[index]
 
+    def become(self, starts4: bytes, ends4: bytes, starts6: bytes, ends6: bytes) -> None:
+        """Stand for these intervals from now on: each argument is addresses of one family, one behind the other, as in
+        :meth:`intervals`."""
+        self._starts4, self._ends4 = _cut(starts4, 4), _cut(ends4, 4)
+        self._starts6, self._ends6 = _cut(starts6, 16), _cut(ends6, 16)
+
     def intervals(self, family: int) -> Intervals:
         """The set's addresses of a family, 4 or 6, as numbers; sorted, disjoint, both ends included."""
         starts, ends = (self._starts4, self._ends4) if family == 4 else (self._starts6, self._ends6)
@@ -287,6 +330,10 @@ class AddressTest:
 
     def __repr__(self) -> str:
         return f"AddressTest({self.text!r})"
+
+
+def _cut(packed: bytes, size: int) -> list[bytes]:
+    return [packed[at : at + size] for at in range(0, len(packed), size)]
 
 
 class PortTest:
@@ -339,12 +386,16 @@ def _evaluate(
         raise ValueError("it is empty")
     if depth > MAX_VARIABLE_DEPTH:
         raise ValueError(f"variables or lists are nested more than {MAX_VARIABLE_DEPTH} deep (or in a circle)")
+    if "," in text and text[0] != "[" and len(parts := list(_split(text))) > 1:  # a list without its brackets
+        return _list(parts, text, item, space, variable, depth)
     if text.startswith("!"):
         if text[1:].strip() == "any":
             raise ValueError("!any matches nothing")
         return _minus(space, _evaluate(text[1:], item, space, variable, depth + 1))
     if text.startswith("["):
-        return _list(text, item, space, variable, depth)
+        if not text.endswith("]"):
+            raise ValueError(f"{text!r}: the closing ] is missing")
+        return _list(list(_split(text[1:-1])), text, item, space, variable, depth)
     if text[0] in "$@":
         return _evaluate(variable(text), item, space, variable, depth + 1)
     if text == "any":
@@ -352,22 +403,27 @@ def _evaluate(
     return item(text)
 
 
-def _list(text: str, item: Callable[[str], Space], space: Space, variable: Callable[[str], str], depth: int) -> Space:
-    if not text.endswith("]"):
-        raise ValueError(f"{text!r}: the closing ] is missing")
-    wanted: Space | None = None
-    unwanted: Space = tuple(() for _ in space)
-    for part in _split(text[1:-1]):
+def _list(
+    parts: Sequence[str],
+    text: str,
+    item: Callable[[str], Space],
+    space: Space,
+    variable: Callable[[str], str],
+    depth: int,
+) -> Space:
+    wanted: list[Space] = []
+    unwanted: list[Space] = []
+    for part in parts:
         if not part:
             raise ValueError(f"{text!r}: an item of the list is empty")
         if part.startswith("!"):
             if part[1:].strip() == "any":
                 raise ValueError("!any matches nothing")
-            unwanted = _plus(unwanted, _evaluate(part[1:], item, space, variable, depth + 1))
+            unwanted.append(_evaluate(part[1:], item, space, variable, depth + 1))
         else:
-            found = _evaluate(part, item, space, variable, depth + 1)
-            wanted = found if wanted is None else _plus(wanted, found)
-    return _minus(space if wanted is None else wanted, unwanted)
+            wanted.append(_evaluate(part, item, space, variable, depth + 1))
+    nothing: Space = tuple(() for _ in space)
+    return _minus(_plus(nothing, *wanted) if wanted else space, _plus(nothing, *unwanted))
 
 
 def _split(text: str) -> Iterator[str]:
@@ -430,17 +486,17 @@ def _port_number(text: str, default: int | None) -> int:
     return number
 
 
-def _plus(left: Space, right: Space) -> Space:
-    return tuple(_union(a, b) for a, b in zip(left, right, strict=True))
+def _plus(*spaces: Space) -> Space:
+    return tuple(_union(chain.from_iterable(dimension)) for dimension in zip(*spaces, strict=True))
 
 
 def _minus(left: Space, right: Space) -> Space:
     return tuple(_difference(a, b) for a, b in zip(left, right, strict=True))
 
 
-def _union(left: Intervals, right: Intervals) -> Intervals:
+def _union(intervals: Iterable[tuple[int, int]]) -> Intervals:
     merged: list[tuple[int, int]] = []
-    for low, high in sorted((*left, *right)):
+    for low, high in sorted(intervals):
         if merged and low <= merged[-1][1] + 1:
             merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
         else:
@@ -450,16 +506,18 @@ def _union(left: Intervals, right: Intervals) -> Intervals:
 
 def _difference(left: Intervals, right: Intervals) -> Intervals:
     left_over: list[tuple[int, int]] = []
+    at = 0  # the first of ``right`` that does not end before ``low``: both are sorted
     for low, high in left:
+        while at < len(right) and right[at][1] < low:
+            at += 1
         start = low
-        for cut_low, cut_high in right:
-            if cut_high < start or cut_low > high:
-                continue
+        for index in range(at, len(right)):
+            cut_low, cut_high = right[index]
+            if cut_low > high:
+                break
             if cut_low > start:
                 left_over.append((start, cut_low - 1))
             start = cut_high + 1
-            if start > high:
-                break
         if start <= high:
             left_over.append((start, high))
     return tuple(left_over)

@@ -49,11 +49,16 @@ class Holding:
                     early = len(conversation.early[side])
                     held[side] = early if early and self._at_stake(conversation.detector, side) else 0
         elif layer is not None and layer.parser is not None:
-            if not self.enforces(layer):
+            inside = conversation.inside
+            if self.enforces(layer):
+                if layer.parser.gave_up:
+                    return "app_layer_error"
+                held[0], held[1] = layer.parser.held(BOTH[0]), layer.parser.held(BOTH[1])
+            elif inside is None:
                 return None
-            if layer.parser.gave_up:
-                return "app_layer_error"
-            held[0], held[1] = layer.parser.held(BOTH[0]), layer.parser.held(BOTH[1])
+            if inside is not None and inside.parser is not None and self.enforces(inside):
+                for side in BOTH:
+                    held[side] = max(held[side], inside.parser.held(side))
         else:
             return None
         for side in BOTH:

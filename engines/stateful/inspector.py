@@ -108,6 +108,11 @@ class Inspector:
         return self._conversation.app_proto
 
     @property
+    def unrecognised(self) -> bool:
+        """The bytes are of no protocol known here: it was looked for, and is looked for no more."""
+        return self._conversation.unrecognised
+
+    @property
     def server_name(self) -> str:
         """The name the client asked for in TLS or QUIC; "" when there is none or nobody asked for it to be read."""
         return self._session.facts.sni if self._session is not None else self._conversation.server_name
@@ -208,6 +213,11 @@ class Inspector:
             return _NOTHING
         self._layers.insert(0, layer)
         return self._judge_opening(_TO_SERVER, now)
+
+    def began_unseen(self) -> None:
+        """The flow is taken up in its middle; before anything is inspected. Rules on applications match nothing of it,
+        as in AWS Network Firewall with the stream exception policy CONTINUE."""
+        self._conversation.began_unseen()
 
     def not_decrypted(self) -> None:
         """The flow is passed on as it is: what follows are the bytes on the wire, from the first on."""

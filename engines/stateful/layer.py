@@ -337,6 +337,11 @@ def _judge(
         if open_ended and condition.waits:
             waiting = True
             continue
+        if match.together is not None and instances:
+            if match.together([int.from_bytes(data, "big") for data in instances]):
+                bits |= bit
+                continue
+            instances = ()
         for data in instances:
             for function in match.transforms:
                 data = function(data)

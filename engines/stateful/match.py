@@ -429,6 +429,28 @@ class IntegerValue(StepMatcher):
 
 
 @dataclass(frozen=True, slots=True)
+class AllIntegers(StepMatcher):
+    """A question about all of a buffer's instances at once, each one big-endian number: how many fit, which of them.
+
+    ``holds`` is asked of the numbers, in order, by whoever has the instances (BufferMatch.together); one instance by
+    itself is asked as if it were the only one.
+    """
+
+    holds: Callable[[Sequence[int]], bool]
+    negated: bool = False
+
+    def compile(self, following: Step, retry: bool) -> Step:
+        holds = self.holds
+
+        def step(data: bytes, cursor: int, state: dict[str, int], run: Run) -> int:
+            if not holds((int.from_bytes(data, "big"),)):
+                return STOP
+            return following(data, cursor, state, run)
+
+        return step
+
+
+@dataclass(frozen=True, slots=True)
 class OneOf(StepMatcher):
     """The whole buffer is (or, negated, is not) one of a few values (tls.version, ssl_version, ssl_state)."""
 

@@ -143,7 +143,7 @@ class PayloadRules:
             in_stream = where & _STREAM and (start == 0 or rule.signature.rule_type is RuleType.STREAM)
             if in_stream and _matches(rule, window):
                 rules.hit(rule, direction, True)
-            elif where & _PACKET and _matches(rule, payload):
+            elif where & _PACKET and not rule.signature.flow.only_stream and _matches(rule, payload):
                 rules.hit(rule, direction, rule.signature.rule_type is RuleType.LIKE_IP_ONLY)
 
     def _to_search(self, direction: Direction, data: bytes) -> bytes:

@@ -187,6 +187,11 @@ def buffer_misfit(match: BufferMatch, instances: Sequence[bytes], name: str = ""
         if match.absent:
             return len(match.matchers), ""
         return 0, f"there is no {name}"
+    if match.together is not None:
+        numbers = [int.from_bytes(data, "big") for data in instances]
+        if match.together(numbers):
+            return len(match.matchers), ""
+        return 0, f"{name} {', '.join(map(str, numbers))}: the condition on its values does not hold"
     best = (-1, "")
     for data in instances:
         for function in match.transforms:

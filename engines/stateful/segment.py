@@ -47,6 +47,7 @@ class Segment:
     added: bool = True
     events: frozenset[str] = frozenset()  # of decoding, as the decode-event keyword names them
     vlans: tuple[int, ...] | None = None  # outermost first; None: not seen
+    flow: Any = None  # engines.flow.Flow, whose counts have this packet in them; None: it belongs to none
 
     @property
     def octets(self) -> int:

@@ -6,8 +6,9 @@ Source: Suricata user guide, "Rules format" and following chapters.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from engines.verdict import Direction, RuleRef
@@ -62,6 +63,8 @@ class BufferMatch:
     transforms: tuple[Callable[[bytes], bytes], ...] = ()
     transform_names: tuple[str, ...] = ()
     absent: bool = False  # matches when the buffer does not exist (`absent`); when it does, matchers decide
+    # Asked of all instances at once, each a number; the matchers are not asked then.
+    together: Callable[[Sequence[int]], bool] | None = None
     # The matchers compiled into one chain by engines.stateful.match.compile_program; None: as long as nobody asked.
     program: Callable[[bytes, dict[str, int]], bool] | None = field(default=None, compare=False, repr=False)
 
@@ -131,16 +134,29 @@ class PacketView(Protocol):
     packet: Any  # engines.packet.Packet, or None on decrypted flows
     events: frozenset[str]  # "decoder.ipv4.trunc_pkt" and the like; empty where nobody looked
     vlans: tuple[int, ...] | None  # outermost first; None where the link layer was not seen
+    flow: Any  # engines.flow.Flow with its counts, or None for a packet that belongs to none
+    now: float  # seconds
 
 
 class AppProtocolTest(NamedTuple):
-    """``app-layer-protocol:[!]name,mode``. ``mode``: final (what the flow speaks now), original (what it spoke before
-    that changed), to_server and to_client (what one side's bytes say), either (any side's), exact (as final, with no
-    other name standing for it)."""
+    """``app-layer-protocol:[!]name,mode``; names joined by ``|``: any of them.
+
+    ``mode``: final (what the flow speaks now), original (what it spoke before that changed), to_server and to_client
+    (what one side's bytes say), either (any side's), exact (as final, with no other name standing for it).
+    """
 
     name: str
     negated: bool = False
     mode: str = "final"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return _alternatives(self.name)
+
+
+@lru_cache(maxsize=1024)
+def _alternatives(name: str) -> tuple[str, ...]:
+    return tuple(name.split("|"))
 
 
 @dataclass(frozen=True, slots=True)

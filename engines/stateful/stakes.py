@@ -94,9 +94,10 @@ def _protocols(
     """
     asked: frozenset[str] = frozenset()
     for test in rule.signature.app_layer_protocols:
-        if test.negated or test.name in {"failed", "unknown"} or test.mode not in {"final", "exact"}:
+        names_asked = test.names
+        if test.negated or not {"failed", "unknown"}.isdisjoint(names_asked) or test.mode not in {"final", "exact"}:
             return None
-        asked |= covered(test.name)
+        asked = asked.union(*map(covered, names_asked))
     placed = bool(rule.app_protos or rule.tx or rule.signature.app_events)
     found = set()
     for name in names:

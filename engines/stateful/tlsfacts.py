@@ -44,13 +44,14 @@ class TlsFacts:
         """From an :class:`engines.tls.clienthello.ClientHello`."""
         # GREASE values (RFC 8701) are above every real version and have equal bytes.
         versions = [value for value in hello.versions if value >> 8 != value & 0xFF]
+        fingerprints = hello.fingerprints
         return cls(
             sni=hello.sni or "",
             alpn=hello.alpn,
             version=max(versions, default=hello.legacy_version),
-            ja3=hello.ja3,
-            ja3_string=hello.ja3_string,
-            ja4=hello.ja4,
+            ja3=fingerprints.ja3,
+            ja3_string=fingerprints.ja3_string,
+            ja4=fingerprints.ja4,
         )
 
 

@@ -1,12 +1,17 @@
-"""Hides offers of HTTP/3 from clients whose QUIC does not get through: without it, each tries and waits.
+"""Hides offers of HTTP/3 from clients whose QUIC does not get through: without it, each tries and waits. And keys for
+Encrypted ClientHello (:mod:`engines.tls.ech`) from clients that ask for DNS answers over HTTP (RFC 8484).
 
 Nothing is encoded anew and no length changes. The value of an ``Alt-Svc`` header that offers QUIC becomes ``clear`` and
 blanks, which also takes back what an earlier answer offered; in HPACK that is a Huffman text of the same number of
 bytes, put where the old one was, so the client's header table stays that of the server. An ALTSVC frame gets a type
 nobody knows, which is ignored (RFC 9113 section 4.1).
 
-Held back are only bytes of an unfinished head (HTTP/1) or header block (HTTP/2), 64 KB at most. What does not read as
-HTTP, or no longer does, goes on untouched from there: this is a courtesy, dropping QUIC is the enforcement.
+An answer is known in HTTP/1 by its type, and has to say its length; in HTTP/2 it is a DATA frame that is one, whatever
+its type, so that no table of headers has to be kept.
+
+Held back are only bytes of an unfinished head (HTTP/1) or header block (HTTP/2), or of an answer, 64 KB at most. What
+does not read as HTTP, or no longer does, goes on untouched from there: this is a courtesy, dropping QUIC is the
+enforcement.
 
 Sources: RFC 7838 sections 3 and 4 (Alt-Svc, ALTSVC), RFC 9112 section 6 (message bodies), RFC 9113 sections 4 and 6
 (frames), RFC 7541 sections 5 and 6, appendix B (HPACK).
@@ -22,6 +27,7 @@ from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.huffman_table import decode_huffman
 
+from engines.tls.ech import may_be_answer, without_ech
 from engines.verdict import Direction
 
 HELD_MOST = 65536
@@ -36,6 +42,7 @@ _HEADER = re.compile(rb"(?im)^alt-svc[ \t]*:([^\r\n]*)")
 _LENGTH = re.compile(rb"(?im)^content-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r?$")
 _CHUNKED = re.compile(rb"(?im)^transfer-encoding[ \t]*:[^\r\n]*\bchunked[ \t]*\r?$")
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})\b")
+_DNS = re.compile(rb"(?im)^content-type[ \t]*:[ \t]*application/dns-message\b")
 _REQUEST = re.compile(rb"([A-Z-]{1,32}) \S+ HTTP/1\.[01]\r?\n")
 
 _CLEAR, _CLEAR_BITS, _BLANK_BITS = b"clear", 27, 6  # RFC 7541 appendix B: 5+6+5+5+6 bits; a blank is 010100
@@ -43,6 +50,7 @@ _HUFFMAN = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
 _NAME = b"alt-svc"
 _NAMES = {(False, _NAME), (True, _HUFFMAN.encode(_NAME))}
 
+_DATA, _DNS_HEADER, _DNS_MOST = 0, 12, 65535
 _HEADERS, _PUSH_PROMISE, _CONTINUATION, _ALTSVC = 1, 5, 9, 10
 _END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
 _UNKNOWN_TYPE = 0xF0
@@ -50,13 +58,14 @@ _STATIC_ENTRIES = 61
 
 
 class AltSvcMask:
-    """One per decrypted session; ``alpn`` is what was negotiated. Feed both directions in order."""
+    """One per decrypted session; ``alpn`` is what was negotiated, ``offers`` and ``keys`` what is hidden. Feed both
+    directions in order."""
 
     __slots__ = ("_http1", "_http2")
 
-    def __init__(self, alpn: str) -> None:
-        self._http1 = _Http1() if alpn in ("http/1.1", "http/1.0", "") else None
-        self._http2 = _Http2() if alpn == "h2" else None
+    def __init__(self, alpn: str, *, offers: bool = True, keys: bool = False) -> None:
+        self._http1 = _Http1(offers, keys) if alpn in ("http/1.1", "http/1.0", "") else None
+        self._http2 = _Http2(offers, keys) if alpn == "h2" else None
 
     def feed(self, direction: Direction, data: bytes) -> bytes:
         """What may go on now, of as many bytes as came, or fewer that follow later."""
@@ -87,9 +96,10 @@ def _blanked(length: int, huffman: bool) -> bytes:
 
 
 class _Http1:
-    __slots__ = ("_methods", "_off", "requests", "responses")
+    __slots__ = ("_keys", "_methods", "_off", "_offers", "requests", "responses")
 
-    def __init__(self) -> None:
+    def __init__(self, offers: bool, keys: bool) -> None:
+        self._offers, self._keys = offers, keys
         self._methods: deque[bytes] = deque()
         self._off = False
         self.requests = _Messages()
@@ -132,7 +142,9 @@ class _Http1:
                 self._stop()
                 break
             bodiless = interim or status in (204, 304) or method == b"HEAD"
-            side.go_on(head, _without_offer(head), 0 if bodiless else _body(head, _UNTIL_CLOSE))
+            body = 0 if bodiless else _body(head, _UNTIL_CLOSE)
+            side.go_on(head, _without_offer(head) if self._offers else head, body)
+            side.answer = self._keys and 0 < body <= _DNS_MOST and _DNS.search(head) is not None
         if self._off or side.lost:
             self._stop()
             return side.taken() + side.rest()
@@ -166,7 +178,7 @@ def _without_offer(head: bytes) -> bytes:
 class _Messages:
     """Cuts one direction into heads and bodies. ``out``: what may go on, in order."""
 
-    __slots__ = ("_buffer", "_chunks", "_left", "_start", "_until_close", "lost", "out")
+    __slots__ = ("_buffer", "_chunks", "_left", "_start", "_until_close", "answer", "lost", "out")
 
     def __init__(self, start: bytes = b"") -> None:
         self._start = start  # of every head
@@ -174,11 +186,14 @@ class _Messages:
         self._left = 0  # bytes of a body, or of a chunk and the line end behind it, still to come
         self._chunks = False  # then a chunk's size follows, else a head
         self._until_close = False
+        self.answer = False  # the body is a DNS message, which is held until it is whole
         self.out: list[bytes] = []
         self.lost = False  # not HTTP, or too long
 
     def add(self, data: bytes) -> None:
-        if self._until_close or (self._left >= len(data) and not self._buffer):  # inside a body: the usual case
+        if self._until_close or (
+            self._left >= len(data) and not self._buffer and not self.answer
+        ):  # inside a body: the usual case
             self._left -= 0 if self._until_close else len(data)
             self.out.append(data)
         else:
@@ -189,6 +204,12 @@ class _Messages:
         while self._buffer and not self.lost:
             if self._until_close:
                 self._move(len(self._buffer))
+            elif self.answer:
+                if len(self._buffer) < self._left:
+                    return None
+                self._move(self._left)
+                self.out[-1] = without_ech(self.out[-1], keep_length=True) or self.out[-1]
+                self._left, self.answer = 0, False
             elif self._left:
                 self._left -= self._move(self._left)
             elif not self._chunks:
@@ -260,9 +281,10 @@ class _Messages:
 class _Http2:
     """The frames a server sends."""
 
-    __slots__ = ("_buffer", "_indexed", "_left", "_off")
+    __slots__ = ("_buffer", "_indexed", "_keys", "_left", "_off", "_offers")
 
-    def __init__(self) -> None:
+    def __init__(self, offers: bool, keys: bool) -> None:
+        self._offers, self._keys = offers, keys
         self._buffer = bytearray()
         self._left = 0  # bytes of a frame's payload that is not looked at
         self._indexed = False  # the name is in the header table, so it may come as a number
@@ -284,7 +306,9 @@ class _Http2:
                 out += moved
                 continue
             length, kind = int.from_bytes(self._buffer[:3], "big"), self._buffer[3]
-            if kind in (_HEADERS, _PUSH_PROMISE):
+            if kind == _DATA and self._keys and self._answer(length):
+                break
+            if self._offers and kind in (_HEADERS, _PUSH_PROMISE):
                 end = self._block(self._buffer)
                 if end is None and len(self._buffer) <= HELD_MOST:
                     break
@@ -294,7 +318,7 @@ class _Http2:
                 out += self._buffer[:end]
                 del self._buffer[:end]
                 continue
-            if kind == _ALTSVC:
+            if kind == _ALTSVC and self._offers:
                 self._buffer[3] = _UNKNOWN_TYPE
             self._left = 9 + length
         return bytes(out)
@@ -303,6 +327,24 @@ class _Http2:
         rest = bytes(self._buffer)
         self._buffer.clear()
         return rest
+
+    def _answer(self, length: int) -> bool:
+        """Take the keys out of the DATA frame at hand if it is a DNS answer. True: more bytes are needed."""
+        buffer = self._buffer
+        padded = bool(buffer[4] & _PADDED)
+        begin, end = 9 + padded, 9 + length
+        if end - begin < _DNS_HEADER or length > _DNS_MOST:
+            return False
+        if len(buffer) < begin + _DNS_HEADER:
+            return True
+        if not may_be_answer(bytes(buffer[begin : begin + _DNS_HEADER])):
+            return False
+        if len(buffer) < end:
+            return True
+        end -= buffer[9] if padded else 0
+        message = bytes(buffer[begin : max(begin, end)])
+        buffer[begin : begin + len(message)] = without_ech(message, keep_length=True) or message
+        return False
 
     def _block(self, buffer: bytearray) -> int | None:
         """Look through the header block whose frames begin ``buffer``: how long they are together, None when more

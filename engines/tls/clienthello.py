@@ -119,20 +119,21 @@ class ClientHello:
     @property
     def ja3_string(self) -> str:
         """JA3 (salesforce/ja3): decimal version, ciphers, extensions, groups, point formats, GREASE left out."""
-        return self._fingerprints().ja3_string
+        return self.fingerprints.ja3_string
 
     @property
     def ja3(self) -> str:
-        return self._fingerprints().ja3
+        return self.fingerprints.ja3
 
     @property
     def ja4(self) -> str:
         """JA4 (FoxIO, technical_details/JA4.md) for TLS over TCP."""
-        return self._fingerprints().ja4
+        return self.fingerprints.ja4
 
-    def _fingerprints(self) -> _Fingerprints:
-        """Computed once for all hellos that offer the same, as one program's do; not kept of those that offer far more
-        than any program does."""
+    @property
+    def fingerprints(self) -> Fingerprints:
+        """All of them. Computed once for all hellos that offer the same, as one program's do; not kept of those that
+        offer far more than any program does."""
         lists = (self.versions, self.ciphers, self.extensions, self.groups, self.point_formats, self.sig_algs)
         compute = _fingerprints if sum(map(len, lists)) <= _KEPT_VALUES else _fingerprints.__wrapped__
         return compute(self.legacy_version, *lists, _ja4_alpn(self.alpn))
@@ -317,13 +318,8 @@ def _parse(body: bytes, raw: bytes) -> ClientHello:
         raise _DecodeError
     extensions: dict[int, bytes] = {}
     if reader:  # RFC 5246 7.4.1.2: a hello may end here
-        block = _Reader(reader.vector(2))
+        _read_extensions(reader.vector(2), extensions)
         reader.end()
-        while block:
-            kind = block.number(2)
-            if kind in extensions:  # RFC 8446 4.2: no type twice; two names would let two readers disagree
-                raise _DecodeError
-            extensions[kind] = block.vector(2)
     sni_raw = _server_name(extensions[_EXT_SERVER_NAME]) if _EXT_SERVER_NAME in extensions else None
     sni, problem = normalise_host(sni_raw) if sni_raw is not None else (None, "absent")
     return ClientHello(
@@ -343,6 +339,21 @@ def _parse(body: bytes, raw: bytes) -> ClientHello:
     )
 
 
+def _read_extensions(block: bytes, extensions: dict[int, bytes]) -> None:
+    at, end = 0, len(block)
+    while at < end:
+        if end - at < 4:
+            raise _DecodeError
+        kind, length = _EXTENSION.unpack_from(block, at)
+        start, at = at + 4, at + 4 + length
+        if at > end or kind in extensions:  # RFC 8446 4.2: no type twice; two names would let two readers disagree
+            raise _DecodeError
+        extensions[kind] = block[start:at]
+
+
+_EXTENSION = struct.Struct(">HH")  # type and length
+
+
 def _server_name(data: bytes) -> bytes:
     """RFC 6066 3. Exactly one host_name, as OpenSSL demands: other name types were never defined."""
     reader = _Reader(data)
@@ -360,10 +371,9 @@ def _server_name(data: bytes) -> bytes:
 def _versions(data: bytes | None, legacy_version: int) -> tuple[int, ...]:
     if data is None:
         return (min(legacy_version, TLS1_2),)  # RFC 8446 4.2.1: without the extension, 1.2 at most
-    reader = _Reader(data)
-    versions = _numbers(reader.vector(1))
-    reader.end()
-    return versions
+    if not data or data[0] != len(data) - 1:
+        raise _DecodeError
+    return _numbers(data[1:])
 
 
 def _alpn(data: bytes | None) -> tuple[bytes, ...]:
@@ -408,10 +418,9 @@ def _point_formats(data: bytes | None) -> tuple[int, ...]:
 def _list_of_numbers(data: bytes | None) -> tuple[int, ...]:
     if data is None:
         return ()
-    reader = _Reader(data)
-    values = _numbers(reader.vector(2))
-    reader.end()
-    return values
+    if int.from_bytes(data[:2], "big") != len(data) - 2:
+        raise _DecodeError
+    return _numbers(data[2:])
 
 
 def _numbers(data: bytes) -> tuple[int, ...]:
@@ -439,7 +448,9 @@ def _no_grease(values: tuple[int, ...]) -> list[int]:
     return [value for value in values if value not in _GREASE]
 
 
-class _Fingerprints(NamedTuple):
+class Fingerprints(NamedTuple):
+    """See :class:`ClientHello`."""
+
     ja3_string: str
     ja3: str
     ja4: str
@@ -455,7 +466,7 @@ def _fingerprints(
     point_formats: tuple[int, ...],
     sig_algs: tuple[int, ...],
     alpn: str,
-) -> _Fingerprints:
+) -> Fingerprints:
     """``alpn`` is JA4's two characters."""
     suites, kinds = _no_grease(ciphers), _no_grease(extensions)
     fields = (suites, kinds, _no_grease(groups), _no_grease(point_formats))
@@ -468,7 +479,7 @@ def _fingerprints(
     if sig_algs:
         tail += "_" + ",".join(f"{value:04x}" for value in _no_grease(sig_algs))
     sorted_suites = ",".join(sorted(f"{value:04x}" for value in suites))
-    return _Fingerprints(
+    return Fingerprints(
         ja3_string,
         hashlib.md5(ja3_string.encode(), usedforsecurity=False).hexdigest(),
         f"{head}_{_ja4_hash(sorted_suites)}_{_ja4_hash(tail if hashed else '')}",

@@ -22,12 +22,22 @@ _PRIVATE, _INVALID = 65280, 65535  # RFC 9460 section 14.3.2: private use begins
 _HEADER = 12
 _RECORD = struct.Struct("!HHIH")
 _RECORDS_MOST = 512
+_SHAPE, _ANSWER = 0xF840, 0x8000  # of the flags: a response, a standard query, the bit that must be zero
+_CODE_MOST = 5
 # Where in the data of a record a compressed name may stand, and how many follow each other (RFC 3597 section 4).
 _NAMES_IN_DATA = {2: (0, 1), 5: (0, 1), 6: (0, 2), 12: (0, 1), 15: (2, 1)}
 
 
 class _NotDnsError(Exception):
     """Never leaves this module."""
+
+
+def may_be_answer(header: bytes) -> bool:
+    """Whether bytes that begin so (12 of them) can be the answer to a question, with records. Of random bytes one in
+    millions can."""
+    flags, questions = int.from_bytes(header[2:4], "big"), int.from_bytes(header[4:6], "big")
+    records = sum(int.from_bytes(header[at : at + 2], "big") for at in (6, 8, 10))
+    return flags & _SHAPE == _ANSWER and flags & 0xF <= _CODE_MOST and questions == 1 and 0 < records <= _RECORDS_MOST
 
 
 def without_ech(message: bytes, *, keep_length: bool = False) -> bytes | None:

@@ -1,6 +1,8 @@
 """What a session says to its owner, in the order the owner must act on it.
 
-Directions are those of data: ``TO_SERVER`` is what the client sent. "Way" in the docstrings: one direction.
+Not to be changed, but not frozen either: making a frozen one takes three times as long, and there are twenty for the
+shortest connection. Directions are those of data: ``TO_SERVER`` is what the client sent. "Way" in the docstrings: one
+direction.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class Close(enum.Enum):
     RESET = "reset"  # RST; what is queued may be lost
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Leg:
     """What was negotiated with one side. Names are OpenSSL's (``TLSv1.3``, ``X25519MLKEM768``); ``alpn`` "" is none."""
 
@@ -64,7 +66,7 @@ class SessionInfo:
     bypass_refused: str = ""  # the policy exempts the name, but nothing proved that this is it: why
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Hello:
     """The ClientHello is in and names a server. Answer with ``proceed()`` or ``end()``."""
 
@@ -84,14 +86,14 @@ class PassOn:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Proven:
     """Only asked for proof, the session ends here: the server has shown a certificate for the name, good by every
     check, and that it, or whoever it handed our handshake on to, has the key. The client has not heard a byte. Close
     the connection to the server."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ConnectUpstream:
     """Connect to the original destination; answer ``upstream_connected()`` or ``upstream_failed()``. ``sni`` is the
     name the server has to prove, or the address, where the client asked for no name and the policy allows that."""
@@ -99,7 +101,7 @@ class ConnectUpstream:
     sni: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NeedIssuers:
     """The server left out certificates of its chain. Fetch what issued ``certificate``, and what issued that; answer
     ``issuers_found()``."""
@@ -107,7 +109,7 @@ class NeedIssuers:
     certificate: x509.Certificate
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NeedRevocation:
     """The server is verified. Find out whether these certificates are revoked; answer each with
     ``revocation_found()``."""
@@ -115,7 +117,7 @@ class NeedRevocation:
     questions: tuple[Question, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NeedLeaf:
     """The server is verified. Mint a leaf or take it from the cache; answer ``leaf_ready()`` or ``leaf_failed()``."""
 
@@ -123,14 +125,14 @@ class NeedLeaf:
     key: LeafKey
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Established:
     """Both handshakes are done; plaintext may follow."""
 
     info: SessionInfo
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plaintext:
     """Decrypted bytes. Nothing goes on by itself: answer, now or later, with ``forward()``, in whatever pieces."""
 
@@ -138,7 +140,7 @@ class Plaintext:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Eof:
     """No more plaintext this way. When all that may go on was forwarded, answer ``forward_eof()``.
 
@@ -149,29 +151,29 @@ class Eof:
     clean: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SendClient:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SendUpstream:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CloseClient:
     how: Close
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CloseUpstream:
     """Also ends a connection attempt that is still under way."""
 
     how: Close
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Finished:
     """The last event. Release both sockets once what the Close events asked for is done.
 

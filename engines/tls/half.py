@@ -117,13 +117,7 @@ class TlsHalf:
 
     def leg(self) -> Leg:
         """What was negotiated; after the handshake."""
-        connection = self.connection
-        return Leg(
-            version=connection.get_protocol_version_name(),
-            cipher=connection.get_cipher_name() or "",
-            group=connection.get_group_name() or "",
-            alpn=connection.get_alpn_proto_negotiated().decode("latin-1"),
-        )
+        return Leg(*openssl.negotiated(self.connection))
 
 
 def _tls_error(error: SSL.Error) -> TlsError:

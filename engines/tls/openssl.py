@@ -65,6 +65,23 @@ def verify_error_text(code: int) -> str:
     return text.decode("ascii", "replace")
 
 
+def negotiated(connection: SSL.Connection) -> tuple[str, str, str, str]:
+    """Version, cipher suite, group and ALPN protocol, "" for what there is none of; after the handshake."""
+    ssl = connection._ssl
+    cipher = _lib.SSL_get_current_cipher(ssl)
+    return (
+        _text(_lib.SSL_get_version(ssl)),
+        _text(_lib.SSL_CIPHER_get_name(cipher)) if cipher != _ffi.NULL else "",
+        connection.get_group_name() or "",
+        connection.get_alpn_proto_negotiated().decode("latin-1"),
+    )
+
+
+def _text(name: Any) -> str:
+    text: str = _ffi.string(name).decode("ascii", "replace")
+    return text
+
+
 def cipher_suites(connection: SSL.Connection) -> list[str]:
     """Names of the suites the connection offers or accepts."""
     return connection.get_cipher_list()
@@ -135,6 +152,45 @@ def renew_buffers(connection: SSL.Connection) -> None:
     incoming, outgoing = _lib.BIO_new(_lib.BIO_s_mem()), _lib.BIO_new(_lib.BIO_s_mem())
     _lib.SSL_set_bio(connection._ssl, incoming, outgoing)  # frees the old pair
     connection._into_ssl, connection._from_ssl = incoming, outgoing
+
+
+_SHA256 = _lib.EVP_get_digestbyname(b"sha256")
+_digest = _ffi.new("unsigned char[]", 32)
+
+
+def verified_path(connection: SSL.Connection) -> tuple[bytes, ...]:
+    """SHA-256 of the certificates of the path that was verified, leaf first; none if there is no such path.
+
+    SSL_get0_verified_chain(3), X509_digest(3).
+    """
+    chain = _lib.SSL_get0_verified_chain(connection._ssl)
+    if chain == _ffi.NULL:
+        return ()
+    found = []
+    for at in range(_lib.sk_X509_num(chain)):
+        if _lib.X509_digest(_lib.sk_X509_value(chain, at), _SHA256, _digest, _ffi.NULL) != 1:
+            return ()
+        found.append(_ffi.unpack(_ffi.cast("char *", _digest), 32))
+    return tuple(found)
+
+
+def call_back_for_faults(context: SSL.Context) -> Any:
+    """Have the context's verification callback, which must be there, called for faults alone and not for each
+    certificate in which there is none. Returns what must outlive the context.
+
+    SSL_CTX_set_verify(3); pyOpenSSL's own does the same for a certificate without fault whose callback says True.
+    """
+    helper: Any = context._verify_helper
+
+    @_ffi.callback("int (*)(int, X509_STORE_CTX *)")  # type: ignore[untyped-decorator,unused-ignore]
+    def judged(good: int, store: Any) -> int:
+        if not good:
+            return int(helper.callback(good, store))
+        _lib.X509_STORE_CTX_set_error(store, _lib.X509_V_OK)
+        return 1
+
+    _lib.SSL_CTX_set_verify(context._context, _lib.SSL_CTX_get_verify_mode(context._context), judged)
+    return judged
 
 
 def watch_certificate_requests(context: SSL.Context) -> Any:

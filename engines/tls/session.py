@@ -83,6 +83,8 @@ updates. A peer that asks for more is flooding (and may not be reading)."""
 
 HTTP1 = b"http/1.1"
 
+_SMALL = 1024  # bytes that are worth a copy to be sent with others
+
 REFUSE_AFTER = 1.0
 """Seconds a client that is refused after its handshake has for its request."""
 
@@ -911,8 +913,14 @@ class Session:
         self._deadline = deadline
 
     def _send(self, direction: Direction, data: bytes) -> None:
-        if data:
-            self._events.append(SendUpstream(data) if direction is _TO_SERVER else SendClient(data))
+        if not data:
+            return
+        kind = SendUpstream if direction is _TO_SERVER else SendClient
+        last = self._events[-1] if self._events and len(data) <= _SMALL else None
+        if isinstance(last, kind):
+            self._events[-1] = kind(last.data + data)  # one packet on the wire, too
+        else:
+            self._events.append(kind(data))
 
     def _close(self, direction: Direction, how: Close) -> None:
         """Close the connection this way leads to; a FIN is said once."""

@@ -13,6 +13,7 @@ Sources: RFC 5280 section 6, RFC 9525, SSL_CTX_set_verify(3), X509_verify_cert_e
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import hashlib
@@ -141,6 +142,15 @@ class ServerChain:
         return self.certificates[0]
 
     @property
+    def not_before(self) -> int:
+        """All of them are valid from then on, Unix seconds."""
+        return max(certificate.not_before for certificate in self.certificates)
+
+    @property
+    def not_after(self) -> int:
+        return min(certificate.not_after for certificate in self.certificates)
+
+    @property
     def fingerprints(self) -> tuple[str, ...]:
         return tuple(certificate.sha256.hex() for certificate in self.certificates)
 
@@ -163,6 +173,11 @@ class HandshakeNotes:
     incomplete: bool = False
     path_fault: Refusal | None = None  # of the path OpenSSL chose; the server is refused unless there is another
     staple: bytes = b""
+
+    @property
+    def faulty(self) -> bool:
+        """Whatever was passed, or waits to be judged."""
+        return bool(self.passed or self.incomplete or self.path_fault)
 
 
 _NAMES_SHOWN = 100  # a certificate may have thousands
@@ -201,9 +216,12 @@ class UpstreamVerifier:
         self._require_timestamps = require_timestamps
         self.staples = Staples()
         self._facts: OrderedDict[bytes, ServerCertificate] = OrderedDict()
+        # Verdicts without fault or exception, for path and name.
+        self._agreed: OrderedDict[tuple[tuple[bytes, ...], str], ServerChain] = OrderedDict()
         context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         harden(context)
         context.set_verify(SSL.VERIFY_PEER, _verification_callback(passed, fetch_issuers))
+        self._fault_watch = openssl.call_back_for_faults(context)
         context.set_verify_depth(_CHAIN_DEPTH)
         store = context.get_cert_store()
         assert store is not None
@@ -268,8 +286,26 @@ class UpstreamVerifier:
         return tuple(printable(name) for name in names[:_NAMES_SHOWN])
 
     def judge(self, connection: SSL.Connection, host: str, unix_time: float) -> ServerChain | Refusal | Incomplete:
-        """After a successful handshake: the second look, independent of OpenSSL's."""
+        """After a successful handshake: the second look, independent of OpenSSL's. Consent is remembered for a path and
+        a name while its certificates are valid, as nothing else is judged."""
         notes: HandshakeNotes = connection.get_app_data()
+        if openssl.verify_result(connection) != 0 or notes.faulty:
+            return self._judge_anew(connection, notes, host, unix_time)
+        key = openssl.verified_path(connection), host
+        known = self._agreed.get(key)
+        if known is not None and known.not_before <= unix_time <= known.not_after:
+            self._agreed.move_to_end(key)
+            return known if known.staple == notes.staple else dataclasses.replace(known, staple=notes.staple)
+        verdict = self._judge_anew(connection, notes, host, unix_time)
+        if isinstance(verdict, ServerChain) and verdict.exception is None:
+            self._agreed[key] = verdict
+            if len(self._agreed) > _FACTS_CACHE:
+                self._agreed.popitem(last=False)
+        return verdict
+
+    def _judge_anew(
+        self, connection: SSL.Connection, notes: HandshakeNotes, host: str, unix_time: float
+    ) -> ServerChain | Refusal | Incomplete:
         presented = connection.get_peer_cert_chain() or []
         verified = connection.get_verified_chain() or presented
         if openssl.verify_result(connection) != 0 or not verified:
@@ -513,9 +549,7 @@ _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE---
 def _verification_callback(
     passed: frozenset[Status], fetch_issuers: bool
 ) -> Callable[[SSL.Connection, crypto.X509, int, int, int], bool]:
-    def note(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, good: int) -> bool:
-        if good:
-            return True
+    def note(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, _good: int) -> bool:
         notes: HandshakeNotes = connection.get_app_data()
         if fetch_issuers and code in _NO_ISSUER:
             notes.incomplete = True

@@ -12,10 +12,23 @@ rules see the same bytes in chunks, see :meth:`Session.chunk`.
 from __future__ import annotations
 
 import enum
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engines.packet import ACK, FIN, RST, SEQUENCE_MASK, SYN, Packet, tcp_fast_open, tcp_timestamps, tcp_window_scale
+from engines.packet import (
+    ACK,
+    FIN,
+    RST,
+    SEQUENCE_MASK,
+    SYN,
+    URG,
+    Packet,
+    tcp_fast_open,
+    tcp_timestamps,
+    tcp_window_scale,
+    urgent_pointer,
+)
 from engines.verdict import Direction
 from engines.watch.segments import OverlapPolicy, Segments
 
@@ -64,6 +77,18 @@ _STATE_NAMES = {
 }
 
 
+class UrgentPolicy(enum.Enum):
+    """What becomes of the byte an urgent pointer points behind (Suricata: ``stream.reassembly.urgent.policy``)."""
+
+    INLINE = "inline"  # it is data like any other
+    OUT_OF_BAND = "oob"  # the reader gets it apart: it is no part of the stream (RFC 6093 section 2)
+    DROP = "drop"  # no segment with urgent data is taken
+
+
+# Urgent bytes of one side that are kept apart; further ones are data like any other.
+MAX_URGENT = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
     """Suricata's ``stream`` settings; sizes in bytes."""
@@ -74,6 +99,7 @@ class SessionOptions:
     depth: int = 1 << 20  # reassembly.depth; 0: no end
     chunk_to_server: int = 2560  # reassembly.toserver-chunk-size
     chunk_to_client: int = 2560
+    urgent: UrgentPolicy = UrgentPolicy.INLINE
     # A window's worth beyond the depth; what lies further ahead cannot be waited for.
     limit: int = 4 << 20
 
@@ -97,6 +123,7 @@ class Step(NamedTuple):
     accepted: bool = True
     events: tuple[str, ...] = ()
     kept: bytes | None = None
+    urgent: bool = False  # refused for its urgent data
 
 
 class _Half:
@@ -118,6 +145,7 @@ class _Half:
         "span",
         "stamped",
         "trigger",
+        "urgent",
         "window",
     )
 
@@ -138,14 +166,34 @@ class _Half:
         self.stamped = False  # its SYN had a timestamp
         self.last_stamp = 0  # of the last segment in order
         self.last_seen = 0.0  # when that was
+        self.urgent: list[int] = []  # bytes that are no part of the stream: where they are among all bytes, sorted
 
     def begin(self, seq: int) -> None:
         self.base = self.next_seq = self.last_ack = seq & SEQUENCE_MASK
 
     def offset(self, seq: int) -> int:
         """Of a sequence number: the offset nearest to what was read last (RFC 9293 section 3.4)."""
-        distance = (seq - self.base - self.app_at) & SEQUENCE_MASK
-        return self.app_at + (distance - (1 << 32) if distance >= _HALF else distance)
+        at = self._place(seq)
+        return at - bisect_left(self.urgent, at) if self.urgent else at
+
+    def _place(self, seq: int) -> int:
+        """As :meth:`offset`, among all bytes, the urgent ones too."""
+        read = self.app_at + len(self.urgent)
+        distance = (seq - self.base - read) & SEQUENCE_MASK
+        return read + (distance - (1 << 32) if distance >= _HALF else distance)
+
+    def without_urgent(self, seq: int, payload: bytes, pointer: int) -> bytes:
+        """``payload`` without the bytes that are no part of the stream. ``pointer``: behind one more of them, counted
+        from ``seq``; 0: there is none. One that points into what was taken before comes too late to be kept apart."""
+        start = self._place(seq)
+        at = start + pointer - 1
+        if 0 < pointer <= len(payload) and at - len(self.urgent) >= self.segments.end and len(self.urgent) < MAX_URGENT:
+            self.urgent.append(at)
+        first = bisect_left(self.urgent, start)
+        last = bisect_left(self.urgent, start + len(payload))
+        for at in reversed(self.urgent[first:last]):
+            payload = payload[: at - start] + payload[at - start + 1 :]
+        return payload
 
 
 class Session:
@@ -188,6 +236,9 @@ class Session:
             # Whoever has sent a reset sends on as if there had been none: it was somebody else's. (The other side's
             # segments say nothing: it may not have the reset yet.)
             self.state = self._before_reset
+        urgent = urgent_pointer(packet) if packet.tcp_flags & URG and payload else 0
+        if urgent and self._options.urgent is UrgentPolicy.DROP:
+            return Step(False, (), (), False, (), None, True)
         if not self._take(packet, direction, payload, now):
             if goes_on:
                 self.state = State.CLOSED
@@ -195,6 +246,11 @@ class Session:
         if goes_on:
             self._reset_by, self.closed_by_reset = None, False
             self._events.append("suspected_rst_inject")
+        if self._options.urgent is UrgentPolicy.OUT_OF_BAND and (urgent or self._halves[direction].urgent):
+            sender = self._halves[direction]
+            payload = sender.without_urgent(packet.seq, payload, urgent)
+            if packet.tcp_flags & FIN and sender.fin is not None:
+                sender.fin = min(sender.fin, sender.offset(packet.seq) + len(payload))
         return self._reassemble(packet, direction, payload)
 
     def _take(self, packet: Packet, direction: Direction, payload: bytes, now: float) -> bool:

@@ -305,22 +305,29 @@ def diff(
 @click.option(
     "--out", metavar="DIRECTORY", help="Write the files it was read from, as they were then, below DIRECTORY."
 )
+@click.option("--rules", is_flag=True, help="Also print its rule files, as they were then.")
 @control_option
 @timeout_option(10.0)
 def show(
-    files: tuple[str, ...], map_file: str | None, name: str, out: str | None, control: str, timeout: float
+    files: tuple[str, ...],
+    map_file: str | None,
+    name: str,
+    out: str | None,
+    rules: bool,
+    control: str,
+    timeout: float,
 ) -> None:
     """Print the running policy, entry NUMBER of the history, or the policy in FILE.
 
-    In canonical form: sorted, defaults left out, comments gone. Rule files are named, not printed; --out has them.
+    In canonical form: sorted, defaults left out, comments gone. Rule files are named; --rules prints them behind it,
+    --out writes all that it was read from.
     """
-    from nfw.policy.dump import dump_policy
 
     client = ControlClient(control, timeout)
     if files and not (len(files) == 1 and files[0].isdigit() and not os.path.exists(files[0])):
         if out is not None:
             raise click.UsageError("--out goes with the running policy or a NUMBER of the history")
-        emit(dump_policy(_from_files(files, map_file, name).policy).rstrip("\n"))
+        _emit_policy(_from_files(files, map_file, name).policy, rules)
         return
     number = int(files[0]) if files else None
     if out is not None:
@@ -328,7 +335,19 @@ def show(
         return
     found = from_history(client, number)
     emit(f"# {found.label}")
-    emit(dump_policy(found.policy).rstrip("\n"))
+    _emit_policy(found.policy, rules)
+
+
+def _emit_policy(policy: Policy, rules: bool) -> None:
+    from nfw.policy.dump import dump_policy
+
+    emit(dump_policy(policy).rstrip("\n"))
+    if not rules:
+        return
+    stateful = policy.stateful
+    sources = [*stateful.sources, *(source for group in stateful.groups for source in group.sources)]
+    for file, text in {source.file: source.text for source in sources if not source.inline}.items():
+        emit(f"\n# {file}\n{text.rstrip()}")
 
 
 def _write_out(kept: Mapping[str, Any], out: Path) -> None:

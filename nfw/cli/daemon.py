@@ -234,6 +234,9 @@ def format_status(data: Any, now: float) -> list[str]:
     for key, value in data.items():
         if key in ("version", "pid", "state", "processes", "waiting"):
             continue
+        if key == "ip_sets" and isinstance(value, list):
+            lines += [_ip_set(one) for one in value if isinstance(one, dict)]
+            continue
         if key == "since" and isinstance(value, (int, float)):
             value = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(value))} ({_duration(now - value)})"
         lines += _item(key, value, 1)
@@ -244,6 +247,13 @@ def format_status(data: Any, now: float) -> list[str]:
                 if key not in ("name", "pid"):
                     lines += _item(key, value, 1)
     return lines
+
+
+def _ip_set(one: dict[str, Any]) -> str:
+    line = f"  IP set {one.get('file', '?')}: {one.get('entries', '?')} entries"
+    if isinstance(one.get("refreshed"), (int, float)) and one["refreshed"]:
+        line += f", read again {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(one['refreshed']))}"
+    return f"{line}; NOT READ ANEW: {one['problem']}" if one.get("problem") else line
 
 
 def _item(key: str, value: Any, depth: int) -> list[str]:

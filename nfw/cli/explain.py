@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,14 +140,23 @@ def load(files: tuple[str, ...], map_file: str | None, name: str) -> Policy:
     from nfw.cache import default_cache
     from nfw.policy.errors import PolicyErrors
     from nfw.policy.loader import load_policy
+    from nfw.policy.standin import without_ca
 
     try:
-        loaded = load_policy(*files, map_file=map_file, name=name, cache=default_cache(tell))
+        with without_ca() as missed:
+            loaded = load_policy(*files, map_file=map_file, name=name, cache=default_cache(tell))
     except PolicyErrors as refused:
         raise Failure(*(str(error) for error in refused)) from None
+    tell_missed(missed)
     for warning in loaded.warnings:
         tell(f"{warning} [{warning.level.value}]")
     return loaded
+
+
+def tell_missed(certificates: Iterable[Path]) -> None:
+    """CAs that another one stood in for."""
+    for path in certificates:
+        tell(f"CA certificate {path} does not exist: flows are judged as with any other CA (`nfw ca create` makes one)")
 
 
 def explainer_of(policy: Policy) -> Explainer:

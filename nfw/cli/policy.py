@@ -12,6 +12,7 @@ import click
 
 from nfw.cli.app import Failure, NearestGroup, emit, emit_json, tell
 from nfw.cli.change import apply, confirm, diff, history, rollback, show
+from nfw.cli.explain import tell_missed
 from nfw.cli.options import json_option, policy_options
 from nfw.cli.problems import counted, tell_problems
 
@@ -167,12 +168,13 @@ def run_policy_tests(files: tuple[str, ...], report: str | None, as_json: bool) 
     tests:
       - name: the package mirror
         flow: {dst: 198.51.100.7, sni: deb.debian.org}     # keys: the options of `nfw explain`, with _ for -
-        expect: {verdict: pass, rule: 1200020}             # also tls: terminate | bypass | none, alerts: [SID, ...]
+        expect: {verdict: pass, rule: 1200020}             # also tls: terminate | bypass | none, alerts: [SID, ...],
+                                                           # certificate: FILE, of a server of one's own
 
-    Verdicts are pass, alert (passes and is logged), drop and reject. The firewall need not run.
+    Verdicts are pass, alert (passes and is logged), drop and reject. The firewall need not run, nor the CA be there.
     """
     from nfw.policy.errors import PolicyErrors
-    from nfw.policytest import junit, result_json, run_tests
+    from nfw.policytest import Result, junit, result_json, run_tests
     from nfw.testfile import load_tests
 
     try:
@@ -182,7 +184,11 @@ def run_policy_tests(files: tuple[str, ...], report: str | None, as_json: bool) 
     explainers = _explainers(loaded)
     results: dict[str, list[Result]] = {}
     for each in loaded:
-        results[each.path] = list(run_tests(each, explainers[each.path]))
+        explainer = explainers.get(each.path)
+        if explainer is None:
+            results[each.path] = [Result(test, "", error="not judged: its policy has errors") for test in each.tests]
+        else:
+            results[each.path] = list(run_tests(each, explainer))
         if not as_json:
             _show_results(each.path, results[each.path])
     failed = sum(not result.passed for found in results.values() for result in found)
@@ -198,12 +204,14 @@ def run_policy_tests(files: tuple[str, ...], report: str | None, as_json: bool) 
 
 
 def _explainers(loaded: Sequence[TestFile]) -> dict[str, Explainer]:
-    """By test file; a policy that several name is compiled once. Every error of every policy at once."""
+    """By test file, those whose policy loads; a policy that several name is compiled once. Every error of every policy
+    is told. Raises Failure when none loads."""
     from nfw.cache import default_cache
     from nfw.explain import Explainer
     from nfw.policy.compile import compile_policy
     from nfw.policy.errors import PolicyErrors
     from nfw.policy.loader import load_policy
+    from nfw.policy.standin import without_ca
 
     cache = default_cache(tell)
     made: dict[Any, Explainer] = {}
@@ -213,13 +221,16 @@ def _explainers(loaded: Sequence[TestFile]) -> dict[str, Explainer]:
         key = (each.policies, each.map_file, each.name)
         try:
             if key not in made:
-                policy = load_policy(*each.policies, map_file=each.map_file, name=each.name, cache=cache)
+                with without_ca() as missed:
+                    policy = load_policy(*each.policies, map_file=each.map_file, name=each.name, cache=cache)
+                tell_missed(missed)
                 made[key] = Explainer(compile_policy(policy, cache), cache)
             found[each.path] = made[key]
         except PolicyErrors as refused:
             errors.update(dict.fromkeys(str(error) for error in refused))
-    if errors:
+    if not found:
         raise Failure(*errors, "nothing was tested")
+    tell_problems(("error", error) for error in errors)
     return found
 
 

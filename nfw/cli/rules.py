@@ -140,8 +140,10 @@ def hits(
     """Show how often each rule of the running policy was hit.
 
     Hits are packets for stateless rules and default actions, matches for stateful rules, sessions for TLS scopes and
-    statuses. Bytes are those of the packets that hit; what the kernel forwards by itself after a verdict is not among
-    them (`nfw flows` has that). Counts go on when a policy is applied that has the same rule.
+    statuses. Bytes are those of the packets that hit. What the kernel forwards by itself after a verdict is not among
+    them, since its entries end without telling nfw what they carried: while a flow is open, `nfw flows --json` has its
+    bytes with the rule that decided, and when it has ended they are in no count of a rule. Counts go on when a policy
+    is applied that has the same rule.
     """
     client = ControlClient(control, timeout)
     if reset:

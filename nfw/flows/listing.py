@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engines.verdict import Decision
     from nfw.flows.ledger import Settled
     from nfw.pipeline import Pipeline
-    from nfw.tlsworker import Flow as Session
+    from nfw.tlsflow import Flow as Session
 
 SLICE_SECONDS = 0.001  # a packet of a busy worker waits longer for its turn in the queue
 PAGE_ROWS = 400  # at most 800 bytes each, in a message of 1 MiB

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engines.flow import FlowTimeouts
+from engines.stateful.header import AddressTest, FamilyTest
 from engines.stateless.filter import StatelessFilter
 from engines.tls.scope import ScopeSet
 from nfw.policy.errors import PolicyError, PolicyErrors
@@ -17,7 +18,7 @@ from nfw.policy.model import Flows, Policy
 
 if TYPE_CHECKING:
     from engines.stateful.limits import StatefulLimits
-    from engines.stateful.ruleset import RuleSet
+    from engines.stateful.ruleset import Header, RuleSet
     from nfw.cache import Cache
 
 
@@ -26,7 +27,8 @@ _LOGGED = {"http": ("http", "http2"), "dns": ("dns",)}  # by EVE's event_type
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """One policy ready to judge. ``scopes`` is None without TLS inspection."""
+    """One policy ready to judge. ``scopes`` is None without TLS inspection. ``changing``: address fields of stateful
+    rules whose content may become another (:mod:`nfw.ipsets`)."""
 
     filter: StatelessFilter
     scopes: ScopeSet | None
@@ -34,6 +36,7 @@ class Compiled:
     timeouts: FlowTimeouts
     limits: StatefulLimits
     policy: Policy
+    changing: tuple[AddressTest, ...] = ()
 
 
 def compile_policy(policy: Policy, cache: Cache | None = None) -> Compiled:
@@ -74,7 +77,18 @@ def compile_policy(policy: Policy, cache: Cache | None = None) -> Compiled:
         timeouts=flow_timeouts(policy.flows),
         limits=limits,
         policy=policy,
+        changing=_changing(ruleset.headers),
     )
+
+
+def _changing(headers: Iterable[Header]) -> tuple[AddressTest, ...]:
+    found: dict[AddressTest, None] = {}
+    for header in headers:
+        for test in (header.source, header.destination):
+            inner = test.inner if isinstance(test, FamilyTest) else test
+            if isinstance(inner, AddressTest) and inner.variables is not None:
+                found[inner] = None
+    return tuple(found)
 
 
 def logged_protocols(events: Collection[str]) -> frozenset[str]:

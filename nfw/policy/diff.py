@@ -20,7 +20,7 @@ from engines.stateful.signature import Action, Signature
 from engines.stateless.rule import StatelessRule
 from engines.tls.scope import TlsScope
 from nfw.policy.dump import format_rule, format_scope
-from nfw.policy.model import Flows, InboundTls, Log, Policy, RuleOrder, RuleSource, Tls, Variables
+from nfw.policy.model import Flows, InboundTls, Log, Policy, RuleOrder, RuleSource, Tls, Trust, Variables
 
 Value = str | tuple[str, ...]  # one, or a set of them
 Rule = TypeVar("Rule", StatelessRule, Signature)
@@ -390,6 +390,7 @@ def _flat(policy: Policy) -> dict[str, Value]:
         "stateful.default_actions": stateful.default_actions,
         "stateful.stream_exception": stateful.stream_exception.value,
         "stateful.stream_depth": str(stateful.stream_depth),
+        "stateful.refresh": str(stateful.refresh),
         "stateful.geoip": str(stateful.geoip or "none"),
         "stateful.threshold_file": _entries(stateful.threshold_file),
         "stateful.classification_file": _entries(stateful.classification_file),
@@ -424,13 +425,20 @@ def _uses(signatures: Iterable[Signature]) -> Counter[str]:
     return found
 
 
+def _roots(trust: Trust) -> tuple[str, ...]:
+    return (*(("system",) if trust.system else ()), *_certificates(trust.pem))
+
+
 def _tls(tls: Tls) -> dict[str, Value]:
     revocation = tls.revocation
     return {
         "tls.ca": _fingerprint(tls.ca.certificate_pem),
-        "tls.trust": (*(("system",) if tls.trust.system else ()), *_certificates(tls.trust.pem)),
+        "tls.trust": _roots(tls.trust),
         "tls.distrust": (*tls.distrust.keys, *_certificates(tls.distrust.pem)),
-        "tls.scopes": tuple(map(format_scope, tls.scopes)),
+        "tls.scopes": tuple(
+            format_scope(scope, *(f"trust: [{', '.join(_roots(own))}]" for own in (trust,) if own is not None))
+            for scope, trust in zip(tls.scopes, tls.scope_trust or (None,) * len(tls.scopes), strict=True)
+        ),
         "tls.on_failure": tls.on_failure.value,
         "tls.actions": tuple(f"{name}: {action.value}" for name, action in tls.actions),
         "tls.bypass": tuple(f"{', '.join(one.names)} {format_scope(one.scope)}" for one in tls.bypass),

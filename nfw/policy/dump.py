@@ -138,14 +138,15 @@ def _tls(tls: Tls, base: Path) -> list[str]:
     lines = ["tls:", *([f"  arn: {_text(tls.arn)}"] if tls.arn else [])]
     lines.append(f"  ca: {{certificate: {certificate}, private_key: {key}{arn}}}")
     if tls.trust != Trust():
-        roots = (["system"] if tls.trust.system else []) + [_path(file, base) for file in tls.trust.files]
-        lines.append(f"  trust: [{', '.join(roots)}]")
+        lines.append(f"  trust: {_roots(tls.trust, base)}")
     if tls.distrust != Distrust():
         lines.append(
             f"  distrust: [{', '.join([*tls.distrust.keys, *(_path(file, base) for file in tls.distrust.files)])}]"
         )
     lines.append("  scopes:")
-    lines += [f"    - {format_scope(scope)}" for scope in tls.scopes]
+    for number, scope in enumerate(tls.scopes):
+        own = tls.scope_trust[number] if tls.scope_trust else None
+        lines.append(f"    - {format_scope(scope, *([f'trust: {_roots(own, base)}'] if own is not None else []))}")
     lines.append(f"  on_failure: {tls.on_failure.value}")
     if tls.actions:
         lines.append(f"  actions: {{{', '.join(f'{name}: {action.value}' for name, action in tls.actions)}}}")
@@ -194,9 +195,14 @@ def _bypass(tls: Tls, base: Path) -> list[str]:
     return lines
 
 
-def format_scope(scope: TlsScope) -> str:
-    """A scope as it is written in a policy."""
+def _roots(trust: Trust, base: Path) -> str:
+    return f"[{', '.join([*(['system'] if trust.system else []), *(_path(file, base) for file in trust.files)])}]"
+
+
+def format_scope(scope: TlsScope, *more: str) -> str:
+    """A scope as it is written in a policy, with other keys of it."""
     parts = _endpoints(scope.sources, scope.source_ports, scope.destinations, scope.destination_ports)
+    parts += more
     return "{" + ", ".join(parts) + "}"
 
 
@@ -240,6 +246,8 @@ def _stateful(stateful: Stateful, base: Path) -> list[str]:
     lines.append(f"  stream_exception: {stateful.stream_exception.value}")
     if stateful.stream_depth != Stateful().stream_depth:
         lines.append(f"  stream_depth: {stateful.stream_depth}")
+    if stateful.refresh != Stateful().refresh:
+        lines.append(f"  refresh: {stateful.refresh}")
     beside = [
         f"  {key}: {_path(Path(source.file), base)}"
         for key in ("classification_file", "reference_file", "threshold_file")
@@ -258,7 +266,10 @@ def _stateful(stateful: Stateful, base: Path) -> list[str]:
             lines.append("      references:")
         for name, reference in sorted(group.references.items()):
             arn = f"arn: {_text(reference.arn)}, " if reference.arn else ""
-            lines.append(f"        {name}: {{{arn}networks: {_list(reference.networks)}}}")
+            held = f"networks: {_list(reference.networks)}"
+            if reference.file is not None:
+                held = f"file: {_path(reference.file, base)}"
+            lines.append(f"        {name}: {{{arn}{held}}}")
         if group.domains is not None:
             lines.append(f"      domains: {{action: {group.domains.action.value}, types: {_list(group.domains.types)},")
             lines.append(f"        targets: {_list(group.domains.targets)}}}")

@@ -39,6 +39,8 @@ CODES = {
     "cyclic-variable": "a variable that refers to itself",
     "rules-too-long": "more rule text than a group may have",
     "rule": "a stateful rule that is refused",
+    "certificate": "a certificate or key that cannot be read, or not be used for this",
+    "conflict": "settings that contradict each other",
     "aws-refuses": "works here; AWS Network Firewall would not take it",
     "note": "a warning of reading the policy",
     "stateless-shadowed": "a stateless rule that no packet reaches",
@@ -66,6 +68,8 @@ _REMEDIES = {
     "cyclic-variable": "give one of the variables a value of its own",
     "rules-too-long": "spread the rules over several groups",
     "rule": "correct the rule, or leave it out",
+    "certificate": "give a PEM file that holds what is needed",
+    "conflict": "let all say the same, or leave out all but one",
     "aws-refuses": "change it if AWS is to take the policy too",
     "stateful-never": "correct the rule, or leave it out",
 }

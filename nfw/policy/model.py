@@ -237,6 +237,7 @@ class Tls:
     ca: CertificateAuthority
     scopes: tuple[TlsScope, ...]
     trust: Trust = Trust()
+    scope_trust: tuple[Trust | None, ...] = ()  # of scopes that have their own, by their place among ``scopes``
     on_failure: Refusal = Refusal.REJECT
     session_holding: bool = False  # AWS EnableTLSSessionHolding: no packet to the server before the SNI rules passed
     arn: str = ""
@@ -255,10 +256,21 @@ class Tls:
     transparency: Transparency = Transparency()
     fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
 
+    def trust_of(self, scope: int | None) -> Trust:
+        """Who may vouch for the servers of the scope at that place; of None: of those in no scope of their own."""
+        own = self.scope_trust[scope] if scope is not None and scope < len(self.scope_trust) else None
+        return own or self.trust
+
     @property
     def asks_resolvers(self) -> bool:
         """Where the exempted names are."""
         return bool(self.bypass) and Proof.RESOLVER in self.bypass_proof
+
+
+# What AWS's TLS inspection does that is not nfw's own way: it drops what is no TLS, and servers that are not who the
+# client asked for; QUIC to a scope is left to the rules (developer guide, considerations for TLS inspection).
+AWS_TLS_ACTIONS = (("name_mismatch", TlsAction.DROP), ("not_tls", TlsAction.DROP))
+AWS_QUIC = TlsAction.PASS
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +328,7 @@ class IpSetReference:
 
     arn: str
     networks: tuple[str, ...]  # as the items of a variable
+    file: Path | None = field(default=None, compare=False)  # where they were read from, and are again when it changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +365,7 @@ class Stateful:
     default_actions: tuple[str, ...] = ()  # tokens of AWS StatefulDefaultActions without "aws:"; none is pass
     stream_exception: StreamException = StreamException.DROP
     stream_depth: int = 1 << 20  # bytes of each direction inspected, 0 without end; Suricata's stream.reassembly.depth
+    refresh: int = 10  # seconds between two looks at the files of IP set references, 0: none
     sources: tuple[RuleSource, ...] = ()
     groups: tuple[StatefulGroup, ...] = ()
     classification_file: RuleSource | None = None  # classification.config: what the classes of the rules are

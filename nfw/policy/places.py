@@ -9,7 +9,7 @@ from typing import NamedTuple
 from nfw.policy.errors import Problems
 from nfw.policy.yamlpos import MAX_BYTES, Mapping, Node, Sequence, parse_yaml
 
-_DEPTH = 3
+_DEPTH = 4
 
 
 class Place(NamedTuple):
@@ -21,7 +21,8 @@ class Place(NamedTuple):
 
 
 def places(file: Path) -> Dict[str, Place]:
-    """``stateful.default_actions`` -> its place, ``tls.scopes.1`` -> that of the first scope. Empty for what is not a
+    """``stateful.default_actions`` -> its place, ``tls.scopes.1`` -> that of the first scope,
+    ``inbound.1.scopes.1`` likewise. Empty for what is not a
     policy in YAML, or is not there (any more)."""
     try:
         if file.is_dir() or file.stat().st_size > MAX_BYTES:
@@ -47,3 +48,4 @@ def _collect(node: Node, path: str, file: str, depth: int, found: dict[str, Plac
     elif isinstance(node, Sequence):
         for number, item in enumerate(node.items, 1):
             found[f"{path}.{number}"] = Place(file, item.line)
+            _collect(item, f"{path}.{number}", file, depth - 1, found)

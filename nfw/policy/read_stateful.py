@@ -20,6 +20,7 @@ from nfw.policy.domains import domain_rules, duplicate_target, parse_target
 from nfw.policy.errors import PolicyError, Problems, shorten, suggest
 from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.files import list_reader, read_bounded
+from nfw.policy.ipsetfile import read_ip_set
 from nfw.policy.jsonpos import JSON, string_places
 from nfw.policy.model import (
     DomainAction,
@@ -45,6 +46,7 @@ KEYS = (
     "default_actions",
     "stream_exception",
     "stream_depth",
+    "refresh",
     "rule_files",
     "rules",
     "groups",
@@ -66,6 +68,7 @@ GROUP_KEYS = (
 _GROUP_EXAMPLE = "{name: egress, priority: 100, rule_files: [egress.rules]}"
 _DOMAINS_EXAMPLE = "{action: allow, targets: [.example.com], types: [tls_sni, http_host]}"
 _JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+MAX_REFRESH = 86_400  # seconds
 MAX_RULE_FILE_BYTES = 64 * 1024 * 1024  # all of Emerging Threats is half of that
 
 
@@ -98,10 +101,15 @@ def read_stateful(
         default_actions=defaults,
         stream_exception=section.choice("stream_exception", StreamException.DROP),
         stream_depth=section.size("stream_depth", Stateful().stream_depth, 0, 1 << 32),
+        refresh=read_refresh(section),
         sources=tuple(sources),
         groups=tuple(groups),
     )
     return with_signatures(stateful, files, variables, problems, cache)
+
+
+def read_refresh(section: Section) -> int:
+    return section.integer("refresh", 0, MAX_REFRESH, Stateful().refresh)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +300,7 @@ def _read_group(
         capacity=capacity,
         drop_to_alert=section.flag("drop_to_alert", False),
         variables=own,
-        references=_read_references(section, problems),
+        references=_read_references(section, base, problems),
         sources=tuple(sources),
         domains=_read_domains(section),
         five_tuple="five_tuple" in section,
@@ -333,7 +341,7 @@ def _ranked(groups: list[StatefulGroup], taken: Taken, section: Section, order: 
     return sorted(groups, key=lambda group: group.priority)
 
 
-def _read_references(section: Section, problems: Problems) -> dict[str, IpSetReference]:
+def _read_references(section: Section, base: Path, problems: Problems) -> dict[str, IpSetReference]:
     node = section.get("references")
     found: dict[str, IpSetReference] = {}
     if node is None:
@@ -346,11 +354,19 @@ def _read_references(section: Section, problems: Problems) -> dict[str, IpSetRef
         if not VARIABLE_NAME.match(key.text):
             problems.error(key, f"{shorten(key.text)} is not the name of a reference; expected letters, digits and '_'")
             continue
-        entry = open_section(value, f"references.{key.text}", ("arn", "networks"), example, problems)
+        entry = open_section(value, f"references.{key.text}", ("arn", "networks", "file"), example, problems)
         if entry is None:
             continue
+        if "file" in entry:
+            if "networks" in entry:
+                entry.error(entry.key("file"), "expected either networks or a file that holds them, not both")
+            name = entry.text("file", "a file name")
+            networks = read_ip_set(base / name, entry.get("file"), problems)
+            arn = entry.text("arn", "a text", default=f"file:{name}")
+            found[key.text] = IpSetReference(arn, networks, base / name)
+            continue
         entry.require("arn", "the ARN of the set")
-        entry.require("networks", "a list such as [198.51.100.0/24]")
+        entry.require("networks", "a list such as [198.51.100.0/24], or file")
         networks = entry.values("networks", "[198.51.100.0/24]", parse_address_item)
         found[key.text] = IpSetReference(entry.text("arn", "a text"), networks)
     return found

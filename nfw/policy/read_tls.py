@@ -30,6 +30,7 @@ from nfw.policy.model import (
     WithoutSni,
 )
 from nfw.policy.read_stateless import read_networks, read_ports
+from nfw.policy.standin import ca_instead_of
 from nfw.policy.yamlpos import Mapping, Node, Scalar, Sequence
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ FETCHING_KEYS = ("allow", "cache", "recheck")
 REVOCATION_KEYS = ("check", "revoked", "unknown", *FETCHING_KEYS)
 CERTIFICATE_ACTIONS = ("expired", "not_yet_valid", "untrusted", "name_mismatch", "invalid", "weak", "must_staple")
 FLOW_ACTIONS = ("no_sni", "protocol", "not_tls")  # nothing is left that could be decrypted, so none can be passed
+OWN_SCOPE_KEYS = ("sources", "source_ports", "destinations", "destination_ports", "trust")
 SCOPE_KEYS = ("sources", "source_ports", "destinations", "destination_ports")
 MAX_PEM_BYTES = 16 * 1024 * 1024  # the system's whole store is 0.25 MB
 WARN_DAYS = 30  # enough to roll a new CA out to clients
@@ -86,7 +88,10 @@ def read_tls(
     ca = _read_ca(section, base, check_key, now)
     trust = read_trust(section, base)
     section.require("scopes", f"a list such as [{_SCOPE_EXAMPLE}]")
-    scopes = [_read_scope(item, variables, problems) for item in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")]
+    scopes = [
+        _read_own_scope(item, variables, base, problems) for item in section.items("scopes", f"[{_SCOPE_EXAMPLE}]")
+    ]
+    trusts = tuple(trust for scope, trust in scopes if scope is not None)
     on_failure = section.choice("on_failure", Refusal.REJECT)
     holding = section.flag("session_holding", False)
     actions = read_actions(section)
@@ -99,8 +104,9 @@ def read_tls(
         return None
     return Tls(
         ca=ca,
-        scopes=tuple(scope for scope in scopes if scope is not None),
+        scopes=tuple(scope for scope, _ in scopes if scope is not None),
         trust=trust,
+        scope_trust=trusts if any(trusts) else (),
         on_failure=on_failure,
         session_holding=holding,
         keywords=keywords,
@@ -143,7 +149,7 @@ def _read_debug(section: Section, variables: Variables, base: Path) -> TlsDebug 
     )
     node = section.key("debug")
     if found.key_log is None and found.capture is None:
-        section.error(node, "debug: expected key_log, capture, or both")
+        section.error(node, "debug: expected key_log, capture, or both", "missing-reference")
     if not found.sni and not found.scope.sources and not found.scope.destinations:
         section.error(node, "debug: expected sni, sources or destinations: whose sessions are written down")
     for file in (found.key_log, found.capture):
@@ -201,7 +207,8 @@ def read_actions(section: Section) -> tuple[tuple[str, TlsAction], ...]:
     if isinstance(node, Mapping):
         for key, _ in node.entries:
             if key.text in ("revoked", "unknown"):
-                section.error(key, f"actions: the action for {key.text} is set in tls.revocation")
+                message = f"actions: the action for {key.text} is set in tls.revocation; leave out this one"
+                section.error(key, message, "conflict")
                 return ()
     part = section.section("actions", (*CERTIFICATE_ACTIONS, *FLOW_ACTIONS), "{expired: reject, not_tls: drop}")
     if part is None:
@@ -280,15 +287,17 @@ def read_transparency(section: Section, base: Path) -> Transparency:
         try:
             found = public_keys(content)
         except ValueError as error:
-            part.error(item, f"log file {path} holds a key that cannot be read: {error}")
+            part.error(item, f"log file {path} holds a key that cannot be read: {error}", "certificate")
             continue
         if not found:
-            part.error(item, f"log file {path} holds no public key; expected PEM (-----BEGIN PUBLIC KEY-----)")
+            message = f"log file {path} holds no public key; expected PEM (-----BEGIN PUBLIC KEY-----)"
+            part.error(item, message, "certificate")
         files.append(path)
         pem.append(content if content.endswith(b"\n") else content + b"\n")
     require = part.flag("require", False)
     if require and not files:
-        part.error(part.get("require"), "require: expected logs, the keys by which timestamps are verified")
+        message = "require: expected logs, the keys by which timestamps are verified"
+        part.error(part.get("require"), message, "missing-reference")
     return Transparency(tuple(files), require, b"".join(pem))
 
 
@@ -336,7 +345,8 @@ def read_inbound(
                 paths = base / certificate if certificate else None, base / key if key else None
                 arn = part.text("arn", "a text")
                 if None in paths and (paths != (None, None) or not arn):
-                    part.error(None, "certificate: expected certificate and private_key, arn, or all of them")
+                    message = "certificate: expected certificate and private_key, arn, or all of them"
+                    part.error(None, message, "missing-reference")
                 certificates.append(read_server(part, *paths, arn, check_key))
         section.require("certificates", "the servers' certificates")
         section.require("scopes", f"a list such as [{_SCOPE_EXAMPLE}]")
@@ -360,7 +370,7 @@ def read_server(
         try:
             chain = parse_certificates(pem)
         except ValueError as error:
-            section.error(section.get("certificate"), f"certificate {certificate}: {error}")
+            section.error(section.get("certificate"), f"certificate {certificate}: {error}", "certificate")
             return ServerCertificate(certificate, key, arn)
         key_pem = None
         if check_key:
@@ -368,9 +378,10 @@ def read_server(
         if key_pem is not None:
             try:
                 if parse_key(key_pem).public_key() != chain[0].public_key():
-                    section.error(section.get("private_key"), f"key {key} does not belong to {certificate}")
+                    message = f"key {key} does not belong to {certificate}; expected the key of that certificate"
+                    section.error(section.get("private_key"), message, "certificate")
             except ValueError as error:
-                section.error(section.get("private_key"), f"key {key}: {error}")
+                section.error(section.get("private_key"), f"key {key}: {error}", "certificate")
     return ServerCertificate(certificate, key, arn, pem or b"")
 
 
@@ -389,6 +400,31 @@ def _read_scope(node: Node, variables: Variables, problems: Problems) -> TlsScop
     if section is None:
         return None
     return _scope(section, variables)
+
+
+def _read_own_scope(
+    node: Node, variables: Variables, base: Path, problems: Problems
+) -> tuple[TlsScope | None, Trust | None]:
+    """A scope of the policy's ``tls``, and who may vouch for its servers, where that is not the policy's ``trust``."""
+    section = open_section(node, "tls scope", OWN_SCOPE_KEYS, _SCOPE_EXAMPLE, problems)
+    if section is None:
+        return None, None
+    return _scope(section, variables), read_trust(section, base) if "trust" in section else None
+
+
+def read_scope_trust(section: Section, base: Path) -> tuple[tuple[Node, int, Trust], ...]:
+    """``tls.scope_trust`` of settings, for scopes that are written elsewhere: what of them has a ``trust`` of its own,
+    by number from 1."""
+    found = []
+    for node in section.items("scope_trust", "[{scope: 1, trust: [company-roots.pem]}]"):
+        part = open_section(
+            node, "scope_trust", ("scope", "trust"), "{scope: 1, trust: [company-roots.pem]}", section.problems
+        )
+        if part is not None:
+            part.require("scope", "the number of a scope, from 1")
+            part.require("trust", "a list such as [system, company-roots.pem]")
+            found.append((node, part.integer("scope", 1, 1 << 16, 0), read_trust(part, base)))
+    return tuple(found)
 
 
 def _scope(section: Section, variables: Variables) -> TlsScope:
@@ -417,7 +453,9 @@ def read_authority(
     ca: Section, certificate_path: Path, key_path: Path, arn: str, check_key: bool, now: float
 ) -> CertificateAuthority:
     """The CA in two files, which the keys ``certificate`` and ``private_key`` of ``ca`` name."""
-    certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, machine=True)
+    certificate_pem = ca_instead_of(certificate_path, now)
+    if certificate_pem is None:
+        certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, machine=True)
     key_pem: bytes | None = None
     encrypted = key_path.with_name(key_path.name + ".cred")
     if check_key and encrypted.exists() and not key_path.exists():
@@ -452,22 +490,22 @@ def _check_ca(
         try:
             key = parse_key(key_pem)
         except ValueError as error:
-            ca.error(ca.get("private_key"), f"CA key {key_path}: {error}")
+            ca.error(ca.get("private_key"), f"CA key {key_path}: {error}", "certificate")
     if certificate_pem is None:
         return
     try:
         certificate, *above = parse_certificates(certificate_pem)
     except ValueError as error:
-        ca.error(ca.get("certificate"), f"CA certificate {certificate_path}: {error}")
+        ca.error(ca.get("certificate"), f"CA certificate {certificate_path}: {error}", "certificate")
         return
     days = (certificate.not_valid_after_utc.timestamp() - now) / 86_400
     if 0 < days < WARN_DAYS:
         ca.problems.warning(ca.get("certificate"), f"CA certificate {certificate_path} expires in {int(days)} days")
     for complaint in (*check_ca(certificate, key, now), *check_chain([certificate, *above])):
         if complaint.startswith("private key"):
-            ca.error(ca.get("private_key"), f"CA key {key_path}: {complaint}")
+            ca.error(ca.get("private_key"), f"CA key {key_path}: {complaint}", "certificate")
         else:
-            ca.error(ca.get("certificate"), f"CA certificate {certificate_path}: {complaint}")
+            ca.error(ca.get("certificate"), f"CA certificate {certificate_path}: {complaint}", "certificate")
 
 
 def read_trust(section: Section, base: Path) -> Trust:
@@ -499,12 +537,13 @@ def _check_roots(section: Section, node: Node, path: Path, content: bytes, what:
     from cryptography import x509
 
     if not _CERTIFICATE.search(content):
-        section.error(node, f"{what} file {path} holds no certificate; expected PEM (-----BEGIN CERTIFICATE-----)")
+        message = f"{what} file {path} holds no certificate; expected PEM (-----BEGIN CERTIFICATE-----)"
+        section.error(node, message, "certificate")
         return False
     try:
         x509.load_pem_x509_certificates(content)
     except ValueError as error:
-        section.error(node, f"{what} file {path} holds a certificate that cannot be read: {error}")
+        section.error(node, f"{what} file {path} holds a certificate that cannot be read: {error}", "certificate")
         return False
     return True
 
@@ -515,5 +554,5 @@ def _read_file(
     try:
         return read_bounded(path, MAX_PEM_BYTES, machine=machine)
     except OSError as error:
-        section.error(node, f"{what} {path} {error.strerror}{hint}")
+        section.error(node, f"{what} {path} {error.strerror}{hint}", "missing-reference")
         return None

@@ -33,7 +33,7 @@ from nfw.policy.model import (
     WithoutSni,
 )
 from nfw.policy.read_log import read_log
-from nfw.policy.read_stateful import FILE_KEYS, RuleFiles, read_rule_files
+from nfw.policy.read_stateful import FILE_KEYS, RuleFiles, read_refresh, read_rule_files
 from nfw.policy.read_tls import (
     FETCHING_KEYS,
     PASSING_KEYS,
@@ -41,6 +41,7 @@ from nfw.policy.read_tls import (
     read_distrust,
     read_fetching,
     read_passing,
+    read_scope_trust,
     read_transparency,
     read_trust,
 )
@@ -55,6 +56,7 @@ KEYS = ("mode", "variables", "tls", "stateful", "open_flows", "flows", "fail_ope
 FLOWS_KEYS = ("max_flows", "tcp_idle", "tcp_opening", "udp", "icmp", "other", "when_full")
 TLS_KEYS = (
     "trust",
+    "scope_trust",
     "on_failure",
     "keywords",
     "actions",
@@ -76,9 +78,10 @@ class Settings:
 
     variables: Variables | None = None
     trust: Trust | None = None
+    scope_trust: tuple[tuple[Node, int, Trust], ...] = ()  # by number of the scope, from 1
     on_failure: Refusal | None = None
     keywords: TlsKeywords | None = None
-    actions: tuple[tuple[str, TlsAction], ...] = ()
+    actions: tuple[tuple[str, TlsAction], ...] | None = None
     distrust: Distrust = field(default_factory=Distrust)
     fetch_issuers: bool = False
     passing: dict[str, Any] = field(default_factory=dict)  # fields of Tls: what is not decrypted
@@ -86,6 +89,7 @@ class Settings:
     transparency: Transparency = field(default_factory=Transparency)
     revocation: Revocation = field(default_factory=Revocation)  # AWS has what to do, not how it is found out
     stream_depth: int | None = None
+    refresh: int = Stateful().refresh
     rule_files: RuleFiles = field(default_factory=RuleFiles)
     open_flows: OpenFlows = field(default_factory=OpenFlows)
     flows: Flows = field(default_factory=Flows)
@@ -100,12 +104,14 @@ class Settings:
         destinations come to the sinks."""
         tls, stateful = policy.tls, policy.stateful
         if tls is not None:
+            own = {number: trust for _, number, trust in self.scope_trust}
             tls = replace(
                 tls,
                 trust=self.trust or tls.trust,
+                scope_trust=tuple(own.get(number) for number in range(1, len(tls.scopes) + 1)) if own else (),
                 on_failure=self.on_failure or tls.on_failure,
                 keywords=self.keywords or tls.keywords,
-                actions=self.actions,
+                actions=tls.actions if self.actions is None else self.actions,
                 distrust=self.distrust,
                 fetch_issuers=self.fetch_issuers,
                 **self.passing,
@@ -120,6 +126,7 @@ class Settings:
             )
         if self.stream_depth is not None:
             stateful = replace(stateful, stream_depth=self.stream_depth)
+        stateful = replace(stateful, refresh=self.refresh)
         flows = self.flows if tcp_idle is None else replace(self.flows, tcp_idle=tcp_idle)
         log = self.log
         if logging is not None:
@@ -149,17 +156,18 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
     section.where = ""
     tls = section.section("tls", TLS_KEYS, "{on_failure: reject}")
     revocation = tls.section("revocation", FETCHING_KEYS, "{allow: [10.0.0.0/8]}") if tls is not None else None
-    stateful = section.section("stateful", ("stream_depth", *FILE_KEYS), "{stream_depth: 1mb}")
+    stateful = section.section("stateful", ("stream_depth", "refresh", *FILE_KEYS), "{stream_depth: 1mb}")
     log = section.get("log")
     return Settings(
         variables=_read_variables(section) if "variables" in section else None,
         trust=read_trust(tls, base) if tls is not None and "trust" in tls else None,
+        scope_trust=read_scope_trust(tls, base) if tls is not None else (),
         on_failure=tls.choice("on_failure", Refusal.REJECT) if tls is not None and "on_failure" in tls else None,
         keywords=tls.choice("keywords", TlsKeywords.ALL) if tls is not None and "keywords" in tls else None,
-        actions=read_actions(tls) if tls is not None else (),
+        actions=read_actions(tls) if tls is not None and "actions" in tls else None,
         distrust=read_distrust(tls, base) if tls is not None else Distrust(),
         fetch_issuers=tls.flag("fetch_issuers", False) if tls is not None else False,
-        passing=read_passing(tls, DEFAULT_VARIABLES, base) if tls is not None else {},
+        passing=_read_passing(tls, base) if tls is not None else {},
         without_sni=tls.choice("without_sni", WithoutSni.REFUSE) if tls is not None else WithoutSni.REFUSE,
         transparency=read_transparency(tls, base) if tls is not None else Transparency(),
         revocation=Revocation(**read_fetching(revocation, DEFAULT_VARIABLES, base))
@@ -169,6 +177,7 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         stream_depth=stateful.size("stream_depth", Stateful().stream_depth, 0, 1 << 32)
         if stateful is not None
         else None,
+        refresh=read_refresh(stateful) if stateful is not None else Stateful().refresh,
         open_flows=read_open_flows(section),
         flows=read_flows(section),
         mode=section.choice("mode", Mode.ENFORCE),
@@ -181,6 +190,13 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
 
 def _read_variables(section: Section) -> Variables:
     return read_own_variables(section.get("variables"), DEFAULT_VARIABLES, section.problems)
+
+
+def _read_passing(tls: Section, base: Path) -> dict[str, Any]:
+    found = read_passing(tls, DEFAULT_VARIABLES, base)
+    if "quic" not in tls:  # is as the documents have it
+        del found["quic"]
+    return found
 
 
 def read_open_flows(section: Section) -> OpenFlows:

@@ -75,9 +75,12 @@ def scoped_variables(
         outer["EXTERNAL_NET"] = tuple(item.replace("$HOME_NET", home) for item in outer.get("EXTERNAL_NET", ()))
     addresses = {name: items for name, items in outer.items() if name not in own.ports} | dict(own.addresses)
     ports = {name: items for name, items in policy.ports.items() if name not in own.addresses} | dict(own.ports)
+    files: dict[str, str] = {}
     for name, reference in (references or {}).items():
         addresses["@" + name] = reference.networks
-    return RuleVariables(addresses, ports)
+        if reference.file is not None:
+            files["@" + name] = str(reference.file)
+    return RuleVariables(addresses, ports, files)
 
 
 def positive_networks(name: str, variables: Variables) -> tuple[Network, ...]:

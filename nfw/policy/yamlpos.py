@@ -225,6 +225,10 @@ class _Builder:
             if not isinstance(key, Scalar):
                 self._problems.error(key, "a key must be a word, not a list or a mapping")
                 continue
+            if key.text == "<<" and not key.style:
+                message = "merge keys (<<) are not read, by CloudFormation neither; write out what they stand for"
+                self._problems.error(key, message, code="syntax")
+                continue
             first = seen.setdefault(key.text, key)
             if first is not key:
                 self._problems.error(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import select
 import socket
 import ssl
@@ -24,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.firewall import Firewall, pids_named
+from tests.firewall import Firewall, many_files, pids_named
 from tests.lab import Lab
 
 POLICY = """\
@@ -440,8 +439,7 @@ def main() -> int:
     parser.add_argument("--stalled", type=int, default=60)
     parser.add_argument("--gigabytes", type=int, default=10)
     options = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    many_files()
     with Lab() as lab, Firewall(lab) as firewall:
         (firewall.dir / "lab-root.pem").write_bytes(lab.root_ca_pem)
         firewall.start(firewall.policy("scale", POLICY))

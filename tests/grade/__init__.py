@@ -7,10 +7,12 @@
 ``python -m tests.grade`` runs all and prints a table. Each case that needs a server has it on an address and port of
 its own, and is tried directly first, from the server's side of the router: a case whose defect a careless client would
 not even see proves nothing. What must be blocked is tried with a client that validates and one that does not; neither
-may get a byte of the server's, nor the server one of theirs.
+may get a byte of the server's, nor the server one of theirs. A server that only shows what it was given is an nginx or
+openssl's; one that breaks the protocol is scripted, and cannot be tried directly: no library would talk to it.
 
-``pki`` makes certificates with any defect, ``tls13`` speaks TLS 1.3 byte by byte, ``bench`` has the lab, the firewall,
-servers and clients, ``case`` the register; the other modules are the cases, one module for each group.
+``pki`` makes certificates with any defect, ``real`` runs nginx and ``s_server``, ``tls12`` and ``tls13`` speak TLS byte
+by byte, ``bench`` has the lab, the firewall, servers and clients, ``many`` clients by the thousand, ``disorder`` a line
+that loses packets, ``case`` the register; the other modules are the cases, one module for each group.
 """
 
 import importlib

@@ -1,15 +1,14 @@
-"""``python -m tests.grade [--only CASE|GROUP ...] [--json FILE]``, as root."""
+"""``python -m tests.grade [--only CASE|GROUP ...] [--quick] [--idle SECONDS] [--json FILE]``, as root."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
-from tests.firewall import Firewall
+from tests.firewall import Firewall, many_files
 from tests.grade import GROUPS, load
 from tests.grade.bench import Bench
 from tests.grade.case import REGISTER, Result, run_all
@@ -23,6 +22,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.grade", description="nfw's TLS grade on real packets")
     parser.add_argument("--only", nargs="+", default=[], metavar="CASE|GROUP", help=f"groups: {', '.join(GROUPS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parser.add_argument("--quick", action="store_true", help="smaller numbers where the full ones take minutes")
+    parser.add_argument("--idle", type=float, help="seconds that idle flows are left alone; 60, or 10 with --quick")
     parser.add_argument("--verbose", action="store_true", help="a line for each case as it ends")
     chosen = parser.parse_args()
     load()
@@ -31,11 +32,11 @@ def main() -> int:
     if unknown:
         parser.error(f"no such case or group: {', '.join(unknown)}")
     cases = [one for one in REGISTER if not chosen.only or one.identifier in chosen.only or one.group in chosen.only]
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    many_files()
     began = time.monotonic()
     with Lab() as lab, Firewall(lab) as firewall:
-        bench = Bench(lab, firewall, Trust())
+        idle = chosen.idle or (10.0 if chosen.quick else 60.0)
+        bench = Bench(lab, firewall, Trust(), quick=chosen.quick, idle=idle)
         results = run_all(bench, cases, _line if chosen.verbose else lambda _: None)
         for server in bench.servers:
             server.close()

@@ -12,10 +12,10 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -310,28 +310,44 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = 0
+        self._file: BinaryIO | None = None
         self._lock = threading.Lock()
         self._rest = b""
-        self.records: list[dict[str, Any]] = []
         self._by_port: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
     def read(self) -> None:
+        """Take in what is new."""
         with self._lock:
-            if not self._path.exists():
-                return
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-            self._offset += len(data)
-            lines = (self._rest + data).split(b"\n")
-            self._rest = lines.pop()
-            for line in lines:
-                record = json.loads(line)
-                self.records.append(record)
-                if "src_port" in record:
-                    for one in (record["src_port"], record["dest_port"]), (record["dest_port"], record["src_port"]):
-                        self._by_port.setdefault(one, []).append(record)
+            for data in self._more():
+                lines = (self._rest + data).split(b"\n")
+                self._rest = lines.pop()
+                for line in lines:
+                    self._take(json.loads(line))
+
+    def skip(self) -> None:
+        """Forget what is new: of a flood that nobody will ask about, and would fill the memory."""
+        with self._lock:
+            for data in self._more():
+                self._rest = (self._rest + data).rpartition(b"\n")[2]
+
+    def _more(self) -> Iterator[bytes]:
+        """The file's new bytes, and those of the files that have taken its place (nfw renames a full one)."""
+        while self._file is not None or self._path.exists():
+            if self._file is None:
+                self._file = self._path.open("rb")
+            while data := self._file.read(1 << 22):
+                yield data
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(self._file.fileno()).st_ino != self._path.stat().st_ino:
+                    self._file.close()
+                    self._file = None
+                    continue
+            return
+
+    def _take(self, record: dict[str, Any]) -> None:
+        if "src_port" in record:
+            for one in (record["src_port"], record["dest_port"]), (record["dest_port"], record["src_port"]):
+                self._by_port.setdefault(one, []).append(record)
 
     def about(self, source: int, destination: int, kind: str | None = None) -> list[dict[str, Any]]:
         """What there is of a flow by now."""
@@ -354,7 +370,8 @@ class Log:
 
 @dataclass
 class Bench:
-    """Lab, firewall, servers, responder, log. Threads may use it at the same time, but for :meth:`use`."""
+    """Lab, firewall, servers, responder, log. Threads may use it at the same time, but for :meth:`use`. ``quick``: what
+    takes minutes at its full size is made smaller; ``idle``: seconds that idle flows are left alone."""
 
     lab: Lab
     firewall: Firewall
@@ -362,6 +379,8 @@ class Bench:
     servers: list[Server] = field(default_factory=list)
     policy: str = ""
     seconds: float = SECONDS
+    quick: bool = False
+    idle: float = 60.0
 
     def __post_init__(self) -> None:
         self._ports = itertools.count(FIRST_PORT)
@@ -379,6 +398,10 @@ class Bench:
         (self.firewall.dir / "distrust.pem").write_bytes(pki.pem(self.trust.distrusted.der))
         (self.firewall.dir / "sct-log.pem").write_bytes(self.trust.log_key_pem)
 
+    def size(self, full: int, quick: int) -> int:
+        """How many of something."""
+        return quick if self.quick else full
+
     def port(self) -> int:
         """One nobody else has."""
         with self._lock:
@@ -386,13 +409,16 @@ class Bench:
         assert number <= LAST_PORT
         return number
 
-    def use(self, policy: str) -> None:
-        """Have that policy filter."""
-        if policy == self.policy:
+    def use(self, policy: str, *, again: bool = False) -> None:
+        """Have that policy filter, and no worker of the one before be left. ``again``: do it, though it filters
+        already: a file it names has changed, or a worker is wanted that does not keep the memory of earlier cases."""
+        if policy == self.policy and not again:
             return
         file = self.firewall.policy(f"grade-{policy}", POLICIES[policy])
         if self.policy:
+            before = set(pids_named(self.firewall.pid(), "nfw tls"))
             self.firewall.apply(file)
+            wait_for(lambda: before.isdisjoint(pids_named(self.firewall.pid(), "nfw tls")), 10)
         else:
             self.firewall.start(file)
         self.policy = policy
@@ -541,6 +567,13 @@ class Bench:
         sock.close()
         return seen
 
+    def check_resumes(self, port: int, body: bytes, context: ssl.SSLContext | None = None) -> None:
+        """The server itself resumes sessions of whoever comes directly. Raises WrongError where it does not."""
+        context = context or self.client_context(strict=True, direct=True)
+        session = self.visit(port, context=context, direct=True).session
+        seen = self.visit(port, context=context, session=session, direct=True)
+        check(body in seen.body and seen.reused, f"the server alone does not resume: {seen}")
+
     def visit_all(self, context: Serving) -> Seen:
         """One visit to a server made for it."""
         with self.serving(context) as server:
@@ -596,13 +629,19 @@ class Bench:
         return found[0]
 
     def cpu(self) -> float:
-        """Seconds of CPU the TLS worker has had."""
-        fields = Path(f"/proc/{self.worker()}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Seconds of CPU the TLS workers have had."""
+        ticks = 0
+        for pid in pids_named(self.firewall.pid(), "nfw tls"):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> int:
-        """Bytes the TLS worker has in memory."""
-        return int(Path(f"/proc/{self.worker()}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        """Bytes the TLS workers have in memory."""
+        pages = 0
+        for pid in pids_named(self.firewall.pid(), "nfw tls"):
+            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
 
     def verdict(self, seen: Seen, port: int, seconds: float = 8.0) -> dict[str, Any]:
         """The log's tls record of what a client saw."""

@@ -44,5 +44,9 @@ POLICIES = {
         "trust: [anchors.pem]", "trust: [system, anchors.pem]"
     ),
     "bypass": _policy("bypass", more='  bypass: [{sni: ["pinned.grade.test"]}]\n  resolvers: [203.0.113.10]\n'),
+    "rotated": _policy("rotated").replace("ca.pem", "rotated/ca.pem").replace("ca.key", "rotated/ca.key"),
+    "two": _policy("two").replace("workers: 1", "workers: 2").replace("50000", "50000, tcp_idle: 6000"),
+    "quiet": _policy("quiet", more="  actions: {not_tls: drop}\n"),
+    "monitor": _policy("monitor").replace("workers: 1", "workers: 1\nmode: monitor"),
     "recheck": _policy("recheck").replace("cache: answers", "cache: answers, recheck: true"),
 }

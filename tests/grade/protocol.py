@@ -380,7 +380,10 @@ def _ended(bench: Bench, finish: Callable[[ServerSide], None], context: SSL.Cont
         finish(side)
 
     with bench.serving(context=context, handler=handler) as server:
+        directly = bench.visit(server.port, direct=True)
         seen = bench.visit(server.port)
+        same = (directly.end, len(directly.body)) == (seen.end, len(seen.body))
+        check(same, f"directly {directly}, through nfw {seen}")
         return seen, bench.verdict(seen, server.port)
 
 
@@ -421,8 +424,10 @@ def _(bench: Bench) -> str:
         side.write(blob)
 
     with bench.serving(context=server_context(good(bench)), handler=handler) as server:
-        for _ in range(5):
-            seen = bench.visit(server.port, request=b"")  # unread, it would make the server's kernel reset
+        for direct in (True, *[False] * 5):
+            seen = bench.visit(
+                server.port, request=b"", direct=direct
+            )  # unread, it would make the server's kernel reset
             check(seen.body == blob and seen.end == "clean", f"{seen}")
     return f"5 times {len(blob)} bytes, all exact"
 
@@ -438,18 +443,21 @@ def _(bench: Bench) -> str:
         stream.sock.shutdown(socket.SHUT_WR)
         got.append(stream.read_all()[0])
 
-    with bench.serving(handler=Server13(path(one), one.key, server_first).handler) as server:
-        client = tls13.Client13(bench.connect(server.port), HOST)
-        client.handshake()
-        check(client.read() == b"done" and client.read() == b"", "the server's half did not arrive")
-        time.sleep(0.2)
-        client.write(b"still " * 1000)
-        client.close_notify()
-        client.sock.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + 5
-        while not got and time.monotonic() < deadline:
-            time.sleep(0.02)
-        check(got == [b"still " * 1000], f"after the server's half-close {[len(part) for part in got]} bytes arrived")
+    for direct in (True, False):
+        got.clear()
+        with bench.serving(handler=Server13(path(one), one.key, server_first).handler) as server:
+            client = tls13.Client13(bench.connect(server.port, direct=direct), HOST)
+            client.handshake()
+            check(client.read() == b"done" and client.read() == b"", "the server's half did not arrive")
+            time.sleep(0.2)
+            client.write(b"still " * 1000)
+            client.close_notify()
+            client.sock.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + 5
+            while not got and time.monotonic() < deadline:
+                time.sleep(0.02)
+            whole = got == [b"still " * 1000]
+            check(whole, f"after the server's half-close {[len(part) for part in got]} bytes arrived")
 
     def client_first(stream: Stream13) -> None:
         got.append(stream.read_all()[0])
@@ -457,15 +465,15 @@ def _(bench: Bench) -> str:
         stream.write(b"answer")
         stream.close_notify()
 
-    got.clear()
-    with bench.serving(handler=Server13(path(one), one.key, client_first).handler) as server:
-        client = tls13.Client13(bench.connect(server.port), HOST)
-        client.handshake()
-        client.write(b"question")
-        client.close_notify()
-        client.sock.shutdown(socket.SHUT_WR)
-        heard = client.read_all()
-        check(heard == (b"answer", "clean"), f"after the client's half-close: {heard}")
+    for direct in (True, False):
+        with bench.serving(handler=Server13(path(one), one.key, client_first).handler) as server:
+            client = tls13.Client13(bench.connect(server.port, direct=direct), HOST)
+            client.handshake()
+            client.write(b"question")
+            client.close_notify()
+            client.sock.shutdown(socket.SHUT_WR)
+            heard = client.read_all()
+            check(heard == (b"answer", "clean"), f"after the client's half-close: {heard}")
     return "both"
 
 
@@ -592,11 +600,14 @@ def _never_resumed(bench: Bench, hosts: list[str]) -> str:
 
         context = server_context(one, versions=versions, configure=lambda made: made.set_session_id(b"grade"))
         with bench.serving(context=context, handler=handler) as server:
+            bench.check_resumes(server.port, b"GRADE")
+            check(reused == [False, True], f"directly resumed: {reused}")
+            reused.clear()
             for host in hosts * 2:
                 seen = bench.visit(server.port, host)
                 check(seen.body == b"GRADE", f"not served: {seen}")
         check(len(reused) == 2 * len(hosts) and not any(reused), f"resumed: {reused}")
-    return f"{4 * len(hosts)} full handshakes, 0 resumed"
+    return f"{4 * len(hosts)} full handshakes, 0 resumed; directly resumed"
 
 
 @case("P26", "a server that would take early data", "nfw never sends any")

@@ -337,6 +337,8 @@ def _(bench: Bench) -> str:
         context = server_context(one, staple=response(one), **how)
         context.set_session_id(b"grade")
         with bench.serving(context=context, handler=handler) as server:
+            bench.check_resumes(server.port, b"GRADE")
+            reused.clear()
             for _ in range(3):
                 seen = bench.visit(server.port)
                 check(seen.body == b"GRADE", f"not served: {seen}")
@@ -820,7 +822,7 @@ def _(bench: Bench) -> str:
 
 @case("R30", "many flows at once, one cold certificate", "one OCSP request and one CRL fetch", alone=True)
 def _(bench: Bench) -> str:
-    number, flows = next(_serial), 300
+    number, flows = next(_serial), bench.size(1000, 300)
     pointers = [pki.access(ocsp=[bench.web.url(f"r30-{number}")]), pki.crl_points(bench.web.url(f"r30-l-{number}"))]
     one = lasting(bench.trust.root, extra=pointers)
 

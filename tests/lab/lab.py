@@ -1,5 +1,6 @@
 """`Lab`: the whole lab as one context manager."""
 
+import fcntl
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import IO, Any, ClassVar, Final, Literal, Self
 
 from cryptography import x509
 
@@ -81,11 +82,12 @@ class Lab(AbstractContextManager["Lab"]):
     def sweep(cls) -> list[str]:
         """Remove what labs of processes that no longer exist left behind; returns the names of what was removed."""
         removed = []
-        for folder, remove in ((RUN_NETNS, remove_by_name), (ETC_NETNS, remove_by_name), (_scratch(), _remove_dir)):
-            for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if cls._is_left_over(entry.name):
-                    remove(entry.name)
-                    removed.append(entry.name)
+        with SWEEPING:
+            for folder, remove in ((RUN_NETNS, remove_by_name), (ETC_NETNS, remove_by_name), (_scratch(), _remove_dir)):
+                for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+                    if cls._is_left_over(entry.name):
+                        remove(entry.name)
+                        removed.append(entry.name)
         return list(dict.fromkeys(removed))
 
     def namespace(self, role: Role) -> Namespace:
@@ -237,6 +239,30 @@ _NSSWITCH: Final = "passwd: files\ngroup: files\nhosts: files dns\n"
 def _scratch() -> Path:
     """Where labs keep their files: on disk and not in memory, since a test may upload a gigabyte."""
     return Path(os.environ.get("TMPDIR", "/var/tmp"))
+
+
+class _Turn:
+    """What one process of the machine at a time does; within it, it may be entered again."""
+
+    def __init__(self, name: str) -> None:
+        self._path = _scratch() / name
+        self._file: IO[bytes] | None = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        if self._file is None:
+            self._file = self._path.open("wb")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+SWEEPING: Final = _Turn("nfw-labs-are-swept")
 
 
 def _remove_dir(name: str) -> None:

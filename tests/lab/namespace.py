@@ -35,6 +35,8 @@ _UNWANTED_ENVIRONMENT: Final = (
 )
 # How long a process may take to end by itself when asked to. More than nfw needs to undo its rules and routes.
 _PATIENCE_SECONDS: Final = 5.0
+# The kernel ends what is killed at once, but a busy machine may take its time.
+_KILLED_SECONDS: Final = 30.0
 
 
 class CommandFailed(subprocess.CalledProcessError):
@@ -205,7 +207,7 @@ def pids_in(path: Path) -> list[int]:
 
 def kill_all(pids: Callable[[], list[int]]) -> None:
     """SIGKILL what `pids` returns until it returns nothing; raises TimeoutError when that does not come about."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + _KILLED_SECONDS
     while found := pids():
         for pid in found:
             with suppress(ProcessLookupError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,26 @@ def firewall() -> Iterator[Firewall]:
 
 
 def in_memory(pid: int, *needles: bytes) -> bool:
-    """Whether any of the process's memory holds one of them (proc(5): maps, mem)."""
+    """Whether any of the process's memory holds one of them (proc(5): maps, mem).
+
+    One that has ended, as the supervisor's commands do after a moment, has none.
+    """
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return _in_memory(pid, needles)
+    return False
+
+
+def open_files(pid: int) -> list[str]:
+    """What the process has open; of one that has ended, nothing."""
+    found = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                found.append(str(entry.readlink()))
+    return found
+
+
+def _in_memory(pid: int, needles: tuple[bytes, ...]) -> bool:
     with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
         for line in maps:
             span, allowed, *_ = line.split()
@@ -69,8 +89,7 @@ def test_no_process_has_its_file_open_or_leaves_a_core(firewall: Firewall) -> No
     names = set(processes.values())
     assert {"nfw keyholder", "nfw tls 0", "nfw packet 0", "nfw resolver"} <= names
     for pid in processes:
-        targets = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-        assert not [target for target in targets if "ca.key" in target]
+        assert not [target for target in open_files(pid) if "ca.key" in target]
     for name in ("nfw keyholder", "nfw tls", "nfw packet", "nfw resolver"):
         (pid,) = pids_named(firewall.pid(), name)
         limits = Path(f"/proc/{pid}/limits").read_text().splitlines()

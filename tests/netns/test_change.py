@@ -85,7 +85,8 @@ def test_the_status_is_told_although_who_was_asked_is_replaced(firewall: Firewal
     (leader,) = pids_named(firewall.pid(), "nfw leader")
     with ThreadPoolExecutor(2) as pool, stopped(leader):
         applied = pool.submit(firewall.apply, policy)
-        wait_for(lambda: len(list(pids_named(firewall.pid(), "nfw leader"))) == 2, PATIENCE)
+        # Just before it takes over: an answer is waited for 3 s, and a busy machine takes longer to compile.
+        wait_for(lambda: len(list(pids_named(firewall.pid(), "nfw packet 0"))) == 2, PATIENCE)
         reply = ControlClient(firewall.control, 20.0).request("status")
         applied.result()
     assert (reply.errors, reply.data["state"], reply.data["generation"]) == ((), "filtering", 2)
@@ -214,6 +215,8 @@ def test_rollback(firewall: Firewall) -> None:
     shown = firewall.cli("policy", "show", "2").stdout
     assert shown.startswith("# entry 2 (two, from ")
     assert "name: two\n" in shown
+    rules = firewall.cli("policy", "show", "2", "--rules").stdout
+    assert rules == f"{shown}\n# {firewall.dir / 'change.rules'}\n{BLOCKED.rstrip()}\n"
     out = firewall.dir / "out"
     firewall.cli("policy", "show", "2", "--out", str(out))
     assert (out / str(firewall.dir / "change.rules").lstrip("/")).read_text() == BLOCKED

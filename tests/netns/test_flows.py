@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 
 from tests.firewall import PATIENCE, Firewall, pids_named, wait_for
 from tests.lab import Lab
+from tests.netns.test_tls_path import Server, dial, trusting
 
 ADDRESS = "203.0.113.10"
 
@@ -270,3 +273,29 @@ def test_a_flushed_connection_ends_as_the_policy_says(firewall: Firewall, action
         udp.send(b"again")
         assert udp.recv(10) == b"again"
         assert firewall.status()["kernel"]["counters"]["unjudged"] == 0
+
+
+def test_many_sessions_are_flushed_in_slices(firewall: Firewall) -> None:
+    """More than a slice of a worker's time; whoever asks hears how many they were, and another session goes on."""
+    text = POLICY.replace("[443]", "[443, 9443]").partition("stateful:")[0] + "workers: 1\n"
+    firewall.start(firewall.policy("many", text))
+    context, sessions = trusting(firewall), []
+
+    def echo(conn: ssl.SSLSocket) -> None:
+        while data := conn.recv(100):
+            conn.sendall(data)
+
+    with Server(firewall.lab, echo), dial(firewall) as other:
+        for _ in range(150):
+            with firewall.lab.in_namespace("client"):
+                sock = socket.create_connection((ADDRESS, 443), timeout=PATIENCE)
+            sessions.append(context.wrap_socket(sock, server_hostname="site-a.test"))
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            flush = pool.submit(firewall.cli, "flows", "flush", "--destination-port", "443", "--yes")
+            while not flush.done():
+                other.sendall(b"ping")
+                assert other.recv(100) == b"ping"
+            assert flush.result().stdout == "150 flows ended\n"
+        for session in sessions:
+            session.close()
+    wait_for(lambda: [flow["flow"]["reason"] for flow in firewall.events("flow")].count("flushed") == 150, PATIENCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 
 from tests.firewall import PATIENCE, Firewall
 from tests.lab import Lab
+from tests.netns.test_tls_bypass import udp_exchange
+from tests.netns.test_tls_path import Server, connect
+from tests.unit.test_quic_and_ech import KEYED
 
 pytestmark = pytest.mark.netns
 
@@ -23,7 +27,7 @@ stateless:
 tls:
   ca: {{certificate: ca.pem, private_key: ca.key}}
   trust: [lab-root.pem]
-  scopes: [{{destination_ports: [443]}}]
+  scopes: [{{destination_ports: [443, 9443]}}]
   on_failure: reject
 open_flows: {{which: all, action: reject}}
 stateful:
@@ -123,6 +127,31 @@ def test_datagrams_alerts_and_status(firewall: Firewall) -> None:
     assert not [key for key in verdicts if key.split("/")[1] in ("drop", "reject")]
     assert "MODE MONITOR: NOTHING IS BLOCKED" in firewall.cli("status").stdout.splitlines()[0]
     assert "would reject: rule" in firewall.cli("logs", "--type", "drop", str(firewall.log)).stdout
+
+
+def test_quic_and_its_offers_and_ech_keys_stay(firewall: Firewall) -> None:
+    """What would have been dropped is recorded; what would have been hidden is not a block, and is not told."""
+    lab = firewall.lab
+    initial = b"\xc3\0\0\0\1" + bytes(1245)
+    assert udp_exchange(lab, 443, initial, b"reply") == b"reply"
+    assert udp_exchange(lab, 443, initial, b"again") == b"again"
+    event = firewall.wait_event("drop", lambda event: event["nfw"]["reason"] == "quic")
+    assert event["verdict"] == {"action": "pass", "would_be": "drop"}
+    assert udp_exchange(lab, 53, b"question", KEYED) == KEYED
+    offered = b'HTTP/1.1 200 OK\r\nAlt-Svc: h3=":443"; ma=9\r\nContent-Length: 2\r\n\r\nok'
+
+    def answer(conn: ssl.SSLSocket) -> None:
+        conn.recv(65536)
+        conn.sendall(offered)
+
+    context = ssl.create_default_context(cafile=str(firewall.ca))
+    server = Server(lab, answer, port=9443, name="allowed.test")
+    with server, context.wrap_socket(connect(lab, 9443), server_hostname="allowed.test") as conn:
+        conn.sendall(b"GET / HTTP/1.1\r\nHost: allowed.test\r\n\r\n")
+        got = b""
+        while len(got) < len(offered):
+            got += conn.recv(65536)
+        assert got == offered
 
 
 def test_the_same_policy_enforced_and_monitored_again(firewall: Firewall) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from dnslib import DNSRecord
 
+from engines.stateful.app.http2 import PREFACE
 from tests.firewall import PATIENCE, Firewall, pids_named, wait_for
 from tests.lab import Lab
-from tests.netns.test_tls_path import Server, connect, dial, read_all
-from tests.unit.test_quic_and_ech import ALPN, ECH, https, response
+from tests.netns.test_tls_path import Server, connect, dial, read_all, trusting
+from tests.unit.test_altsvc import over_http1, over_http2
+from tests.unit.test_quic_and_ech import ALPN, ECH, KEYED, OTHER, PLAIN, framed, https, response
 from tests.unit.tlskit import Authority
 
 pytestmark = pytest.mark.netns
@@ -166,11 +170,17 @@ def test_clients_that_refuse_the_leaf_are_suggested(firewall: Firewall) -> None:
     assert issuer(lab, "site-a.test")[0] == OURS, "nothing is exempted by itself"
 
 
-def udp_exchange(lab: Lab, port: int, send: bytes, reply: bytes, seconds: float = PATIENCE) -> bytes | None:
-    """What a client gets from a UDP server that answers with `reply`; None when nothing comes in that time."""
+def spare_address(lab: Lab) -> str:
+    """One of the server's that no service of the lab listens on."""
     host = "203.0.113.77"
     shown = lab.server.run(["ip", "-o", "-4", "addr", "show", "to", "203.0.113.10"]).stdout.split()
     lab.server.run(["ip", "addr", "replace", f"{host}/24", "dev", shown[1]])
+    return host
+
+
+def udp_exchange(lab: Lab, port: int, send: bytes, reply: bytes, seconds: float = PATIENCE) -> bytes | None:
+    """What a client gets from a UDP server that answers with `reply`; None when nothing comes in that time."""
+    host = spare_address(lab)
     with lab.in_namespace("server"):
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with lab.in_namespace("client"):
@@ -196,6 +206,63 @@ def test_quic_does_not_get_through_and_ech_keys_do_not_arrive(firewall: Firewall
     keyed, plain = response(https(ALPN, ECH)), response(https(ALPN))
     assert udp_exchange(lab, 53, b"question", keyed) == plain
     assert udp_exchange(lab, 53, b"question", plain) == plain
+
+
+def test_ech_keys_do_not_arrive_over_tcp(firewall: Firewall) -> None:
+    """In one segment, and in several; the connection goes on either way."""
+    lab = firewall.lab
+    sent, expected = framed(KEYED, OTHER, KEYED), framed(PLAIN, OTHER, PLAIN)
+
+    host = spare_address(lab)
+    redirect = "add table ip dns; add chain ip dns in { type nat hook prerouting priority -100; }; "
+    lab.server.run(
+        ["nft", redirect + f"add rule ip dns in ip daddr {host} tcp dport 53 redirect to :5399"]
+    )  # the lab's own server has port 53 everywhere
+    with lab.in_namespace("server"):
+        listener = socket.create_server(("", 5399))
+    with lab.in_namespace("client"):
+        client = socket.create_connection((host, 53), 10)
+    server, _ = listener.accept()
+    with listener, client, server:
+        client.settimeout(10)
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for size in (1000, 90, 40, 17, 1000):
+            client.sendall(framed(DNSRecord.question("a.test", "HTTPS").pack()))
+            assert server.recv(1000)
+            for at in range(0, len(sent), size):
+                server.sendall(sent[at : at + size])
+                time.sleep(0.005)
+            got = b""
+            while len(got) < len(expected):
+                got += client.recv(4096)
+            assert got == expected
+    counts = next(one for one in firewall.status()["processes"] if one["name"].startswith("nfw packet"))["counts"]
+    assert counts["ech_stripped"] >= 10
+
+
+def test_ech_keys_do_not_arrive_over_tls_or_https(firewall: Firewall) -> None:
+    def answering(said: bytes) -> Callable[[ssl.SSLSocket], None]:
+        def answer(conn: ssl.SSLSocket) -> None:
+            conn.recv(65536)
+            conn.sendall(said[:50])
+            conn.sendall(said[50:])
+            conn.recv(65536)
+
+        return answer
+
+    for alpn, said in (("dot", framed(OTHER, KEYED)), ("http/1.1", over_http1(KEYED)), ("h2", over_http2(KEYED))):
+        server = Server(firewall.lab, answering(said))
+        server.context.set_alpn_protocols([alpn])
+        context = trusting(firewall)
+        context.set_alpn_protocols([alpn])
+        with server, context.wrap_socket(connect(firewall.lab), server_hostname="site-a.test") as conn:
+            assert conn.selected_alpn_protocol() == alpn
+            conn.sendall(PREFACE if alpn == "h2" else b"GET / HTTP/1.1\r\nHost: site-a.test\r\n\r\n")
+            got = b""
+            while len(got) < len(said):
+                got += conn.recv(65536)
+            assert got.endswith(PLAIN)
+            assert len(got) == len(said)
 
 
 def test_offers_of_quic_are_hidden(firewall: Firewall) -> None:

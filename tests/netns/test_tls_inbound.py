@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import socket
 import ssl
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 
 from tests.firewall import PATIENCE, Firewall, children, pids_named, wait_for
 from tests.lab import Lab
-from tests.netns.test_ca_key import in_memory
+from tests.netns.test_ca_key import in_memory, open_files
 
 pytestmark = pytest.mark.netns
 
@@ -101,6 +101,21 @@ def test_a_name_without_a_certificate_and_a_server_with_another(firewall: Firewa
     assert seen["nfw"]["status"] in ("UNTRUSTED", "NAME_MISMATCH"), "it does not show what is given here"
 
 
+@pytest.mark.parametrize(
+    ("name", "shown", "verdict", "reason"),
+    [("site-a.test", "site-a.test.pem", "drop", "rule"), ("allowed.test", None, "reject", "no_certificate")],
+)
+def test_explain_says_what_was_seen_above(
+    firewall: Firewall, name: str, shown: str | None, verdict: str, reason: str
+) -> None:
+    flow = ["--src", "10.1.0.2", "--dst", firewall.lab.sites[name].ipv4, "--sni", name, "--http-uri", "/secret"]
+    told = json.loads(firewall.cli("explain", "--running", "--json", *flow).stdout)
+    assert told["tls"]["certificate"] == (str(firewall.dir / shown) if shown else None)
+    assert (told["tls"]["decision"], told["verdict"]["verdict"]) == ("terminate", verdict)
+    assert told["verdict"]["reason"] == reason
+    assert told["tls"]["scopes"][-1]["inbound"] is True
+
+
 def test_the_keys_are_in_the_key_holder_alone(firewall: Firewall) -> None:
     needles = []
     for name in ("site-a.test", "rsa.test"):
@@ -113,7 +128,7 @@ def test_the_keys_are_in_the_key_holder_alone(firewall: Firewall) -> None:
     having = {name for pid, name in processes.items() if in_memory(pid, *needles)}
     assert having == {"nfw keyholder"}
     for pid in processes:
-        assert not [entry for entry in Path(f"/proc/{pid}/fd").iterdir() if str(entry.readlink()).endswith(".key")]
+        assert not [target for target in open_files(pid) if target.endswith(".key")]
 
 
 def test_a_key_holder_killed_and_started_again(firewall: Firewall) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.firewall import Firewall
+from tests.firewall import PATIENCE, Firewall, wait_for
 from tests.lab import Lab
 from tests.netns.test_tls_bypass import CLIENTS, Demanding, greeted
 from tests.netns.test_tls_path import Server, connect, read_all
@@ -130,10 +130,13 @@ def test_clients_that_leave_do_not_keep_others_waiting(firewall: Firewall) -> No
     """The one whose handshake was to prove it is gone: the next one proves it."""
     with Counting(firewall.lab, "a.wild.test", patience=3.0) as server:
         context = ssl.create_default_context(cafile=str(firewall.lab.root_ca_path))
-        sock = connect(firewall.lab, seconds=1.0)
-        with contextlib.suppress(OSError):
-            context.wrap_socket(sock, server_hostname="b.wild.test").close()
-        sock.close()
+        outgoing = ssl.MemoryBIO()
+        tls = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="b.wild.test")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.do_handshake()
+        with connect(firewall.lab) as sock:
+            sock.sendall(outgoing.read())
+            wait_for(lambda: server.connections == 1, PATIENCE)
         assert ask(firewall, "b.wild.test")[0] == "hello"
         assert server.connections >= 3
 

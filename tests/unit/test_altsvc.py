@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.tls.altsvc import AltSvcMask
+from engines.tls.hiding import masking
 from engines.verdict import Direction
+from tests.unit.test_quic_and_ech import KEYED, OTHER, PLAIN, framed
 
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 OFFER = b'h3=":443"; ma=86400, h3-29=":443"; ma=86400'
@@ -101,9 +103,15 @@ def test_a_response_is_not_held_up() -> None:
         assert mask.feed(TO_CLIENT, piece) == piece
 
 
-@given(st.lists(st.binary(max_size=60), max_size=8), st.sampled_from(["http/1.1", "h2", "", "imap"]))
-def test_no_byte_is_lost_or_made_up(pieces: list[bytes], alpn: str) -> None:
-    mask = AltSvcMask(alpn)
+@given(
+    st.lists(st.binary(max_size=60), max_size=8),
+    st.sampled_from(["http/1.1", "h2", "", "imap", "dot"]),
+    st.sampled_from([b"", b"\0\x0c\0\0\1", b"HTTP/1.1 200 OK\r\nContent-Type: application/dns-message\r\n"]),
+)
+def test_no_byte_is_lost_or_made_up(pieces: list[bytes], alpn: str, begin: bytes) -> None:
+    mask = masking(alpn, 443, offers=True, keys=True)
+    assert mask is not None
+    pieces = [begin, *pieces]
     got = b"".join(mask.feed(TO_CLIENT, piece) for piece in pieces) + mask.rest(TO_CLIENT)
     assert len(got) == len(b"".join(pieces))
 
@@ -195,3 +203,72 @@ def test_what_is_no_header_block_goes_on() -> None:
         h2([HeadersFrame(1, block, flags=["END_HEADERS"]), DataFrame(1, b"x")], chance)
     h2([ContinuationFrame(1, b"x", flags=["END_HEADERS"]), DataFrame(1, b"x" * 100)])
     h2([HeadersFrame(1, b"\0" * 60000), ContinuationFrame(1, b"\0" * 60000), DataFrame(1, b"x" * 100)])
+
+
+# --- DNS answers ------------------------------------------------------------------------------------------------------
+
+
+def hidden(alpn: str, said: bytes, chance: random.Random | None, port: int = 443, *, keys: bool = True) -> bytes:
+    mask = masking(alpn, port, offers=False, keys=keys)
+    if mask is None:
+        return said
+    assert mask.feed(TO_SERVER, KEYED) == KEYED
+    got = b"".join(mask.feed(TO_CLIENT, piece) for piece in cut(said, chance))
+    return got + mask.rest(TO_CLIENT)
+
+
+def over_http1(message: bytes, kind: bytes = b"application/dns-message") -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % (kind, len(message)) + message
+
+
+def over_http2(*messages: bytes, padded: bool = False) -> bytes:
+    block = hpack.Encoder().encode([(":status", "200"), ("alt-svc", OFFER.decode())])
+    flags, padding = (["END_STREAM", "PADDED"], 30) if padded else (["END_STREAM"], 0)
+    frames: list[Frame] = [SettingsFrame(0)]
+    for number, message in enumerate(messages):
+        frames.append(HeadersFrame(2 * number + 1, block, flags=["END_HEADERS"]))
+        frames.append(DataFrame(2 * number + 1, message, flags=flags, pad_length=padding))
+    return b"".join(frame.serialize() for frame in frames)
+
+
+SHORT = b"\0\0\x80\0\0\1\0\1"  # begins as an answer does
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("alpn", "port", "said", "expected"),
+    [
+        ("dot", 443, framed(KEYED, OTHER, KEYED), framed(PLAIN, OTHER, PLAIN)),
+        ("", 853, framed(KEYED, OTHER), framed(PLAIN, OTHER)),
+        ("", 443, framed(KEYED), framed(KEYED)),
+        ("http/1.1", 443, over_http1(OTHER) + over_http1(KEYED) * 2, over_http1(OTHER) + over_http1(PLAIN) * 2),
+        ("http/1.1", 853, over_http1(KEYED, b"image/png"), over_http1(KEYED, b"image/png")),
+        ("h2", 443, over_http2(OTHER, KEYED, b"x" * 100, KEYED), over_http2(OTHER, PLAIN, b"x" * 100, PLAIN)),
+        ("h2", 443, over_http2(KEYED, SHORT, padded=True), over_http2(PLAIN, SHORT, padded=True)),
+        ("h2", 443, over_http2(SHORT * 3, SHORT, KEYED[:40]), over_http2(SHORT * 3, SHORT, KEYED[:40])),
+    ],
+)
+def test_answers_lose_their_keys(alpn: str, port: int, said: bytes, expected: bytes, seed: int | None) -> None:
+    assert hidden(alpn, said, random.Random(seed) if seed else None, port) == expected
+    assert hidden(alpn, said, None, port, keys=False) == said
+
+
+def test_both_are_hidden_together() -> None:
+    requests, responses = CASES["length"]
+    said = responses % (OFFER, len(FAKE), OFFER) + over_http1(KEYED)
+    mask = masking("http/1.1", 443, offers=True, keys=True)
+    assert mask is not None
+    mask.feed(TO_SERVER, requests + GET)
+    assert mask.feed(TO_CLIENT, said) == responses % (HIDDEN, len(FAKE), HIDDEN) + over_http1(PLAIN)
+
+
+def test_what_is_no_answer_is_not_held_up() -> None:
+    """A stream of data goes on as it comes, but for the first bytes of a frame."""
+    mask = masking("h2", 443, offers=True, keys=True)
+    assert mask is not None
+    data = DataFrame(1, bytes(range(256)) * 40).serialize()
+    at = 0
+    for size in (10, 12, 50, 500, 5000):
+        got = mask.feed(TO_CLIENT, data[at : at + size])
+        at += size
+        assert len(got) == (0 if size == 10 else size if at > 22 else at)

@@ -28,6 +28,7 @@ FIRST_BYTES = [
     (C, b"\r\nPOST /", "http"),
     (C, b"GET /old\n", "http"),
     (C, b"BREW /pot HTTP/1.1\r\n", "http"),
+    (C, b"GE%54 /pot HTTP/1.1\r\n", None),
     (C, b"OPTIONS * HTTP/1.1\r\n", "http"),
     (C, b"OPTIONS sip:a@b SIP/2.0\r\n", "sip"),
     (C, b"OPTIONS rtsp://h/ RTSP/1.0\r\n", None),

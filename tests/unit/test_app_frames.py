@@ -14,11 +14,13 @@ from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.sip import SipParser
 from engines.stateful.app.smb import SmbParser
+from engines.stateful.app.ssh import SshParser
 from engines.stateful.app.websocket import WebSocketParser
 from engines.stateful.parser import Variables, parse_rules
 from engines.stateful.ruleset import compile_ruleset
 from tests.unit.app_feeding import C, S, Script, every_way, play, survives
 from tests.unit.corpus import corpus
+from tests.unit.test_app_ssh import kexinit, packet
 from tests.unit.test_inspector import ANY, DOWN, UP, Flow, compiled
 
 LIMITS = replace(AppLimits(), frames=frozenset(BUFFERS))
@@ -27,6 +29,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n
 INVITE_LINE, INVITE_FIELDS, INVITE_BODY = b"INVITE sip:a SIP/2.0\r\n", b"Via: v\r\nContent-Length: 3\r\n", b"v=0"
 INVITE = INVITE_LINE + INVITE_FIELDS + b"\r\n" + INVITE_BODY
 TRYING = b"SIP/2.0 100 Trying\r\nVia: v\r\n\r\n"
+NEWKEYS = packet(21, b"")
 QUERY = b"\0\1\1\0\0\1\0\0\0\0\0\0\1a\0\0\1\0\1"
 SMB1, SMB2, SMB3 = b"\xffSMB" + bytes(28) + b"one", b"\xfeSMB" + bytes(60) + b"two", b"\xfdSMB" + bytes(48) + b"three"
 
@@ -44,6 +47,15 @@ def record(message: bytes) -> bytes:
             {"http1.request": [REQUEST] * 2, "http1.response": [ANSWER] * 2},
         ),
         (Http1Parser, [(C, b"GET / HTTP/1.0\r\n\r\n")], {"http1.request": [b"GET / HTTP/1.0\r\n\r\n"]}),
+        (
+            SshParser,
+            [(C, b"SSH-2.0-x\r\n" + kexinit() + NEWKEYS + b"\1\2\3\4\5\6secret"), (S, b"SSH-2.0-y\r\n")],
+            {
+                "ssh.record.pdu": [kexinit(), NEWKEYS],
+                "ssh.record.hdr": [kexinit()[:6], NEWKEYS[:6]],
+                "ssh.record.data": [kexinit()[6:], NEWKEYS[6:]],
+            },
+        ),
         (DnsParser, [(C, len(QUERY).to_bytes(2, "big") + QUERY)], {"dns.pdu": [QUERY]}),
         (
             SipParser,

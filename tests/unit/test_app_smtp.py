@@ -251,7 +251,7 @@ def test_any_bytes(opened: bool) -> None:
     seeds = corpus("smtp") + corpus("mime")
 
     @given(st.binary(max_size=200) | st.sampled_from(seeds), st.sampled_from([C, S]), st.integers(1, 30))
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     def check(data: bytes, side: int, cut: int) -> None:
         direction = C if side == C else S
         before = text(b"") if opened else [(S, b"220 x\r\n")]

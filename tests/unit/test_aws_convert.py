@@ -259,6 +259,7 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
         "order": order,
         "stream_exception": draw(st.sampled_from(["drop", "reject", "continue"])),
         "stream_depth": draw(st.sampled_from([0, 1000, 1 << 20])),
+        "refresh": draw(st.sampled_from([0, 10, 60])),
     }
     if draw(st.booleans()):
         stateful |= {"threshold_file": "t.config", "classification_file": "c.config", "reference_file": "r.config"}
@@ -283,7 +284,10 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
         policy["tls"] = {
             "ca": draw(st.sampled_from(AUTHORITIES)),
             "arn": draw(arns),
-            "scopes": draw(some(endpoints())),
+            "scopes": [
+                {**scope, **draw(st.sampled_from([{}, {"trust": ["system", "certs/ca.pem"]}, {"trust": ["ca.pem"]}]))}
+                for scope in draw(some(endpoints()))
+            ],
             "on_failure": draw(st.sampled_from(["drop", "reject"])),
             "session_holding": draw(st.booleans()),
             "keywords": draw(st.sampled_from(["all", "sni"])),

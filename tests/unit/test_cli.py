@@ -222,6 +222,12 @@ def test_policy_show(nfw: Nfw, tmp_path: Path) -> None:
     (tmp_path / "again.yaml").write_text(out)
     assert nfw("policy", "show", "again.yaml").out == out
     assert nfw("policy", "show", "nope.yaml").code == 1
+    assert nfw("policy", "show", "good.yaml", "--rules").out == out  # none of its rules are in files
+    (tmp_path / "a.rules").write_text("# mine\npass ip any any -> any any (sid:1;)\n\n")
+    (tmp_path / "files.yaml").write_text("name: files\nstateful: {rule_files: [a.rules]}\n")
+    shown = nfw("policy", "show", "files.yaml").out
+    rules = nfw("policy", "show", "files.yaml", "--rules").out
+    assert rules == f"{shown}\n# a.rules\n# mine\npass ip any any -> any any (sid:1;)\n"
 
 
 def test_policy_apply(nfw: Nfw, tmp_path: Path) -> None:

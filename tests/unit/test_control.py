@@ -174,7 +174,7 @@ def serving(path: Path, handler: Any = echo, **options: Any) -> Iterator[Control
 
 def connected(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(2.0)
+    sock.settimeout(10)
     sock.connect(str(path))
     return sock
 
@@ -375,7 +375,7 @@ def test_deferred_reply(path: Path) -> None:
             sock.recv(1)
         waiting[0].resolve(Reply(True, "later"))
         waiting[0].resolve(Reply(False, "twice"))
-        sock.settimeout(2.0)
+        sock.settimeout(10)
         replies = FrameReader().feed(sock.recv(65536))
         assert [decode_reply(value).data for value in replies] == ["later", "now"]
 
@@ -464,7 +464,7 @@ def looping(path: Path, handler: Any = echo, **options: Any) -> Iterator[Control
 
 def test_client(path: Path) -> None:
     with looping(path):
-        client = ControlClient(path, timeout=5.0)
+        client = ControlClient(path, timeout=30.0)
         assert client.request("apply", policy="/a") == Reply(True, {"command": "apply", "args": {"policy": "/a"}})
         assert client.request("status").ok
 
@@ -482,13 +482,13 @@ def test_client_when_busy(path: Path) -> None:
         held.sendall(encode_request(Request("a")))
         assert answer(held).ok
         with pytest.raises(BusyError, match="busy: 1 clients"):
-            ControlClient(path, timeout=5.0).request("status")
+            ControlClient(path, timeout=30.0).request("status")
 
 
 def test_client_when_not_allowed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nfw.control._peer_uid", lambda _: os.geteuid() + 4242)
     with looping(path), pytest.raises(DeniedError, match="permission denied"):
-        ControlClient(path, timeout=5.0).request("status")
+        ControlClient(path, timeout=30.0).request("status")
 
 
 def test_client_without_permission(path: Path) -> None:
@@ -519,5 +519,5 @@ def test_client_and_something_else(path: Path) -> None:
             thread = threading.Thread(target=serve, args=(data,))
             thread.start()
             with pytest.raises(ControlError, match=message):
-                ControlClient(path, timeout=5.0).request("status")
+                ControlClient(path, timeout=30.0).request("status")
             thread.join()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ from nfw.explaintext import MAX_BEFORE, MAX_RULES, explain_json, explain_lines
 from nfw.policy.compile import Compiled, compile_policy
 from nfw.policy.loader import load_policy
 from nfw.policyreplay import replay_policy
+from tests.unit.tlskit import Authority
 
 CLIENT, SERVER = "10.0.0.5", "198.51.100.7"
 NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
@@ -482,6 +484,87 @@ def test_tls_without_a_name_where_the_policy_takes_the_address(tmp_path: Path) -
     assert found.conclusion.rule is not None
     assert (found.conclusion.verdict, found.conclusion.rule.id) == ("drop", 1)
     assert "where none is, for its address" in found.tls.checks[0]
+
+
+INBOUND = """\
+tls:
+  ca: {certificate: ca.pem, private_key: ca.key}
+  trust: [ca.pem]
+  scopes: [{destination_ports: [443]}]
+  bypass: [{sni: ["*.wild.example", shop.example]}]
+  inbound_upstream: UPSTREAM
+  revocation: {check: true}
+inbound:
+  - certificates:
+      - {certificate: shop.pem, private_key: shop.key}
+      - {certificate: wild.pem, private_key: wild.key}
+    scopes:
+      - {destinations: [192.0.2.0/24]}
+      - {destinations: [198.51.100.0/24], destination_ports: [443]}
+"""
+
+
+@pytest.mark.parametrize("upstream", ["pinned", "verified"])
+@pytest.mark.parametrize(
+    ("flow", "shown", "verdict", "by"),
+    [
+        ({"sni": "shop.example"}, "shop.pem", "pass", None),
+        ({"sni": "shop.example", "http_uri": "/secret"}, "shop.pem", "drop", 1),
+        ({"sni": "blocked.wild.example"}, "wild.pem", "drop", 2),
+        ({"sni": "a.wild.example"}, "wild.pem", "pass", None),
+        ({"sni": "wild.example"}, None, "reject", "no_certificate"),
+        ({"sni": ""}, None, "reject", "no_sni"),
+        ({"dport": 443, "payload": "SSH-2.0-x\\r\\n"}, None, "reject", "not_tls"),
+    ],
+)
+def test_servers_of_ones_own(
+    tmp_path: Path, upstream: str, flow: dict[str, Any], shown: str | None, verdict: str, by: int | str | None
+) -> None:
+    """Inbound scopes go before the others and before names that are exempt; the name chooses the certificate."""
+    inbound_files(tmp_path)
+    policy = INBOUND.replace("UPSTREAM", upstream) + strict(*INSIDE)
+    found = explained(tmp_path, policy, **flow)
+    assert (found.tls.decision, found.conclusion.verdict) == ("terminate", verdict)
+    rule = found.conclusion.rule
+    assert by == (rule.id if rule is not None else found.conclusion.reason if verdict == "reject" else None)
+    assert (found.tls.certificate and found.tls.certificate.name) == shown
+    assert [(str(each), bool(each.misfit), each.line) for each in found.tls.scopes] == [
+        ("scope 1", False, 5),
+        ("inbound scope 1", True, 14),
+        ("inbound scope 2", False, 15),
+    ]
+    assert found.tls.why.startswith("in inbound scope 2")
+    assert ("revocation" in " ".join(found.tls.checks)) is (upstream == "verified")
+    assert ("one of those given" in found.tls.checks[0]) is (upstream == "pinned")
+    text = "\n".join(explain_lines(found, all_rules=False, packets=False))
+    assert (f"the client is shown {tmp_path / shown}" in text) if shown else "the client is shown" not in text
+    value = explain_json(found, all_rules=False)["tls"]["certificate"]
+    assert value == (str(tmp_path / shown) if shown else None)
+
+
+def test_rules_on_the_certificate_of_a_server_of_ones_own(tmp_path: Path) -> None:
+    """Pinned, the server shows what is given; verified, it shows what it has."""
+    inbound_files(tmp_path)
+    rule = 'drop tls any any -> any any (flow:to_client; tls.cert_issuer; content:"Test PKI"; sid:1;)'
+    for upstream, verdict in (("pinned", "drop"), ("verified", "pass")):
+        policy = INBOUND.replace("UPSTREAM", upstream) + strict(rule)
+        assert explained(tmp_path, policy, sni="shop.example").conclusion.verdict == verdict
+
+
+def test_elsewhere_nothing_of_ones_own_is_shown(tmp_path: Path) -> None:
+    inbound_files(tmp_path)
+    policy = INBOUND.replace("UPSTREAM", "pinned") + strict(*INSIDE)
+    found = explained(tmp_path, policy, sni="shop.test", dst="203.0.113.1")
+    assert (found.tls.decision, found.tls.why, found.tls.certificate) == ("terminate", "in scope 1", None)
+
+
+def inbound_files(directory: Path) -> None:
+    ca.create("Test CA", directory, NOW)
+    issuer = Authority("Test PKI")
+    for name, *names in (("shop", "shop.example"), ("wild", "*.wild.example")):
+        certificate, key = issuer.issue(*names)
+        (directory / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+        (directory / f"{name}.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from engines.stateful.parser import Variables, parse_rules
 from engines.stateful.ruleset import GROWING_BUFFERS, RuleSet, compile_ruleset, covered_protocols
 from engines.stateful.signature import Action, BufferMatch, RuleType, Signature
 from engines.stateful.thresholdconfig import parse_threshold_config
+from engines.tls.clienthello import Fingerprints
 from engines.verdict import Direction, Scope, Verdict
 
 UP, DOWN = Direction.TO_SERVER, Direction.TO_CLIENT
@@ -177,11 +178,46 @@ def test_icmp_and_udp_have_no_handshake() -> None:
 DNS = bytes.fromhex("abcd01000001000000000000") + b"\x04evil\x07example\x00\x00\x01\x00\x01"
 
 
+@pytest.mark.parametrize(
+    ("which", "matches"),
+    [("", True), (",all", False), (",0", False), (",-1", True), (",nb>1", False), (",nb<2", True), (",2", False)],
+)
+def test_of_several_questions(which: str, matches: bool) -> None:
+    flow = Flow(compiled(f"alert dns {ANY} (dns.rrtype:TXT{which}; flow:to_server; sid:1;)"), UDP, port=53)
+    query = DNSRecord.question("a.example", "A")
+    query.add_question(DNSRecord.question("b.example", "TXT").q)
+    assert flow.data(UP, query.pack(), established=False) == ("accept 1" if matches else "accept")
+
+
 def test_dns_over_udp() -> None:
     flow = Flow(compiled(f'drop dns {ANY} (dns.query; content:"evil.example"; sid:1;)'), UDP, port=53)
     assert flow.data(UP, DNS.replace(b"evil", b"good"), established=False) == "accept"
     assert flow.data(UP, DNS, established=False) == "drop! 1"
     assert list(flow.last.alerts[0].tx) == ["dns"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "matches"),
+    [
+        ("tls|http", GET, True),
+        ("tls|ssh", GET, False),
+        ("!tls|ssh", GET, True),
+        ("!tls|http", GET, False),
+        ("tls|failed", b"\x01\x02nothing known\r\n" * 400, True),
+    ],
+)
+def test_one_of_several_protocols(asked: str, said: bytes, matches: bool) -> None:
+    flow = Flow(compiled(f"alert tcp {ANY} (app-layer-protocol:{asked}; flow:to_server; sid:1;)")).handshake()
+    found = [flow.data(UP, said), flow.data(DOWN, OK if said is GET else said)]
+    assert any("1" in each for each in found) is matches
+
+
+def test_bare_hooks_match_once_each() -> None:
+    states = ("request_started", "request_line", "request_headers", "response_line", "response_headers")
+    rules = "\n".join(f"alert http1:{state} {ANY} (sid:{sid};)" for sid, state in enumerate(states, 1))
+    flow = Flow(compiled(rules)).handshake()
+    said = [(UP, GET[:20]), (UP, GET[20:]), (DOWN, OK[:-5]), (DOWN, OK[-5:])]
+    assert [flow.data(*each) for each in said] == ["accept", "accept 1 2 3", "accept 4 5", "accept"]
 
 
 def test_a_rule_on_request_and_response() -> None:
@@ -830,7 +866,7 @@ def test_facts_from_a_hello() -> None:
         alpn = (b"h2",)
         versions = (0x7A7A, 0x0304, 0x0303)  # GREASE first
         legacy_version = 0x0303
-        ja3, ja3_string, ja4 = "a", "b", "c"
+        fingerprints = Fingerprints(ja3="a", ja3_string="b", ja4="c")
 
     assert TlsFacts.from_hello(Hello()) == TlsFacts("", (b"h2",), 0x0304, "a", "b", "c")
 

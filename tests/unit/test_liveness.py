@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import signal
 import socket
@@ -43,7 +44,7 @@ def leader(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Leader, socket.soc
     """One without children, and the supervisor's side."""
     monkeypatch.setattr(generation, "STATUS_SECONDS", 0.1)
     ours, theirs = generation.pair()
-    ours.settimeout(2)
+    ours.settimeout(10)
     made = Leader(SETTINGS, theirs, theirs)
     yield made, ours
     for child in made.children:
@@ -117,13 +118,14 @@ def test_an_answer_to_an_older_question_is_passed_over(leader: tuple[Leader, soc
     assert made._ask("stats", {"a": 1}, [child]) == {"nfw packet 0": {"a": 1}}
 
 
-def test_the_key_holder_gives_a_sign_of_life(tmp_path: Any) -> None:
+@pytest.mark.parametrize("end", ["leader", "signal"])
+def test_the_key_holder_gives_a_sign_of_life_and_ends(tmp_path: Any, end: str) -> None:
     from nfw import ca
     from tests.unit.test_policy import NOW
 
     ca.create("Test", tmp_path, NOW)
     ours, theirs = generation.pair()
-    ours.settimeout(5)
+    ours.settimeout(30)
 
     def hold() -> None:
         ours.close()
@@ -135,7 +137,12 @@ def test_the_key_holder_gives_a_sign_of_life(tmp_path: Any) -> None:
         assert ours.recv(100) == b"ok"
         ours.send(b"anything")
         assert ours.recv(100) == b"anything"
-        ours.close()
+        if end == "leader":
+            ours.close()
+        else:
+            os.kill(pid, signal.SIGTERM)
+        (ended,), _, _ = select.select([os.pidfd_open(pid)], [], [], 10)
+        os.close(ended)
         _, status = os.waitpid(pid, 0)
         assert status == 0
     finally:
@@ -166,7 +173,7 @@ def test_a_generation_that_says_nothing_is_killed_and_the_watchdog_hears_nothing
         at += 0.5
     assert watched.current.leader.poll() is None
     assert not watched._lives(at + 0.5)
-    assert watched.current.leader.wait(5) == -signal.SIGKILL
+    assert watched.current.leader.wait(30) == -signal.SIGKILL
     assert not watched._lives(at + 1.0)
     assert capfd.readouterr().err.count("generation 1 hangs; killing it") == 1
 

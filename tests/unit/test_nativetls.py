@@ -43,7 +43,7 @@ def context(request: pytest.FixtureRequest) -> Iterator[NativeContext]:
     remote = keyholder.RemoteKeys(ours)
     yield NativeContext([certificate, ROOT.certificate], lambda data: remote.sign(1, data))
     ours.shutdown(socket.SHUT_RDWR)
-    thread.join(5)
+    thread.join(30)
     ours.close()
     holder.close()
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from engines.nearest import nearest_word
 from engines.stateful.keywords import KEYWORDS
 from engines.stateful.parser import Variables, parse_rules
+from nfw import ca
 from nfw.policy import load_policy
 from nfw.policy.check import check_policy
 from nfw.policy.errors import CODES, Level, PolicyError, PolicyErrors, Problems, suggest
@@ -82,6 +83,35 @@ TWO = [
     {"ResourceArn": f"{awskit.ARN}stateful-rulegroup/h", "Priority": 1},
 ]
 RULES = "stateful:\n  order: strict\n  rules: |\n    {}\n"
+CERTIFICATE = "arn:aws:acm:us-east-1:123456789012:certificate/1"
+TLS_SCOPE = {"Scopes": [{"DestinationPorts": [{"FromPort": 443, "ToPort": 443}], "Protocols": [6]}]}
+AUTHORITY = {"CertificateAuthorityArn": CERTIFICATE, **TLS_SCOPE}
+KNOWN = f"certificates: {{'{CERTIFICATE}': {{certificate: ca.pem, private_key: ca.key}}}}\n"
+ROOT = "tls: {{ca: {{certificate: ca.pem, private_key: ca.key}}, scopes: [{{destination_ports: [443]}}], {}}}\n"
+
+
+def tls(folder: Path, *configurations: dict[str, Any], known: str = KNOWN) -> list[PolicyError]:
+    """A policy with a TLS inspection configuration of AWS's."""
+    ca.create("Test CA", folder, awskit.NOW)
+    described = {
+        "TLSInspectionConfiguration": {"ServerCertificateConfigurations": list(configurations)},
+        "TLSInspectionConfigurationResponse": {
+            "TLSInspectionConfigurationArn": f"{awskit.ARN}tls-configuration/t",
+            "TLSInspectionConfigurationName": "t",
+        },
+    }
+    arn = f"{awskit.ARN}tls-configuration/t"
+    return written(folder, awskit.policy(TLSInspectionConfigurationArn=arn), described, known=known)
+
+
+def with_ca(folder: Path, text: str, **files: str) -> list[PolicyError]:
+    """A policy of nfw's own beside a CA and ``files``, by name without their ending."""
+    ca.create("Test CA", folder, awskit.NOW)
+    for name, content in files.items():
+        (folder / f"{name}.pem").write_text(content)
+    return yaml(folder, text)
+
+
 ONE = "{priority: 1, action: drop, protocols: [tcp]}"
 
 
@@ -229,6 +259,63 @@ ONE = "{priority: 1, action: drop, protocols: [tcp]}"
         ("syntax", lambda folder: yaml(folder, "name: \x00")),
         ("syntax", lambda folder: yaml(folder, "")),
         ("rule", lambda folder: yaml(folder, RULES.format("pass tcp any any -> any any (contnet:x; sid:1;)"))),
+        # TLS: of AWS's
+        ("missing-reference", lambda folder: tls(folder, AUTHORITY, known="{}")),
+        ("missing-reference", lambda folder: tls(folder, TLS_SCOPE)),
+        (
+            "missing-reference",
+            lambda folder: tls(folder, {**TLS_SCOPE, "ServerCertificates": [{"ResourceArn": CERTIFICATE}],
+                                        "CheckCertificateRevocationStatus": {"RevokedStatusAction": "DROP"}}),
+        ),
+        ("missing-reference", lambda folder: tls(folder, AUTHORITY, known=KNOWN.replace("ca.pem", "none.pem"))),
+        ("certificate", lambda folder: tls(folder, AUTHORITY, known=KNOWN.replace("ca.pem", "ca.key"))),
+        (
+            "certificate",
+            lambda folder: tls(
+                folder,
+                {**TLS_SCOPE, "ServerCertificates": [{"ResourceArn": CERTIFICATE}]},
+                known=KNOWN.replace("ca.pem", "ca.key"),
+            ),
+        ),
+        (
+            "conflict",
+            lambda folder: tls(
+                folder,
+                AUTHORITY,
+                {**AUTHORITY, "CertificateAuthorityArn": f"{CERTIFICATE}2"},
+                known=f"{KNOWN.rstrip()[:-1]}, '{CERTIFICATE}2': {{certificate: ca.pem, private_key: ca.key}}}}\n",
+            ),
+        ),
+        (
+            "conflict",
+            lambda folder: tls(
+                folder,
+                {**AUTHORITY, "CheckCertificateRevocationStatus": {"RevokedStatusAction": "DROP"}},
+                {**AUTHORITY, "CheckCertificateRevocationStatus": {"RevokedStatusAction": "PASS"}},
+            ),
+        ),
+        ("invalid", lambda folder: tls(folder, {**AUTHORITY, "Scopes": [{"Protocols": [17]}]})),
+        ("invalid", lambda folder: tls(folder, {**AUTHORITY, "Scopes": [{"DecryptionAction": "BYPASS"}]})),
+        # TLS: of nfw's own
+        ("missing-reference", lambda folder: yaml(folder, ROOT.format("keywords: sni"))),
+        ("missing-reference", lambda folder: with_ca(folder, ROOT.format("trust: [none.pem]"))),
+        ("missing-reference", lambda folder: with_ca(folder, ROOT.format("transparency: {require: true}"))),
+        ("missing-reference", lambda folder: with_ca(folder, ROOT.format("debug: {sni: [a.example]}"))),
+        ("certificate", lambda folder: with_ca(folder, ROOT.format("trust: [x.pem]"), x="nothing")),
+        ("certificate", lambda folder: with_ca(folder, ROOT.format("distrust: [x.pem]"), x="nothing")),
+        ("certificate", lambda folder: with_ca(folder, ROOT.format("transparency: {logs: [x.pem]}"), x="nothing")),
+        ("certificate", lambda folder: with_ca(folder, ROOT.format("").replace("ca.pem", "x.pem"), x="nothing")),
+        ("conflict", lambda folder: with_ca(folder, ROOT.format("actions: {revoked: drop}"))),
+        (
+            "certificate",
+            lambda folder: with_ca(
+                folder, "inbound: [{certificates: [{certificate: x.pem, private_key: ca.key}], scopes: [{}]}]", x="-"
+            ),
+        ),
+        (
+            "missing-reference",
+            lambda folder: yaml(folder, "inbound: [{certificates: [{certificate: x.pem}], scopes: [{}]}]"),
+        ),
     ],
 )  # fmt: skip
 def test_every_error_has_place_code_and_remedy(tmp_path: Path, code: str, case: Case) -> None:
@@ -379,6 +466,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 _MEASURE = """\
 import resource, sys
+from nfw import ca
 from nfw.policy import load_policy
 from nfw.policy.errors import PolicyErrors
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -181,6 +181,9 @@ def test_tls(tmp_path: Path) -> None:
     assert found["tls.actions"].added == ("expired: pass",)
     assert found["tls.trust"].removed == ("system",)
     assert found["tls.trust"].added[0].startswith("sha256:")
+    own = load(tmp_path, f"name: p\n{head}  scopes: [{{destination_ports: [443], trust: [ca.pem]}}]\n")
+    (scopes,) = diff_policies(before, own).settings
+    assert scopes.added[0].startswith("{destination_ports: [443], trust: [sha256:")
     off = diff_policies(before, load(tmp_path, "name: p\n")).settings
     assert off[0].name == "tls"
     assert (off[0].old, off[0].new) == ("on", "off")
@@ -189,7 +192,7 @@ def test_tls(tmp_path: Path) -> None:
 def test_every_field_of_a_policy_is_compared() -> None:
     """A field that is new in the model has to be said here, or in ``_flat``."""
     said = {name.partition(".")[2].partition(".")[0] for name in _tls(Tls(_CA, ())) if name.startswith("tls.")}
-    assert {field.name for field in dataclasses.fields(Tls)} - said == {"arn"}
+    assert {field.name for field in dataclasses.fields(Tls)} - said == {"arn", "scope_trust"}  # said with the scopes
     flat = {name.partition(".")[0] for name in _flat(Policy("p", Path("p.yaml")))}
     assert {field.name for field in dataclasses.fields(Policy)} - flat == {"name", "file", "arn", "warnings"}
     stateful = {name.partition(".")[2] for name in _flat(Policy("p", Path("p.yaml"))) if name.startswith("stateful.")}

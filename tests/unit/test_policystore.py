@@ -216,6 +216,8 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.now, self.said = folder, 100.0, list[str]()
+        self.addresses = folder / "addresses.txt"  # an IP set the policy refers to
+        self.addresses.write_text("192.0.2.0/24")
         self.start()
 
     def start(self) -> None:
@@ -232,10 +234,20 @@ class Bench:
         files = source.files
         if files is None:
             store = self.changes.opened()
-            files = {source.file: store.put(Path(source.file).read_bytes())}
+            files = {file: store.put(Path(file).read_bytes()) for file in (source.file, str(self.addresses))}
         read = self.changes.opened().reader(files)
         ready = GenerationReady(
-            read(source.file).decode(), 1, 1, None, "drop", False, "all", "drop", "drop", files=files
+            read(source.file).decode(),
+            1,
+            1,
+            None,
+            "drop",
+            False,
+            "all",
+            "drop",
+            "drop",
+            files=files,
+            lists=[str(self.addresses)],
         )
         entry = self.changes.prepare(wish, source, ready)
         self.changes.took_effect(wish, entry)
@@ -316,6 +328,20 @@ def test_a_start_before_the_confirmation(bench: Bench) -> None:
     assert bench.begin() == "one"
     bench.apply("two")
     assert bench.begin() == "two", "somebody meant it"
+
+
+def test_an_ip_set_that_changes_makes_no_other_policy(bench: Bench) -> None:
+    bench.apply("two", 30)
+    assert bench.begin() == "one"
+    bench.addresses.write_text("198.51.100.0/24")
+    assert bench.begin() == "one", "that its list is another one does not make what was gone back from the policy"
+    entries = bench.changes.opened().listing().entries
+    assert [one.lists for one in entries] == [(str(bench.addresses),)] * len(entries)
+    bench.apply("three")
+    known = len(bench.changes.opened().listing().entries)
+    bench.addresses.write_text("203.0.113.0/24")
+    assert bench.begin() == "three"
+    assert len(bench.changes.opened().listing().entries) == known
 
 
 def test_going_back_step_by_step(bench: Bench) -> None:

@@ -15,6 +15,7 @@ from nfw.dialogue import Dialogue
 from tests.unit.awskit import NOW
 from tests.unit.pcapfile import pcap
 from tests.unit.test_cli import Nfw, nfw, serve  # noqa: F401 - a fixture
+from tests.unit.test_explain import INBOUND, inbound_files
 
 from nfw.control import Reply  # isort: skip
 
@@ -120,7 +121,7 @@ t.yaml:5:72: verdict: expected pass, alert, drop, reject or intercept, got "drop
 t.yaml:6:41: unknown key "snii" in flow; did you mean "sni"?
 t.yaml:6:50: dport: port 99999 is out of range
 t.yaml:7:5: test lacks "name"
-t.yaml:7:51: expect: nothing is expected; known keys: verdict, rule, tls, alerts
+t.yaml:7:51: expect: nothing is expected; known keys: verdict, rule, tls, certificate, alerts
 t.yaml:8:5: test: expected either "flow" or "capture"
 t.yaml:9:24: capture: none.pcap does not exist
 t.yaml:10:52: filter: goes with "capture"
@@ -142,12 +143,59 @@ def test_every_error_at_once(nfw: Nfw, tmp_path: Path) -> None:  # noqa: F811
     ]
 
 
+def test_a_policy_that_does_not_load_does_not_keep_others_from_being_tested(nfw: Nfw, folder: Path) -> None:  # noqa: F811
+    (folder / "bad.yaml").write_text(POLICY.replace("sid:11;", "sid:10;"))
+    (folder / "bad-tests.yaml").write_text(TESTS.replace("p.yaml", "bad.yaml"))
+    done = nfw("policy", "test", "bad-tests.yaml", "t.yaml", "--junit", "r.xml")
+    assert done.code == 1
+    assert done.out.endswith("9 passed, 9 failed\n")
+    assert "  FAIL  by sid (bad-tests.yaml:4)\n        not judged: its policy has errors\n" in done.out
+    assert "  ok    by sid: " in done.out
+    assert done.err.splitlines()[0] == "1 error:"
+    assert done.err.splitlines()[1].startswith("bad.yaml:10:")
+    assert len(ElementTree.parse(folder / "r.xml").findall(".//failure")) == 9
+
+
+def test_the_ca_need_not_be_there(nfw: Nfw, tmp_path: Path) -> None:  # noqa: F811
+    shutil.copytree(RULES, tmp_path / "rules", ignore=shutil.ignore_patterns("*.pem", "*.key"))
+    done = nfw("policy", "test", "rules/tests/strict-outbound-tls.yaml")
+    assert (done.code, done.out.splitlines()[-1].rpartition(" passed, ")[2]) == (0, "0 failed")
+    path = "rules/ca.pem"
+    said = f"CA certificate {path} does not exist: flows are judged as with any other CA (`nfw ca create` makes one)\n"
+    assert done.err == said
+    flow = ("--src", "10.0.0.5", "--dst", "198.51.100.7", "--sni", "evil.example")
+    explained = nfw("explain", "rules/strict-outbound-tls.yaml", *flow)
+    assert (explained.code, explained.err) == (0, said)
+    check = nfw("policy", "check", "rules/strict-outbound-tls.yaml")
+    assert check.code == 1
+    assert "CA certificate" in check.err
+
+
 def test_a_policy_that_does_not_load_is_no_failed_test(nfw: Nfw, folder: Path) -> None:  # noqa: F811
     (folder / "p.yaml").write_text(POLICY.replace("sid:11;", "sid:10;").replace("content:", "contnt:", 1))
     done = nfw("policy", "test", "t.yaml")
     assert (done.code, done.out) == (1, "")
     assert len(done.err.splitlines()) == 2
     assert done.err.startswith("p.yaml:9:")
+
+
+def test_the_certificate_of_a_server_of_ones_own(nfw: Nfw, tmp_path: Path) -> None:  # noqa: F811
+    inbound_files(tmp_path)
+    (tmp_path / "p.yaml").write_text("name: t\n" + INBOUND.replace("UPSTREAM", "pinned"))
+    case = "- {{name: {0}, flow: {{src: 192.0.2.1, dst: 198.51.100.7, sni: {0}.example}}, expect: {{{1}}}}}"
+    lines = [
+        case.format("shop", "tls: terminate, certificate: shop.pem, verdict: pass"),
+        case.format("a.wild", "certificate: wild.pem"),
+        case.format("other", "certificate: shop.pem"),
+        case.format("b.wild", "certificate: shop.pem"),
+    ]
+    (tmp_path / "t.yaml").write_text("\n".join(["policy: p.yaml", "tests:", *lines, ""]))
+    done = nfw("policy", "test", str(tmp_path / "t.yaml"))
+    assert done.code == 1
+    assert "certificate: expected shop.pem, seen none of the policy's" in done.out
+    assert f"certificate: expected shop.pem, seen {tmp_path / 'wild.pem'}" in done.out
+    assert "2 passed" in done.out
+    assert "2 failed" in done.out
 
 
 def test_a_name_is_used_once(nfw: Nfw, folder: Path) -> None:  # noqa: F811

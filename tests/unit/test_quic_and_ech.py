@@ -75,6 +75,18 @@ def test_quic_can_be_refused_aloud_or_let_pass(tmp_path: Path) -> None:
     assert bench.send(datagram()) is Answer.PASS
 
 
+@pytest.mark.parametrize("action", ["drop", "reject"])
+@pytest.mark.parametrize("rules", ["", INSPECT])
+def test_quic_passes_a_policy_that_only_watches(tmp_path: Path, action: str, rules: str) -> None:
+    bench = tls(tmp_path, f"  quic: {action}\n", rules + "mode: monitor\n")
+    assert [bench.send(datagram()) for _ in range(3)] == [Answer.PASS] * 3
+    assert bench.effects.injected == []
+    (event,) = bench.effects.events  # once per flow
+    assert (event["event_type"], event["nfw"]["reason"]) == ("drop", "quic")
+    assert event["verdict"] == {"action": "pass", "would_be": action}
+    assert bench.pipeline.verdicts == {("flow", f"would_{action}", "quic"): 3}
+
+
 # --- Encrypted ClientHello --------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from dnslib import DNSRecord
 from scapy.compat import raw
-from scapy.layers.inet import GRE, IP, TCP, UDP, fragment
+from scapy.layers.inet import GRE, ICMP, IP, TCP, UDP, fragment
 
 from engines.decode.link import ARP, IPV4, IPV6, decode_link
 from engines.stateful.parser import Variables, parse_rules
@@ -540,3 +540,46 @@ def test_a_time_without_a_date_is_taken_for_the_last_one(
     file = "r.rules" if how == "--rules" else "p.yaml"
     assert call(["replay", str(tmp_path / "x.pcapng"), how, str(tmp_path / file), "--eve", "-"]) == 0
     assert '"timestamp":"9987-' in capsys.readouterr().out
+
+
+def test_data_of_a_reset_is_in_the_packet_only(tmp_path: Path) -> None:
+    any_tcp = "alert tcp any any -> any any"
+    rules = (
+        f'{any_tcp} (flow:only_stream; content:"denied"; sid:1;)\n'
+        f'{any_tcp} (content:"denied"; sid:2;)\n'
+        f'alert tcp-pkt any any -> any any (content:"denied"; sid:3;)\n'
+    )
+    packets = [*conversation()[:3], segment(C, "RA", 101, 501, b"denied").data]
+    assert sorted(alerts(run(rules, packets, tmp_path))) == [(2, 4), (3, 4)]
+
+
+def test_urgent_data_is_refused_where_the_setting_says_so(tmp_path: Path) -> None:
+    packets = conversation()
+    loud = bytearray(packets[3])
+    loud[33] |= 0x20  # the URG flag
+    loud[38:40] = struct.pack("!H", 1)
+    packets[3] = bytes(loud)
+    rules = 'alert tcp any any -> any any (content:"GET"; sid:1;)\nalert tcp any any -> any any (content:"ET"; sid:2;)'
+    setting = {"stream__reassembly__urgent__policy": "oob", "stream__inline": "yes"}
+    assert [sid for sid, _ in alerts(run(rules, packets, tmp_path, **setting))] == [2]
+    records = run(rules, packets, tmp_path, mode="ips", **{**setting, "stream__reassembly__urgent__policy": "drop"})
+    assert not alerts(records)
+    assert next(r["drop"]["reason"] for r in records if r["event_type"] == "drop") == "stream urgent"
+
+
+@pytest.mark.parametrize(
+    ("packet", "fields"),
+    [
+        (
+            IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=137, dport=137) / raw(DNSRecord.question("x").pack()),
+            "failed",
+        ),
+        (IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=137, dport=53) / raw(DNSRecord.question("x").pack()), "dns"),
+        (IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=9, dport=9) / b"nothing known", "failed"),
+        (IP(src="10.0.0.1", dst="10.0.0.2") / ICMP(type=8), None),
+    ],
+)
+def test_flow_records_say_what_was_not_recognised(packet: Any, fields: str | None, tmp_path: Path) -> None:
+    (flow,) = [r for r in run("", [raw(packet)], tmp_path) if r["event_type"] == "flow"]
+    assert flow.get("app_proto") == fields
+    assert (flow.get("icmp_type"), flow.get("icmp_code")) == ((8, 0) if fields is None else (None, None))

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import zlib
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from engines.packet import decode
 from engines.stateful.match import match_buffer, transform
 from engines.stateful.ruleset import covered_protocols
-from engines.stateful.signature import Action, AppProtocolTest, Signature, Threshold
+from engines.stateful.signature import Action, AppProtocolTest, RuleType, Signature, Threshold
 from engines.stateful.threshold import Effect, ThresholdTable
 from engines.verdict import Direction
 from tests.unit.rulekit import parse, refusal, rule
@@ -37,6 +38,12 @@ class View:
     ("options", "says"),
     [
         ("depth:5;", "needs a content"),
+        ("tag:session,5,rounds;", "tag: expected"),
+        ("tag:flow;", "tag: expected"),
+        ('flow:only_stream; dsize:5; content:"a";', "the stream only"),
+        ('http.uri; absent; content:"a";', "no other condition"),
+        ("http.uri; absent:or_else;", "needs another condition"),
+        ('ja3.hash; content:"abc";', "32 hexadecimal digits"),
         ('content:"AA"; depth:5; depth:6;', "given twice"),
         ('content:"AA"; offset:5; offset:6;', "given twice"),
         ('content:"AA"; nocase; nocase;', "given twice"),
@@ -515,12 +522,50 @@ def test_hooks() -> None:
     assert match_buffer(bare.buffers[0], b"client_hello", {})
     assert "is not supported" in refusal("", "drop tls:nonsense any any -> any any")
     assert "is not" in refusal('file.data; content:"a";', "drop http1:request_line any any -> any any")
-    assert "needs a buffer" in refusal("", "drop http1:request_line any any -> any any")
+
+
+@pytest.mark.parametrize(
+    ("hook", "buffer", "direction"),
+    [
+        ("tls:client_hello", "ssl_state", Direction.TO_SERVER),
+        ("tls:server_hello_done", "ssl_state", Direction.TO_CLIENT),
+        ("http1:request_started", "http.request_line", Direction.TO_SERVER),
+        ("http1:request_headers", "http.header_names", Direction.TO_SERVER),
+        ("http1:response_line", "http.response_line", Direction.TO_CLIENT),
+        ("http1:response_headers", "http.header_names", Direction.TO_CLIENT),
+    ],
+)
+def test_bare_hooks(hook: str, buffer: str, direction: Direction) -> None:
+    made = rule("", f"alert {hook} any any -> any any")
+    assert ([b.buffer for b in made.buffers], made.direction) == ([buffer], direction)
+    assert made.rule_type is RuleType.APP_TX
+    if "headers" in hook:
+        assert rule('http.header; content:"a";', f"alert {hook} any any -> any any").direction is direction
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "ip", "icmp"])
+def test_the_start_of_a_flow(protocol: str) -> None:
+    made = rule("", f"alert {protocol}:flow_start any any -> any any")
+    assert made.rule_type is RuleType.PKT
+    (test,) = made.packet_tests
+    view: Any = SimpleNamespace(flow=SimpleNamespace(packets=[1, 0]), direction=Direction.TO_SERVER)
+    assert test(view)
+    view.flow.packets = [2, 1]
+    assert not test(view)
+    view.direction = Direction.TO_CLIENT
+    assert test(view)
+    view.flow = None
+    assert not test(view)
+    assert "not supported" in refusal("", "alert http1:flow_start any any -> any any")
 
 
 def test_app_layer_protocol_exact() -> None:
     assert rule("app-layer-protocol:http,exact;").app_layer_protocols == (AppProtocolTest("http", False, "exact"),)
     assert covered_protocols("http") > {"http"}
+    assert rule("app-layer-protocol:!tls | ssh;").app_layer_protocols == (AppProtocolTest("tls|ssh", True, "final"),)
+    assert "said already" in refusal("app-layer-protocol:!tls|http; app-layer-protocol:!http;")
+    assert "given twice" in refusal("app-layer-protocol:tls|tls;")
+    assert "'tsl' is not known" in refusal("app-layer-protocol:ssh|tsl;")
 
 
 @pytest.mark.parametrize(
@@ -537,3 +582,90 @@ def test_certificate_dates(value: str, matches: list[bool]) -> None:
     (buffer,) = rule(f"tls_cert_notbefore:{value};").buffers
     times = (1704067200, 1735689600, 1767225600)
     assert [match_buffer(buffer, time.to_bytes(8, "big"), {}) for time in times] == matches
+
+
+@pytest.mark.parametrize(
+    ("which", "numbers"),
+    [
+        # Of numbers, those above 5: which of the six lists below match.
+        ("", [(9,), (9, 1), (1, 9, 9)]),
+        (",any", [(9,), (9, 1), (1, 9, 9)]),
+        (",all", [(), (9,)]),
+        (",all1", [(9,)]),
+        (",or_absent", [(), (9,), (9, 1), (1, 9, 9)]),
+        (",0", [(9,), (9, 1)]),
+        (",-1", [(9,), (1, 9, 9)]),
+        (",oob_or 1", [(), (9,), (1,), (1, 9, 9)]),
+        (",nb>1", [(1, 9, 9)]),
+        (",nb=1", [(9,), (9, 1)]),
+        (", nb>=1, 1:3", [(1, 9, 9)]),
+        (",all,1:-1", [(), (9,), (1,), (9, 1), (1, 9, 9), (1, 1)]),
+    ],
+)
+def test_conditions_on_several_numbers(which: str, numbers: list[tuple[int, ...]]) -> None:
+    (buffer,) = rule(f"http2.window:>5{which};", "alert http2 any any -> any any").buffers
+
+    def matches(values: tuple[int, ...]) -> bool:
+        if buffer.together is not None:
+            assert buffer.absent == buffer.together(())
+            return buffer.together(values)
+        return any(match_buffer(buffer, value.to_bytes(4, "big"), {}) for value in values)
+
+    assert [values for values in ((), (9,), (1,), (9, 1), (1, 9, 9), (1, 1)) if matches(values)] == numbers
+
+
+@pytest.mark.parametrize("which", ["every", "nb", "oob_or", "1.5", "any,1", "any,1:2:3", "nb>x"])
+def test_which_of_several_numbers_is_no_riddle(which: str) -> None:
+    assert refusal(f"dns.rrtype:1,{which};", "alert dns any any -> any any").startswith("dns.rrtype")
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("flow.age:12", True),  # of full seconds: 30.9 to 42.1
+        ("flow.age:<12", False),
+        ("flow.pkts:toserver,4", True),
+        ("flow.pkts:toclient,>2", False),
+        ("flow.pkts:either,2", True),
+        ("flow.pkts:either,3", False),
+        ("flow.pkts_toserver:>3", True),
+        ("flow.pkts_toclient:>3", False),
+        ("flow.bytes:toclient,>=5000000000", True),
+        ("flow.bytes_toserver:100-200", True),
+    ],
+)
+def test_what_a_flow_has_carried(option: str, expected: bool) -> None:
+    flow = SimpleNamespace(created=30.9, packets=[4, 2], bytes=[150, 5_000_000_000])
+    signature = rule(f"{option};", "alert ip any any -> any any")
+    assert signature.rule_type is RuleType.PKT
+    (test,) = signature.packet_tests
+    view: Any = SimpleNamespace(packet=None, flow=flow, now=42.1)
+    assert test(view) is expected
+    view.flow = None
+    assert not test(view)
+
+
+@pytest.mark.parametrize("option", ["flow.pkts:10", "flow.pkts:sideways,10", "flow.pkts:toserver"])
+def test_what_a_flow_has_carried_needs_a_side(option: str) -> None:
+    assert "expected" in refusal(f"{option};")
+
+
+def test_old_certificate_keywords() -> None:
+    digest = ":".join(["AB"] * 20)
+    (buffer,) = rule(f'tls.fingerprint:"{digest}";', "alert tls any any -> any any").buffers
+    assert buffer.buffer == "tls.cert_fingerprint"
+    assert match_buffer(buffer, digest.lower().encode(), {})
+    assert "20 hexadecimal bytes" in refusal('tls.fingerprint:"AB:CD";', "alert tls any any -> any any")
+    stored = parse('alert tls any any -> any any (tls.sni; content:"a"; tls.store; sid:1;)')
+    assert [b.buffer for b in stored.signatures[0].buffers] == ["tls.sni"]
+    assert "not stored" in stored.warnings[0].message
+
+
+def test_requires_what_is_here() -> None:
+    skipped = parse(
+        "alert tls any any -> any any (requires: feature ja3; sid:1;)\n"
+        "alert tls any any -> any any (requires: version >= 8.0.1; sid:2;)\n"
+        "alert tls any any -> any any (requires: version >= 9; sid:3;)\n"
+        "alert tls any any -> any any (requires: feature lua; sid:4;)\n"
+    )
+    assert [signature.sid for signature in skipped.signatures] == [1, 2]

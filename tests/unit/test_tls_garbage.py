@@ -19,7 +19,7 @@ from engines.tls.splice import Splice
 from engines.tls.status import FailAction
 from engines.verdict import Direction
 from nfw.sockets import Side
-from nfw.tlsworker import Flow
+from nfw.tlsflow import Flow, flow_facts
 from tests.unit.tlskit import NOW, TO_CLIENT, TO_SERVER, Authority, Wire, World, client_peer, server_peer
 
 NAME = "www.example.test"
@@ -104,7 +104,7 @@ def inspected() -> Flow:
     near, far = socket.socketpair()
     wire = _wire().run()
     ends = ("10.0.0.1", 40000), ("198.51.100.7", 443)
-    flow = Flow(1, Side(near), *ends, wire.session, NOW)
+    flow = Flow(Side(near), flow_facts(1, *ends), *ends, wire.session, NOW)
     flow.upstream = Side(far)
     facts = FlowFacts(1, 6, b"\x0a\x00\x00\x01", b"\xc6\x33\x64\x07", 40000, 443)
     flow.inspector = Inspector(RULES, facts, NOW, decrypted=True)

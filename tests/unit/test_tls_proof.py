@@ -161,14 +161,14 @@ def test_a_server_that_resets_while_others_are_asked() -> None:
 
 # --- who waits --------------------------------------------------------------------------------------------------------
 
-KEY = (bytes([203, 0, 113, 10]), 443, "a.test")
+KEY = (bytes([203, 0, 113, 10]), 443, "a.test", 1)
 
 
 def test_one_proves_it_for_all() -> None:
     proofs: Proofs[str] = Proofs()
     assert proofs.ask(KEY, "first", 0.0) is Answer.PROVE
     assert [proofs.ask(KEY, who, 0.0) for who in ("second", "third")] == [Answer.WAIT] * 2
-    for other in ((KEY[0], 8443, KEY[2]), (KEY[0], 443, "b.test"), (bytes(16), 443, KEY[2])):
+    for other in ((KEY[0], 8443, *KEY[2:]), (KEY[0], 443, "b.test", 1), (bytes(16), *KEY[1:]), (*KEY[:3], 2)):
         assert proofs.ask(other, "other", 0.0) is Answer.PROVE
     assert proofs.settle(KEY, "second", Outcome.OPEN, 1.0) == [], "not the one who was asked"
     assert proofs.settle(KEY, "first", Outcome.PROVEN, 1.0) == ["second", "third"]
@@ -190,9 +190,9 @@ def test_what_is_not_proven_is_not_remembered(outcome: Outcome) -> None:
 def test_what_is_remembered_is_bounded() -> None:
     proofs: Proofs[int] = Proofs()
     for number in range(MOST + 10):
-        key = (number.to_bytes(4), 443, "a.test")
+        key = (number.to_bytes(4), 443, "a.test", 1)
         assert proofs.ask(key, number, 0.0) is Answer.PROVE
         proofs.settle(key, number, Outcome.PROVEN, 0.0)
-        assert proofs.ask((bytes(4), 443, "a.test"), -1, 0.0) is Answer.PROVEN, "in use"
+        assert proofs.ask((bytes(4), 443, "a.test", 1), -1, 0.0) is Answer.PROVEN, "in use"
     assert len(proofs) == MOST
-    assert proofs.ask(((1).to_bytes(4), 443, "a.test"), -1, 0.0) is Answer.PROVE
+    assert proofs.ask(((1).to_bytes(4), 443, "a.test", 1), -1, 0.0) is Answer.PROVE

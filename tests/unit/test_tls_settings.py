@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 
 from engines.tls.bypass import Proof
+from engines.tls.events import Event
 from engines.tls.status import FailAction, Status
 from engines.tls.verify import spki_sha256
 from nfw import ca
 from nfw.policy.errors import PolicyErrors
 from nfw.policy.loader import load_policy_text
-from nfw.tlsworker import tls_settings
+from nfw.tlsworker import HANDLERS, scope_settings, tls_settings
 from tests.unit.tlskit import Authority
 
 NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
@@ -83,6 +85,40 @@ def test_distrusted_anchors_are_none(folder: Path, named: str) -> None:
     assert spki_sha256(BAD.certificate) in found.verifier._refused
 
 
+def test_scopes_have_roots_of_their_own(folder: Path) -> None:
+    scopes = "[{destination_ports: [443]}, {destination_ports: [1], trust: [bad.pem]}, {trust: [bad.pem]}, {}]"
+    text = TEXT.replace("[{destination_ports: [443]}]", scopes)
+    policy = load_policy_text(text.encode(), folder / "policy.yaml", now=NOW.timestamp())
+    assert policy.tls is not None
+    default = tls_settings(policy.tls)
+    found = scope_settings(policy.tls, default)
+    assert [one.verifier.anchors for one in found] == [2, 1, 1, 2]
+    assert found[0] is found[3] is default
+    assert found[1] is found[2]
+    assert [policy.tls.trust_of(scope).files for scope in (0, 1, None, 7)] == [
+        policy.tls.trust.files,
+        (folder / "bad.pem",),
+        policy.tls.trust.files,
+        policy.tls.trust.files,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scope", "said"),
+    [
+        ("{trust: [missing.pem]}", "trust file .*missing.pem does not exist"),
+        ("{trust: []}", "the list is empty"),
+        ("{trust: [policy.yaml]}", "holds no certificate"),
+        ("{roots: [bad.pem]}", "roots"),
+    ],
+)
+def test_what_is_wrong_with_a_scopes_roots_is_said(folder: Path, scope: str, said: str) -> None:
+    (folder / "policy.yaml").write_text("no certificate")
+    text = TEXT.replace("[{destination_ports: [443]}]", f"[{scope}]")
+    with pytest.raises(PolicyErrors, match=said):
+        load_policy_text(text.encode(), folder / "policy.yaml", now=NOW.timestamp())
+
+
 def test_names_that_are_not_decrypted(folder: Path) -> None:
     more = '  bypass: [{sni: ["*.Bank.example", a.test], destination_ports: ["443-444"]}]\n  resolvers: [192.0.2.53]\n'
     policy = load_policy_text((TEXT + more).encode(), folder / "policy.yaml", now=NOW.timestamp())
@@ -134,3 +170,7 @@ def test_what_is_wrong_with_an_exemption_is_said(folder: Path, more: str, said: 
         load_policy_text(f"{TEXT}  {more}\n".encode(), folder / "policy.yaml", now=NOW.timestamp())
     assert said in str(raised.value)
     assert "policy.yaml:5:" in str(raised.value)
+
+
+def test_a_worker_knows_what_to_do_about_each_event_of_a_session() -> None:
+    assert set(HANDLERS) == set(get_args(Event))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from engines.tls import verify
 from engines.tls.clienthello import TLS1_2, TLS1_3, ClientHelloReader
-from engines.tls.openssl import cipher_suites
+from engines.tls.half import TlsHalf
+from engines.tls.openssl import call_back_for_faults, cipher_suites, expect_server
+from engines.tls.secondpath import SecondPath
 from engines.tls.status import Status
 from engines.tls.verify import (
     Refusal,
@@ -65,6 +68,52 @@ def test_a_path_beside_the_one_openssl_takes(root: Authority) -> None:
         assert found.status in (Status.UNTRUSTED, Status.INVALID)
         found = handshake(UpstreamVerifier([dead.certificate]), server_peer(certificate, key, [bad, bad]), "b.test")
         assert isinstance(found, Refusal)
+
+
+def test_consent_is_remembered_for_a_path_and_a_name_while_its_certificates_are_valid(
+    root: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = root.issue("a.test", days=(-9, 9))
+    other, other_key = root.issue("a.test", days=(-9, 9))
+    verifier = UpstreamVerifier([root.certificate])
+    asked = []
+    judge = SecondPath.judge
+    monkeypatch.setattr(SecondPath, "judge", lambda *args: asked.append(args[3]) or judge(*args))
+    first = handshake(verifier, server_peer(certificate, key), "a.test")
+    assert isinstance(first, ServerChain)
+    assert (first.leaf.certificate, asked) == (certificate, ["a.test"])
+    assert handshake(verifier, server_peer(certificate, key), "a.test", NOW + 8 * DAY) is first
+    assert len(asked) == 1
+    for at in (NOW + 10 * DAY, NOW - 10 * DAY):
+        assert isinstance(handshake(verifier, server_peer(certificate, key), "a.test", at), Refusal)
+    assert isinstance(handshake(verifier, server_peer(certificate, key), "b.test"), Refusal)
+    assert handshake(verifier, server_peer(other, other_key), "a.test").leaf.certificate == other
+    assert asked == ["a.test", "a.test"]
+
+
+def test_a_callback_is_told_of_faults_and_what_it_raises_is_raised(root: Authority) -> None:
+    certificate, key = root.issue("a.test")
+    told = []
+
+    def note(_connection: SSL.Connection, _certificate: object, code: int, depth: int, good: int) -> bool:
+        told.append((code, depth, good))
+        raise RuntimeError("a bug")
+
+    for trusted, wrong in ((True, None), (False, RuntimeError)):
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_verify(SSL.VERIFY_PEER, note)
+        if trusted:
+            context.get_cert_store().add_cert(crypto.X509.from_cryptography(root.certificate))
+        kept = call_back_for_faults(context)
+        half, server = TlsHalf(SSL.Connection(context)), server_peer(certificate, key)
+        half.connection.set_connect_state()
+        expect_server(half.connection, "a.test", NOW)
+        with pytest.raises(wrong) if wrong else contextlib.nullcontext():
+            while half.handshake(server.take()) is None:
+                server.feed(half.output())
+        assert bool(told) is not trusted
+        assert kept is not None
+    assert told == [(20, 0, 0)]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from engines.tls.session import Session, State
-from nfw import ca, tlsworker
+from nfw import ca, rounds, tlsworker
 from nfw.log import channel
 from nfw.policy.compile import compile_policy
 from nfw.policy.loader import load_policy_text
 from nfw.settings import GenerationSettings
 from nfw.sockets import Side
-from nfw.tlsworker import Flow, Helpers, TlsWorker
+from nfw.tlsflow import Flow, flow_facts
+from nfw.tlsworker import Helpers, TlsWorker, tls_settings
 from tests.unit.tlskit import Authority
 
 POLICY = """\
@@ -56,8 +57,10 @@ class Bench:
         self.sockets = [*socket.socketpair(), *socket.socketpair(), *channel()]
         listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
         self.sockets += listeners
+        assert policy.tls is not None
         self.worker = TlsWorker(
             compile_policy(policy),
+            tls_settings(policy.tls),
             GenerationSettings(1, "policy.yaml", 5100, 0xFF000000),
             (listeners[0], listeners[1]),
             1,
@@ -75,10 +78,17 @@ class Bench:
         worker.next_flow += 1
         session = Session(worker.settings, now, self.clock.time(), "203.0.113.1")
         ends = (("10.1.0.2", 40000), ("203.0.113.1", 443))
-        flow = Flow(worker.next_flow, Side(ours), *ends, session, now)
+        flow = Flow(Side(ours), flow_facts(worker.next_flow, *ends), *ends, session, now)
         worker.flows[flow.key] = flow
-        worker._guard(flow, worker._open, flow, now)
+        worker.rounds.guard(flow, worker._open, flow, now)
         return flow, client
+
+    def poll(self) -> None:
+        """What is ready into the queues, where it stays."""
+        turned = self.worker.rounds
+        ready = turned._epoll.poll(0.0, rounds.EVENTS)
+        since, turned.polled = turned.polled, self.clock.now
+        assert turned._queue(ready, since) == []
 
     def dial(self, *_: object) -> tuple[Side, int]:
         """No socket here is a connection of the kernel's, so what is dialled goes nowhere."""
@@ -89,7 +99,7 @@ class Bench:
     def close(self) -> None:
         for sock in self.sockets:
             sock.close()
-        self.worker.epoll.close()
+        self.worker.rounds._epoll.close()
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +114,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     thresholds = gc.get_threshold()  # which a worker sets for itself
     clock = Clock()
-    monkeypatch.setattr(tlsworker, "time", clock)
+    for module in (tlsworker, rounds):
+        monkeypatch.setattr(module, "time", clock)
     made = Bench(folder, clock)
     monkeypatch.setattr(tlsworker, "dial", made.dial)
     yield made
@@ -130,24 +141,24 @@ def _client_hello() -> bytes:
     ],
 )
 def test_a_deadline_waits_for_what_is_queued(bench: Bench, late: bool, said: str, state: State | None) -> None:
-    worker, clock = bench.worker, bench.clock
+    worker, rounds, clock = bench.worker, bench.worker.rounds, bench.clock
     flow, client = bench.flow()
     whole = _client_hello()
     client.send({"whole": whole, "half": whole[:50], "": b""}[said] or b"")
     clock.now += 1.0
-    worker._poll(0.0)
-    assert len(worker.opening) == (1 if said else 0)
+    bench.poll()
+    assert len(rounds._opening) == (1 if said else 0)
     if late:
         clock.now += SECONDS + 5.0  # spent on others
-        worker._poll(0.0)
-    worker._look_at_overdue()
+        bench.poll()
+    rounds._look_at_overdue()
     if said:
         assert worker.flows[flow.key].session.state is State.HELLO
         assert not flow.finished_at
-    worker._serve(worker.opening)
+    rounds._serve(rounds._opening)
     clock.now += 0.1
-    worker._poll(0.0)
-    worker._look_at_overdue()
+    bench.poll()
+    rounds._look_at_overdue()
     if state is None:
         assert flow.finished_at
         assert worker.counts["timed_out"] == 1
@@ -158,38 +169,38 @@ def test_a_deadline_waits_for_what_is_queued(bench: Bench, late: bool, said: str
 
 def test_a_deadline_waits_for_no_other_queue(bench: Bench) -> None:
     """Ends by the thousand do not keep a hello that never comes."""
-    worker, clock = bench.worker, bench.clock
+    rounds, clock = bench.worker.rounds, bench.clock
     ended, _ = bench.flow()
     clock.now += 0.5
     flow, _ = bench.flow()
-    worker._poll(0.0)
-    worker.ending.put(99, (ended, ended.client), 0, clock.now)
+    bench.poll()
+    rounds._ending.put(99, (ended, ended.client), 0, clock.now)
     clock.now += SECONDS + 5.0
-    worker._poll(0.0)
-    worker._look_at_overdue()
+    bench.poll()
+    rounds._look_at_overdue()
     assert flow.finished_at
 
 
 @pytest.mark.parametrize("queue", ["opening", "answers"])
 def test_a_deadline_waits_for_an_answer_that_is_here(bench: Bench, queue: str) -> None:
     """What a helper has said counts from when it was read, and what others wait for with it."""
-    worker, clock = bench.worker, bench.clock
+    rounds, clock = bench.worker.rounds, bench.clock
     flow, _ = bench.flow()
     other, _ = bench.flow()
     clock.now += 1.0
-    worker._poll(0.0)
+    bench.poll()
     if queue == "answers":
-        worker.answers.append((other, lambda *_: None, (), clock.now))
+        rounds.answer(other, lambda *_: None, (), clock.now)
     else:
-        worker.opening.put(99, (other, other.client), 0, clock.now)
+        rounds._opening.put(99, (other, other.client), 0, clock.now)
     clock.now += SECONDS + 5.0
-    worker._poll(0.0)
-    worker._look_at_overdue()
+    bench.poll()
+    rounds._look_at_overdue()
     assert not flow.finished_at
-    worker._tell_answers()
-    worker._serve(worker.opening)
-    worker._look_at_overdue()
+    rounds._tell_answers()
+    rounds._serve(rounds._opening)
+    rounds._look_at_overdue()
     clock.now += 0.2
-    worker._poll(0.0)
-    worker._look_at_overdue()
+    bench.poll()
+    rounds._look_at_overdue()
     assert flow.finished_at

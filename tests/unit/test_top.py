@@ -283,7 +283,7 @@ def test_a_real_screen(daemon: str) -> None:
 
     def until(what: bytes) -> None:
         nonlocal seen
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while what not in seen:
             assert time.monotonic() < deadline, seen
             with selectors.DefaultSelector() as selector:
@@ -300,7 +300,7 @@ def test_a_real_screen(daemon: str) -> None:
         os.write(master, b"q")
         time.sleep(0.3)
         os.write(master, b"q")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while child.poll() is None and time.monotonic() < deadline:
             with selectors.DefaultSelector() as selector:
                 selector.register(master, selectors.EVENT_READ)

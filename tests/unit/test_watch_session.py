@@ -10,10 +10,10 @@ import pytest
 from engines.packet import Packet, decode
 from engines.verdict import Direction
 from engines.watch.segments import OverlapPolicy
-from engines.watch.session import Session, SessionOptions, State
+from engines.watch.session import Session, SessionOptions, State, UrgentPolicy
 
 C, S = Direction.TO_SERVER, Direction.TO_CLIENT
-FLAGS = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16}
+FLAGS = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16, "U": 32}
 
 
 def segment(direction: Direction, flags: str, seq: int, ack: int, data: bytes = b"", options: bytes = b"") -> Packet:
@@ -251,3 +251,47 @@ def test_inline_each_segment_is_looked_at_as_the_receiver_gets_it() -> None:
     talk.say(C, "PA", 120, 501, b"far")
     assert talk.session.chunks(C) == [(b"far", 19)]
     assert talk.session.chunks(C) == []
+
+
+def urgent(talk: Talk, seq: int, data: bytes, pointer: int) -> Any:
+    """The client says something with an urgent pointer."""
+    plain = segment(C, "PAU", seq, 501, data)
+    raw = bytearray(plain.data)
+    raw[plain.l4_offset + 18 : plain.l4_offset + 20] = struct.pack("!H", pointer)
+    packet = decode(bytes(raw))
+    step = talk.session.segment(packet, C, packet.payload)
+    talk.got += [(each.direction, each.data) for each in step.deliveries]
+    return step
+
+
+@pytest.mark.parametrize(
+    ("policy", "segments", "got"),
+    [
+        # (offset, data, urgent pointer); 0: a segment without
+        pytest.param("inline", [(0, b"ab", 0), (2, b"X", 1), (3, b"cd", 0)], b"abXcd", id="data"),
+        pytest.param("oob", [(0, b"ab", 0), (2, b"X", 1), (3, b"cd", 0)], b"abcd", id="apart"),
+        pytest.param("oob", [(0, b"abXY", 3), (4, b"cd", 0)], b"abYcd", id="inside"),
+        pytest.param("oob", [(0, b"abX", 3), (0, b"abX", 3), (3, b"cd", 0)], b"abcd", id="twice"),
+        pytest.param("oob", [(0, b"abX", 3), (1, b"bXcd", 0)], b"abcd", id="again without the flag"),
+        pytest.param("oob", [(0, b"abX", 3), (3, b"cY", 2), (5, b"d", 0)], b"abcd", id="two"),
+        pytest.param("oob", [(0, b"ab", 9), (2, b"cd", 0)], b"abcd", id="points behind the segment"),
+        pytest.param("oob", [(0, b"abX", 0), (0, b"abX", 3), (3, b"d", 0)], b"abXd", id="too late"),
+        pytest.param("drop", [(0, b"ab", 0), (2, b"X", 1), (3, b"cd", 0)], b"ab", id="refused"),
+    ],
+)
+@pytest.mark.parametrize("base", [100, 2**32 - 3])
+def test_urgent_data(policy: str, segments: list[tuple[int, bytes, int]], got: bytes, base: int) -> None:
+    talk = Talk(inline=True, urgent=UrgentPolicy(policy)).open(base)
+    for offset, data, pointer in segments:
+        seq = base + 1 + offset
+        step = urgent(talk, seq, data, pointer) if pointer else talk.say(C, "PA", seq, 501, data)
+        assert step.urgent == (policy == "drop" and bool(pointer))
+    assert b"".join(data for direction, data in talk.got if direction is C) == got
+
+
+def test_an_end_behind_urgent_data_is_reached() -> None:
+    talk = Talk(urgent=UrgentPolicy.OUT_OF_BAND).open()
+    urgent(talk, 101, b"abX", 3)
+    talk.say(C, "FA", 104, 501, b"c")
+    talk.say(S, "A", 501, 106)
+    assert (talk.got, talk.closed) == ([(C, b"abc")], [C])

@@ -65,6 +65,7 @@ class AppParser(Protocol):
     carries: str  # the name of that next one where both sides have said it, otherwise its bytes have to tell
 
     expects: list[Expected]  # flows it announced; the inspector takes them away
+    inside: InsideParser | None  # a protocol on streams within it, if it can carry one
 
     def begin(self, client: bytes, server: bytes, expected: Expected | None) -> None:
         """Called once before anything is fed: the (packed) addresses of the flow, and what it was announced as."""
@@ -84,3 +85,10 @@ class AppParser(Protocol):
 
     def unparsed(self, direction: Direction) -> bytes:
         """The bytes already fed that belong to what the tunnel carries. Only after ``tunnel``."""
+
+
+class InsideParser(AppParser, Protocol):
+    """Of a protocol that runs on streams of another one, whose parser feeds it: the transactions of all streams."""
+
+    wanted: bool  # set before anything is fed: somebody takes the transactions away
+    begun: bool  # there is, or was, such a stream

@@ -41,6 +41,8 @@ class Detector:
         if self._local == "mdns":
             for side in self._probes:
                 side.append(("dns", _multicast_dns))
+        elif self._udp and port == NETBIOS_NAMES:
+            self._probes = [[(name, probe) for name, probe in side if name != "dns"] for side in self._probes]
         self._buffers = [bytearray(), bytearray()]
         self._fed = [0, 0]
         self._failed = [False, False]
@@ -141,8 +143,9 @@ def _command(*words: bytes) -> _Probe:
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # Methods nobody else's protocol begins with; those shared with RTSP or SIP need the whole line.
 _METHOD = re.compile(rb"(?:GET|POST|HEAD|PUT|DELETE|PATCH|TRACE|CONNECT|PROPFIND|REPORT|MKCOL|LOCK|UNLOCK|COPY|MOVE) ")
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")  # RFC 9110, section 5.6.2
-_HTTP_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}[ \t]+[^\r\n]*[ \t]HTTP/[0-9]")
+# RFC 9110, section 5.6.2, without %: what encodes a method no server takes for one, nor does Suricata.
+_TOKEN = re.compile(rb"[!#$&'*+\-.^_`|~0-9A-Za-z]{1,32}")
+_HTTP_LINE = re.compile(rb"[!#$&'*+\-.^_`|~0-9A-Za-z]{1,32}[ \t]+[^\r\n]*[ \t]HTTP/[0-9]")
 
 
 def _http_request(data: bytes) -> bool | None:
@@ -224,6 +227,8 @@ def _multicast_dns(data: bytes) -> bool | None:
 
 # Ports on which DNS is another protocol, with rules of its own.
 LOCAL_NAMES = {5353: "mdns", 5355: "llmnr"}
+NETBIOS_NAMES = 137
+"""UDP port of a name service that has the header of DNS, and nothing else of it (RFC 1002, section 4.2)."""
 
 
 def _dns_tcp(response: bool) -> _Probe:

@@ -29,6 +29,7 @@ READ: Mapping[str, tuple[str, ...]] = {
     "smb": tuple(f"{layer}.{piece}" for layer in ("nbss", "smb1", "smb2", "smb3") for piece in ("pdu", "hdr", "data")),
     "websocket": ("pdu", "header", "data"),
     "mqtt": ("pdu", "header", "data"),
+    "ssh": ("record.pdu", "record.hdr", "record.data"),
 }
 UNREAD: Mapping[str, tuple[str, ...]] = {
     "dcerpc": ("pdu", "hdr", "data"),
@@ -41,7 +42,6 @@ UNREAD: Mapping[str, tuple[str, ...]] = {
     "pgsql": ("pdu",),
     "rfb": ("pdu",),
     "smtp": ("command_line", "data", "response_line"),
-    "ssh": ("record.pdu", "record.hdr", "record.data"),
     "telnet": ("data", "ctl"),
     "tls": ("pdu", "hdr", "data", "alert_pdu", "heartbeat_pdu", "ssl2.pdu", "ssl2.hdr"),
 }

@@ -9,8 +9,9 @@ Names are lower-case as on the wire, and the pseudo fields are part of ``http.he
 What frames say otherwise (``http2.frametype`` and its kin) is kept where rules ask for it: on the stream's transaction
 when the side has one, else as a transaction of its own.
 
-WebSocket over a stream (RFC 8441): what its messages say is seen as the stream's bodies, unmasked and decompressed, and
-is never held, since such a body ends with the conversation.
+WebSocket over a stream (RFC 8441): its frames are transactions of a parser inside this one, and a frame is held until
+it is whole, up to ``AppLimits.http2_held`` bytes. What its messages say is also seen as the stream's bodies, unmasked
+and decompressed; these are not held, since such a body ends with the conversation.
 
 Left out: flow control and the order of frames, which the end points enforce; other protocols of an extended CONNECT,
 whose data is seen as it is.
@@ -33,7 +34,7 @@ from engines.stateful.app.bodies import Body
 from engines.stateful.app.http_transaction import Fields, Head, HttpTransaction
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
 from engines.stateful.app.transaction import BaseParser
-from engines.stateful.app.websocket import WebSocketParser
+from engines.stateful.app.websocket import WebSocketParser, WebSocketTransaction
 from engines.verdict import Direction
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -51,15 +52,17 @@ _SETTING = struct.Struct("!HI")
 
 
 class _Stream:
-    """``hold``: by direction, the offset from which its bytes may not leave, or -1."""
+    """``hold``: by direction, the offset from which its bytes may not leave, or -1. ``frame``: that of an unfinished
+    frame of WebSocket."""
 
-    __slots__ = ("bodies", "ended", "frames", "hold", "tx")
+    __slots__ = ("bodies", "ended", "frame", "frames", "hold", "tx")
 
     def __init__(self, tx: HttpTransaction) -> None:
         self.tx = tx
         self.bodies: list[Body | None] = [None, None]
         self.ended = [False, False]
         self.hold = [-1, -1]
+        self.frame = [-1, -1]
         self.frames: WebSocketParser | None = None  # its data are frames of WebSocket
 
 
@@ -102,6 +105,30 @@ class _Side:
         self.decoder = Decoder(max_header_list_size=head)
 
 
+class WebSocketStreams(BaseParser):
+    """WebSocket on all streams of a connection; an :class:`engines.stateful.app.Inside`, and a parser for whoever
+    judges. ``holding``: by direction, what :meth:`held` says."""
+
+    name = "websocket"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted = False
+        self.begun = False
+        self.holding = [0, 0]
+
+    def feed(self, direction: Direction, data: bytes) -> None:
+        """What is inside comes through the other parser."""
+
+    def add(self, tx: Transaction) -> None:
+        """One of a stream, with a number of its own."""
+        tx.id = self.take_id()
+        self.transactions.append(tx)
+
+    def held(self, direction: Direction) -> int:
+        return self.holding[direction]
+
+
 class Http2Parser(BaseParser):
     """See :class:`engines.stateful.app.AppParser`. ``hold_body`` as in HTTP/1, up to ``AppLimits.http2_held`` bytes."""
 
@@ -113,6 +140,7 @@ class Http2Parser(BaseParser):
         self._hold_body = hold_body
         self._sides = (_Side(PREFACE, limits.head), _Side(b"", limits.head))
         self._streams: dict[int, _Stream] = {}
+        self.inside = self._websocket = WebSocketStreams()
 
     def follow(self, outer: Transaction) -> None:
         """The request that asked HTTP/1 for this protocol is that of stream 1 (RFC 7540, section 3.2). Its fields were
@@ -160,11 +188,14 @@ class Http2Parser(BaseParser):
                 position = self._buffered(direction, side, data, position, start)
             else:
                 position = self._frame(direction, side, data, position, start)
+        if self._websocket.begun:
+            self._websocket.holding[direction] = self._held_frames(direction)
 
     def close(self, direction: Direction) -> None:
         for stream in self._streams.values():
             self._end(stream, direction)
         self._streams = {number: stream for number, stream in self._streams.items() if not all(stream.ended)}
+        self._websocket.holding[direction] = 0
 
     def held(self, direction: Direction) -> int:
         side = self._sides[direction]
@@ -182,6 +213,17 @@ class Http2Parser(BaseParser):
                 return self.held(direction) if side.block_start < 0 else side.fed - side.block_start
             return held
         return side.fed - min(starts, default=side.fed)
+
+    def _held_frames(self, direction: Direction) -> int:
+        """As :meth:`held`, of frames of WebSocket."""
+        side = self._sides[direction]
+        starts = [stream.frame[direction] for stream in self._streams.values() if stream.frame[direction] >= 0]
+        held = side.fed - min(starts, default=side.fed)
+        if self.gave_up or held <= self._limits.http2_held:
+            return 0 if self.gave_up else held
+        for stream in self._streams.values():
+            stream.frame[direction] = -1
+        return 0
 
     # --- frames ------------------------------------------------------------------------------------------------------
 
@@ -360,6 +402,8 @@ class Http2Parser(BaseParser):
             status = pseudo.get(b":status", b"")
             if status.startswith(b"1") and len(status) == 3:
                 return  # interim; the answer that counts follows (RFC 9113, section 8.1)
+            if not status.startswith(b"2"):
+                stream.frames = None  # refused: what follows is an ordinary body
             parts, line = (b"HTTP/2", status, b""), b"HTTP/2 " + status
         else:
             method, path = pseudo.get(b":method", b""), pseudo.get(b":path", b"")
@@ -376,6 +420,7 @@ class Http2Parser(BaseParser):
                 path = authority or b""
             if method == b"CONNECT" and pseudo.get(b":protocol") == b"websocket":
                 stream.frames = WebSocketParser(self._limits)
+                self._websocket.begun = True
             parts, line = (method, path, b"HTTP/2"), b"%b %b HTTP/2" % (method, path)
         raw = b"".join([b"%b: %b\r\n" % field for field in fields]) + b"\r\n"
         head = Head(line, parts, merged, raw)
@@ -406,16 +451,36 @@ class Http2Parser(BaseParser):
         if stream is not None and body is not None:
             # What of the bytes at hand is no padding.
             size = max(end - position - max(side.data_padding - side.data_left, 0), 0)
+            if stream.frames is not None and size:
+                at = side.fed - len(data) + position
+                said = self._said(stream, stream.frames, direction, data[position : position + size], at)
+            else:
+                said = data[position : position + size] if not body.full else b""
             if body.full:
                 body.skip(size)
             elif size:
-                full = body.feed(_said(stream, direction, data[position : position + size]))
+                full = body.feed(said)
                 stream.tx.body_changed(direction, body)
                 if full:
                     stream.hold[direction] = -1
         if not side.data_left:
             self._data_done(direction, side)
         return end
+
+    def _said(self, stream: _Stream, parser: WebSocketParser, direction: Direction, data: bytes, offset: int) -> bytes:
+        """What frames say that end in ``data``, which begins at ``offset``."""
+        parser.feed(direction, data)
+        said = []
+        for tx in parser.transactions:
+            if isinstance(tx, WebSocketTransaction):
+                said.append(tx.payload)
+            if self._websocket.wanted:
+                self._websocket.add(tx)
+        parser.transactions.clear()
+        held = parser.held(direction)
+        if held <= len(data):  # else it is the one that began before
+            stream.frame[direction] = offset + len(data) - held if held else -1
+        return b"".join(said)
 
     def _data_done(self, direction: Direction, side: _Side) -> None:
         number, side.data_stream = side.data_stream, 0
@@ -428,7 +493,7 @@ class Http2Parser(BaseParser):
         if stream.ended[direction]:
             return
         stream.ended[direction] = True
-        stream.hold[direction] = -1
+        stream.hold[direction] = stream.frame[direction] = -1
         body = stream.bodies[direction]
         if body is not None:
             body.finish()
@@ -449,17 +514,6 @@ class Http2Parser(BaseParser):
     def _drop_if_done(self, number: int, stream: _Stream) -> None:
         if all(stream.ended):
             self._streams.pop(number, None)
-
-
-def _said(stream: _Stream, direction: Direction, data: bytes) -> bytes:
-    """What the bytes of a stream are for rules."""
-    frames = stream.frames
-    if frames is None or frames.gave_up:
-        return data
-    frames.feed(direction, data)
-    said = b"".join(tx.buffer("websocket.payload")[0] for tx in frames.transactions)
-    frames.transactions.clear()
-    return said
 
 
 def _merge(fields: Iterable[tuple[bytes, bytes]]) -> tuple[Fields, dict[bytes, bytes]]:

@@ -1,4 +1,5 @@
-"""SSH while it is plain text: the version lines and each side's KEXINIT, for HASSH; after both, ``finished``.
+"""SSH while it is plain text: the version lines and each side's KEXINIT, for HASSH; after both, ``finished``. Where
+rules ask for frames, the packets up to NEWKEYS, which are plain text too.
 
 Source: RFC 4253, sections 4.2 (versions), 6 (packets) and 7.1 (KEXINIT); HASSH (salesforce/hassh): MD5 over key
 exchange, encryption, MAC and compression algorithms of the sender's own direction; Suricata user guide, "SSH Keywords".
@@ -10,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+from engines.stateful.app.frames import FrameTransaction
 from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
 from engines.stateful.app.transaction import BaseParser, BaseTransaction
 from engines.verdict import Direction
@@ -147,10 +149,23 @@ class SshParser(BaseParser):
                 return
             if kind == _KEXINIT:
                 self._kexinit(direction, bytes(buffer[6 : 4 + size]))
-            if kind in {_KEXINIT, _NEWKEYS}:
+            if self._limits.frames:
+                self._frame(direction, bytes(buffer[: 4 + size]))
+            if kind == _NEWKEYS or (kind == _KEXINIT and not self._limits.frames):
                 self._end(direction)
                 return
+            if kind == _KEXINIT:
+                self._tx.finish(direction)
             del buffer[: 4 + size]
+
+    def _frame(self, direction: Direction, packet: bytes) -> None:
+        """What rules with ``frame`` see: the header is the lengths and the message's number."""
+        pieces = {
+            "frame.ssh.record.pdu": packet,
+            "frame.ssh.record.hdr": packet[:6],
+            "frame.ssh.record.data": packet[6:],
+        }
+        self.transactions.append(FrameTransaction(self.take_id(), direction, pieces))
 
     def _kexinit(self, direction: Direction, body: bytes) -> None:
         lists: list[bytes] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableSequence, Sequence
 
-from engines.stateful.app import Transaction
+from engines.stateful.app import InsideParser, Transaction
 from engines.stateful.expect import Expected
 from engines.verdict import Direction
 
@@ -83,6 +83,7 @@ class BaseParser:
         self.tunnel = False
         self.carries = ""
         self.expects: list[Expected] = []
+        self.inside: InsideParser | None = None
         self._next_id = 0
 
     def begin(self, client: bytes, server: bytes, expected: Expected | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, integer, required, split_list
 from engines.stateful.keywords.draft import RuleDraft
 from engines.stateful.signature import Action, Threshold
@@ -92,6 +94,15 @@ def _nothing(draft: RuleDraft, value: str | None) -> None:
     """For keywords about capturing, speed or logging, which change no verdict."""
 
 
+_TAG = re.compile(r"\s*(?:host|session)\s*(?:,\s*\d+\s*,\s*(?:packets|bytes|seconds)\s*(?:,\s*(?:src|dst)\s*)?)?")
+
+
+def _tag(draft: RuleDraft, value: str | None) -> None:
+    shape = "host or session, then perhaps a number, packets, bytes or seconds, and src or dst"
+    if not _TAG.fullmatch(required(value, shape)):
+        raise KeywordError(f"tag: expected {shape}; found {value!r}")
+
+
 _PAGE = "thresholding.html"
 KEYWORDS = [
     Keyword("threshold", "how often a rule alerts", f"{_PAGE}#threshold", Kind.ACTION, _threshold),
@@ -100,7 +111,7 @@ KEYWORDS = [
     ),
     Keyword("noalert", "set state, log nothing", "meta.html", Kind.ACTION, _noalert, False),
     Keyword("alert", "log a pass rule's matches", "meta.html", Kind.ACTION, _alert, False),
-    Keyword("tag", _ignored("log packets after a match"), "tag.html", Kind.ACTION, _nothing, None),
+    Keyword("tag", _ignored("log packets after a match"), "tag.html", Kind.ACTION, _tag),
     Keyword(
         "prefilter",
         _ignored("a hint which condition to test first"),

@@ -22,6 +22,7 @@ from engines.stateful.keywords.base import Keyword, KeywordError, Kind, int_test
 from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.keywords.content import parse_pattern
 from engines.stateful.keywords.draft import ContentDraft, RuleDraft
+from engines.stateful.keywords.integers import number
 from engines.stateful.match import IntegerValue, OneOf, StepMatcher
 from engines.stateful.signature import AppProtocolTest
 
@@ -29,21 +30,26 @@ _MODES = {"final", "original", "either", "to_server", "to_client", "exact"}
 
 
 def _app_layer_protocol(draft: RuleDraft, value: str | None) -> None:
-    parts = split_list(required(value, "the name of an application protocol"))
-    name = unquote(parts[0])
-    negated = name.startswith("!")
-    name = name.lstrip("!").strip().lower()
+    parts = split_list(required(value, "the name of an application protocol, or several with | between them"))
+    text = unquote(parts[0])
+    negated = text.startswith("!")
+    names = [name.strip().lower() for name in text.lstrip("!").split("|")]
     if len(parts) > 2 or (len(parts) == 2 and parts[1] not in _MODES):
         raise KeywordError(f"app-layer-protocol: expected one of {', '.join(sorted(_MODES))}, found {parts[1]!r}")
-    if name not in APP_PROTOCOLS and name not in {"failed", "unknown"}:
-        raise KeywordError(f"app-layer-protocol: {name!r} is not known{nearest(name, APP_PROTOCOLS)}")
+    for name in names:
+        if name not in APP_PROTOCOLS and name not in {"failed", "unknown"}:
+            raise KeywordError(f"app-layer-protocol: {name!r} is not known{nearest(name, APP_PROTOCOLS)}")
     if draft.header.app_proto and not negated:
         raise KeywordError(f"app-layer-protocol: the rule is for {draft.header.app_proto} already", in_value=False)
     mode = parts[1] if len(parts) == 2 else "final"
     for other in draft.app_layer_protocols:
         if {"final", "exact"} >= {mode, other.mode} and not (negated and other.negated):
             raise KeywordError(f"app-layer-protocol: cannot be combined with the one for {other.name}", in_value=False)
-    draft.app_layer_protocols.append(AppProtocolTest(name, negated, mode))
+        if negated and mode == other.mode and not set(names).isdisjoint(other.names):
+            raise KeywordError(f"app-layer-protocol: !{other.name} is said already", in_value=False)
+    if len(set(names)) < len(names):
+        raise KeywordError(f"app-layer-protocol: a protocol is given twice in {text!r}")
+    draft.app_layer_protocols.append(AppProtocolTest("|".join(names), negated, mode))
 
 
 def _app_layer_event(draft: RuleDraft, value: str | None) -> None:
@@ -155,6 +161,13 @@ def _tls_text(keyword: str, buffer: str) -> Callable[[RuleDraft, str | None], No
     return parse
 
 
+def _store(draft: RuleDraft, value: str | None) -> None:
+    if value:
+        raise KeywordError("tls.store takes no value")
+    draft.require_app("tls.store", BUFFERS["tls.certs"].protos)
+    draft.warnings.append("tls.store: the rule matches, and the certificate is not stored")
+
+
 _DATES = ("%Y", "%Y-%m", "%Y-%m-%d", "%Y-%m-%d %H", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S")
 
 
@@ -213,7 +226,7 @@ KEYWORDS = [
     Keyword("app-layer-event", "an oddity a parser reported", "app-layer.html", Kind.APP, _app_layer_event),
     Keyword("dns.opcode", "the DNS header's opcode", f"{_DNS}#dns-opcode", Kind.APP, _number("dns.opcode", 15)),
     Keyword("dns.rcode", "the DNS answer's code", f"{_DNS}#dns-rcode", Kind.APP, _number("dns.rcode", 65535, _RCODES)),
-    Keyword("dns.rrtype", "the type asked", f"{_DNS}#dns-rrtype", Kind.APP, _number("dns.rrtype", 65535, _RRTYPES)),
+    Keyword("dns.rrtype", "the type asked", f"{_DNS}#dns-rrtype", Kind.APP, number("dns.rrtype", 65535, _RRTYPES)),
     Keyword("tls.version", "the version negotiated", f"{_TLS}#tls-version", Kind.APP, _tls_version),
     Keyword("ssl_version", "the version of a hello", f"{_TLS}#ssl-version", Kind.APP, _ssl_version),
     Keyword("ssl_state", "how far the handshake is", f"{_TLS}#ssl-state", Kind.APP, _ssl_state),
@@ -260,6 +273,14 @@ KEYWORDS = [
         Kind.APP,
         _tls_text("tls.subject", "tls.cert_subject"),
     ),
+    Keyword(
+        "tls.fingerprint",
+        "the certificate's SHA-1 (old form)",
+        f"{_TLS}#tls-fingerprint",
+        Kind.APP,
+        _tls_text("tls.fingerprint", "tls.cert_fingerprint"),
+    ),
+    Keyword("tls.store", "there is a certificate (which is not stored)", f"{_TLS}#tls-store", Kind.APP, _store, None),
     Keyword(
         "tls.issuerdn",
         "text in the certificate's issuer (old form)",

@@ -75,7 +75,7 @@ def _no_line_end(content: ContentDraft) -> str:
 
 
 def _ja3(content: ContentDraft) -> str:
-    return "a JA3 hash has 32 hexadecimal digits" if len(content.pattern) > 32 else ""
+    return "a JA3 hash has 32 hexadecimal digits" if len(content.pattern) != 32 else ""
 
 
 def _fingerprint(content: ContentDraft) -> str:

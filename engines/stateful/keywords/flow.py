@@ -1,8 +1,13 @@
-"""flow, flowbits, flowint, xbits, hostbits, stream_size. Source: Suricata user guide, "Flow keywords", "Xbits"."""
+"""flow, flowbits, flowint, xbits, hostbits, stream_size, and what a flow has carried.
+
+Source: Suricata user guide, "Flow keywords", "Xbits".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any
 
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, compare, int_test, integer, required, split_list
 from engines.stateful.keywords.draft import RuleDraft
@@ -154,7 +159,65 @@ def _stream_size(draft: RuleDraft, value: str | None) -> None:
     draft.stream_sizes.append(StreamSize(side, test.test))
 
 
+def _flow_age(draft: RuleDraft, value: str | None) -> None:
+    """Full seconds from the flow's first packet to this one."""
+    test = int_test(required(value, "a number of seconds"), "flow.age").test
+
+    def age(view: PacketView) -> bool:
+        return view.flow is not None and test(int(view.now) - int(view.flow.created))
+
+    draft.packet("flow.age", age)
+
+
+_SIDES = {"toserver": (Direction.TO_SERVER,), "toclient": (Direction.TO_CLIENT,), "either": tuple(Direction)}
+
+
+def _flow_count(
+    keyword: str, read: Callable[[Any], Sequence[int]], high: int, side: str = ""
+) -> Callable[[RuleDraft, str | None], None]:
+    """``toserver|toclient|either,test``, or the test alone where the keyword's name has the side; of what the flow has
+    carried so far, this packet included."""
+
+    def parse(draft: RuleDraft, value: str | None) -> None:
+        text, which = required(value, f"a number{'' if side else ' after toserver, toclient or either'}"), side
+        if not side:
+            which, _, text = (part.strip() for part in text.partition(","))
+        if which not in _SIDES or not text:
+            raise KeywordError(f"{keyword}: expected toserver, toclient or either, and a number; found {value!r}")
+        directions, test = _SIDES[which], int_test(text, keyword, high).test
+
+        def count(view: PacketView) -> bool:
+            return view.flow is not None and any(test(read(view.flow)[direction]) for direction in directions)
+
+        draft.packet(keyword, count)
+
+    return parse
+
+
+_PACKETS: Callable[[Any], Sequence[int]] = attrgetter("packets")
+_BYTES: Callable[[Any], Sequence[int]] = attrgetter("bytes")
+
+
+def _counts(name: str, summary: str, read: Callable[[Any], Sequence[int]], high: int) -> list[Keyword]:
+    """The keyword, and its older names of one direction each."""
+    page = f"flow-keywords.html#{name.replace('.', '-')}"
+    old = [
+        Keyword(
+            f"{name}_{side}",
+            f"{summary} (old name)",
+            page,
+            Kind.PACKET,
+            _flow_count(f"{name}_{side}", read, high, side),
+        )
+        for side in ("toserver", "toclient")
+    ]
+    return [Keyword(name, summary, page, Kind.PACKET, _flow_count(name, read, high)), *old]
+
+
 KEYWORDS = [
+    Keyword("flow.age", "how long the flow has been there", "flow-keywords.html#flow-age", Kind.PACKET, _flow_age),
+    *_counts("flow.pkts", "packets the flow has carried", _PACKETS, 0xFFFFFFFF),
+    *_counts("flow.bytes", "bytes the flow has carried", _BYTES, 0xFFFFFFFFFFFFFFFF),
     Keyword("flow", "direction and state of the flow", "flow-keywords.html#flow", Kind.FLOW, _flow),
     Keyword("flowbits", "flags kept with the flow", "flow-keywords.html#flowbits", Kind.FLOW, _flowbits),
     Keyword("flowint", "numbers kept with the flow", "flow-keywords.html#flowint", Kind.FLOW, _flowint),

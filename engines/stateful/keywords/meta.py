@@ -8,7 +8,7 @@ from engines.stateful.keywords.base import Keyword, KeywordError, Kind, integer,
 from engines.stateful.keywords.draft import RuleDraft
 
 # The version rules may ask for with `requires`: the one whose semantics are followed.
-SURICATA_VERSION = (8, 0, 0)
+SURICATA_VERSION = (8, 0, 5)
 _PAGE = "meta.html"
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
 
@@ -86,8 +86,8 @@ def _requires(draft: RuleDraft, value: str | None) -> None:
     """Judged before all other options, by :func:`unmet`."""
 
 
-# Optional features a rule may ask for; none of them is built in.
-FEATURES: frozenset[str] = frozenset({"ja4"})
+# Optional features a rule may ask for, of those that are here.
+FEATURES: frozenset[str] = frozenset({"ja3", "ja4"})
 _VERSION = re.compile(r"(<=|>=|<|>)\s*(\d+)(?:\.(\d+))?(?:\.(\d+))?(?:-\S*)?$")
 
 

@@ -21,6 +21,11 @@ from nfw.policy.aws.documents import FIREWALL, LOGGING, POLICY, RULE_GROUP, TLS,
 from nfw.policy.errors import Problems, shorten, suggest
 from nfw.policy.yamlpos import MAX_BYTES, MAX_NODES, Mapping, Node, Scalar, Sequence
 
+# What there is nothing of here, and why.
+_ELSEWHERE = {
+    "AWS::NetworkFirewall::VpcEndpointAssociation": "which traffic comes here is a matter of routes",
+    "AWS::NetworkFirewall::ContainerAssociation": "write what its addresses are to ip_sets in the map file",
+}
 _TYPES = {
     "AWS::NetworkFirewall::RuleGroup": (RULE_GROUP, "RuleGroup", "RuleGroupName"),
     "AWS::NetworkFirewall::FirewallPolicy": (POLICY, "FirewallPolicy", "FirewallPolicyName"),
@@ -100,7 +105,9 @@ def find_resources(root: Mapping, loaded: Loaded, given: dict[str, str]) -> None
         if kind == _PREFIX_LIST:
             loaded.prefix_lists[key.text] = _prefix_list(value, template)
         if kind not in _TYPES:
-            if kind.startswith("AWS::NetworkFirewall::"):
+            if kind in _ELSEWHERE:
+                problems.warning(value, f"resource {key.text}: type {shorten(kind)} is ignored; {_ELSEWHERE[kind]}")
+            elif kind.startswith("AWS::NetworkFirewall::"):
                 known = suggest(kind, _TYPES, nothing="known types: {}")
                 problems.warning(value, f"resource {key.text}: type {shorten(kind)} is ignored; {known}")
             continue

@@ -60,7 +60,7 @@ _BESIDE = (
     "EnableMonitoringDashboard",
     "Rules",
 )
-TEMPLATE = re.compile(rb"""^\s*["']?(AWSTemplateFormatVersion|Resources)["']?\s*:""", re.MULTILINE)
+TEMPLATE = re.compile(rb"""^(?:\xef\xbb\xbf)?\s*["']?(AWSTemplateFormatVersion|Resources)["']?\s*:""", re.MULTILINE)
 
 
 @dataclass(slots=True)

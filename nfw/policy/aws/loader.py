@@ -78,6 +78,11 @@ def load_documents(
             stateful=parts.stateful,
             arn=parts.arn,
         )
+        scopes = len(parts.tls.scopes) if parts.tls is not None else 0
+        for node, number, _ in settings.scope_trust:
+            if number > scopes:
+                told = known.settings_problems or nearby
+                told.error(node, f"scope_trust: there is no scope {number}; the documents have {scopes}")
         policy = settings.applied(policy, parts.tcp_idle, logging)
     for each in (*(loaded.problems for loaded in files), nearby):
         problems.merge(each)

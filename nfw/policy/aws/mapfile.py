@@ -27,13 +27,12 @@ from pathlib import Path
 from nfw.policy.errors import Problems
 from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.files import read_bounded
-from nfw.policy.jsonpos import parse_json
+from nfw.policy.ipsetfile import read_ip_set
 from nfw.policy.model import Sink
 from nfw.policy.read_log import read_destination
 from nfw.policy.values import parse_address_item
-from nfw.policy.yamlpos import MAX_BYTES, Mapping, Node, Scalar, Sequence, decode_utf8, parse_yaml
+from nfw.policy.yamlpos import MAX_BYTES, Mapping, Node, Scalar, Sequence, parse_yaml
 
-MAX_IP_SET_BYTES = 64 << 20  # AWS's million of blocks
 KEYS = ("home_net", "certificates", "ip_sets", "rule_groups", "parameters", "log_destinations", "settings")
 SKIP = "skip"
 
@@ -52,6 +51,7 @@ class MapFile:
     home_net: tuple[str, ...] = ()
     certificates: dict[str, CertificateFiles] = field(default_factory=dict)
     ip_sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ip_set_files: dict[str, Path] = field(default_factory=dict)  # where those are read from that are in files
     rule_groups: dict[str, tuple[Path, ...]] = field(default_factory=dict)  # empty: to be skipped
     parameters: dict[str, str] = field(default_factory=dict)
     log_destinations: dict[str, Sink] = field(default_factory=dict)  # without events: they are the document's
@@ -64,6 +64,8 @@ class MapFile:
         self.home_net = other.home_net or self.home_net
         self.certificates |= other.certificates
         self.ip_sets |= other.ip_sets
+        self.ip_set_files = {arn: file for arn, file in self.ip_set_files.items() if arn not in other.ip_sets}
+        self.ip_set_files |= other.ip_set_files
         self.rule_groups |= other.rule_groups
         self.parameters |= other.parameters
         self.log_destinations |= other.log_destinations
@@ -100,6 +102,7 @@ def read_map(node: Node, base: Path, problems: Problems) -> MapFile:
         found.certificates[key.text] = CertificateFiles(base / files[0], base / files[1], entry)
     for key, value in _entries(section, "ip_sets", "[198.51.100.0/24]"):
         if isinstance(value, Scalar) and isinstance(value.value, str) and value.value:
+            found.ip_set_files[key.text] = base / value.value
             found.ip_sets[key.text] = read_ip_set(base / value.value, value, problems)
             continue
         wrapped = Section(Mapping(((key, value),), key.line, key.column), "ip_sets", (key.text,), problems)
@@ -120,43 +123,6 @@ def read_map(node: Node, base: Path, problems: Problems) -> MapFile:
     found.settings = section.get("settings")
     found.settings_base, found.settings_problems = base, problems
     return found
-
-
-def read_ip_set(path: Path, place: Node, problems: Problems) -> tuple[str, ...]:
-    """A file with one address or block a line, ``#`` for comments; or what ``aws ec2 get-managed-prefix-list-entries``
-    prints. What is wrong with its lines is said with their place in it."""
-    try:
-        data = read_bounded(path, MAX_IP_SET_BYTES)
-    except OSError as error:
-        problems.error(place, f"ip_sets: {path} {error.strerror}", code="missing-reference")
-        return ()
-    inside = Problems(str(path))
-    items: list[Scalar] = []
-    if data.lstrip()[:1] == b"{":
-        for root in parse_json(data, inside):
-            entries = next((value for key, value in _of(root) if key.text == "Entries"), None)
-            for each in entries.items if isinstance(entries, Sequence) else ():
-                items += [value for key, value in _of(each) if key.text == "Cidr" and isinstance(value, Scalar)]
-    else:
-        text = decode_utf8(data, inside)
-        for number, line in enumerate((text or "").splitlines(), 1):
-            bare = line.partition("#")[0].strip()
-            if bare:
-                items.append(Scalar(bare, bare, number, 1))
-    networks: list[str] = []
-    for item in items:
-        try:
-            networks.append(parse_address_item(item.text))
-        except ValueError as error:
-            inside.error(item, str(error))
-    if not networks and not inside.errors:
-        inside.error(None, "no address in this file; expected one address or block a line")
-    problems.merge(inside)
-    return tuple(networks)
-
-
-def _of(node: Node) -> tuple[tuple[Scalar, Node], ...]:
-    return node.entries if isinstance(node, Mapping) else ()
 
 
 def _files(value: Node, problems: Problems) -> list[str]:

@@ -807,5 +807,6 @@ def _read_references(group: Fields, known: MapFile, own: Own) -> dict[str, IpSet
                 code="missing-reference",
             )
             continue
-        found[name.text] = IpSetReference(arn, networks)
+        file = known.ip_set_files.get(arn) if name.text not in own.ip_sets else None
+        found[name.text] = IpSetReference(arn, networks, file)
     return found

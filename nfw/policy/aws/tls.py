@@ -9,6 +9,8 @@ from nfw.policy.aws.mapfile import CertificateFiles, MapFile
 from nfw.policy.aws.metadata import LOCAL_CERTIFICATE, read_own
 from nfw.policy.aws.rule_group import read_addresses, read_ports, read_protocols
 from nfw.policy.model import (
+    AWS_QUIC,
+    AWS_TLS_ACTIONS,
     CertificateAuthority,
     InboundTls,
     Revocation,
@@ -49,6 +51,7 @@ def read_tls_configuration(
         document.problems.error(
             document.place,
             "TLSInspectionConfiguration: only its description is here; expected the object of that name too",
+            code="missing-reference",
         )
         return None, ()
     where = "TLSInspectionConfiguration"
@@ -72,6 +75,7 @@ def read_tls_configuration(
                 fields.error(
                     fields.get("CertificateAuthorityArn"),
                     f"CertificateAuthorityArn: another CA than {ca.arn}; expected one CA in all configurations",
+                    code="conflict",
                 )
             ca = ca or found
             outbound += scopes
@@ -80,6 +84,7 @@ def read_tls_configuration(
             fields.error(
                 fields.key("CheckCertificateRevocationStatus"),
                 "CheckCertificateRevocationStatus: differs from that of another configuration; expected one for all",
+                code="conflict",
             )
         revocation = revocation or state
         certificates = _read_certificates(fields, known, check_key)
@@ -91,6 +96,7 @@ def read_tls_configuration(
                 None,
                 "ServerCertificates or CertificateAuthorityArn is required. You can specify either, or both.; "
                 f"expected one of them in {fields.where}",
+                code="missing-reference",
             )
     for fields, one in zip(places, inbound, strict=True):
         warn_inbound(fields.key("ServerCertificates"), one, ca is not None, fields.problems)
@@ -101,6 +107,8 @@ def read_tls_configuration(
         scopes=tuple(outbound),
         revocation=revocation or Revocation(),
         keywords=TlsKeywords.SNI,
+        actions=AWS_TLS_ACTIONS,
+        quic=AWS_QUIC,
         arn=own.arn or document.arn,
     ), tuple(inbound)
 
@@ -117,7 +125,11 @@ def _read_scopes(fields: Fields, exact: bool) -> list[TlsScope]:
                 )
         if part.string("DecryptionAction", "DECRYPT") != "DECRYPT" or "DomainMatch" in part:
             place = part.key("DomainMatch") or part.key("DecryptionAction")
-            part.error(place, f"{part.where}: DecryptionAction BYPASS and DomainMatch are not supported")
+            part.error(
+                place,
+                f"{part.where}: DecryptionAction BYPASS and DomainMatch are not supported; leave out the scope, and "
+                "write the names to settings.tls.bypass in the map file",
+            )
         scope = TlsScope(
             sources=read_addresses(part, "Sources"),
             source_ports=read_ports(part, "SourcePorts"),
@@ -147,6 +159,7 @@ def _files(fields: Fields, key: str, arn: str, known: MapFile) -> CertificateFil
             fields.get(key),
             f"{key} is invalid, parameter: [{arn}]; it is not in the documents: expected it in the map file "
             f"(--map), certificates: {{{arn}: {{certificate: ca.pem, private_key: ca.key}}}}",
+            code="missing-reference",
         )
     return files
 
@@ -179,6 +192,7 @@ def _read_revocation(fields: Fields) -> Revocation | None:
         fields.error(
             fields.key("CheckCertificateRevocationStatus"),
             "CertificateAuthorityArn is required when enabling CheckCertificateRevocationStatus.; expected both",
+            code="missing-reference",
         )
     return Revocation(
         check=True,

@@ -24,6 +24,8 @@ from nfw.policy.aws.rule_group import DIRECTIONS, GENERATED, ORDER_NAMES, PROTOC
 from nfw.policy.capacity import stateless_units
 from nfw.policy.dump import relative_path
 from nfw.policy.model import (
+    AWS_QUIC,
+    AWS_TLS_ACTIONS,
     DEFAULT_VARIABLES,
     Distrust,
     Flows,
@@ -39,7 +41,6 @@ from nfw.policy.model import (
     StatefulGroup,
     StatelessGroup,
     Tls,
-    TlsAction,
     TlsDebug,
     Transparency,
     Trust,
@@ -209,7 +210,11 @@ class _Writer:
         if group.references:
             sets = {name: {"ReferenceArn": reference.arn} for name, reference in group.references.items()}
             body["ReferenceSets"] = {"IPSetReferences": sets}
-            own["ip_sets"] = {name: list(reference.networks) for name, reference in group.references.items()}
+            for name, reference in group.references.items():
+                if reference.file is not None:
+                    self.own.setdefault("ip_sets", {})[reference.arn] = relative_path(reference.file, self.base)
+                else:
+                    own.setdefault("ip_sets", {})[name] = list(reference.networks)
         if group.domains is not None:
             listed = group.domains
             kinds = [_TYPE_NAMES[kind] for kind in listed.types]
@@ -365,6 +370,8 @@ class _Writer:
         found: Json = {}
         if stateful.stream_depth != Stateful().stream_depth:
             found["stream_depth"] = stateful.stream_depth
+        if stateful.refresh != Stateful().refresh:
+            found["refresh"] = stateful.refresh
         for key in ("classification_file", "reference_file", "threshold_file"):
             source = getattr(stateful, key)
             if source is not None:
@@ -373,14 +380,21 @@ class _Writer:
             found["geoip"] = relative_path(stateful.geoip, self.base)
         return found
 
+    def _roots(self, trust: Trust) -> list[str]:
+        files = [relative_path(file, self.base) for file in trust.files]
+        return (["system"] if trust.system else []) + [f"./{file}" if file == "system" else file for file in files]
+
     def _tls_settings(self, tls: Tls) -> Json:
         found: Json = {"on_failure": tls.on_failure.value, "keywords": tls.keywords.value}
         if tls.trust != Trust():
-            files = [relative_path(file, self.base) for file in tls.trust.files]
-            found["trust"] = (["system"] if tls.trust.system else []) + [
-                f"./{file}" if file == "system" else file for file in files
+            found["trust"] = self._roots(tls.trust)
+        if tls.scope_trust:
+            found["scope_trust"] = [
+                {"scope": number, "trust": self._roots(trust)}
+                for number, trust in enumerate(tls.scope_trust, 1)
+                if trust is not None
             ]
-        if tls.actions:
+        if tls.actions != AWS_TLS_ACTIONS:
             found["actions"] = {status: action.value for status, action in tls.actions}
         if tls.distrust != Distrust():
             found["distrust"] = [*tls.distrust.keys, *(relative_path(file, self.base) for file in tls.distrust.files)]
@@ -392,7 +406,7 @@ class _Writer:
             found["bypass_proof"] = [proof.value for proof in tls.bypass_proof]
         if tls.resolvers:
             found["resolvers"] = list(tls.resolvers)
-        if tls.quic is not TlsAction.DROP:
+        if tls.quic is not AWS_QUIC:
             found["quic"] = tls.quic.value
         if not tls.strip_ech:
             found["strip_ech"] = False

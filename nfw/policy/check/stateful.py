@@ -288,7 +288,7 @@ def _ends_unfinished(rule: Signature) -> bool:
         return False
     if rule.packet_tests or rule.flowbit_checks or rule.detection_filter is not None or rule.countries is not None:
         return False
-    if any(test.name == "tls" and not test.negated for test in rule.app_layer_protocols):
+    if any("tls" in test.names and not test.negated for test in rule.app_layer_protocols):
         return True
     if rule.app_layer_protocols or (rule.ip_protocols and TCP not in rule.ip_protocols):
         return False

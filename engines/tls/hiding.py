@@ -1,0 +1,46 @@
+"""What of the servers' plaintext is changed on its way to clients, so that they come by ways that can be inspected."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from engines.tls.altsvc import AltSvcMask
+from engines.tls.echstream import AnswerStream
+from engines.verdict import Direction
+
+_DOT_PORT, _DOT = 853, "dot"  # RFC 7858
+
+
+class Mask(Protocol):
+    """Between inspection and encryption. Feed both directions in order."""
+
+    def feed(self, direction: Direction, data: bytes) -> bytes:
+        """What may go on now, of as many bytes as came, or fewer that follow later."""
+
+    def rest(self, direction: Direction) -> bytes:
+        """That direction has ended: what was held back."""
+
+
+class _AnswerMask:
+    """DNS over TLS."""
+
+    __slots__ = ("_answers",)
+
+    def __init__(self) -> None:
+        self._answers = AnswerStream()
+
+    def feed(self, direction: Direction, data: bytes) -> bytes:
+        return data if direction is Direction.TO_SERVER else self._answers.feed(data)
+
+    def rest(self, direction: Direction) -> bytes:
+        return b"" if direction is Direction.TO_SERVER else self._answers.rest()
+
+
+def masking(alpn: str, port: int, *, offers: bool, keys: bool) -> Mask | None:
+    """Of a session with the protocol ``alpn`` to ``port``: hides offers of HTTP/3, and keys for Encrypted ClientHello
+    in DNS answers. None: there is nothing to hide."""
+    if keys and (alpn == _DOT or (port == _DOT_PORT and not alpn)):
+        return _AnswerMask()
+    if offers or keys:
+        return AltSvcMask(alpn, offers=offers, keys=keys)
+    return None
