@@ -331,7 +331,8 @@ class Log:
                 self._rest = (self._rest + data).rpartition(b"\n")[2]
 
     def _more(self) -> Iterator[bytes]:
-        """The file's new bytes, and those of the files that have taken its place (nfw renames a full one)."""
+        """The file's new bytes, and those of the one that has its name by now: nfw renames a full one. Who looks away
+        while two are filled misses the one between."""
         while self._file is not None or self._path.exists():
             if self._file is None:
                 self._file = self._path.open("rb")
