@@ -418,22 +418,18 @@ def _read_default_actions(section: Section, order: RuleOrder) -> tuple[str, ...]
     from engines.stateful.defaults import NAMES, check_default_actions
 
     names: list[str] = []
-    good = True
     nodes = section.items("default_actions", "[drop_established, alert_established]", may_be_empty=True)
     for node in nodes:
         name = node.value if isinstance(node, Scalar) else None
         if not isinstance(name, str):
             section.error(node, f"default_actions: expected a name such as drop_established, got {describe(node)}")
-            good = False
         elif name.removeprefix("aws:") not in NAMES:
             section.error(node, f"default_actions: unknown action {shorten(name)}; {suggest(name, NAMES)}")
-            good = False
         else:
             names.append(name.removeprefix("aws:"))
     place = section.get("default_actions")
-    if good:
-        for complaint in check_default_actions(names):
-            section.error(place, f"default_actions: {complaint}", code="default-actions")
+    for complaint in check_default_actions(names):
+        section.error(place, f"default_actions: {complaint}", code="default-actions")
     if names and order is RuleOrder.ACTION:
         section.error(
             place,

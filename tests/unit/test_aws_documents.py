@@ -276,6 +276,10 @@ MANAGED = "arn:aws:network-firewall:us-east-1:aws-managed:stateful-rulegroup/"
             "StatefulDefaultActions cannot exist together, parameter: [aws:drop_strict, aws:drop_established], context",
         ),
         (
+            {"StatefulDefaultActions": ["drop_strict", "aws:drop_strict", "aws:drop_established"]},
+            "StatefulDefaultActions cannot exist together, parameter: [aws:drop_strict, aws:drop_established], context",
+        ),
+        (
             {"StatefulDefaultActions": ["aws:drop_established", "aws:alert_established_app_layer"]},
             "StatefulDefaultActions cannot exist together",
         ),

@@ -493,7 +493,7 @@ OUTSIDE = "any any -> any 443"
         (f'alert tls {WITHIN} (tls.cert_issuer; content:"x";', TlsKeywords.ALL, False),
         (f'alert tls {OUTSIDE} (tls.cert_issuer; content:"x";', TlsKeywords.SNI, False),
         (f'alert tls {WITHIN} (tls.sni; content:"x";', TlsKeywords.SNI, False),
-        (f'alert tls {WITHIN} (ja3s.hash; content:"x";', TlsKeywords.ALL, True),
+        (f'alert tls {WITHIN} (ja3s.hash; content:"5d79edf64e03689ff559a54e9d9487bc";', TlsKeywords.ALL, True),
         (f'alert tcp {WITHIN} (content:"|16 03 01|"; depth:3;', TlsKeywords.ALL, True),
         (f'alert tcp {WITHIN} (content:"|16 03 01|";', TlsKeywords.ALL, False),
         (f'alert tcp {OUTSIDE} (content:"|16 03 01|"; depth:3;', TlsKeywords.ALL, False),

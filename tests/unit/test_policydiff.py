@@ -6,13 +6,21 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import strategies as st
 
-from nfw.policy.diff import PolicyDiff, _flat, _tls, diff_policies
+from nfw.policy.aws.write import write_template
+from nfw.policy.diff import PolicyDiff, SettingChange, _flat, _tls, diff_policies
+from nfw.policy.dump import dump_policy
+from nfw.policy.errors import PolicyErrors
 from nfw.policy.loader import load_policy
 from nfw.policy.model import CertificateAuthority, Policy, Stateful, Tls
 from tests.unit import awskit
+from tests.unit.test_aws_convert import folder as sources  # noqa: F401
+from tests.unit.test_aws_convert import from_aws, from_yaml, policies
 
 _CA = CertificateAuthority(Path("ca.pem"), Path("ca.key"))
 
@@ -191,10 +199,48 @@ def test_every_field_of_a_policy_is_compared() -> None:
     assert {field.name for field in dataclasses.fields(Stateful)} - stateful == {"sources", "groups", "signatures"}
 
 
+def _mirrored(one: SettingChange) -> tuple[object, ...]:
+    return one.name, one.new, one.old, one.removed, one.added
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data(), policies(), policies())
+def test_the_way_back_is_the_way_there_mirrored(
+    sources: Path,  # noqa: F811
+    data: st.DataObject,
+    content: dict[str, Any],
+    other: dict[str, Any],
+) -> None:
+    """And from a policy to itself, in whatever form, there is none. Some sections are exchanged, some stay."""
+    keys = data.draw(st.sets(st.sampled_from(sorted({*content, *other}))))
+    changed = {key: value for key, value in content.items() if key not in keys}
+    changed |= {key: value for key, value in other.items() if key in keys}
+    try:
+        new = from_yaml(json.dumps(changed), sources)
+    except PolicyErrors:  # rules of one with the variables of the other
+        reject()
+    old = from_yaml(json.dumps(content), sources)
+    assert not diff_policies(old, from_yaml(dump_policy(old), sources))
+    assert not diff_policies(new, from_aws(write_template(new), sources))
+    there, back = diff_policies(old, new), diff_policies(new, old)
+    assert sorted(map(_mirrored, there.settings)) == sorted(
+        (one.name, one.old, one.new, one.added, one.removed) for one in back.settings
+    )
+    for one, two in ((there.stateless, back.stateless), (there.stateful, back.stateful)):
+        assert sorted(each.rule for each in one if each.kind == "added") == sorted(
+            each.rule for each in two if each.kind == "removed"
+        )
+        assert sorted(each.rule for each in one if each.kind == "removed") == sorted(
+            each.rule for each in two if each.kind == "added"
+        )
+        assert sorted((each.rule, each.was) for each in one if each.kind == "changed") == sorted(
+            (each.was, each.rule) for each in two if each.kind == "changed"
+        )
+        assert any(each.kind == "moved" for each in one) is any(each.kind == "moved" for each in two)
+
+
 def test_the_form_does_not_matter(tmp_path: Path) -> None:
     """AWS documents and the YAML made of them are one policy; rules that came into a group are where they were."""
-    from nfw.policy.dump import dump_policy
-
     folder = tmp_path / "docs"
     folder.mkdir()
     for number, found in enumerate((awskit.policy(groups=("g",)), awskit.group("g", awskit.stateful()))):

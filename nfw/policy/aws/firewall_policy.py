@@ -116,7 +116,10 @@ class PolicyReader:
         own = read_own(self.document)
         parts = Parts(own.name or self.document.name, own.arn or self.document.arn)
         if self.document.body is None:
-            self.document.problems.error(self.document.place, "FirewallPolicy: only its description is here")
+            self.document.problems.error(
+                self.document.place,
+                "FirewallPolicy: only its description is here; expected the object of that name too",
+            )
             return parts
         policy = open_fields(self.document.body, "FirewallPolicy", POLICY_FIELDS, self.document.problems)
         if policy is None:
@@ -393,7 +396,7 @@ class PolicyReader:
                     node,
                     f"{key} is invalid, parameter: [{clip(node.text)}], context: {key}; {suggest(node.text, known)}",
                 )
-                return ()
+        nodes = [node for node in nodes if node.text in known]
         if nodes and order is RuleOrder.ACTION:
             policy.error(
                 policy.key(key),

@@ -50,7 +50,7 @@ def read_tls_configuration(
     if document.body is None:
         document.problems.error(
             document.place,
-            "TLSInspectionConfiguration: only its description is here; expected it",
+            "TLSInspectionConfiguration: only its description is here; expected the object of that name too",
             code="missing-reference",
         )
         return None, ()
