@@ -25,7 +25,10 @@ PORT = 5999  # nothing else in the lab's server listens there
 BULK_LEAST = 0.6
 GIB_MOST = 1.0  # of the CPU time sslsplit takes for the same bytes
 CONNECTION_MS = 2.0  # CPU time of a new inspected connection
+WARM_SECONDS = 2.0  # of connections before one is measured: a process that has just been forked copies its pages first
+CONNECTIONS_SECONDS = 3  # of them are measured for each second of the other rows
 NO_NFW = "router without nfw"
+_THEIR_PORTS, _OUR_PORTS = "20000 39999", "40000 59999"  # of the client; see connect()
 _TICKS = os.sysconf("SC_CLK_TCK")
 _GIB = 1 << 30
 SWITCH_MS = 100.0
@@ -122,11 +125,11 @@ class LabRows:
         def through() -> float:
             with self.running(self.tls):
                 before = self.cpu("nfw tls")
-                rate = self.connect(self.firewall.ca, "40000 59999")
+                rate = self.connect(self.firewall.ca, _OUR_PORTS)
                 cost.append((self.cpu("nfw tls") - before) / (rate * self.seconds) * 1e3)
                 return rate
 
-        peer, measured = by_turns(lambda: self.connect(self.lab.root_ca_path, "20000 39999"), through, self.turns)
+        peer, measured = by_turns(lambda: self.connect(self.lab.root_ca_path, _THEIR_PORTS), through, self.turns)
         note = f"TLS worker {statistics.median(cost):.2f} CPU ms each"
         return Row("new HTTPS connections, one client, TLS inspected", NO_NFW, peer, measured, "1/s", note=note)
 
@@ -145,11 +148,12 @@ class LabRows:
         """CPU time of the process that decrypts, for one of the new connections, when every cache is warm."""
 
         def connect(ports: str) -> float:
-            return self.connect(self.firewall.ca, ports) * self.seconds * 1e-3
+            seconds = CONNECTIONS_SECONDS * self.seconds
+            return self.connect(self.firewall.ca, ports, seconds) * seconds * 1e-3
 
         peer, measured = by_turns(
-            lambda: self.split(lambda: connect("20000 39999")),
-            lambda: self.inspected(lambda: connect("40000 59999")),
+            lambda: self.split(lambda: connect(_THEIR_PORTS), WARM_SECONDS),
+            lambda: self.inspected(lambda: connect(_OUR_PORTS), WARM_SECONDS),
             self.turns,
         )
         name = "CPU of a new HTTPS connection, TLS worker"
@@ -204,19 +208,19 @@ class LabRows:
         command.append(str(self.seconds if seconds is None else seconds))
         return float(self.lab.client.run(command, timeout=60).stdout)
 
-    def inspected(self, work: Callable[[], float]) -> float:
-        """CPU seconds of the TLS workers for each unit of work, after a first connection to the site; ``work`` returns
-        how many units there were."""
+    def inspected(self, work: Callable[[], float], warming: float = 0.0) -> float:
+        """CPU seconds of the TLS workers for each unit of work, after ``warming`` seconds of connections to the site,
+        one at least; ``work`` returns how many units there were."""
         with self.running(self.tls):
-            self.connect(self.firewall.ca, "33000 33999", 0.0)
+            self.connect(self.firewall.ca, _OUR_PORTS, warming)
             before = self.cpu("nfw tls")
             units = work()
             return (self.cpu("nfw tls") - before) / units
 
-    def split(self, work: Callable[[], float]) -> float:
+    def split(self, work: Callable[[], float], warming: float = 0.0) -> float:
         """As ``inspected``, of sslsplit."""
         with sslsplit.intercepting(self.lab, self.firewall) as pids:
-            self.connect(self.firewall.ca, "33000 33999", 0.0)
+            self.connect(self.firewall.ca, _THEIR_PORTS, warming)
             before = _cpu_of(pids)
             units = work()
             return (_cpu_of(pids) - before) / units
