@@ -174,15 +174,15 @@ class Changes:
         self.waiting = Waiting(entry, self.current, wish.confirm)
         return entry
 
-    def abandoned(self, entry: Entry, problem: str) -> None:
-        """The kernel was not switched after all."""
+    def abandoned(self, entry: Entry) -> None:
+        """The kernel was not switched after all: as if it had not been prepared. :meth:`failed` tells the history."""
         if self.waiting is None or entry is not self.waiting.entry:
             return
         self.waiting = None
         assert self.store is not None
         try:
             self.store.write_state(replace(self.store.state(), waiting=0, former=0))
-            self.store.write(replace(entry, result="failed", detail=problem))
+            self.store.remove(entry.number)
         except StoreError as error:
             self._say(f"WARNING: the history cannot be written: {error}")
 

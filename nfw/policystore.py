@@ -220,6 +220,13 @@ class PolicyStore:
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from None
 
+    def remove(self, number: int) -> None:
+        path = self._entries / f"{number}.json"
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from None
+
     def state(self) -> State:
         """What :meth:`write_state` was given last."""
         path = self.directory / "state.json"

@@ -493,7 +493,7 @@ class Supervisor:
             self.hostnet.switch(plan, prepared=plan == generation.prepared)
         except (HostNetError, StoreError, OSError) as error:
             if entry is not None:
-                self.changes.abandoned(entry, str(error))
+                self.changes.abandoned(entry)
             self._table_is_ours()
             self._failed(generation, [str(error)])
             return

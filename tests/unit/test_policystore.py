@@ -374,9 +374,11 @@ def test_what_was_promised_is_on_disk_before_the_switch(bench: Bench) -> None:
     ready = GenerationReady("two", 1, 1, None, "drop", False, "all", "drop", "drop", files=files)
     entry = bench.changes.prepare(wish, source, ready)
     assert bench.changes.opened().state().waiting == entry.number
-    bench.changes.abandoned(entry, "nftables: no")
+    bench.changes.abandoned(entry)
     assert bench.changes.opened().state() == State()
-    assert bench.results() == ["one: applied", "two: failed"]
+    assert bench.results() == ["one: applied"]
+    bench.changes.failed(wish, source, ["nftables: no"])
+    assert bench.results() == ["one: applied", ": failed"], "told once"
     unkept = GenerationReady("two", 1, 1, None, "drop", False, "all", "drop", "drop", not_kept="disk full")
     with pytest.raises(StoreError, match="cannot promise to go back: disk full"):
         bench.changes.prepare(wish, source, unkept)
