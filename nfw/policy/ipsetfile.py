@@ -19,7 +19,7 @@ def read_ip_set(path: Path, place: Node | None, problems: Problems) -> tuple[str
     try:
         data = read_bounded(path, MAX_IP_SET_BYTES)
     except OSError as error:
-        problems.error(place, f"ip_sets: {path} {error.strerror}", code="missing-reference")
+        problems.error(place, f"ip_sets: {path} {error.strerror}{_remedy(place)}", code="missing-reference")
         return ()
     inside = Problems(str(path))
     items: list[Scalar] = []
@@ -44,6 +44,14 @@ def read_ip_set(path: Path, place: Node | None, problems: Problems) -> tuple[str
         inside.error(None, "no address in this file; expected one address or block a line")
     problems.merge(inside)
     return tuple(networks)
+
+
+def _remedy(place: Node | None) -> str:
+    """For one address, given where a file's name or a list is expected."""
+    try:
+        return f"; for an address write a list, [{parse_address_item(place.text)}]" if isinstance(place, Scalar) else ""
+    except ValueError:
+        return ""
 
 
 def _of(node: Node) -> tuple[tuple[Scalar, Node], ...]:

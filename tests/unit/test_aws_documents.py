@@ -613,6 +613,7 @@ def test_a_policy_of_ones_own_as_json_and_by_name(tmp_path: Path) -> None:
         ("certificate: {}", 'unknown key "certificate" in map; did you mean "certificates"?'),
         ("ip_sets: {'arn:x': [x]}", '"x" is not an address or prefix'),
         ("ip_sets: {'arn:x': []}", "the list is empty"),
+        ("ip_sets: {'arn:x': 192.0.2.0/24}", "for an address write a list, [192.0.2.0/24]"),
         ("rule_groups: {A: []}", 'rule_groups: expected rule files or "skip"'),
         ("home_net: 10.0.0.0/8", "home_net: expected a list"),
         ("settings: {open_flows: {which: some}}", "which: expected all, tls_scope or none"),
