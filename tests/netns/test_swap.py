@@ -17,6 +17,7 @@ import pytest
 
 from tests.firewall import PATIENCE, Firewall, children, pids_named, wait_for
 from tests.lab import Lab
+from tests.netns.test_packet_path import outcome
 
 pytestmark = pytest.mark.netns
 
@@ -88,18 +89,6 @@ def silent(sock: socket.socket) -> bool:
     """Nothing comes back, not even a reset, for as long as one can wait for that."""
     sock.settimeout(0.7)
     return outcome(sock) == "silence"
-
-
-def outcome(sock: socket.socket) -> str:
-    """What comes of some bytes: echo, reset or silence; anything else as it came."""
-    try:
-        sock.sendall(b"ping")
-        answer = sock.recv(100)
-    except TimeoutError:
-        return "silence"
-    except ConnectionError:
-        return "reset"
-    return "echo" if answer == b"ping" else repr(answer)
 
 
 def answers(lab: Lab) -> bool:
