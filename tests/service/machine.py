@@ -114,12 +114,14 @@ class Machine:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.power_off()
-        if self._sender is not None:
-            self._sender.kill()
-            self._sender.wait()
-        for namespace in (self.client, self.server):
-            namespace.close()
+        try:
+            self.power_off()
+        finally:
+            if self._sender is not None:
+                self._sender.kill()
+                self._sender.wait()
+            for namespace in (self.client, self.server):
+                namespace.close()
 
     def copy_program(self) -> None:
         """The program of this clone, with what is needed to install it."""
@@ -164,21 +166,22 @@ class Machine:
         return state in ("running", "degraded")
 
     def power_off(self) -> None:
-        """As by the switch. The cables first: a namespace that goes loses its rules before its links."""
+        """As by the switch. The cables first: a namespace that goes loses its rules before its links, and loses both when
+        the kernel comes to it, which is seconds later where many go."""
         if self.router is not None:
             for link in ("lan", "wan"):
-                self.router.run("ip", "link", "set", link, "down")
+                self.router.run("ip", "link", "delete", link, check=False)  # not there if booting failed
         if self._container is not None:
             if self.init:
                 with suppress(ProcessLookupError):
                     os.kill(self.init, signal.SIGKILL)
-            self._container.terminate()
-            self._container.wait(10)
+                wait_for(lambda: _is_gone(self.init), 30)
+            else:
+                self._container.terminate()
+            self._container.wait(30)
         self._container, self.init = None, 0
         if self.router is not None:
             self.router.close()
-            for namespace in (self.client, self.server):  # the links go with it, but not at once
-                wait_for(lambda namespace=namespace: "router" not in namespace.run("ip", "link"), 5)  # type: ignore[misc]
         self.router = None
 
     def _wire(self, name: str, other: Namespace, ours: Sequence[str], theirs: Sequence[str]) -> None:
@@ -274,6 +277,14 @@ def _init_below(script: int) -> int:
                 if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
                     return child
     return 0
+
+
+def _is_gone(pid: int) -> bool:
+    """Nothing of it is left but, perhaps, what nobody has asked for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def children(pid: int) -> list[int]:
