@@ -170,6 +170,8 @@ def _negotiated(info: SessionInfo | None) -> dict[str, Any]:
             record[name] = {"version": leg.version, "cipher": leg.cipher, "group": leg.group, "alpn": leg.alpn}
     if info.server is not None:
         record["version"] = info.server.version
+        if info.resumed:
+            record["server"]["resumed"] = True
     if info.server_names:
         record["server_names"] = list(info.server_names)
     if info.chain is not None:

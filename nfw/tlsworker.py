@@ -340,7 +340,7 @@ class TlsWorker:
             inbound = self._inbound(facts) if self.inbound else None
             scope = self._scope(facts)
             settings = inbound.settings if inbound else self._settings_of(scope)
-            session = Session(settings, now, now + self.wall, destination[0].partition("%")[0])
+            session = self._session_of(settings, source, destination, now)
             flow = Flow(Side(sock), facts, source, destination, session, now)
             flow.inbound, flow.scope = inbound, scope
             session.info.inbound = inbound is not None
@@ -627,8 +627,13 @@ class TlsWorker:
         flow.session = Splice(session.info, session.release(), self.settings.connect_timeout, now)
 
     def _new_session(self, flow: Flow, now: float) -> Session:
-        address = flow.destination[0].partition("%")[0]
-        return Session(self._settings_of(flow.scope), now, now + self.wall, address)
+        return self._session_of(self._settings_of(flow.scope), flow.source, flow.destination, now)
+
+    def _session_of(
+        self, settings: TlsSettings, source: tuple[Any, ...], destination: tuple[Any, ...], now: float
+    ) -> Session:
+        client, server = source[0].partition("%")[0], destination[0].partition("%")[0]
+        return Session(settings, now, now + self.wall, server, client, destination[1])
 
     def _leave_upstream(self, flow: Flow, how: str) -> None:
         """The server may be called anew."""
@@ -1116,6 +1121,7 @@ def tls_settings(policy: Tls, *, watch: bool = False, trust: Trust | None = None
             public=frozenset(anchor.fingerprint(hashes.SHA256()) for anchor in public),
             logs=Logs(public_keys(policy.transparency.pem)),
             require_timestamps=policy.transparency.require,
+            resume=policy.resumption,
         ),
         ca_id=own.fingerprint(hashes.SHA256()),
         on_failure=FailAction(policy.on_failure.value),

@@ -121,6 +121,7 @@ PARTS = (
             "actions": "another end for single verdicts",
             "revocation": "whether certificates are checked for revocation",
             "fetch_issuers": "fetch intermediates a server leaves out from where its certificate says (AIA)",
+            "resumption": "let servers resume TLS 1.3 sessions of the same client, address and name, for an hour",
             "without_sni": "what a client that names no server gets: `address` has its certificate prove the address",
             "transparency": "whether certificates below the system's roots must be public",
             "session_holding": "SNI rules decide before the server is contacted",

@@ -47,6 +47,7 @@ class SessionInfo:
     client: Leg | None = None
     server: Leg | None = None
     chain: ServerChain | None = None
+    resumed: bool = False  # by the server, so ``chain`` is what it proved then
     leaf: LeafRequest | None = None
     revocation: Conclusion | None = None
     questions: tuple[Question, ...] = ()  # that were asked about revocation

@@ -54,6 +54,17 @@ def has_extended_master_secret(connection: SSL.Connection) -> bool:
     return bool(_lib.SSL_get_extms_support(connection._ssl) == 1)
 
 
+def resumed(connection: SSL.Connection) -> bool:
+    """After the handshake: the peer has resumed the session it was offered. SSL_session_reused(3)."""
+    return bool(_lib.SSL_session_reused(connection._ssl) == 1)
+
+
+def spare_session(connection: SSL.Connection) -> None:
+    """The connection is to be freed and nothing was wrong with it: otherwise its session could not be resumed unless
+    close_notify had been sent, which TLS 1.1 gave up (RFC 4346 7.2.1). SSL_set_shutdown(3)."""
+    _lib.SSL_set_shutdown(connection._ssl, SSL.SENT_SHUTDOWN | SSL.RECEIVED_SHUTDOWN)
+
+
 def verify_result(connection: SSL.Connection) -> int:
     """X509_V_* code of the last verification; 0 is good. SSL_get_verify_result(3)."""
     return int(_lib.SSL_get_verify_result(connection._ssl))

@@ -25,7 +25,7 @@ a bound, and read later. ``wants()`` tells the owner when to leave bytes in the 
 A server that is who it says it is but whose certificate is revoked, or nobody knows, is refused as AWS does: the client
 gets its handshake, and with its request close_notify (drop) or a reset (reject). All else ends before ServerHello.
 
-Left out: sockets, inspection, fetching what revocation is judged by, resumption.
+Left out: sockets, inspection, fetching what revocation is judged by, resumption by clients.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ from engines.tls.events import (
 )
 from engines.tls.half import UNNAMED_ALERT, TlsError, TlsHalf
 from engines.tls.leaf import LeafKey, LeafRequest, leaf_key_type
+from engines.tls.resumption import Identity
 from engines.tls.revocation import Conclusion, Finding, Revocation, begin, conclude, fresher
 from engines.tls.status import FailAction, Status
 from engines.tls.verify import HandshakeNotes, Incomplete, Refusal, ServerChain, UpstreamVerifier, limit_versions
@@ -207,9 +208,11 @@ class Session:
         "_client_handler",
         "_connection_open",
         "_deadline",
+        "_ends",
         "_events",
         "_findings",
         "_half",
+        "_identity",
         "_lost",
         "_open_questions",
         "_proving",
@@ -225,9 +228,14 @@ class Session:
         "info",
     )
 
-    def __init__(self, settings: TlsSettings, now: float, unix_time: float, address: str = "") -> None:
-        """``address`` is the one the client wants to talk to."""
+    def __init__(
+        self, settings: TlsSettings, now: float, unix_time: float, address: str = "", client: str = "", port: int = 0
+    ) -> None:
+        """``address`` and ``port`` are those the client, at the address ``client``, wants to talk to. A session the
+        server may resume is kept for these three and the name; without ``client`` none is."""
         self._settings = settings
+        self._ends = client, address, port
+        self._identity: Identity | None = None  # for which the session of the connection to the server is to be kept
         self._unix_time = unix_time
         self._events: list[Event] = []
         self._ways = (_Way(), _Way())
@@ -458,9 +466,12 @@ class Session:
             return
         hello = self.info.hello
         assert hello is not None
+        # Who is asked for proof gives all of it.
+        identity = Identity(*self._ends, self._server) if self._ends[0] and not self._proving else None
         connection = self._settings.verifier.connection(
-            self._server, self._unix_time, self._alpn_to_offer(hello), hello.versions
+            self._server, self._unix_time, self._alpn_to_offer(hello), hello.versions, identity
         )
+        self._identity = identity
         self._half[_TO_CLIENT] = TlsHalf(connection)
         self._enter(State.UPSTREAM_HANDSHAKE, now + self._settings.upstream_timeout)
         self._upstream_handler = Session._handshake_upstream
@@ -555,6 +566,9 @@ class Session:
             self._fail(verdict.status, verdict.reason, verdict.detail)
             return
         self.info.server = half.leg()
+        self.info.resumed = openssl.resumed(half.connection)
+        if self.info.server.version != "TLSv1.3":
+            self._identity = None
         if self.info.server.version == "TLSv1.2" and not openssl.has_extended_master_secret(half.connection):
             self.info.remarks.append("no_extended_master_secret")
         self._upstream_handler = Session._park_upstream
@@ -629,6 +643,8 @@ class Session:
                     self._fail(status, finding.reason, detail)
                     return
                 self.info.revocation_action = action.value
+                if self.info.resumed and self._identity is not None:
+                    self._settings.verifier.forget(self._identity)  # it may have another certificate by now
                 self._refused = Refusal(status, finding.reason, detail)
                 # Nothing the server could still say would reach anybody.
                 self._close(_TO_SERVER, _CLOSE_OF[action])
@@ -786,12 +802,21 @@ class Session:
             self._send(direction.reply, answer)
             way.control += len(answer)
         if plaintext:
+            if self._identity is not None and direction is _TO_CLIENT:
+                self._keep(half.connection)
             self.info.plaintext[direction] += len(plaintext)
             self._events.append(Plaintext(direction, plaintext))
         if way.control > CONTROL_MAX:
             self._finish(Status.PROTOCOL, "control_flood", "too many key updates without data", Close.RESET)
         elif half.closed or half.error is not None:
             self._end_of(direction, clean=half.closed)
+
+    def _keep(self, connection: SSL.Connection) -> None:
+        """With its first bytes the server has sent what lets it resume the session, if it ever does."""
+        identity, self._identity = self._identity, None
+        assert identity is not None
+        assert self.info.chain is not None
+        self._settings.verifier.keep(connection, identity, self.info.chain, self._unix_time)
 
     def _unpark(self, direction: Direction) -> None:
         """Read what waited, records OpenSSL kept from the handshake included, then the end if it waited too."""
@@ -904,6 +929,8 @@ class Session:
         self._events.append(Finished(status, reason, detail, self.info))
         self._enter(State.DONE, None)
         self._client_handler = self._upstream_handler = Session._ignore
+        if (half := self._half[_TO_CLIENT]) is not None and half.error is None:
+            openssl.spare_session(half.connection)
         self._half = [None, None]  # frees OpenSSL's state now, not when the log line is written
         for way in self._ways:
             way.unpark()

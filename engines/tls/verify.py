@@ -31,6 +31,7 @@ from OpenSSL import SSL, crypto
 
 from engines.tls import names, openssl
 from engines.tls.clienthello import TLS1_2, TLS1_3
+from engines.tls.resumption import Identity, Resumable, Resumption
 from engines.tls.revocation import Staples
 from engines.tls.secondpath import SecondPath
 from engines.tls.status import Status
@@ -173,6 +174,7 @@ class HandshakeNotes:
     incomplete: bool = False
     path_fault: Refusal | None = None  # of the path OpenSSL chose; the server is refused unless there is another
     staple: bytes = b""
+    offered: Resumable | None = None  # the session the server may resume
 
     @property
     def faulty(self) -> bool:
@@ -192,7 +194,7 @@ class UpstreamVerifier:
     verdicts the policy lets pass. ``public``: SHA-256 of the anchors below which certificates are to be public;
     ``logs`` say whether they are, and those that are not are INVALID if ``require_timestamps``. ``stapling``: ask
     servers for a stapled OCSP response. ``fetch_issuers``: a chain that ends in the air is :class:`Incomplete`, not
-    refused.
+    refused. ``resume``: let servers resume sessions, see :mod:`engines.tls.resumption`.
     """
 
     def __init__(
@@ -207,8 +209,10 @@ class UpstreamVerifier:
         public: frozenset[bytes] = frozenset(),
         logs: Logs | None = None,
         require_timestamps: bool = False,
+        resume: bool = False,
     ) -> None:
         self._refused = refused_keys
+        self.resumption = Resumption() if resume else None
         self.passed = passed
         self._stapling = stapling
         self._public = public
@@ -240,14 +244,21 @@ class UpstreamVerifier:
         self._context = context
 
     def connection(
-        self, host: str, unix_time: float, alpn: Sequence[bytes] = (), versions: Sequence[int] = (TLS1_2, TLS1_3)
+        self,
+        host: str,
+        unix_time: float,
+        alpn: Sequence[bytes] = (),
+        versions: Sequence[int] = (TLS1_2, TLS1_3),
+        identity: Identity | None = None,
     ) -> SSL.Connection:
         """A client connection over memory buffers that will only finish its handshake with a server that proves to be
         ``host`` at ``unix_time``. ``alpn`` is offered in this order; ``versions`` are those of 1.2 and 1.3 to offer.
-        ``host`` may be an address; then no name is asked for, and the certificate must have the address.
+        ``host`` may be an address; then no name is asked for, and the certificate must have the address. ``identity``:
+        a session that was kept for it is offered.
         """
         connection = SSL.Connection(self._context)
-        connection.set_app_data(HandshakeNotes())
+        notes = HandshakeNotes()
+        connection.set_app_data(notes)
         connection.set_connect_state()
         address = packed_address(host)
         if not address:
@@ -258,7 +269,34 @@ class UpstreamVerifier:
         limit_versions(connection, versions)
         if self._stapling:
             connection.request_ocsp()
+        if self.resumption is not None and identity is not None and TLS1_3 in versions:
+            notes.offered = self.resumption.take(identity, unix_time)
+            if notes.offered is not None:
+                connection.set_session(notes.offered.session)
         return connection
+
+    def keep(self, connection: SSL.Connection, identity: Identity, verdict: ServerChain, unix_time: float) -> None:
+        """The server has sent what lets it resume this session later: keep that, with the ``verdict`` on it, unless
+        there is something about it that only a full handshake shows again."""
+        notes: HandshakeNotes = connection.get_app_data()
+        if (
+            self.resumption is None
+            or notes.certificate_requested
+            or verdict.staple
+            or verdict.completed
+            or verdict.passed
+            or verdict.exception is not None
+        ):
+            return
+        session = connection.get_session()
+        if session is not None:
+            began = notes.offered.unix_time if openssl.resumed(connection) and notes.offered is not None else unix_time
+            self.resumption.put(identity, Resumable(session, verdict, began))
+
+    def forget(self, identity: Identity) -> None:
+        """Whoever it is has to show a certificate next time."""
+        if self.resumption is not None:
+            self.resumption.forget(identity)
 
     def log_keys(self, write: Callable[[SSL.Connection, bytes], None]) -> None:
         """Have ``write`` called with every line of NSS's key log; before the first connection."""
@@ -289,6 +327,9 @@ class UpstreamVerifier:
         """After a successful handshake: the second look, independent of OpenSSL's. Consent is remembered for a path and
         a name while its certificates are valid, as nothing else is judged."""
         notes: HandshakeNotes = connection.get_app_data()
+        if openssl.resumed(connection):  # by the server the verdict was on: nobody else knows the session's secret
+            assert notes.offered is not None
+            return notes.offered.verdict
         if openssl.verify_result(connection) != 0 or notes.faulty:
             return self._judge_anew(connection, notes, host, unix_time)
         key = openssl.verified_path(connection), host
@@ -465,7 +506,8 @@ class UpstreamVerifier:
 
 def harden(context: SSL.Context) -> None:
     """What both legs have in common: TLS 1.2 and 1.3, AEAD with forward secrecy, no compression, no renegotiation, no
-    session cache (a resumed session would skip the verdict), record buffers released while idle.
+    session cache of OpenSSL's (a resumed session would skip the verdict; :mod:`engines.tls.resumption` keeps both
+    together), record buffers released while idle.
     """
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_max_proto_version(SSL.TLS1_3_VERSION)

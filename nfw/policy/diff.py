@@ -447,6 +447,7 @@ def _tls(tls: Tls) -> dict[str, Value]:
         "tls.keywords": tls.keywords.value,
         "tls.session_holding": str(tls.session_holding).lower(),
         "tls.fetch_issuers": str(tls.fetch_issuers).lower(),
+        "tls.resumption": str(tls.resumption).lower(),
         "tls.revocation.check": str(revocation.check).lower(),
         "tls.revocation.revoked": revocation.revoked.value,
         "tls.revocation.unknown": revocation.unknown.value,

@@ -154,6 +154,7 @@ def _tls(tls: Tls, base: Path) -> list[str]:
         lines.append(f"  revocation: {{{', '.join(_revocation(tls.revocation, base))}}}")
     lines += _bypass(tls, base)
     lines += ["  fetch_issuers: true"] if tls.fetch_issuers else []
+    lines += [] if tls.resumption else ["  resumption: false"]
     if tls.without_sni is not WithoutSni.REFUSE:
         lines.append(f"  without_sni: {tls.without_sni.value}")
     if tls.transparency != Transparency():

@@ -254,6 +254,7 @@ class Tls:
     strip_ech: bool = True  # keys for Encrypted ClientHello are taken out of DNS answers
     without_sni: WithoutSni = WithoutSni.REFUSE
     transparency: Transparency = Transparency()
+    resumption: bool = True  # servers may resume TLS 1.3 sessions of the same client with the same name
     fetch_issuers: bool = False  # intermediates a server left out, from where its certificate says they are (AIA)
 
     def trust_of(self, scope: int | None) -> Trust:

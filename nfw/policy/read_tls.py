@@ -45,6 +45,7 @@ KEYS = (
     "actions",
     "revocation",
     "fetch_issuers",
+    "resumption",
     "without_sni",
     "transparency",
     "session_holding",
@@ -99,6 +100,7 @@ def read_tls(
     revocation = read_revocation(section, variables, base)
     keywords = section.choice("keywords", TlsKeywords.ALL)
     fetch_issuers = section.flag("fetch_issuers", False)
+    resumption = section.flag("resumption", True)
     passing = read_passing(section, variables, base)
     if ca is None:
         return None
@@ -114,6 +116,7 @@ def read_tls(
         distrust=distrust,
         revocation=revocation,
         fetch_issuers=fetch_issuers,
+        resumption=resumption,
         without_sni=section.choice("without_sni", WithoutSni.REFUSE),
         transparency=read_transparency(section, base),
         arn=section.text("arn", "a text"),

@@ -62,6 +62,7 @@ TLS_KEYS = (
     "actions",
     "distrust",
     "fetch_issuers",
+    "resumption",
     "revocation",
     "without_sni",
     "transparency",
@@ -84,6 +85,7 @@ class Settings:
     actions: tuple[tuple[str, TlsAction], ...] | None = None
     distrust: Distrust = field(default_factory=Distrust)
     fetch_issuers: bool = False
+    resumption: bool = True
     passing: dict[str, Any] = field(default_factory=dict)  # fields of Tls: what is not decrypted
     without_sni: WithoutSni = WithoutSni.REFUSE
     transparency: Transparency = field(default_factory=Transparency)
@@ -114,6 +116,7 @@ class Settings:
                 actions=tls.actions if self.actions is None else self.actions,
                 distrust=self.distrust,
                 fetch_issuers=self.fetch_issuers,
+                resumption=self.resumption,
                 **self.passing,
                 without_sni=self.without_sni,
                 transparency=self.transparency,
@@ -167,6 +170,7 @@ def read_settings(node: Node | None, base: Path, problems: Problems) -> Settings
         actions=read_actions(tls) if tls is not None and "actions" in tls else None,
         distrust=read_distrust(tls, base) if tls is not None else Distrust(),
         fetch_issuers=tls.flag("fetch_issuers", False) if tls is not None else False,
+        resumption=tls.flag("resumption", True) if tls is not None else True,
         passing=_read_passing(tls, base) if tls is not None else {},
         without_sni=tls.choice("without_sni", WithoutSni.REFUSE) if tls is not None else WithoutSni.REFUSE,
         transparency=read_transparency(tls, base) if tls is not None else Transparency(),

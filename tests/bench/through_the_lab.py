@@ -119,7 +119,8 @@ class LabRows:
         return Row("HTTPS download, 1 GiB, TLS inspected", NO_NFW, peer, measured, "MB/s", note=note)
 
     def connections(self) -> Row:
-        """New HTTPS connections, one after the other, full handshakes, one small request each."""
+        """New HTTPS connections, one after the other, full handshakes of the client, one small request
+        each."""
         cost: list[float] = []
 
         def through() -> float:

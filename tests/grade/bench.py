@@ -438,15 +438,25 @@ class Bench:
             server.close()
 
     def connect(
-        self, port: int, *, address: str = ADDRESS, direct: bool = False, seconds: float | None = None, buffer: int = 0
+        self,
+        port: int,
+        *,
+        address: str = ADDRESS,
+        direct: bool = False,
+        seconds: float | None = None,
+        buffer: int = 0,
+        source: str = "",
     ) -> socket.socket:
-        """TCP from the client, or, past the router, from the server's own side."""
+        """TCP from the client, by an address of its own if ``source`` names one, or, past the router, from the server's
+        own side."""
         with self.lab.in_namespace("server" if direct else "client"):
             sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         sock.settimeout(seconds or self.seconds)
         if buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if source:
+            sock.bind((source, 0))
         sock.connect((address, port))
         return sock
 
@@ -485,6 +495,7 @@ class Bench:
         cut: int = 0,
         pause: float = 0.0,
         first_cut: int = 0,
+        source: str = "",
     ) -> Seen:
         """One request as an ordinary client makes it. ``cut``: bytes sent at once during the handshake."""
         context = context or self.client_context(strict=strict, direct=direct)
@@ -493,7 +504,7 @@ class Bench:
         seen = Seen()
         began = time.monotonic()
         try:
-            sock = self.connect(port, address=address, direct=direct, seconds=seconds)
+            sock = self.connect(port, address=address, direct=direct, seconds=seconds, source=source)
         except OSError as error:
             seen.end, seen.error = "reset", f"connect: {error}"
             return seen

@@ -33,6 +33,7 @@ from tests.grade.revocation import was_resumed
 from tests.grade.tls13 import DATA, HANDSHAKE, Server13, Stream13, page
 
 PROTOCOL = ("PROTOCOL",)
+TLS13 = (SSL.TLS1_3_VERSION, SSL.TLS1_3_VERSION)
 # Suites of the IANA registry by what is wrong with them.
 WEAK_SUITES = {
     "RC4-MD5": 0x0004,
@@ -578,19 +579,25 @@ def _(bench: Bench) -> str:
     return f"{seen}; required of 1.3 and post-handshake end the flow"
 
 
-@case("P24", "a session another identity began", "never resumed")
+@case("P24", "a session another identity began", "resumed for the client that began it alone")
 def _(bench: Bench) -> str:
-    return _never_resumed(bench, [HOST, HOST])
+    other = "10.1.0.77"
+    bench.lab.client.run(["ip", "address", "add", f"{other}/24", "dev", "eth0"])
+    try:
+        return _resumed(bench, [(HOST, ""), (HOST, other)])
+    finally:
+        bench.lab.client.run(["ip", "address", "delete", f"{other}/24", "dev", "eth0"])
 
 
-@case("P25", "a server that resumes a session of another name", "never resumed, both names verified")
+@case("P25", "a server that resumes a session of another name", "never resumed for another, all names verified")
 def _(bench: Bench) -> str:
-    return _never_resumed(bench, [HOST, "other.grade.test"])
+    return _resumed(bench, [(HOST, ""), ("other.grade.test", "")])
 
 
-def _never_resumed(bench: Bench, hosts: list[str]) -> str:
-    one = leaf(bench.trust.root, *dict.fromkeys(hosts))
-    for versions in ((SSL.TLS1_2_VERSION, SSL.TLS1_2_VERSION), (SSL.TLS1_3_VERSION, SSL.TLS1_3_VERSION)):
+def _resumed(bench: Bench, visits: list[tuple[str, str]]) -> str:
+    """A server that would resume any session, visited by these names and from these addresses, twice."""
+    one = leaf(bench.trust.root, *dict.fromkeys(host for host, _ in visits))
+    for versions in (TLS12, TLS13):
         reused: list[bool] = []
 
         def handler(side: ServerSide) -> None:
@@ -603,11 +610,15 @@ def _never_resumed(bench: Bench, hosts: list[str]) -> str:
             bench.check_resumes(server.port, b"GRADE")
             check(reused == [False, True], f"directly resumed: {reused}")
             reused.clear()
-            for host in hosts * 2:
-                seen = bench.visit(server.port, host)
+            for host, source in visits * 2:
+                seen = bench.visit(server.port, host, source=source)
                 check(seen.body == b"GRADE", f"not served: {seen}")
-        check(len(reused) == 2 * len(hosts) and not any(reused), f"resumed: {reused}")
-    return f"{4 * len(hosts)} full handshakes, 0 resumed; directly resumed"
+            # Sessions of TLS 1.3 alone, and nobody's but one's own.
+            expected = [False] * len(visits) + [versions == TLS13] * len(visits)
+            check(reused == expected, f"resumed: {reused}")
+            seen = bench.visit(server.port, "uncovered.grade.test")
+            check(not seen.body, f"served by a name the certificate does not have: {seen}")
+    return f"{len(visits)} of {4 * len(visits)} resumed, each for who began it; directly all; another name is refused"
 
 
 @case("P26", "a server that would take early data", "nfw never sends any")
@@ -625,9 +636,10 @@ def _(bench: Bench) -> str:
         for _ in range(3):
             seen = bench.visit(server.port)
             check(b"GRADE" in seen.body, f"not served: {seen}")
-    for hello in scripted.hellos:
-        check(42 not in hello.extensions and 41 not in hello.extensions, "early data or a PSK was offered")
-    return f"{len(scripted.hellos)} ClientHellos, none with early data or a PSK"
+    check(all(42 not in hello.extensions for hello in scripted.hellos), "early data was offered")
+    offered = [41 in hello.extensions for hello in scripted.hellos]
+    check(offered == [False, True, True], f"sessions that allow it were offered: {offered}")
+    return "3 ClientHellos, 2 with sessions that allow early data, none with any"
 
 
 @case("P28", "a compressed certificate, asked for or not, a bomb", "refused, memory flat")

@@ -52,6 +52,7 @@ location = /whoami {{
     default_type application/json;
     return 200 '{{"site":"$server_name","host":"$host","peer":"$remote_addr","peer_port":"$remote_port",\
 "protocol":"$server_protocol","method":"$request_method","uri":"$request_uri","tls":"$ssl_protocol",\
+"resumed":"$ssl_session_reused",\
 "sni":"$ssl_server_name","user_agent":"$http_user_agent"}}\\n';
 }}
 location /shared/ {{ root {www}; }}

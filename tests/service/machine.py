@@ -166,8 +166,8 @@ class Machine:
         return state in ("running", "degraded")
 
     def power_off(self) -> None:
-        """As by the switch. The cables first: a namespace that goes loses its rules before its links, and loses both when
-        the kernel comes to it, which is seconds later where many go."""
+        """As by the switch. The cables first: a namespace that goes loses its rules before its links, and both when the
+        kernel comes to it, which is seconds later where many go."""
         if self.router is not None:
             for link in ("lan", "wan"):
                 self.router.run("ip", "link", "delete", link, check=False)  # not there if booting failed

@@ -303,6 +303,7 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
             "actions": draw(st.sampled_from([{"weak": "pass"}, {"expired": "drop", "not_tls": "drop"}])),
             "distrust": draw(st.sampled_from([["ab" * 32], ["ca.pem"], ["cd" * 32, "certs/ca.pem"]])),
             "fetch_issuers": draw(st.booleans()),
+            "resumption": draw(st.booleans()),
             "bypass": draw(
                 st.sampled_from(
                     [

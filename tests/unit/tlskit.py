@@ -208,6 +208,7 @@ def server_peer(
     staple: bytes = b"",
 ) -> Peer:
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_session_id(b"lab")  # without, one that asks for certificates resumes nothing
     if staple:
         context.set_ocsp_server_callback(lambda _connection, _data: staple)
     context.set_cipher_list(ciphers)
@@ -229,10 +230,17 @@ def server_peer(
     return Peer(connection)
 
 
+def another(peer: Peer) -> Peer:
+    """A new connection to the same server, which knows the sessions of the one before."""
+    connection = SSL.Connection(peer.connection.get_context())
+    connection.set_accept_state()
+    return Peer(connection)
+
+
 class World:
     """Root, operator CA and settings shared by the sessions of one test."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, *, resume: bool = False, **settings: object) -> None:
         self.root = Authority()
         ca_pem, ca_key_pem = leaf.create_ca("nfw test CA", NOW, 365)
         self.ca = x509.load_pem_x509_certificate(ca_pem)
@@ -241,7 +249,8 @@ class World:
             "ecdsa": ec.generate_private_key(ec.SECP256R1()),
             "rsa": rsa.generate_private_key(65537, 2048),
         }
-        self.verifier = UpstreamVerifier([self.root.certificate], refused_keys=frozenset([spki_sha256(self.ca)]))
+        refused = frozenset([spki_sha256(self.ca)])
+        self.verifier = UpstreamVerifier([self.root.certificate], refused_keys=refused, resume=resume)
         self.settings = TlsSettings(verifier=self.verifier, ca_id=b"ca", **settings)  # type: ignore[arg-type]
         self.cache: leaf.LeafCache[SSL.Context] = leaf.LeafCache()
         self.mints = 0
@@ -258,13 +267,22 @@ class World:
 
 
 class Wire:
-    """Carries bytes and answers events as the TLS worker does. ``hold`` names event classes to leave unanswered."""
+    """Carries bytes and answers events as the TLS worker does. ``hold`` names event classes to leave unanswered;
+    ``ends`` are the addresses of client and server and the server's port; ``late`` seconds after NOW."""
 
     def __init__(
-        self, world: World, client: Peer, server: Peer | None, *, chunk: int = 1 << 18, hold: tuple[type, ...] = ()
+        self,
+        world: World,
+        client: Peer,
+        server: Peer | None,
+        *,
+        chunk: int = 1 << 18,
+        hold: tuple[type, ...] = (),
+        ends: tuple[str, str, int] = ("", "", 0),
+        late: float = 0.0,
     ) -> None:
         self.world = world
-        self.session = Session(world.settings, now=0.0, unix_time=NOW)
+        self.session = Session(world.settings, 0.0, NOW + late, ends[1], ends[0], ends[2])
         self.client = client
         self.server = server
         self.chunk = chunk

@@ -400,6 +400,8 @@ class _Writer:
             found["distrust"] = [*tls.distrust.keys, *(relative_path(file, self.base) for file in tls.distrust.files)]
         if tls.fetch_issuers:
             found["fetch_issuers"] = True
+        if not tls.resumption:
+            found["resumption"] = False
         if tls.bypass:
             found["bypass"] = [{"sni": list(one.names), **_plain_scope(one.scope)} for one in tls.bypass]
         if tls.bypass_proof != (Proof.RESOLVER,):

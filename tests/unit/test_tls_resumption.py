@@ -1,0 +1,303 @@
+"""Sessions servers may resume: for whom, for how long, and that the verdict is the one that was reached before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from cryptography.x509.ocsp import OCSPCertStatus
+from OpenSSL import SSL
+
+from engines.tls import openssl
+from engines.tls.resumption import MAX_AGE, Identity, Resumable, Resumption
+from engines.tls.revocation import Finding, Revocation
+from engines.tls.status import FailAction, Status
+from engines.tls.verify import UpstreamVerifier
+from nfw import tlsrecords
+from tests.unit.revocationkit import ocsp_response, pointing
+from tests.unit.tlskit import DAY, NOW, Peer, Wire, World, another, client_peer, server_peer
+
+NAME, OTHER = "a.example.test", "b.example.test"
+ENDS = ("10.0.0.2", "203.0.113.1", 443)
+TLS12, TLS13 = SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION
+
+
+# -- what is kept ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Verdict:
+    """What :class:`Resumption` looks at."""
+
+    not_before: float = NOW - DAY
+    not_after: float = NOW + DAY
+
+
+ONE = Identity(*ENDS, NAME)
+
+
+def resumable(mark: object, at: float = NOW, **verdict: float) -> Resumable:
+    return Resumable(mark, Verdict(**verdict), at)  # type: ignore[arg-type]
+
+
+def test_the_newest_is_taken_and_once() -> None:
+    kept = Resumption()
+    for mark in range(4):
+        kept.put(ONE, resumable(mark))
+    assert len(kept) == 2
+    assert [getattr(kept.take(ONE, NOW), "session", None) for _ in range(3)] == [3, 2, None]
+    assert len(kept) == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"client": "10.0.0.3"}, {"server": "203.0.113.2"}, {"port": 8443}, {"name": OTHER}],
+    ids=lambda other: next(iter(other)),
+)
+def test_nobody_else_gets_it(other: dict[str, Any]) -> None:
+    kept = Resumption()
+    kept.put(ONE, resumable(1))
+    assert kept.take(replace(ONE, **other), NOW) is None
+    assert kept.take(ONE, NOW) is not None
+
+
+@pytest.mark.parametrize(
+    ("kept_at", "verdict", "taken_at", "good"),
+    [
+        (NOW, {}, NOW + MAX_AGE, True),
+        (NOW, {}, NOW + MAX_AGE + 1, False),
+        (NOW, {}, NOW - 1, False),
+        (NOW, {"not_after": NOW + 60}, NOW + 60, True),
+        (NOW, {"not_after": NOW + 60}, NOW + 61, False),
+        (NOW, {"not_before": NOW + 5}, NOW + 4, False),
+    ],
+)
+def test_age(kept_at: float, verdict: dict[str, float], taken_at: float, good: bool) -> None:
+    kept = Resumption()
+    kept.put(ONE, resumable(0, kept_at - 1, **verdict))
+    kept.put(ONE, resumable(1, kept_at, **verdict))
+    assert (kept.take(ONE, taken_at) is not None) is good
+    assert len(kept) == (1 if good else 0), "what is older goes with it"
+
+
+def test_bound() -> None:
+    """Whoever was not heard of for the longest time makes room."""
+    kept = Resumption(kept=6)
+    many = [replace(ONE, port=port) for port in range(5)]
+    for mark in range(2):
+        for identity in many[:3]:
+            kept.put(identity, resumable(mark))
+    kept.put(many[0], resumable(2))
+    kept.put(many[3], resumable(0))
+    assert len(kept) == 5
+    assert [kept.take(identity, NOW) is not None for identity in many] == [True, False, True, True, False]
+    kept.forget(many[0])
+    kept.forget(many[4])
+    assert len(kept) == 1
+    assert kept.take(many[2], NOW) is not None
+
+
+# -- on the wire -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World(resume=True)
+
+
+def visit(
+    world: World,
+    server: Peer,
+    name: str = NAME,
+    *,
+    ends: tuple[str, str, int] = ENDS,
+    late: float = 0.0,
+    findings: dict[int, Finding] | None = None,
+    **how: Any,
+) -> Wire:
+    """To its end, with close_notify of both sides."""
+    client = client_peer(name, [world.ca], **how)
+    client.send(b"request")
+    server.send(b"answer")
+    wire = Wire(world, client, server, ends=ends, late=late)
+    wire.findings = findings or {}
+    wire.run()
+    if wire.finished is None:
+        server.close_notify()
+        client.close_notify()
+        wire.run()
+    return wire
+
+
+def resumed(wire: Wire) -> bool:
+    """Both sides say so, or neither; and bytes went both ways."""
+    assert wire.server is not None
+    assert (wire.client.received, wire.server.received) == (b"answer", b"request"), wire.finished
+    assert wire.session.info.resumed is openssl.resumed(wire.server.connection)
+    assert not openssl.resumed(wire.client.connection)
+    return wire.session.info.resumed
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 18])
+def test_a_server_resumes(chunk: int) -> None:
+    """The verdict, the leaf and what is logged are those of the first handshake."""
+    world = World(resume=True)
+    server = server_peer(*world.root.issue(NAME))
+    first = visit(world, server)
+    assert not resumed(first)
+    for _ in range(3):
+        server = another(server)
+        client = client_peer(NAME, [world.ca])
+        client.send(b"request")
+        server.send(b"answer")
+        wire = Wire(world, client, server, ends=ENDS, chunk=chunk).run()
+        assert resumed(wire)
+        info = wire.session.info
+        assert info.chain is first.session.info.chain
+        assert info.server == first.session.info.server
+        record = tlsrecords._negotiated(info)
+        assert record["server"]["resumed"] is True
+        assert record["chain"] == tlsrecords._negotiated(first.session.info)["chain"]
+    assert world.mints == 1
+    assert len(world.verifier.resumption or ()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        (OTHER, ENDS),
+        (NAME, ("10.0.0.3", *ENDS[1:])),
+        (NAME, (ENDS[0], "203.0.113.2", 443)),
+        (NAME, (*ENDS[:2], 8443)),
+        (NAME, ("", *ENDS[1:])),
+    ],
+)
+def test_only_for_the_same_client_and_server(world: World, name: str, ends: tuple[str, str, int]) -> None:
+    """Though the server would."""
+    server = server_peer(*world.root.issue(NAME, OTHER))
+    visit(world, server)
+    server = another(server)
+    assert not resumed(visit(world, server, name, ends=ends))
+    assert resumed(visit(world, another(server)))
+
+
+def test_a_name_the_certificate_does_not_have(world: World) -> None:
+    """A server that would resume is asked for another name: it has to show a certificate, and that is judged."""
+    server = server_peer(*world.root.issue(NAME))
+    visit(world, server)
+    wire = visit(world, another(server), OTHER)
+    assert wire.finished is not None
+    assert wire.finished.status is Status.NAME_MISMATCH
+
+
+def test_another_server_at_the_address_proves_itself(world: World) -> None:
+    """It does not know the session; one with a bad certificate gets nowhere by having been preceded by a good one."""
+    good = server_peer(*world.root.issue(NAME))
+    visit(world, good)
+    stranger = World()
+    wire = visit(world, server_peer(*stranger.root.issue(NAME)))
+    assert wire.finished is not None
+    assert wire.finished.status is Status.UNTRUSTED
+    visit(world, another(good))
+    assert not resumed(visit(world, server_peer(*world.root.issue(NAME))))
+
+
+def test_a_policy_without() -> None:
+    world = World(resume=False)
+    server = server_peer(*world.root.issue(NAME))
+    visit(world, server)
+    assert not resumed(visit(world, another(server)))
+
+
+def test_tls12_is_not_resumed(world: World) -> None:
+    server = server_peer(*world.root.issue(NAME), versions=(TLS12, TLS12))
+    visit(world, server)
+    assert not resumed(visit(world, another(server)))
+
+
+def test_a_client_without_tls13_is_not_offered_a_session_of_it(world: World) -> None:
+    server = server_peer(*world.root.issue(NAME))
+    visit(world, server)
+    wire = visit(world, another(server), versions=(TLS12, TLS12))
+    assert not resumed(wire)
+    assert wire.session.info.server is not None
+    assert wire.session.info.server.version == "TLSv1.2"
+
+
+def test_a_certificate_that_has_expired_since(world: World) -> None:
+    server = server_peer(*world.root.issue(NAME, days=(-1, 0.01)))
+    visit(world, server)
+    wire = visit(world, another(server), late=0.02 * DAY)
+    assert wire.finished is not None
+    assert wire.finished.status is Status.EXPIRED
+
+
+def test_an_hour_counts_from_the_full_handshake(world: World) -> None:
+    server = server_peer(*world.root.issue(NAME))
+    seen = []
+    for hours in (0, 0.6, 1.2, 1.3):
+        seen.append(resumed(visit(world, server, late=hours * MAX_AGE)))
+        server = another(server)
+    assert seen == [False, True, False, True]
+
+
+def test_a_server_that_asked_for_a_certificate(world: World) -> None:
+    """What it thinks of us is not taken along."""
+    server = server_peer(*world.root.issue(NAME), client_certificate="optional")
+    visit(world, server)
+    assert not resumed(visit(world, another(server)))
+
+
+def test_what_the_policy_let_pass_is_judged_again() -> None:
+    world = World()
+    expired = frozenset([Status.EXPIRED])
+    world.verifier = UpstreamVerifier([world.root.certificate], passed=expired, resume=True)
+    world.settings = replace(world.settings, verifier=world.verifier)
+    server = server_peer(*world.root.issue(NAME, days=(-9, -1)))
+    visit(world, server)
+    wire = visit(world, another(server))
+    assert not resumed(wire)
+    assert wire.session.info.passed == ["EXPIRED"]
+
+
+# -- revocation --------------------------------------------------------------------------------------------------------
+
+
+def checking() -> World:
+    world = World()
+    world.verifier = UpstreamVerifier([world.root.certificate], stapling=True, resume=True)
+    world.settings = replace(world.settings, verifier=world.verifier, revocation=True, on_failure=FailAction.DROP)
+    return world
+
+
+def answer(status: Revocation) -> dict[int, Finding]:
+    return {0: Finding(status, "ocsp", status.value.lower(), int(NOW), int(NOW) + 60, "http://a.test/")}
+
+
+def test_revocation_is_judged_every_time() -> None:
+    """The server is refused, and has to show a certificate next time, which may be a new one."""
+    world = checking()
+    server = server_peer(*pointing(world.root, NAME))
+    seen = []
+    for _ in range(2):
+        seen.append(resumed(visit(world, server, findings=answer(Revocation.GOOD))))
+        server = another(server)
+    assert seen == [False, True]
+    wire = visit(world, server, findings=answer(Revocation.REVOKED))
+    assert wire.finished is not None
+    assert wire.finished.status is Status.REVOKED
+    assert wire.session.info.resumed
+    assert (wire.client.received, server.received) == (b"", b"")
+    assert not resumed(visit(world, another(server), findings=answer(Revocation.GOOD)))
+
+
+def test_a_server_that_staples_is_to_staple_anew() -> None:
+    world = checking()
+    certificate, key = pointing(world.root, NAME)
+    server = server_peer(certificate, key, staple=ocsp_response(certificate, world.root, OCSPCertStatus.GOOD))
+    visit(world, server, findings=answer(Revocation.GOOD))
+    wire = visit(world, another(server), findings=answer(Revocation.GOOD))
+    assert not resumed(wire)
+    assert wire.session.info.chain is not None
+    assert wire.session.info.chain.staple
