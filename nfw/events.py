@@ -28,10 +28,18 @@ def address(packed: bytes) -> str:
     return str(ipaddress.ip_address(packed))
 
 
-@functools.lru_cache(16)
 def timestamp(now: float) -> str:
-    """EVE's form of a wall-clock time: ``2025-03-14T15:30:03.633598+0000``. The same for all records of a moment."""
-    return datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds")[:-6] + "+0000"
+    """EVE's form of a wall-clock time: ``2025-03-14T15:30:03.633598+0000``."""
+    second = int(now)
+    micros = round((now - second) * 1_000_000)
+    if micros == 1_000_000:
+        second, micros = second + 1, 0
+    return f"{_second(second)}.{micros:06d}+0000"
+
+
+@functools.lru_cache(16)
+def _second(unix: int) -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat()[:19]
 
 
 def base(

@@ -13,7 +13,8 @@ import socket
 import struct
 import termios
 
-READ_BYTES = 256 * 1024  # measured: larger reads gain nothing, smaller ones cost
+READ_BYTES = 256 * 1024  # of bulk; measured: larger reads gain nothing, smaller ones cost
+_FIRST_BYTES = 64 * 1024  # of all else; for more malloc(3) asks the kernel, which takes longer than the read
 IP_TRANSPARENT, IPV6_TRANSPARENT, IP_BIND_ADDRESS_NO_PORT, TCP_REPAIR, SO_MARK = 19, 75, 24, 19, 36
 OUR_PORTS = (10_000, 32_767)
 """Where our connections with clients' addresses come from. Clients themselves use higher ports (Linux from 32768,
@@ -26,6 +27,7 @@ class Side:
     """One socket of a session."""
 
     __slots__ = (
+        "at_once",
         "broken",
         "closing",
         "discarding",
@@ -47,6 +49,7 @@ class Side:
         self.open = True  # until :meth:`close`
         self.out: list[bytes] = []
         self.waiting = 0  # bytes in `out`
+        self.at_once = _FIRST_BYTES  # bytes that are read
         self.unacked = 0  # bytes in the kernel when last asked
         self.events = -1  # what epoll is asked for; -1: not registered
         self.paused = False
@@ -111,9 +114,10 @@ class Side:
     def receive(self) -> bytes | None:
         """What arrived, ``b""`` at the peer's FIN, None when there is nothing yet. Raises OSError after a reset."""
         try:
-            data = self.sock.recv(READ_BYTES)
+            data = self.sock.recv(self.at_once)
         except BlockingIOError:
             return None
+        self.at_once = _FIRST_BYTES if len(data) < _FIRST_BYTES else READ_BYTES
         if not data and self.broken:
             # The failed send took the socket's error with it; without it the kernel reports an ordinary end.
             raise ConnectionResetError(errno.ECONNRESET, "reset")

@@ -42,11 +42,12 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Resumable:
-    """``verdict`` was reached at ``unix_time``, in a full handshake."""
+    """``verdict`` was reached at ``unix_time``, in a full handshake. ``group`` is the one the server took last."""
 
     session: SSL.Session
     verdict: ServerChain
     unix_time: float
+    group: str = ""
 
 
 class Resumption:

@@ -273,6 +273,7 @@ class UpstreamVerifier:
             notes.offered = self.resumption.take(identity, unix_time)
             if notes.offered is not None:
                 connection.set_session(notes.offered.session)
+                openssl.share_only(connection, notes.offered.group)
         return connection
 
     def keep(self, connection: SSL.Connection, identity: Identity, verdict: ServerChain, unix_time: float) -> None:
@@ -291,7 +292,7 @@ class UpstreamVerifier:
         session = connection.get_session()
         if session is not None:
             began = notes.offered.unix_time if openssl.resumed(connection) and notes.offered is not None else unix_time
-            self.resumption.put(identity, Resumable(session, verdict, began))
+            self.resumption.put(identity, Resumable(session, verdict, began, connection.get_group_name() or ""))
 
     def forget(self, identity: Identity) -> None:
         """Whoever it is has to show a certificate next time."""

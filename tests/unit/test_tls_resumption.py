@@ -10,6 +10,8 @@ from cryptography.x509.ocsp import OCSPCertStatus
 from OpenSSL import SSL
 
 from engines.tls import openssl
+from engines.tls.events import SendUpstream
+from engines.tls.openssl import _lib
 from engines.tls.resumption import MAX_AGE, Identity, Resumable, Resumption
 from engines.tls.revocation import Finding, Revocation
 from engines.tls.status import FailAction, Status
@@ -201,6 +203,28 @@ def test_another_server_at_the_address_proves_itself(world: World) -> None:
     assert wire.finished.status is Status.UNTRUSTED
     visit(world, another(good))
     assert not resumed(visit(world, server_peer(*world.root.issue(NAME))))
+
+
+def test_the_key_share_is_of_the_group_the_server_took(world: World) -> None:
+    """One that has learnt a post-quantum group since is given its share when it asks."""
+
+    def groups(wire: Wire) -> tuple[str, int]:
+        assert resumed(wire) or wire.session.info.resumed is False
+        assert wire.session.info.server is not None
+        first = next(event.data for event in wire.log if isinstance(event, SendUpstream))
+        return wire.session.info.server.group, len(first)
+
+    def only(peer: Peer, groups: bytes) -> Peer:
+        assert _lib.SSL_set1_curves_list(peer.connection._ssl, groups) == 1
+        return peer
+
+    server = server_peer(*world.root.issue(NAME))
+    old, hello = groups(visit(world, only(server, b"X25519")))
+    assert (old, hello > 1400) == ("x25519", True)
+    server = another(server)
+    again, shorter = groups(visit(world, only(server, b"X25519")))
+    assert (again, shorter < 700) == ("x25519", True)
+    assert groups(visit(world, another(server)))[0] == "X25519MLKEM768"
 
 
 def test_a_policy_without() -> None:
