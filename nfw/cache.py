@@ -216,6 +216,7 @@ def parse_rules_cached(
         sorted(config.references.items()),
         config.country is not None,  # what a database says is asked when packets come
         config.read_list is not None,
+        config.action_scopes,
         sorted(known_sids or ()),
     )
     for part in (repr(given), text):

@@ -16,6 +16,10 @@ from typing import Any
 from engines.decode.checksums import tcp_checksum_ok
 from engines.decode.defrag import FragmentPolicy
 from engines.decode.layers import Layers
+from engines.stateful.firewall.inspector import BothRuleSets
+from engines.stateful.firewall.policies import ActionError, Policies
+from engines.stateful.firewall.rules import FirewallRule
+from engines.stateful.firewall.tables import FirewallTables
 from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
 from engines.stateful.prefilter import DatabaseStore
 from engines.stateful.ruleset import compile_ruleset
@@ -23,6 +27,7 @@ from engines.stateful.signature import Action, Signature
 from engines.watch.segments import OverlapPolicy
 from engines.watch.session import SessionOptions, UrgentPolicy
 from nfw.capture import Captured
+from nfw.firewallwatch import FirewallWatcher
 from nfw.giveups import GiveUps
 from nfw.watch import DropLog, FlowTimeouts, MidstreamPolicy, Watcher, WatchOptions
 
@@ -73,6 +78,9 @@ class ReplayOptions:
     timeouts: FlowTimeouts = field(default_factory=FlowTimeouts)
     checksums: bool = False
     """TCP segments with a wrong checksum reach neither the stream nor the application layer."""
+    drop_invalid: bool = False
+    policies: Mapping[str, str] = field(default_factory=dict)
+    """Default policies of firewall mode that were set, by name; see :class:`Policies`."""
 
     def watch(self) -> WatchOptions:
         """The watcher's own. ``auto``: fail closed in IPS mode when mid-stream sessions are not picked up."""
@@ -86,6 +94,7 @@ class ReplayOptions:
             session=self.session,
             timeouts=self.timeouts,
             checksum_ok=tcp_checksum_ok if self.checksums else None,
+            drop_invalid=self.drop_invalid,
         )
         return options if self.os_policy is None else dataclasses.replace(options, os_policy=self.os_policy)
 
@@ -175,6 +184,7 @@ SETTINGS: Mapping[str, Callable[[ReplayOptions, str], ReplayOptions]] = {
     "flow-timeouts.established": _timeout("established"),
     "flow-timeouts.closed": _timeout("closed"),
     "stream.checksum-validation": _option("checksums", _bool),
+    "stream.drop-invalid": _option("drop_invalid", _bool),
     "stream.inline": _session("inline", _bool),
     "stream.midstream": _session("midstream", _bool),
     "stream.midstream-policy": _option("midstream_policy", _policy),
@@ -191,8 +201,22 @@ SETTINGS: Mapping[str, Callable[[ReplayOptions, str], ReplayOptions]] = {
 }
 
 
+_POLICIES = "firewall.policies."
+
+
+def _policies(options: ReplayOptions, name: str, value: str) -> ReplayOptions:
+    policies = {**options.policies, name.removeprefix(_POLICIES): value}
+    try:
+        Policies(policies)
+    except ActionError as error:
+        raise SettingError(f"{name}: {error}") from None
+    return dataclasses.replace(options, policies=policies)
+
+
 def apply_setting(options: ReplayOptions, name: str, value: str) -> ReplayOptions:
     """``options`` with one setting changed. Raises SettingError, naming the nearest known setting."""
+    if name.startswith(_POLICIES):
+        return _policies(options, name, value)
     apply = SETTINGS.get(name)
     if apply is None:
         near = get_close_matches(name, SETTINGS, n=1, cutoff=0.5)
@@ -242,13 +266,24 @@ def replay(
     event: Callable[[dict[str, Any]], None],
     store: DatabaseStore | None = None,
     say: Callable[[str], None] = lambda text: None,
+    firewall: Iterable[FirewallRule] | None = None,
 ) -> Summary:
     """Run all packets; ``event`` gets each EVE record. ``store``: pattern databases made earlier; ``say`` is told of
-    rules that gave up. What ``packets`` raises ends the capture there and is raised again when everything before it has
-    been judged."""
+    rules that gave up. ``firewall``: the rules that decide what ``signatures`` see (Suricata: firewall mode, inline
+    whatever the options say); None: there are none, and everything is seen. What ``packets`` raises ends the capture
+    there and is raised again when everything before it has been judged."""
     ruleset = compile_ruleset(signatures, "action", (), options.limits, options.action_order, store, captures=True)
-    watching = options.watch()
-    watcher = Watcher(ruleset, event, watching)
+    if firewall is None:
+        watching = options.watch()
+        watcher = Watcher(ruleset, event, watching)
+        hits: Callable[[], Mapping[str, int]] = ruleset.hit_counts
+    else:
+        session = dataclasses.replace(options.session, inline=True)
+        watching = dataclasses.replace(options, enforce=True, session=session).watch()
+        tables = FirewallTables(firewall, Policies(options.policies), options.limits, store)
+        both = BothRuleSets.of(tables, ruleset)
+        watcher = FirewallWatcher(both, event, watching)
+        hits = both.hits
     # Receivers put fragments together by the same policy as segments.
     layers = Layers(lambda address: FragmentPolicy.parse(watching.os_policy(address).value))
     seen = unread = 0
@@ -274,4 +309,4 @@ def replay(
         GiveUps(ruleset, say).look(now)
     if ruleset.overflowed:
         watcher.counts["detect.alert_queue_overflow"] = ruleset.overflowed
-    return Summary(seen, unread, watcher.counts, ruleset.hit_counts())
+    return Summary(seen, unread, watcher.counts, hits())

@@ -17,6 +17,7 @@ from engines.decode.link import ARP, Frame
 from engines.flow import CloseReason, Flow
 from engines.packet import ACK, RST, SYN, TCP, UDP, Packet, decode, quoted
 from engines.stateful.app.detect import FAILED, is_answer
+from engines.stateful.firewall.inspector import FIREWALL, FirewallInspector
 from engines.stateful.header import NO_IP
 from engines.stateful.inspector import Alert, FlowFacts, Inspector, Outcome, Segment
 from engines.stateful.ruleset import RuleSet
@@ -92,7 +93,8 @@ class WatchOptions:
     """``enforce``: what is dropped is gone for what follows (Suricata: IPS mode).
 
     ``os_policy``: the overlap policy of a receiver, by packed address. ``checksum_ok``: whether a packet's transport
-    checksum holds; None: not looked at.
+    checksum holds; None: not looked at. ``drop_invalid``: segments that are no part of their connection are dropped,
+    whether it is known what is wrong with them or not (Suricata: ``stream.drop-invalid``).
     """
 
     enforce: bool = False
@@ -101,23 +103,25 @@ class WatchOptions:
     session: SessionOptions = field(default_factory=SessionOptions)
     os_policy: Callable[[bytes], OverlapPolicy] = _windows_or_bsd
     checksum_ok: Callable[[Packet], bool] | None = None
+    drop_invalid: bool = False
     timeouts: FlowTimeouts = field(default_factory=FlowTimeouts)
     max_flows: int = MAX_FLOWS
 
 
 @dataclass(slots=True)
-class _Context:
+class Context:
     """``Flow.context`` of a watched flow."""
 
     key: Hashable
-    inspector: Inspector
+    inspector: Inspector | FirewallInspector
     session: Session | None
     icmp: tuple[int, int] | None = None  # type and code of the first packet, of ICMP
     seen: list[bool] = field(default_factory=lambda: [False, False])
     drops_logged: list[bool] = field(default_factory=lambda: [False, False])
     alerted: bool = False
-    action: str = ""  # drop or pass, of the whole flow
+    action: str = ""  # drop or pass, of the whole flow; in firewall mode accept
     by_policy: bool = False  # an exception policy has decided that
+    by_firewall: bool = False  # the rules of firewall mode have
     uninspected: bool = False
     bypassed: bool = False
 
@@ -172,13 +176,13 @@ class Watcher:
             self._alone(packet, now, established=flow is not None and flow.established, flow=flow)
             return
         flow, direction = self._flow(packet, now, vlan, size or packet.end)
-        context: _Context = flow.context
+        context: Context = flow.context
         if context.action == "drop":
             by_policy = "exception policy " if context.by_policy else ""
             self._dropped(f"{by_policy}flow drop", packet, flow, direction, now)
             return
         if context.uninspected:
-            self._count("ips.accepted")
+            self._accepted()
             return
         if protocol == TCP:
             self._tcp(packet, flow, direction, now)
@@ -192,13 +196,20 @@ class Watcher:
         if self._wants_events:
             self._events = frozenset(f"decoder.{event}" for event in frame_events(link_type, data))
         facts = FlowFacts(0, NO_IP, b"", b"", 0, 0)
-        inspector = Inspector(self.ruleset, facts, now, watching=True, enforcing=self.options.enforce)
+        inspector = self._inspector(facts, now)
         nothing = decode(b"")
         payload = frame.payload if frame.ethertype == ARP else b""
         segment = Segment(_TO_SERVER, False, payload, b"", nothing, now, 0, True, self._events, self._vlans)
-        outcome = inspector.inspect(segment)
+        self._judged_frame(inspector.inspect(segment), nothing, now)
+
+    def _judged_frame(self, outcome: Outcome, nothing: Packet, now: float) -> None:
+        """Log what was found in what is no IP; ``nothing`` stands for its packet."""
         for alert in outcome.alerts:
             self._log(alert, self._base("alert", nothing, None, now), "alert")
+
+    def _inspector(self, facts: FlowFacts, now: float) -> Inspector | FirewallInspector:
+        """What judges a flow, or a packet that belongs to none."""
+        return Inspector(self.ruleset, facts, now, watching=True, enforcing=self.options.enforce)
 
     def _flow(self, packet: Packet, now: float, vlan: tuple[int, ...], size: int) -> tuple[Flow, Direction]:
         key = flow_key(packet, vlan)
@@ -243,9 +254,9 @@ class Watcher:
         elif packet.protocol == UDP and is_answer(packet.payload, udp=True):
             ends = (packet.dst, packet.src, packet.dport, packet.sport)
         flow = Flow(self._last_id, packet.protocol, packet.family, *ends, now, (packet.key, b""))
-        inspector = Inspector(self.ruleset, _facts(flow), now, watching=True, enforcing=self.options.enforce)
+        inspector = self._inspector(facts_of(flow), now)
         first = (packet.icmp_type, packet.icmp_code) if packet.protocol in (ICMP, ICMPV6) else None
-        flow.context = _Context(key, inspector, session, first)
+        flow.context = Context(key, inspector, session, first)
         return flow
 
     @staticmethod
@@ -261,22 +272,25 @@ class Watcher:
             return
         flow_id = flow.id if flow is not None else 0
         facts = FlowFacts(flow_id, packet.protocol, packet.src, packet.dst, packet.sport, packet.dport)
-        inspector = Inspector(self.ruleset, facts, now, watching=True, enforcing=self.options.enforce)
+        inspector = self._inspector(facts, now)
         outcome = inspector.inspect(
             Segment(_TO_SERVER, established, packet.payload, b"", packet, now, 0, True, self._events, self._vlans, flow)
         )
+        self._judged_alone(outcome, packet, now, flow)
+
+    def _judged_alone(self, outcome: Outcome, packet: Packet, now: float, flow: Flow | None = None) -> None:
+        """As :meth:`_judged`, of a packet that is no part of a flow's conversation."""
         decision = outcome.decision
-        drops = decision.verdict is not Verdict.ACCEPT
-        verdict = decision.verdict.value if drops else "pass" if decision.reason in _BY_RULE else "alert"
+        verdict = self._verdict(decision)
         for alert in outcome.alerts:
             self._log(alert, self._base("alert", packet, flow, now), verdict)
-        if drops:
+        if decision.verdict is not Verdict.ACCEPT:
             self._dropped(_drop_reason(decision), packet, None, _TO_SERVER, now, verdict)
         else:
-            self._count("ips.accepted")
+            self._accepted()
 
     def _datagram(self, packet: Packet, flow: Flow, direction: Direction, now: float) -> None:
-        context: _Context = flow.context
+        context: Context = flow.context
         context.seen[direction] = True
         flow.established = flow.established or all(context.seen)
         payload = packet.payload
@@ -288,7 +302,7 @@ class Watcher:
         self._judged(context.inspector.inspect(segment), packet, flow, direction, now)
 
     def _tcp(self, packet: Packet, flow: Flow, direction: Direction, now: float) -> None:
-        context: _Context = flow.context
+        context: Context = flow.context
         session, inspector = context.session, context.inspector
         assert session is not None
         payload, added, odd = packet.payload, False, self._events
@@ -303,8 +317,8 @@ class Watcher:
             if step.urgent and self.options.enforce:
                 self._dropped("stream urgent", packet, flow, direction, now)
                 return
-            # What was refused for a reason; what merely fits nowhere is judged for itself (Suricata: drop-invalid).
-            if step.events and not step.accepted and self.options.enforce:
+            # What was refused for a reason; what merely fits nowhere is judged for itself unless told otherwise.
+            if not step.accepted and self.options.enforce and (step.events or self.options.drop_invalid):
                 self._dropped("stream error", packet, flow, direction, now)
                 return
             added = step.added
@@ -328,7 +342,7 @@ class Watcher:
         policy, flags = self.options.midstream_policy, packet.tcp_flags
         if policy is MidstreamPolicy.IGNORE or flags & RST or flags & (SYN | ACK) == SYN:
             return False
-        context: _Context = flow.context
+        context: Context = flow.context
         drops = policy in (MidstreamPolicy.DROP_FLOW, MidstreamPolicy.DROP_PACKET, MidstreamPolicy.REJECT)
         if drops and not self.options.enforce:
             return False
@@ -340,7 +354,7 @@ class Watcher:
         if drops:
             self._dropped("stream midstream", packet, flow, direction, now)
         else:
-            self._count("ips.accepted")
+            self._accepted()
         return True
 
     def _judged(self, outcome: Outcome, packet: Packet, flow: Flow, direction: Direction, now: float) -> None:
@@ -352,16 +366,21 @@ class Watcher:
             blocking = next((alert for alert in outcome.alerts if alert.rule.ref == decision.rule), None)
             self._dropped(_drop_reason(decision), packet, flow, direction, now, verdict, blocking)
         else:
-            self._count("ips.accepted")
+            self._accepted()
 
-    @staticmethod
-    def _settled(outcome: Outcome, context: _Context) -> str:
+    def _settled(self, outcome: Outcome, context: Context) -> str:
         """The verdict as records name it; remembers one on the flow."""
         decision = outcome.decision
         drops = decision.verdict is not Verdict.ACCEPT
         if decision.scope is Scope.FLOW and decision.reason in _BY_RULE and not context.action:
             context.action = "drop" if drops else "pass"
-        return decision.verdict.value if drops else "pass" if decision.reason in _BY_RULE else "alert"
+        return self._verdict(decision)
+
+    def _verdict(self, decision: Decision) -> str:
+        """As records name it."""
+        if decision.verdict is not Verdict.ACCEPT:
+            return str(decision.verdict.value)
+        return "pass" if decision.reason in _BY_RULE else "alert"
 
     def _dropped(
         self,
@@ -373,8 +392,7 @@ class Watcher:
         verdict: str = "drop",
         alert: Alert | None = None,
     ) -> None:
-        self._count("ips.blocked")
-        self._count("ips.drop_reason." + reason.replace(" ", "_"))
+        self._count_drop(reason, verdict)
         if flow is not None and self.options.drop_log is DropLog.START:
             logged = flow.context.drops_logged
             if logged[direction]:
@@ -390,8 +408,15 @@ class Watcher:
             event["app_proto"] = flow.context.inspector.app_proto
         self._event(event)
 
+    def _count_drop(self, reason: str, verdict: str) -> None:
+        self._count("ips.blocked")
+        self._count("ips.drop_reason." + reason.replace(" ", "_"))
+
+    def _accepted(self) -> None:
+        self._count("ips.accepted")
+
     @staticmethod
-    def _feed(context: _Context, deliveries: Any, closed: Any) -> None:
+    def _feed(context: Context, deliveries: Any, closed: Any) -> None:
         inspector, session = context.inspector, context.session
         for direction, data, gap in deliveries:
             if inspector.absorb(direction, data, gap=gap):
@@ -430,10 +455,10 @@ class Watcher:
         self._flows.clear()
 
     def _end(self, flow: Flow, now: float, reason: str = CloseReason.TIMEOUT.value) -> None:
-        context: _Context = flow.context
+        context: Context = flow.context
         session, inspector = context.session, context.inspector
         number, self._number = self._number, 0
-        if session is not None and session.state >= State.ESTABLISHED and not context.action:
+        if session is not None and session.state >= State.ESTABLISHED and context.action in {"", "accept"}:
             going = session.state is not State.CLOSED
             for direction in Direction:
                 if not (going or session.unread(direction) or inspector.pending(direction)):
@@ -447,7 +472,7 @@ class Watcher:
         self._record(flow, now, reason)
 
     def _record(self, flow: Flow, now: float, reason: str) -> None:
-        context: _Context = flow.context
+        context: Context = flow.context
         session = context.session
         event = flow_event(flow, "flow", now + self._wall, None)
         closed = session is not None and session.state is State.CLOSED
@@ -524,6 +549,8 @@ class Watcher:
 
 
 def _drop_reason(decision: Decision) -> str:
+    if decision.reason.startswith(FIREWALL):
+        return decision.reason
     return "threshold detection_filter" if decision.reason == "rate_filter" else "rules"
 
 
@@ -547,5 +574,6 @@ def _both(first: Outcome, second: Outcome) -> Outcome:
     return Outcome(decision, (*first.alerts, *second.alerts))
 
 
-def _facts(flow: Flow) -> FlowFacts:
+def facts_of(flow: Flow) -> FlowFacts:
+    """What is constant about a flow, for the engine."""
     return FlowFacts(flow.id, flow.protocol, flow.client, flow.server, flow.client_port, flow.server_port)

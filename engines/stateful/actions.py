@@ -31,12 +31,12 @@ def carry_out(found: Sequence[Match], ruleset: RuleSet, facts: FlowFacts, now: f
     alerts: list[Alert] = []
     room = ruleset.limits.max_alerts
     for place, match in enumerate(found):
-        effect, signature = _effect(match, ruleset, facts, now)
+        effect, signature = effect_of(match, ruleset, facts, now)
         if effect is Effect.NONE:
             continue
         action = signature.action
         if action is not Action.ALERT:
-            scope = Scope.FLOW if match.acts_on_flow else Scope.PACKET
+            scope = signature.scope or (Scope.FLOW if match.acts_on_flow else Scope.PACKET)
             reason = "rule" if signature is match.rule.signature else "rate_filter"
             made = Decision(_VERDICTS[action], scope, reason, signature.ref)
             if decision is None:
@@ -59,8 +59,8 @@ def carry_out(found: Sequence[Match], ruleset: RuleSet, facts: FlowFacts, now: f
     return CarriedOut(decision, passed, alerts)
 
 
-def _effect(match: Match, ruleset: RuleSet, facts: FlowFacts, now: float) -> tuple[Effect, Signature]:
-    """What is left of a match, and the rule, by its rate_filter with another action."""
+def effect_of(match: Match, ruleset: RuleSet, facts: FlowFacts, now: float) -> tuple[Effect, Signature]:
+    """By thresholds and suppressions: what is left of a match, and the rule, by its rate_filter with another action."""
     signature = match.rule.signature
     source, destination = facts.client, facts.server
     if match.direction is Direction.TO_CLIENT:

@@ -117,6 +117,7 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
         never_matches=draft.never_matches,
         captures_only=draft.captures_only,
         reject_to=header.reject_to,
+        scope=header.scope,
     )
 
 

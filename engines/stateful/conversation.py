@@ -175,6 +175,10 @@ class Conversation:
                 return True
         return False
 
+    def spoken_by(self, direction: Direction) -> str:
+        """What that side's own bytes have said so far; "" when it is not known. Only where rules ask for sides."""
+        return self._spoken[direction]
+
     def side_final(self, direction: Direction) -> bool:
         """What that side itself speaks will not change any more."""
         if self.detector is not None or self._other_side is None:
@@ -264,8 +268,8 @@ class Conversation:
         self.app_proto = name
         self.protocols |= {name}
         group = ruleset.app_group(name)
-        make = (UDP_PARSERS if facts.protocol == _UDP else PARSERS).get(name)
-        wanted = group.has_transactions or (name in _CARRIERS and ruleset.needs_protocol)
+        make = ruleset.own_parsers.get(name) or (UDP_PARSERS if facts.protocol == _UDP else PARSERS).get(name)
+        wanted = group.has_transactions or (name in _CARRIERS and ruleset.needs_protocol) or ruleset.parses_all
         logs = self._logs(name)
         parser = make(ruleset.limits.app, group.body_denies) if make is not None and (wanted or logs) else None
         if parser is not None:

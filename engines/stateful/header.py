@@ -15,7 +15,7 @@ from itertools import chain
 
 from engines.nearest import nearest_word
 from engines.stateful.signature import Action
-from engines.verdict import Direction
+from engines.verdict import Direction, Scope
 
 # Variables may refer to variables; deeper than this is a cycle or a joke.
 MAX_VARIABLE_DEPTH = 16
@@ -160,16 +160,19 @@ class Header:
     destination: AddressSpec
     destination_port: Callable[[int], bool] | None
     hook: str = ""
+    scope: Scope | None = None
 
 
 FIELDS = ("action", "protocol", "source address", "source port", "direction", "destination address", "destination port")
 
 
 class HeaderParser:
-    """Parses headers against one set of variables; equal expressions give the identical predicate."""
+    """Parses headers against one set of variables; equal expressions give the identical predicate.
+    ``scopes``: an action may say what it is for, as in ``drop:packet``."""
 
-    def __init__(self, variables: Variables) -> None:
+    def __init__(self, variables: Variables, *, scopes: bool = False) -> None:
         self._variables = variables
+        self._scopes = scopes
         self._addresses: dict[str, AddressSpec] = {}
         self._ports: dict[str, Callable[[int], bool] | None] = {}
 
@@ -178,6 +181,7 @@ class HeaderParser:
         if len(fields) < len(FIELDS):
             raise HeaderError(f"the rule ends before its {FIELDS[len(fields)]}", max(len(fields) - 1, 0))
         action, protocol, source, source_port, arrow, destination, destination_port = fields
+        action, scope = self._scope(action)
         if action not in ACTIONS:
             raise HeaderError(f"unknown action {action!r}{nearest(action, ACTIONS)}; expected {', '.join(ACTIONS)}", 0)
         name = _ALIASES.get(protocol.lower(), protocol.lower())
@@ -215,7 +219,23 @@ class HeaderParser:
             destination=destination_spec,
             destination_port=destination_ports,
             hook=hook,
+            scope=scope,
         )
+
+    def _scope(self, action: str) -> tuple[str, Scope | None]:
+        """An action without its scope, and that."""
+        name, colon, scope = action.partition(":")
+        if name == "accept" or (colon and not self._scopes):
+            raise HeaderError(
+                f"{action} is an action of firewall rules, which only `nfw replay --firewall-rules` knows; "
+                f"expected {', '.join(ACTIONS)}",
+                0,
+            )
+        if not colon:
+            return action, None
+        if scope not in {"packet", "flow"} or name == "alert":
+            raise HeaderError(f"{action}: the scope is packet or flow, of drop, reject and pass", 0)
+        return name, Scope(scope)
 
     def address(self, text: str) -> AddressSpec:
         """``any``, ``10.0.0.0/8``, ``10.0.0.1-10.0.0.9``, ``$NAME``, ``@NAME``, ``[a, !b]``, ``!x``. ValueError."""

@@ -205,7 +205,7 @@ class Layer:
             if not applies(rule, direction):
                 pending.pop(index, None)
                 continue
-            bits = _judge(rule, tx, direction, pending.get(index, 0), payload, fetched)
+            bits = judge_rule(rule, tx, direction, pending.get(index, 0), payload, fetched)
             if bits is None:
                 pending.pop(index, None)
             elif bits == _HOPELESS:
@@ -300,11 +300,11 @@ def _hopeless(must: Sequence[Content], instances: Sequence[bytes]) -> bool:
     return False
 
 
-_MATCHED = -1
+MATCHED = -1
 _HOPELESS = -2
 
 
-def _judge(
+def judge_rule(
     rule: Rule,
     tx: Transaction,
     direction: Direction,
@@ -359,4 +359,4 @@ def _judge(
         )
         if waiting and tx.is_complete(direction):
             return None
-    return bits if waiting else _MATCHED
+    return bits if waiting else MATCHED

@@ -68,8 +68,8 @@ class RuleSyntaxError(Exception):
         self.offset = offset
 
 
-class _UnmetError(Exception):
-    """What ``requires`` asks for is not there."""
+class UnmetError(Exception):
+    """What a rule's ``requires`` asks for is not there."""
 
 
 def parse_rules(
@@ -85,12 +85,12 @@ def parse_rules(
     ``text`` read with ``errors="surrogateescape"`` keeps bytes that are no UTF-8.
     """
     found = ParsedRules()
-    headers = HeaderParser(variables)
+    headers = HeaderParser(variables, scopes=config.action_scopes)
     known = known_sids if known_sids is not None else set()
     for rule in rule_texts(text):
         try:
             signature, warnings = _parse_rule(rule, file, headers, config)
-        except _UnmetError as missing:
+        except UnmetError as missing:
             found.skipped.append(RuleError(file, rule.line, 0, f"skipped: requires {missing}"))
             continue
         except RuleSyntaxError as problem:
@@ -113,7 +113,7 @@ def reparse(text: str, file: str, line: int, headers: HeaderParser, config: Rule
     """One rule that was parsed before, from its text (continuation lines joined). Raises ValueError for any other."""
     try:
         return _parse_rule(RuleText(text, ((0, line, 1),)), file, headers, config)[0]
-    except (RuleSyntaxError, _UnmetError) as problem:
+    except (RuleSyntaxError, UnmetError) as problem:
         raise ValueError(f"line {line} is not the rule it was: {problem}") from None
 
 
@@ -155,10 +155,10 @@ def _parse_rule(rule: RuleText, file: str, headers: HeaderParser, config: RuleCo
     options = split_options(text, opening)
     for option in options:
         if option.name == "requires":
-            _check_requires(option)
+            check_requires(option)
     draft = RuleDraft(_header(text[:opening], headers), config)
     for option in options:
-        _apply(option, draft)
+        apply_option(option, draft)
     try:
         signature = consolidate(draft, text, file, rule.line)
     except KeywordError as problem:
@@ -166,13 +166,14 @@ def _parse_rule(rule: RuleText, file: str, headers: HeaderParser, config: RuleCo
     return signature, draft.warnings
 
 
-def _check_requires(option: Option) -> None:
+def check_requires(option: Option) -> None:
+    """Raises UnmetError for a ``requires`` that is not met, RuleSyntaxError for one that says nothing."""
     try:
         missing = unmet(option.value or "", KEYWORDS.keys() - unparsed.NAMES)
     except KeywordError as problem:
         raise RuleSyntaxError(str(problem), option.value_at) from None
     if missing:
-        raise _UnmetError(missing)
+        raise UnmetError(missing)
 
 
 def _header(text: str, headers: HeaderParser) -> Header:
@@ -239,7 +240,8 @@ def _semicolon(text: str, start: int, end: int) -> int:
     return stop
 
 
-def _apply(option: Option, draft: RuleDraft) -> None:
+def apply_option(option: Option, draft: RuleDraft) -> None:
+    """Adds what an option says to the rule. Raises RuleSyntaxError."""
     why = UNSUPPORTED.get(option.name)
     if why:
         raise RuleSyntaxError(f"keyword {option.name} is not supported: it {why}", option.name_at)

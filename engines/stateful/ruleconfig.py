@@ -92,12 +92,14 @@ REFERENCES: Mapping[str, str] = {
 class RuleConfig:
     """``classes`` and ``references`` by name in lower case. ``country``: two letters for a packed address, "" where
     the database has none; None: there is no database. ``read_list``: the content of a file that a rule names (filemd5),
-    or OSError with a ``strerror``; None: such rules are refused."""
+    or OSError with a ``strerror``; None: such rules are refused. ``action_scopes``: ``drop:packet`` and the like are
+    actions (Suricata 8; not in AWS Network Firewall)."""
 
     classes: Mapping[str, RuleClass] = field(default_factory=lambda: CLASSES)
     references: Mapping[str, str] = field(default_factory=lambda: REFERENCES)
     country: Callable[[bytes], str] | None = None
     read_list: Callable[[str], bytes] | None = None
+    action_scopes: bool = False
 
 
 DEFAULT_CONFIG = RuleConfig()

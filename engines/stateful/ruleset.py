@@ -17,9 +17,10 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from engines.counts import RuleCounts
+from engines.stateful.app import AppParser, http2_frames
 from engines.stateful.app import frames as raw_frames
-from engines.stateful.app import http2_frames
 from engines.stateful.app.digests import ALGORITHMS
+from engines.stateful.app.limits import AppLimits
 from engines.stateful.defaults import Defaults, make_defaults
 from engines.stateful.expect import Expectations
 from engines.stateful.flowbits import AddressBits
@@ -226,6 +227,8 @@ class RuleSet:
         "needs_sides",
         "order",
         "overflowed",
+        "own_parsers",
+        "parses_all",
         "rules",
         "stakes",
         "thresholds",
@@ -255,6 +258,9 @@ class RuleSet:
         self.needs_protocol = bool(aware)
         # Protocols whose transactions are logged, rules or no rules; set by the owner before the first flow.
         self.logs: frozenset[str] = frozenset()
+        # Set by the owner, too: every protocol is parsed, and parsers to use in place of the usual ones.
+        self.parses_all = False
+        self.own_parsers: Mapping[str, Callable[[AppLimits, bool], AppParser]] = {}
         # To find out what is odd about a packet takes longer than to judge most: only for rules that ask.
         self.needs_events = any(rule.signature.packet_events for rule in rules)
         # What each side says is kept for rules that ask.

@@ -250,7 +250,7 @@ class _Reader:
         pairs: list[list[Any]],
     ) -> None:
         self._source, self._file, self._config = source, file, config
-        self._headers = HeaderParser(variables)
+        self._headers = HeaderParser(variables, scopes=config.action_scopes)
         self._shared: dict[str, str] = {}  # texts that many rules have, each kept once
         self._shapes = [self._shape(shape) for shape in shapes]
         self._pairs = [(self._share(name), tuple(map(self._share, values))) for name, values in pairs]

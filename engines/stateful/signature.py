@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from engines.verdict import Direction, RuleRef
+from engines.verdict import Direction, RuleRef, Scope
 
 
 class Action(enum.Enum):
@@ -273,6 +273,7 @@ class Signature:
     never_matches: str = ""  # why no traffic can match it (a warning says so); left out when rules are compiled
     captures_only: str = ""  # why no traffic matches it though a capture may (a warning says so)
     reject_to: str = ""  # reject's target: "" and "src" the sender, "dst", "both"
+    scope: Scope | None = None  # what the action is for, where the rule says so (`drop:packet`); None: by its type
 
     @property
     def sid(self) -> int:

@@ -32,7 +32,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from engines.stateful.parser import Variables, parse_rules
+from engines.stateful.firewall.rules import ParsedFirewallRules, parse_firewall_rules
+from engines.stateful.parser import ParsedRules, Variables, parse_rules
 from engines.stateful.ruleconfig import RuleConfig
 from engines.stateful.thresholdconfig import parse_threshold_config
 from nfw.capture import Captured, CaptureError, filtered, read_capture
@@ -70,14 +71,32 @@ def _result(entry: Mapping[str, Any], problems: Iterable[str]) -> Result:
     return Result(entry["name"], entry["tier"], entry["family"], entry["kind"], tuple(problems))
 
 
-def _parse(folder: Path, entry: Mapping[str, Any]) -> Any:
+def _variables(entry: Mapping[str, Any]) -> Variables:
     given = (entry.get("options") or {}).get("vars") or {}
     addresses, ports = dict(ADDRESS_VARIABLES), dict(PORT_VARIABLES)
     for name, value in given.items():
         (ports if name in ports or "PORT" in name else addresses)[name] = value
+    return Variables(addresses=addresses, ports=ports)
+
+
+def _parse_firewall(folder: Path, entry: Mapping[str, Any]) -> ParsedFirewallRules | None:
+    """The rules of an entry in firewall mode."""
+    if (entry.get("options") or {}).get("mode") != "firewall":
+        return None
+    path = folder / entry["dir"] / "firewall.rules"
+    text = path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else ""
+    config = RuleConfig(read_list=list_reader(str(path)))
+    return parse_firewall_rules(text, "firewall.rules", _variables(entry), config=config)
+
+
+def _parse(folder: Path, entry: Mapping[str, Any]) -> Any:
+    variables = _variables(entry)
+    if not entry.get("rules"):  # firewall mode, and nothing behind it
+        return ParsedRules()
     text = (folder / entry["dir"] / entry["rules"]).read_bytes().decode("utf-8", "surrogateescape")
-    variables = Variables(addresses=addresses, ports=ports)
-    config = RuleConfig(read_list=list_reader(str(folder / entry["dir"] / entry["rules"])))
+    firewall = (entry.get("options") or {}).get("mode") == "firewall"
+    reader = list_reader(str(folder / entry["dir"] / entry["rules"]))
+    config = RuleConfig(read_list=reader, action_scopes=firewall)
     parsed = parse_rules(text, entry["rules"], variables, config=config)
     if "threshold.config" in (entry.get("aux") or ()):
         changes = (folder / entry["dir"] / "threshold.config").read_text("utf-8", "surrogateescape")
@@ -105,7 +124,10 @@ def _load(folder: Path, entry: Mapping[str, Any]) -> list[str]:
 def _options(entry: Mapping[str, Any]) -> ReplayOptions:
     given = entry["options"]
     options = ReplayOptions(enforce=given["mode"] == "ips")
-    config = {str(name): value for name, value in (given.get("config") or {}).items()}
+    config = {
+        str(name): ",".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in (given.get("config") or {}).items()
+    }
     os_policy = given["os_policy"]
     if isinstance(os_policy, dict):
         os_policy = ",".join(f"{name}={net}" for name, nets in os_policy.items() for net in nets)
@@ -125,9 +147,7 @@ def _options(entry: Mapping[str, Any]) -> ReplayOptions:
 
 
 def _replay(folder: Path, entry: Mapping[str, Any]) -> list[str]:
-    if entry["options"]["mode"] == "firewall":
-        return ["firewall mode is not there"]
-    parsed = _parse(folder, entry)
+    parsed, firewall = _parse(folder, entry), _parse_firewall(folder, entry)
     records: list[dict[str, Any]] = []
     broken: list[str] = []
 
@@ -139,10 +159,17 @@ def _replay(folder: Path, entry: Mapping[str, Any]) -> list[str]:
         except CaptureError as error:
             broken.append(str(error))
 
-    summary = replay(packets(), parsed.signatures, _options(entry), records.append)
+    rules = firewall.rules if firewall is not None else None
+    summary = replay(packets(), parsed.signatures, _options(entry), records.append, firewall=rules)
     problems = _score(entry, records, summary.counts)
+    refused = [*parsed.errors, *(firewall.errors if firewall is not None else ())]
+    loaded = len(parsed.signatures) + (len(firewall.rules) if firewall is not None else 0)
+    for name, seen in (("loaded", loaded), ("failed", len(refused))):
+        wanted = (entry.get("expected_load") or {}).get(name)
+        if firewall is not None and wanted is not None and wanted != seen:
+            problems.append(f"{name}: expected {wanted}, seen {seen}")
     if problems:
-        problems += [f"refused: {error}" for error in parsed.errors[:3]] + broken
+        problems += [f"refused: {error}" for error in refused[:3]] + broken
     return problems
 
 

@@ -74,7 +74,7 @@ class _Session:
 class SmtpTransaction(BaseTransaction):
     """From the first command after a mail to the end of the next."""
 
-    __slots__ = ("_session", "anomalies", "files", "mail_from", "message", "rcpt_to")
+    __slots__ = ("_session", "anomalies", "files", "mail_from", "message", "rcpt_to", "sending")
 
     def __init__(self, tx_id: int, session: _Session, limits: AppLimits) -> None:
         super().__init__(tx_id)
@@ -83,6 +83,7 @@ class SmtpTransaction(BaseTransaction):
         self.mail_from: bytes | None = None
         self.rcpt_to: list[bytes] = []
         self.message: Message | None = None
+        self.sending = False  # the client has said that a message comes
         self.anomalies: list[str] = []  # the message's, not told yet
 
     @property
@@ -273,7 +274,9 @@ class SmtpParser(BaseParser):
             command = _Command.STARTTLS
         elif word == b"DATA":
             command = _Command.DATA
+            tx.sending = True
         elif word == b"BDAT":
+            tx.sending = True
             self._bdat(tx, line)
         elif word in {b"HELO", b"EHLO", b"LHLO"}:
             if self._session.helo:

@@ -14,6 +14,7 @@ from engines.stateful.keywords.draft import RuleDraft
 from engines.stateful.signature import FlowbitOp, FlowintOp, PacketView, StreamSize, XbitOp
 from engines.verdict import Direction
 
+_TCP = 6
 _DIRECTIONS = {
     "to_server": Direction.TO_SERVER,
     "from_client": Direction.TO_SERVER,
@@ -47,6 +48,22 @@ def _flow(draft: RuleDraft, value: str | None) -> None:
             draft.packet_tests.append(_fragment(name == "only_frag"))
         else:
             raise KeywordError(f"flow: unknown option {word!r}")
+
+
+def _tcp_session(draft: RuleDraft, value: str | None) -> None:
+    """``setup``: the handshake is not over; ``established``: it is, or the connection has ended."""
+    words = split_list(required(value, "setup, established, or both"))
+    unknown = [word for word in words if word not in {"setup", "established"}]
+    if unknown or len(set(words)) != len(words):
+        raise KeywordError(f"tcp.session: expected setup, established, or both; found {value!r}")
+    if draft.header.ip_protocols != {_TCP}:
+        raise KeywordError("tcp.session is for rules on TCP", in_value=False)
+    draft.flow_seen = True
+    if len(words) == 1:
+        if draft.established is not None or draft.stateless:
+            raise KeywordError("tcp.session and flow both say what state the connection is in", in_value=False)
+        draft.established = words[0] == "established"
+    draft.needs_packet.append("tcp.session")
 
 
 def _fragment(wanted: bool) -> Callable[[PacketView], bool]:
@@ -215,6 +232,9 @@ def _counts(name: str, summary: str, read: Callable[[Any], Sequence[int]], high:
 
 
 KEYWORDS = [
+    Keyword(
+        "tcp.session", "state of the TCP connection", "header-keywords.html#tcp-session", Kind.PACKET, _tcp_session
+    ),
     Keyword("flow.age", "how long the flow has been there", "flow-keywords.html#flow-age", Kind.PACKET, _flow_age),
     *_counts("flow.pkts", "packets the flow has carried", _PACKETS, 0xFFFFFFFF),
     *_counts("flow.bytes", "bytes the flow has carried", _BYTES, 0xFFFFFFFFFFFFFFFF),
