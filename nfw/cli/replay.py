@@ -16,6 +16,7 @@ from nfw.cli.app import Failure, emit, tell
 from nfw.cli.options import policy_options
 
 if TYPE_CHECKING:
+    from engines.stateful.firewall.rules import FirewallRule
     from engines.stateful.parser import Variables
     from engines.stateful.ruleconfig import RuleConfig
     from engines.stateful.signature import RuleError, Signature
@@ -32,6 +33,13 @@ _Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any
 @click.command()
 @click.argument("capture")
 @click.option("--rules", "rule_files", multiple=True, metavar="FILE", help="A rule file; repeatable.")
+@click.option(
+    "--firewall-rules",
+    "firewall_files",
+    multiple=True,
+    metavar="FILE",
+    help="Rules of Suricata's firewall mode: what they do not accept is dropped; repeatable. --rules see the rest.",
+)
 @click.option(
     "--policy",
     metavar="FILE",
@@ -58,6 +66,7 @@ _Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any
 def replay(
     capture: str,
     rule_files: tuple[str, ...],
+    firewall_files: tuple[str, ...],
     policy: str | None,
     map_file: str | None,
     name: str,
@@ -77,24 +86,34 @@ def replay(
     what they find.
 
     Settings: exception-policy, host-os-policy, packet-alert-max, stream.midstream, stream.inline and others of
-    Suricata's configuration; a wrong name prints the nearest.
+    Suricata's configuration; a wrong name prints the nearest. With --firewall-rules also the default policies, as in
+    --set firewall.policies.app.dns.request-started=accept:hook.
     """
     from nfw.cache import default_cache
 
     if policy is None:
-        if not rule_files:
-            raise click.UsageError("nothing to run over the capture: expected --rules FILE or --policy FILE")
+        if not rule_files and not firewall_files:
+            expected = "expected --rules FILE, --firewall-rules FILE or --policy FILE"
+            raise click.UsageError(f"nothing to run over the capture: {expected}")
+        if firewall_files and mode == "ids":
+            raise click.UsageError("--firewall-rules drop what they do not accept: --mode ids does not go with them")
         if tls is not None:
             raise click.UsageError("--tls is for --policy: rules alone intercept nothing")
         if map_file is not None or name:
             raise click.UsageError("--map and --name are for --policy")
-        options = _options(mode or "ids", settings)
+        options = _options("ips" if firewall_files else mode or "ids", settings)
+        if options.policies and not firewall_files:
+            raise click.UsageError("firewall.policies are for --firewall-rules")
         files = _Files(rule_files, threshold, classification, reference, geoip)
-        cache = default_cache(tell)
-        runner = _rules_runner(options, _rules(files, _variables(variables), strict, cache), cache)
+        cache, values = default_cache(tell), _variables(variables)
+        known: set[tuple[int, int]] = set()
+        firewall = _firewall_rules(firewall_files, files, values, strict, known) if firewall_files else None
+        signatures = _rules(files, values, strict, cache, known, scopes=firewall is not None)
+        runner = _rules_runner(options, signatures, cache, firewall)
     else:
         given = {
             "--rules": rule_files,
+            "--firewall-rules": firewall_files,
             "--mode": mode,
             "--set": settings,
             "--var": variables,
@@ -229,10 +248,12 @@ def _show_policy(summary: PolicySummary) -> None:
             emit(f"{hits:8} × {name}")
 
 
-def _rules_runner(options: ReplayOptions, signatures: list[Signature], cache: Cache | None) -> _Runner:
+def _rules_runner(
+    options: ReplayOptions, signatures: list[Signature], cache: Cache | None, firewall: list[FirewallRule] | None
+) -> _Runner:
     from nfw.replay import replay as run
 
-    return lambda packets, event: run(packets, signatures, options, event, cache, tell)
+    return lambda packets, event: run(packets, signatures, options, event, cache, tell, firewall)
 
 
 def _policy_runner(file: str, map_file: str | None, name: str, inspect_tls: bool, cache: Cache | None) -> _Runner:
@@ -291,14 +312,47 @@ class _Files(NamedTuple):
     geoip: str | None
 
 
-def _rules(files: _Files, variables: Variables, strict: bool, cache: Cache | None) -> list[Signature]:
-    from nfw.cache import parse_rules_cached
+def _firewall_rules(
+    paths: tuple[str, ...], files: _Files, variables: Variables, strict: bool, known: set[tuple[int, int]]
+) -> list[FirewallRule]:
+    """None is left out: traffic is let through, or stopped, by the others in its place."""
+    from engines.stateful.firewall.rules import parse_firewall_rules
     from nfw.policy.files import list_reader
 
     config = _rule_config(files, strict)
+    rules: list[FirewallRule] = []
+    refused = 0
+    for file in paths:
+        with_lists = dataclasses.replace(config, read_list=list_reader(file))
+        text = _read(file, "file of firewall rules")
+        parsed = parse_firewall_rules(text, file, variables, config=with_lists, known_sids=known)
+        for problem in parsed.errors:
+            tell(str(problem))
+        for note in (*parsed.warnings, *parsed.skipped):
+            tell(f"{note} [warning]")
+        refused += len(parsed.errors)
+        rules += parsed.rules
+    if refused:
+        raise Failure(f"{refused} firewall rules are refused; nothing was replayed")
+    return rules
+
+
+def _rules(
+    files: _Files,
+    variables: Variables,
+    strict: bool,
+    cache: Cache | None,
+    known: set[tuple[int, int]],
+    *,
+    scopes: bool,
+) -> list[Signature]:
+    """``scopes``: actions may say what they are for, as in firewall mode."""
+    from nfw.cache import parse_rules_cached
+    from nfw.policy.files import list_reader
+
+    config = dataclasses.replace(_rule_config(files, strict), action_scopes=scopes)
     signatures: list[Signature] = []
     refused = 0
-    known: set[tuple[int, int]] = set()
     for file in files.rules:
         with_lists = dataclasses.replace(config, read_list=list_reader(file))
         text = _read(file, "rule file")
