@@ -205,12 +205,15 @@ _POLICIES = "firewall.policies."
 
 
 def _policies(options: ReplayOptions, name: str, value: str) -> ReplayOptions:
-    policies = {**options.policies, name.removeprefix(_POLICIES): value}
+    return dataclasses.replace(options, policies={**options.policies, name.removeprefix(_POLICIES): value})
+
+
+def check_policies(options: ReplayOptions) -> None:
+    """Raises SettingError for default policies of firewall mode that do not fit; only all of them together say."""
     try:
-        Policies(policies)
+        Policies(options.policies)
     except ActionError as error:
-        raise SettingError(f"{name}: {error}") from None
-    return dataclasses.replace(options, policies=policies)
+        raise SettingError(f"{_POLICIES}{error}") from None
 
 
 def apply_setting(options: ReplayOptions, name: str, value: str) -> ReplayOptions:

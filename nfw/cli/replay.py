@@ -273,7 +273,7 @@ def _policy_runner(file: str, map_file: str | None, name: str, inspect_tls: bool
 
 
 def _options(mode: str, settings: tuple[str, ...]) -> ReplayOptions:
-    from nfw.replay import ReplayOptions, SettingError, apply_setting
+    from nfw.replay import ReplayOptions, SettingError, apply_setting, check_policies
 
     options = ReplayOptions(enforce=mode == "ips")
     if mode == "ips":
@@ -286,6 +286,10 @@ def _options(mode: str, settings: tuple[str, ...]) -> ReplayOptions:
             options = apply_setting(options, name, value)
         except SettingError as error:
             raise click.BadParameter(str(error), param_hint="--set") from None
+    try:
+        check_policies(options)
+    except SettingError as error:
+        raise click.BadParameter(str(error), param_hint="--set") from None
     return options
 
 

@@ -94,7 +94,9 @@ class FirewallFlow:
         self._conversation = Conversation(tables.ruleset, facts)
         self._rules = FlowRules(tables.ruleset, facts, self._conversation, now)
         self._states: dict[int, _State] = {}
-        self._new = [False, False]  # the application layer has got something of that direction
+        # The application layer has got something of that direction that no packet was judged by yet. A packet that the
+        # tables of packets drop leaves it so: what it brought may come again, and nobody would be told then.
+        self._new = [False, False]
         self._alerts: list[Alert] = []
         self._passes = ""
         self._bypass = False

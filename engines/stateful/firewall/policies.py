@@ -11,7 +11,8 @@ import enum
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from engines.stateful.firewall.hooks import HOOKS, find_hook, hooks_of
+from engines.stateful.firewall.hooks import HOOKS, find_hook
+from engines.stateful.header import nearest
 from engines.verdict import Direction, Verdict
 
 
@@ -109,7 +110,8 @@ class Policies:
         known = self._names()
         for name in written:
             if name not in known:
-                raise ActionError(f"unknown policy {name}; expected packet.HOOK, app.PROTOCOL.HOOK or {_DEFAULT}")
+                what = f"{name}: there is no such policy{nearest(name, sorted(known))}"
+                raise ActionError(f"{what}; expected packet.HOOK, app.PROTOCOL.HOOK or {_DEFAULT}")
         self.packet = {table: self._packet(table, written) for table in PACKET_TABLES}
         self._written = written
         self._app: dict[tuple[str, Direction, int], FirewallAction] = {}
@@ -167,8 +169,3 @@ def _read(name: str, text: str, table: str) -> FirewallAction:
 
 def _dashed(hook: str) -> str:
     return hook.replace("_", "-")
-
-
-def hook_name(protocol: str, side: Direction, place: int) -> str:
-    """As rules write it."""
-    return f"{protocol}:{hooks_of(protocol)[side][place]}"
