@@ -11,7 +11,7 @@ from typing import Any
 
 from engines.flow import Flow
 from engines.packet import Packet
-from engines.stateful.firewall.inspector import FIREWALL, BothRuleSets, FirewallInspector, before_flow
+from engines.stateful.firewall.inspector import APP_ERROR, FIREWALL, BothRuleSets, FirewallInspector, before_flow
 from engines.stateful.segment import Alert, FlowFacts, Outcome, Segment
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw.watch import Context, MidstreamPolicy, Watcher, WatchOptions
@@ -53,6 +53,12 @@ class FirewallWatcher(Watcher):
     def _inspector(self, facts: FlowFacts, now: float) -> FirewallInspector:
         return FirewallInspector(self._both, facts, now)
 
+    def _alone(self, packet: Packet, now: float, *, established: bool, flow: Flow | None = None) -> None:
+        if flow is not None and flow.context.action == "accept":
+            self._accepted()  # an ICMP error about a flow that is let go
+            return
+        super()._alone(packet, now, established=established, flow=flow)
+
     def _tcp(self, packet: Packet, flow: Flow, direction: Direction, now: float) -> None:
         segment = Segment(
             direction, flow.established, packet.payload, b"", packet, now, 0, True, self._events, self._vlans, flow
@@ -80,6 +86,7 @@ class FirewallWatcher(Watcher):
         elif decision.scope is Scope.FLOW:
             context.action = "drop"
             context.by_firewall = decision.reason.startswith(FIREWALL)
+            context.by_policy = decision.reason == APP_ERROR
         return self._verdict(decision)
 
     def _verdict(self, decision: Decision) -> str:

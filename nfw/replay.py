@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ from typing import Any
 from engines.decode.checksums import tcp_checksum_ok
 from engines.decode.defrag import FragmentPolicy
 from engines.decode.layers import Layers
+from engines.stateful.consolidate import PARSED
 from engines.stateful.firewall.inspector import BothRuleSets
 from engines.stateful.firewall.policies import ActionError, Policies
 from engines.stateful.firewall.rules import FirewallRule
@@ -201,6 +203,18 @@ SETTINGS: Mapping[str, Callable[[ReplayOptions, str], ReplayOptions]] = {
 }
 
 
+_ENABLED = re.compile(r"app-layer\.protocols\.([a-z0-9-]+)\.enabled")
+
+
+def _enabled(options: ReplayOptions, protocol: str, value: str) -> ReplayOptions:
+    known = options.limits.app.detection_only - {protocol}
+    if value == "detection-only":
+        known |= {protocol}
+    elif not _bool(value):
+        raise SettingError(f"app-layer.protocols.{protocol}.enabled: expected yes or detection-only, found {value!r}")
+    return _app("detection_only", lambda text: known)(options, value)
+
+
 _POLICIES = "firewall.policies."
 
 
@@ -218,6 +232,9 @@ def check_policies(options: ReplayOptions) -> None:
 
 def apply_setting(options: ReplayOptions, name: str, value: str) -> ReplayOptions:
     """``options`` with one setting changed. Raises SettingError, naming the nearest known setting."""
+    found = _ENABLED.fullmatch(name)
+    if found is not None and found[1] in PARSED:
+        return _enabled(options, found[1], value)
     if name.startswith(_POLICIES):
         return _policies(options, name, value)
     apply = SETTINGS.get(name)
@@ -284,7 +301,7 @@ def replay(
         session = dataclasses.replace(options.session, inline=True)
         watching = dataclasses.replace(options, enforce=True, session=session).watch()
         tables = FirewallTables(firewall, Policies(options.policies), options.limits, store)
-        both = BothRuleSets.of(tables, ruleset)
+        both = BothRuleSets.of(tables, ruleset, errors_drop=options.exception_policy in {"auto", "drop-flow"})
         watcher = FirewallWatcher(both, event, watching)
         hits = both.hits
     # Receivers put fragments together by the same policy as segments.

@@ -17,7 +17,7 @@ from engines.decode.link import ARP, Frame
 from engines.flow import CloseReason, Flow
 from engines.packet import ACK, RST, SYN, TCP, UDP, Packet, decode, quoted
 from engines.stateful.app.detect import FAILED, is_answer
-from engines.stateful.firewall.inspector import FIREWALL, FirewallInspector
+from engines.stateful.firewall.inspector import APP_ERROR, FIREWALL, FirewallInspector
 from engines.stateful.header import NO_IP
 from engines.stateful.inspector import Alert, FlowFacts, Inspector, Outcome, Segment
 from engines.stateful.ruleset import RuleSet
@@ -549,7 +549,7 @@ class Watcher:
 
 
 def _drop_reason(decision: Decision) -> str:
-    if decision.reason.startswith(FIREWALL):
+    if decision.reason.startswith(FIREWALL) or decision.reason == APP_ERROR:
         return decision.reason
     return "threshold detection_filter" if decision.reason == "rate_filter" else "rules"
 

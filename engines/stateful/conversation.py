@@ -269,6 +269,8 @@ class Conversation:
         self.protocols |= {name}
         group = ruleset.app_group(name)
         make = ruleset.own_parsers.get(name) or (UDP_PARSERS if facts.protocol == _UDP else PARSERS).get(name)
+        if name in ruleset.limits.app.detection_only:
+            make = None
         wanted = group.has_transactions or (name in _CARRIERS and ruleset.needs_protocol) or ruleset.parses_all
         logs = self._logs(name)
         parser = make(ruleset.limits.app, group.body_denies) if make is not None and (wanted or logs) else None

@@ -11,13 +11,20 @@ from dnslib import DNSRecord
 from scapy.compat import raw
 from scapy.layers.inet import ICMP, IP, UDP
 
+from engines.stateful.firewall.filter import FirewallFlow
+from engines.stateful.firewall.policies import Policies
 from engines.stateful.firewall.rules import parse_firewall_rules
+from engines.stateful.firewall.tables import FirewallTables
+from engines.stateful.limits import DEFAULT_LIMITS
 from engines.stateful.parser import Variables, parse_rules
 from engines.stateful.ruleconfig import DEFAULT_CONFIG
+from engines.stateful.segment import FlowFacts, Segment
+from engines.verdict import Direction
 from nfw.capture import read_capture
 from nfw.cli.app import call
 from nfw.replay import ReplayOptions, Summary, apply_setting, replay
 from tests.unit.pcapfile import pcap
+from tests.unit.test_app_snmp import ASKS
 from tests.unit.test_replay import conversation
 from tests.unit.test_watch_session import S, segment
 
@@ -243,6 +250,17 @@ def test_an_application_nobody_can_parse_falls_to_its_policy(tmp_path: Path) -> 
     assert drops == []
 
 
+def test_what_cannot_be_parsed_is_dropped_before_any_rule(tmp_path: Path) -> None:
+    ends = IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=5000, dport=161)
+    packets = [raw(ends / data) for data in (ASKS, ASKS.replace(b"\xa0", b"\x04"), ASKS)]
+    rules = "accept:hook,alert udp:all any any -> any any (sid:1;)\n"
+    rules += "accept:tx snmp:<request_complete any any -> any any (sid:2;)"
+    drops, alerts, counts, _ = run(tmp_path, rules, packets)
+    assert drops == [(2, "applayer error"), (3, "exception policy flow drop")]
+    assert alerts == [(1, 1)]
+    assert (counts["ips.blocked"], counts["ips.drop_reason.applayer_error"]) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
@@ -271,3 +289,33 @@ def test_the_command(
     assert call(["replay", "x.pcap", *arguments]) == status
     out, err = capsys.readouterr()
     assert said in out + err
+
+
+def test_messages_that_are_judged_are_forgotten() -> None:
+    """accept:packet leaves its transaction where it is; one that is over must not stay."""
+    parsed = parse_firewall_rules(
+        "accept:hook udp:all any any -> any any (sid:1;)\n"
+        "accept:packet snmp:<request_complete any any -> any any (snmp.pdu_type:0; sid:2;)",
+        "f.rules",
+        Variables({}, {}),
+    )
+    limits = replace(DEFAULT_LIMITS, max_transactions=3)
+    tables = FirewallTables(parsed.rules, Policies(), limits)
+    flow = FirewallFlow(tables, FlowFacts(1, 17, b"\x0a\0\0\1", b"\x0a\0\0\2", 5000, 161), 0.0)
+    for number in range(10):
+        segment = Segment(Direction.TO_SERVER, False, ASKS, b"", None, float(number))
+        flow.absorb(Direction.TO_SERVER, ASKS)
+        assert not flow.packet("filter", segment).drops
+        assert not flow.app(segment).drops, number
+
+
+def test_too_many_transactions_fall_to_the_policy() -> None:
+    parsed = parse_firewall_rules(
+        "accept:hook tcp:all any any -> any any (sid:1;)\n" + HOOKS, "f.rules", Variables({}, {})
+    )
+    tables = FirewallTables(parsed.rules, Policies(), replace(DEFAULT_LIMITS, max_transactions=3))
+    for requests, drops in ((3, False), (4, True)):
+        flow = FirewallFlow(tables, FlowFacts(1, 6, b"\x0a\0\0\1", b"\x0a\0\0\2", 5000, 80), 0.0)
+        flow.absorb(Direction.TO_SERVER, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * requests)
+        ruling = flow.app(Segment(Direction.TO_SERVER, True, b"", b"", None, 0.0))
+        assert (ruling.drops, ruling.reason) == (drops, "default_app_policy" if drops else "")

@@ -98,13 +98,13 @@ def test_file_data_of_a_response_is_its_body() -> None:
 
 def test_what_cannot_match_a_body_any_more_is_not_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = Counter[int]()
-    plain = layer._judge
+    plain = layer.judge_rule
 
     def counted(rule, *rest):  # type: ignore[no-untyped-def]
         judged[rule.signature.sid] += 1
         return plain(rule, *rest)
 
-    monkeypatch.setattr(layer, "_judge", counted)
+    monkeypatch.setattr(layer, "judge_rule", counted)
     rules = (
         'alert http any any -> any any (http.response_body; content:"ab"; startswith; content:!"q"; sid:1;)\n'
         'alert http any any -> any any (http.response_body; content:"ab"; offset:9; depth:4; content:!"q"; sid:2;)\n'

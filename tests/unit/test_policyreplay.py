@@ -403,7 +403,7 @@ def test_eve(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("change", "code", "says"),
     [
-        (lambda c, p: [c], 2, "--rules FILE or --policy FILE"),
+        (lambda c, p: [c], 2, "--firewall-rules FILE or --policy FILE"),
         (lambda c, p: [c, "--policy", p, "--rules", "x"], 2, "--rules does not go with --policy"),
         (lambda c, p: [c, "--policy", p, "--mode", "ids"], 2, "--mode does not go with --policy"),
         (lambda c, p: [c, "--policy", p, "--set", "a=b"], 2, "--set does not go with --policy"),
@@ -445,7 +445,7 @@ def test_a_capture_of_pieces_says_so(files: tuple[str, str], capsys: pytest.Capt
 def test_what_never_matches_is_said(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     capture, policy = files
     with Path(policy).open("a") as file:
-        file.write("    alert snmp any any -> any any (snmp.version:1; sid:77;)\n")
+        file.write("    alert dhcp any any -> any any (dhcp.leasetime:1; sid:77;)\n")
     assert call(["replay", capture, "--policy", policy]) == 0
     assert "never matches" in capsys.readouterr().err
 

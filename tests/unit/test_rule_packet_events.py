@@ -143,8 +143,8 @@ def test_igmp() -> None:
 @pytest.mark.parametrize(
     ("header", "options", "why"),
     [
-        ("alert snmp any any -> any any", "snmp.version:1;", "no parser for snmp.version"),
-        ("alert udp any any -> any any", 'snmp.usm; content:"a";', "no parser for snmp.usm"),
+        ("alert dhcp any any -> any any", "dhcp.leasetime:1;", "no parser for dhcp.leasetime"),
+        ("alert udp any any -> any any", 'ike.vendor; content:"a";', "no parser for ike.vendor"),
         ("alert nfs any any -> any any", 'file_data; content:"a";', "no parser for nfs"),
         ("alert pgsql any any -> any any", 'pgsql.query; content:"a";', "no parser for pgsql"),
     ],

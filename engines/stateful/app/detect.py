@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from engines.stateful.app.dcerpc import looks_like_pdu
 from engines.stateful.app.sip import METHODS
+from engines.stateful.app.snmp import looks_like_snmp
 from engines.verdict import Direction
 
 FAILED = "failed"
@@ -380,6 +381,7 @@ _UDP_TO_SERVER: list[tuple[str, _Probe]] = [
     ("dns", _dns_udp(False)),
     ("ntp", _ntp),
     ("krb5", _krb5),
+    ("snmp", looks_like_snmp),
     ("tftp", _tftp),
     ("dhcp", _prefix(b"\x63\x82\x53\x63", at=236)),
     ("sip", _sip),
@@ -389,6 +391,7 @@ _UDP_TO_CLIENT: list[tuple[str, _Probe]] = [
     ("dns", _dns_udp(True)),
     ("ntp", _ntp),
     ("krb5", _krb5),
+    ("snmp", looks_like_snmp),
     ("dhcp", _prefix(b"\x63\x82\x53\x63", at=236)),
     ("sip", _sip),
 ]

@@ -19,6 +19,7 @@ from engines.stateful.app.rfb import RfbParser
 from engines.stateful.app.sip import SipParser
 from engines.stateful.app.smb import SmbParser
 from engines.stateful.app.smtp import SmtpParser
+from engines.stateful.app.snmp import SnmpParser
 from engines.stateful.app.ssh import SshParser
 from engines.stateful.app.tls import TlsParser
 from engines.stateful.app.websocket import WebSocketParser
@@ -71,4 +72,5 @@ UDP_PARSERS: dict[str, Factory] = {
     "ntp": NtpParser,
     "quic": QuicParser,
     "sip": _sip_datagrams,
+    "snmp": SnmpParser,
 }

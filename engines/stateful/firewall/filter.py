@@ -128,6 +128,17 @@ class FirewallFlow:
         if layer is not None:
             self._new[direction] = not isinstance(layer.parser, PhasedTlsParser) or layer.parser.moved[direction]
 
+    @property
+    def failed(self) -> bool:
+        """The parser of what the flow speaks has given up."""
+        layer = self._conversation.top
+        return layer is not None and layer.parser is not None and layer.parser.gave_up
+
+    def forget(self) -> None:
+        """All of the flow is decided: let go of what was kept to judge it."""
+        self._conversation.forget(detect_on=False)
+        self._states.clear()
+
     # -- packets ---------------------------------------------------------------------------------------------------
 
     def packet(self, table: str, segment: Segment) -> Ruling:
@@ -191,16 +202,19 @@ class FirewallFlow:
             return self._ruling(_ACCEPT_PACKET, "")
         self._new[direction] = False
         parser = layer.parser
-        if parser is None or parser.gave_up or len(parser.transactions) > self._tables.ruleset.limits.max_transactions:
+        limit = self._tables.ruleset.limits.max_transactions
+        if parser is None or parser.gave_up or len(parser.transactions) > limit:
+            layer.give_up_oldest(limit)
             return self._unjudged(layer.name, segment)
         if parser.tunnel and not parser.transactions:
             return self._ruling(_ACCEPT_PACKET, "")
+        ruling: Ruling | None = None
         for tx in list(parser.transactions):
-            stopped = self._transaction(layer, tx, tx is parser.transactions[-1], segment)
-            if stopped is not None:
-                return stopped
+            ruling = self._transaction(layer, tx, tx is parser.transactions[-1], segment)
+            if ruling is not None:
+                break
         self._prune(layer)
-        return self._ruling(_ACCEPT_PACKET, "")
+        return ruling or self._ruling(_ACCEPT_PACKET, "")
 
     def _unjudged(self, protocol: str, segment: Segment) -> Ruling:
         """Nobody can say how far a protocol is: the policy of its first hook."""
@@ -230,6 +244,9 @@ class FirewallFlow:
             if action.verdict is Verdict.ACCEPT and action.scope is ActionScope.TX:
                 state.accepted = True
                 return None
+            # Whatever becomes of the packet, of a side that has said everything there is no more to judge.
+            state.place[direction] = place
+            state.judged[direction] = tx.is_complete(direction)
             return self._ruling(action, reason, rule)
         state.place[direction] = at
         state.judged[direction] = at == len(hooks_of(protocol)[direction]) - 1

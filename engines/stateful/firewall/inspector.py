@@ -22,20 +22,25 @@ from engines.verdict import ACCEPT, Decision, Direction, RuleRef, Scope, Verdict
 # Rules that Suricata runs on packets, before those on transactions.
 _ON_PACKETS = frozenset(RuleType) - {RuleType.APP_TX, RuleType.APP_LAYER}
 FIREWALL = "firewall "  # what the reason of a decision of the firewall rules begins with
+APP_ERROR = "applayer error"  # the reason when an application could not be parsed
 
 
 @dataclass(frozen=True, slots=True)
 class BothRuleSets:
-    """Compiled once, shared by all flows. ``on_packets``: the ordinary rules that Suricata runs on packets."""
+    """Compiled once, shared by all flows. ``on_packets``: the ordinary rules that Suricata runs on packets.
+    ``errors_drop``: a flow whose application cannot be parsed is dropped before any rule (Suricata: exception policy
+    ``app-layer.error-policy``)."""
 
     firewall: FirewallTables
     ordinary: RuleSet
     on_packets: frozenset[RuleRef]
+    errors_drop: bool
 
     @classmethod
-    def of(cls, firewall: FirewallTables, ordinary: RuleSet) -> BothRuleSets:
+    def of(cls, firewall: FirewallTables, ordinary: RuleSet, *, errors_drop: bool = True) -> BothRuleSets:
+        """From the two rule sets."""
         signatures = (rule.signature for rule in ordinary.rules)
-        return cls(firewall, ordinary, frozenset(s.ref for s in signatures if s.rule_type in _ON_PACKETS))
+        return cls(firewall, ordinary, frozenset(s.ref for s in signatures if s.rule_type in _ON_PACKETS), errors_drop)
 
     def hits(self) -> Mapping[str, int]:
         """As :meth:`RuleSet.hit_counts`, of both."""
@@ -92,6 +97,8 @@ class FirewallInspector:
             return Outcome()
         if self.accepted:
             return self._ordinary(segment)
+        if self._both.errors_drop and self._flow.failed:
+            return Outcome(Decision(Verdict.DROP, Scope.FLOW, APP_ERROR))
         ruling = self._flow.packet(FILTER, segment)
         before = ruling.alerts
         if ruling.drops:
@@ -124,6 +131,7 @@ class FirewallInspector:
         """Note what an accepting ruling says of the flow; True: the ordinary rules are not asked about the packet."""
         if ruling.action.scope is ActionScope.FLOW:
             self.accepted = True
+            self._flow.forget()
         self._bypassed = self._bypassed or (ruling.bypass and self.accepted)
         self._asks = self._asks and ruling.passes != "flow"
         return bool(ruling.passes)

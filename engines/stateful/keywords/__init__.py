@@ -29,6 +29,7 @@ from engines.stateful.keywords import (
     rfb,
     sizes,
     smb,
+    snmp,
     transforms,
     unparsed,
 )
@@ -45,6 +46,7 @@ _FAMILIES = (
     regex,
     sizes,
     smb,
+    snmp,
     byteops,
     buffers,
     transforms,

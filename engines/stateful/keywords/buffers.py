@@ -33,6 +33,7 @@ KRB5 = frozenset({"krb5"})
 MQTT = frozenset({"mqtt"})
 NTP = frozenset({"ntp"})
 RFB = frozenset({"rfb"})
+SNMP = frozenset({"snmp"})
 JA3 = frozenset({"tls", "quic"})
 FILES = frozenset({"http", "http1", "http2", "doh2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
 
@@ -202,6 +203,7 @@ _TABLE: tuple[BufferInfo, ...] = (
     BufferInfo("krb5.sname", KRB5, TO_CLIENT, "kerberos-keywords.html", multiple=True, aliases=("krb5_sname",)),
     BufferInfo("rfb.name", RFB, TO_CLIENT, "rfb-keywords.html"),
     BufferInfo("ntp.reference_id", NTP, None, "ntp-keywords.html"),
+    *(BufferInfo(f"snmp.{name}", SNMP, None, "snmp-keywords.html") for name in ("community", "usm")),
     BufferInfo("smb.named_pipe", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_named_pipe",)),
     BufferInfo("smb.share", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_share",)),
     BufferInfo("smb.ntlmssp_user", SMB, TO_SERVER, "smb-keywords.html"),
@@ -257,6 +259,7 @@ _VALUES: tuple[BufferInfo, ...] = (
     BufferInfo("rfb.sectype", RFB, TO_SERVER, "rfb-keywords.html"),
     BufferInfo("rfb.secresult", RFB, TO_CLIENT, "rfb-keywords.html"),
     *(BufferInfo(f"ntp.{name}", NTP, None, "ntp-keywords.html") for name in ("version", "mode", "stratum")),
+    *(BufferInfo(f"snmp.{name}", SNMP, None, "snmp-keywords.html") for name in ("version", "pdu_type", "trap_type")),
     BufferInfo("smb.version", SMB, None, "smb-keywords.html"),
     BufferInfo("ftp.dynamic_port", FTP, None, _P),
     BufferInfo("ftp.mode", FTP, None, _P),

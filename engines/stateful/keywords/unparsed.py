@@ -24,7 +24,6 @@ _BUFFERS: dict[str, str] = {
     "sip": "sdp.session_name sdp.session_info sdp.origin sdp.uri sdp.email sdp.phone_number sdp.connection_data "
     "sdp.bandwidth sdp.time sdp.repeat_time sdp.timezone sdp.encryption_key sdp.attribute sdp.media.media "
     "sdp.media.media_info sdp.media.connection_data sdp.media.encryption_key",
-    "snmp": "snmp.community snmp.usm",
 }
 _VALUES: dict[str, str] = {
     "dnp3": "dnp3_func dnp3_ind dnp3_obj dnp3.func dnp3.ind dnp3.obj",
@@ -37,7 +36,6 @@ _VALUES: dict[str, str] = {
     "modbus": "modbus",
     "nfs": "nfs_procedure nfs_version nfs3_procedure",
     "tls": "tls_cert_valid tls_cert_expired",
-    "snmp": "snmp.version snmp.pdu_type snmp.trap_type",
 }
 
 
