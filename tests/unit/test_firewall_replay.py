@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,24 @@ from scapy.compat import raw
 from scapy.layers.inet import ICMP, IP, UDP
 
 from engines.stateful.firewall.filter import FirewallFlow
+from engines.stateful.firewall.inspector import BothRuleSets, FirewallInspector
 from engines.stateful.firewall.policies import Policies
 from engines.stateful.firewall.rules import parse_firewall_rules
 from engines.stateful.firewall.tables import FirewallTables
 from engines.stateful.limits import DEFAULT_LIMITS
 from engines.stateful.parser import Variables, parse_rules
 from engines.stateful.ruleconfig import DEFAULT_CONFIG
+from engines.stateful.ruleset import compile_ruleset
 from engines.stateful.segment import FlowFacts, Segment
-from engines.verdict import Direction
+from engines.verdict import Direction, Verdict
 from nfw.capture import read_capture
 from nfw.cli.app import call
 from nfw.replay import ReplayOptions, Summary, apply_setting, replay
+from tests.unit.corpus import corpus
 from tests.unit.pcapfile import pcap
 from tests.unit.test_app_snmp import ASKS
 from tests.unit.test_replay import conversation
-from tests.unit.test_watch_session import S, segment
+from tests.unit.test_watch_session import C, S, segment
 
 Seen = tuple[list[tuple[int, str]], list[tuple[int, int]], dict[str, int], list[dict[str, Any]]]
 
@@ -291,6 +295,22 @@ def test_the_command(
     assert said in out + err
 
 
+@pytest.mark.parametrize(
+    ("firewall", "dropped"),
+    [
+        (PACKETS + HOOKS, []),
+        (PACKETS + HOOKS.replace("accept:hook http1:request_started", "drop:packet http1:request_started"), [4, 5]),
+        (PACKETS, [4, 5]),
+    ],
+)
+def test_the_beginning_of_a_request_is_at_its_first_hook(firewall: str, dropped: list[int], tmp_path: Path) -> None:
+    request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    parts = [(101, request[:14]), (115, request[14:])]
+    packets = conversation()[:3] + [segment(C, "PA", at, 501, data).data for at, data in parts]
+    drops, _, _, _ = run(tmp_path, firewall, packets)
+    assert [number for number, _ in drops] == dropped
+
+
 def test_messages_that_are_judged_are_forgotten() -> None:
     """accept:packet leaves its transaction where it is; one that is over must not stay."""
     parsed = parse_firewall_rules(
@@ -319,3 +339,29 @@ def test_too_many_transactions_fall_to_the_policy() -> None:
         flow.absorb(Direction.TO_SERVER, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * requests)
         ruling = flow.app(Segment(Direction.TO_SERVER, True, b"", b"", None, 0.0))
         assert (ruling.drops, ruling.reason) == (drops, "default_app_policy" if drops else "")
+
+
+@pytest.mark.parametrize("policy", ["accept:hook", "accept:packet", "drop:packet"])
+def test_any_bytes(policy: str) -> None:
+    """Nothing raises, whatever comes."""
+    chance = random.Random(7)
+    rules = PACKETS + "accept:hook udp:all any any -> any any (sid:4;)"
+    parsed = parse_firewall_rules(rules, "f.rules", Variables({}, {}))
+    limits = replace(DEFAULT_LIMITS, max_transactions=8)
+    tables = FirewallTables(parsed.rules, Policies({"app.default-policy": policy}), limits)
+    both = BothRuleSets.of(tables, compile_ruleset([]), errors_drop=False)
+    for name in ("tls", "http1", "http2", "dns", "ssh", "smtp", "ftp", "smb", "snmp", "sip"):
+        seeds = corpus(name)
+        for protocol in (6, 17):
+            flow = FirewallInspector(both, FlowFacts(1, protocol, b"\x0a\0\0\1", b"\x0a\0\0\2", 5000, 53), 0.0)
+            for number in range(60):
+                data = bytearray(chance.choice(seeds))
+                if chance.random() < 0.5:
+                    data[chance.randrange(len(data))] = chance.randrange(256)
+                side = Direction(chance.randrange(2))
+                flow.absorb(side, bytes(data), gap=chance.random() < 0.02)
+                outcome = flow.inspect(Segment(side, True, bytes(data), b"", None, float(number)))
+                assert outcome.decision.verdict in Verdict
+            for side in Direction:
+                flow.end(side)
+                flow.inspect(Segment(side, True, b"", b"", None, 60.0))

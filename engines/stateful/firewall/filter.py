@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from engines.stateful.actions import effect_of
 from engines.stateful.app import Transaction
+from engines.stateful.app.transaction import BaseTransaction
 from engines.stateful.conversation import Conversation, log_key
 from engines.stateful.firewall.hooks import hooks_of, reached, table_of
 from engines.stateful.firewall.policies import FILTER, PRE_FLOW, PRE_STREAM, ActionScope, FirewallAction
@@ -81,6 +82,7 @@ class FirewallFlow:
         "_bypass",
         "_conversation",
         "_facts",
+        "_looked",
         "_new",
         "_passes",
         "_rules",
@@ -100,6 +102,7 @@ class FirewallFlow:
         self._alerts: list[Alert] = []
         self._passes = ""
         self._bypass = False
+        self._looked = False  # at a transaction, with the packet that is judged
 
     # -- feeds -----------------------------------------------------------------------------------------------------
 
@@ -184,8 +187,10 @@ class FirewallFlow:
                 if test.negated or not found:
                     return False
                 continue
-            narrowed = test._replace(name="|".join(n for n in test.names if n != "unknown") or "none", negated=False)
-            found = conversation.speaks(narrowed._replace(mode=("to_server", "to_client")[side]), direction)
+            # Its name is known, or that it has none: nothing that is unknown.
+            names = "|".join(name for name in test.names if name != "unknown")
+            asked = AppProtocolTest(names, mode=("to_server", "to_client")[side])
+            found = bool(names) and conversation.speaks(asked, direction)
             if found == test.negated:
                 return False
         return True
@@ -209,17 +214,28 @@ class FirewallFlow:
         if parser.tunnel and not parser.transactions:
             return self._ruling(_ACCEPT_PACKET, "")
         ruling: Ruling | None = None
+        self._looked = False
         for tx in list(parser.transactions):
             ruling = self._transaction(layer, tx, tx is parser.transactions[-1], segment)
             if ruling is not None:
                 break
+        if ruling is None and not self._looked and parser.held(direction):
+            ruling = self._opening(layer, segment)
         self._prune(layer)
         return ruling or self._ruling(_ACCEPT_PACKET, "")
+
+    def _opening(self, layer: Layer, segment: Segment) -> Ruling | None:
+        """What came is the beginning of a transaction that the parser has not made yet: it is at its first hook."""
+        opening = _Opening(-1)
+        protocol = table_of(layer.name, opening)
+        action, reason, rule = self._hook(protocol, layer.name, opening, _State(), 0, 0, segment)
+        goes_on = action.verdict is Verdict.ACCEPT and action.scope in {ActionScope.HOOK, ActionScope.TX}
+        return None if goes_on else self._ruling(action, reason, rule)
 
     def _unjudged(self, protocol: str, segment: Segment) -> Ruling:
         """Nobody can say how far a protocol is: the policy of its first hook."""
         self._states.clear()
-        action = self._tables.policies.app(table_of(protocol, _NO_TX), segment.direction, 0)
+        action = self._tables.policies.app(table_of(protocol, None), segment.direction, 0)
         return self._default(action, segment, app=True)
 
     def _transaction(self, layer: Layer, tx: Transaction, last: bool, segment: Segment) -> Ruling | None:
@@ -233,6 +249,7 @@ class FirewallFlow:
         if not (moved or (last and layer.name in _DIALOGUES)) or state.judged[direction]:
             return None
         state.seen[direction] = progress
+        self._looked = True
         if state.accepted:
             return None
         protocol = table_of(layer.name, tx)
@@ -345,13 +362,11 @@ class FirewallFlow:
         return Ruling(action, reason, rule, self._alerts, self._passes, self._bypass)
 
 
-class _NoTransaction:
-    """Stands for one of a protocol that is not parsed."""
+class _Opening(BaseTransaction):
+    """Stands for a transaction of which nothing is complete."""
 
-    tells = True
-
-
-_NO_TX: Transaction = _NoTransaction()  # type: ignore[assignment]
+    def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
+        return ()
 
 
 def _bits_hold(checks: Sequence[XbitOp], bits: set[tuple[str, str]]) -> bool:

@@ -69,12 +69,13 @@ def find_hook(protocol: str, name: str) -> tuple[Direction, int] | None:
     return None
 
 
-def table_of(protocol: str, tx: Transaction) -> str:
-    """The protocol under which :data:`HOOKS` has the hooks of a transaction; ``protocol`` as detected."""
+def table_of(protocol: str, tx: Transaction | None) -> str:
+    """The protocol under which :data:`HOOKS` has the hooks of a transaction; ``protocol`` as detected. None: it is not
+    parsed."""
     if protocol == "http":
         return "http1"
     if protocol in {"http2", "doh2"}:
-        return f"{protocol}:{'stream' if tx.tells else 'global'}"
+        return f"{protocol}:{'stream' if tx is None or tx.tells else 'global'}"
     return protocol
 
 
