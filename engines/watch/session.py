@@ -434,7 +434,9 @@ class Session:
         else:
             acks = self._acks_handshake(receiver, packet.ack) or self._async
             ahead = (packet.seq - sender.next_seq) & SEQUENCE_MASK
-            far = bool(ahead) and ahead >= max(sender.window, 65535) << 1 and ahead < _HALF
+            # Beyond what was sent but in the window: segments were lost to us.
+            loose = self._async or self.midstream
+            far = sender.window < ahead < _HALF and not loose
             if not acks and ahead:
                 return self._odd("3whs_wrong_seq_wrong_ack")
             if not acks:
