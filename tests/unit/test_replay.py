@@ -96,6 +96,26 @@ def test_data_with_the_last_step_of_the_handshake_is_of_an_established_flow(tmp_
     assert alerts(run(rule, packets, tmp_path, stream__inline="yes")) == [(1, 3)]
 
 
+@pytest.mark.parametrize(("setting", "dropped"), [("no", []), ("yes", [(2, "stream error")])])
+def test_a_segment_that_fits_nowhere_is_dropped_on_request(
+    setting: str, dropped: list[tuple[int, str]], tmp_path: Path
+) -> None:
+    packets = [segment(C, "S", 100, 0).data, segment(C, "PA", 101, 501, b"early").data]
+    records = run("", packets, tmp_path, mode="ips", stream__drop_invalid=setting)
+    assert [(r["pcap_cnt"], r["drop"]["reason"]) for r in records if r["event_type"] == "drop"] == dropped
+
+
+@pytest.mark.parametrize(("setting", "alerted"), [("yes", [(1, 4)]), ("detection-only", [])])
+def test_a_protocol_may_be_recognised_and_not_parsed(
+    setting: str, alerted: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    rule = 'alert http any any -> any any (http.uri; content:"/secret"; sid:1;)'
+    settings = {"stream__inline": "yes", "app_layer__protocols__http__enabled": setting}
+    records = run(rule, conversation(), tmp_path, **settings)
+    assert alerts(records) == alerted
+    assert [r["app_proto"] for r in records if r["event_type"] == "flow"] == ["http"]
+
+
 @pytest.mark.parametrize(
     ("data", "client"),
     [(REQUEST, "10.0.0.1"), (ANSWER, "10.0.0.2"), (b"SSH-2.0-x\r\n", "10.0.0.1"), (b"\xff\xff", "10.0.0.1")],
