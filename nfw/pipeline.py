@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from nfw.policy.compile import Compiled
 
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
-DNS, HTTPS = 53, 443
+DNS = 53
+_QUIC_PORTS = (443, 853)  # HTTP/3, and DNS over QUIC (RFC 9250) or DTLS (RFC 8094)
 SYN, FIN, RST, ACK = 0x02, 0x01, 0x04, 0x10
 
 # A sender's initial window is ten segments (RFC 6928): a request that needs more than these before it can be judged is
@@ -226,7 +227,7 @@ class Pipeline:
     def _is_quic(self, packet: Packet) -> bool:
         """To a scope, and by its port or its content QUIC: TLS that cannot be decrypted."""
         return (
-            (packet.dport == HTTPS or (len(packet.payload) >= 1200 and bool(looks_like_quic(packet.payload))))
+            (packet.dport in _QUIC_PORTS or (len(packet.payload) >= 1200 and bool(looks_like_quic(packet.payload))))
             and self.scopes is not None
             and self.scopes.covers_tuple(packet.src, packet.dst, packet.sport, packet.dport)
         )

@@ -745,7 +745,12 @@ class TlsWorker:
     def _forward(self, flow: Flow, direction: Direction, data: bytes) -> None:
         """Judged bytes go on, offers of QUIC hidden."""
         session = flow.session if flow.claim is None else flow.claim.splice or flow.session
-        session.forward(direction, data if flow.mask is None else flow.mask.feed(direction, data))
+        if flow.mask is None:
+            session.forward(direction, data)
+            return
+        session.forward(direction, flow.mask.feed(direction, data))
+        if flow.mask.refused and isinstance(session, Session):
+            session.violated(flow.mask.refused, "what the server sends cannot be read, nor kept until it can")
 
     def _plaintext_end(self, flow: Flow, event: tls.Eof, now: float) -> None:
         direction = event.direction

@@ -14,6 +14,10 @@ _DOT_PORT, _DOT = 853, "dot"  # RFC 7858
 class Mask(Protocol):
     """Between inspection and encryption. Feed both directions in order."""
 
+    @property
+    def refused(self) -> str:
+        """Why the connection must end, in a word: nothing more goes on. "" while it may."""
+
     def feed(self, direction: Direction, data: bytes) -> bytes:
         """What may go on now, of as many bytes as came, or fewer that follow later."""
 
@@ -25,6 +29,7 @@ class _AnswerMask:
     """DNS over TLS."""
 
     __slots__ = ("_answers",)
+    refused = ""  # what is no DNS goes on
 
     def __init__(self) -> None:
         self._answers = AnswerStream()

@@ -398,6 +398,11 @@ class Session:
         if self._state is not State.DONE:
             self._finish(Status.POLICY, reason, detail, _CLOSE_OF[how])
 
+    def violated(self, reason: str, detail: str) -> None:
+        """The server does not keep to the protocol that was agreed on inside: ends as the policy says of PROTOCOL."""
+        if self._state is not State.DONE:
+            self._fail(Status.PROTOCOL, reason, detail)
+
     def pause(self, direction: Direction) -> None:
         """Decrypt nothing more of this way: its receiver is not keeping up."""
         self._ways[direction].paused = True

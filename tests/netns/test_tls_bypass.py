@@ -13,13 +13,25 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from dnslib import DNSRecord
+from hyperframe.frame import HeadersFrame, SettingsFrame
 
 from engines.stateful.app.http2 import PREFACE
 from tests.firewall import PATIENCE, Firewall, pids_named, wait_for
 from tests.lab import Lab
 from tests.netns.test_tls_path import Server, connect, dial, read_all, trusting
-from tests.unit.test_altsvc import over_http1, over_http2
-from tests.unit.test_quic_and_ech import ALPN, ECH, KEYED, OTHER, PLAIN, framed, https, response
+from tests.unit.test_altsvc import CHUNKED, DNS, HEAD, by_stream, chunks, over_http1, over_http2, streams
+from tests.unit.test_quic_and_ech import (
+    ALPN,
+    ECH,
+    KEYED,
+    LARGE,
+    LARGE_PLAIN,
+    OTHER,
+    PLAIN,
+    framed,
+    https,
+    response,
+)
 from tests.unit.tlskit import Authority
 
 pytestmark = pytest.mark.netns
@@ -250,7 +262,14 @@ def test_ech_keys_do_not_arrive_over_tls_or_https(firewall: Firewall) -> None:
 
         return answer
 
-    for alpn, said in (("dot", framed(OTHER, KEYED)), ("http/1.1", over_http1(KEYED)), ("h2", over_http2(KEYED))):
+    several = b"".join(frame.serialize() for frame in streams(KEYED, 30))
+    for alpn, said, expected in (
+        ("dot", framed(OTHER, KEYED, LARGE), framed(OTHER, PLAIN, LARGE_PLAIN)),
+        ("http/1.1", over_http1(KEYED), over_http1(PLAIN)),
+        ("http/1.1", HEAD + DNS + CHUNKED + b"\r\n" + chunks(KEYED, 30), None),
+        ("h2", over_http2(KEYED), over_http2(PLAIN)),
+        ("h2", several, None),
+    ):
         server = Server(firewall.lab, answering(said))
         server.context.set_alpn_protocols([alpn])
         context = trusting(firewall)
@@ -261,8 +280,42 @@ def test_ech_keys_do_not_arrive_over_tls_or_https(firewall: Firewall) -> None:
             got = b""
             while len(got) < len(said):
                 got += conn.recv(65536)
-            assert got.endswith(PLAIN)
             assert len(got) == len(said)
+            if alpn == "h2":
+                bodies = [b"".join(part[9:] for part in frames if part[3] == 0) for frames in by_stream(got).values()]
+                assert bodies.count(PLAIN) == (2 if said is several else 1)
+            elif expected is None:
+                assert got == HEAD + DNS + CHUNKED + b"\r\n" + chunks(PLAIN, 30)
+            else:
+                assert got == expected
+
+
+def test_a_server_whose_headers_cannot_be_read_is_cut_off(firewall: Firewall) -> None:
+    """Where no rule needs to read them, too."""
+    firewall.apply(firewall.policy("unruled", POLICY.split("stateful:")[0]))
+    before = SettingsFrame(0).serialize()
+
+    def answer(conn: ssl.SSLSocket) -> None:
+        conn.recv(65536)
+        conn.sendall(before)
+        conn.recv(65536)
+        conn.sendall(HeadersFrame(1, b"\x80", flags=["END_HEADERS"]).serialize() + b"rest")
+        conn.recv(65536)
+
+    server = Server(firewall.lab, answer)
+    server.context.set_alpn_protocols(["h2"])
+    context = trusting(firewall)
+    context.set_alpn_protocols(["h2"])
+    with server, context.wrap_socket(connect(firewall.lab), server_hostname="site-a.test") as conn:
+        port = conn.getsockname()[1]
+        conn.sendall(PREFACE)
+        assert conn.recv(65536) == before
+        conn.sendall(before)
+        with contextlib.suppress(OSError):
+            assert conn.recv(65536) == b""
+    seen = record(firewall, port)["nfw"]
+    assert (seen["status"], seen["reason"]) == ("PROTOCOL", "http2_header_block")
+    firewall.apply(firewall.policy("bypass", POLICY, RULES))
 
 
 def test_offers_of_quic_are_hidden(firewall: Firewall) -> None:

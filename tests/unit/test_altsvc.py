@@ -7,14 +7,23 @@ import re
 
 import hpack
 import pytest
-from hyperframe.frame import AltSvcFrame, ContinuationFrame, DataFrame, Frame, HeadersFrame, SettingsFrame
+from hyperframe.frame import (
+    AltSvcFrame,
+    ContinuationFrame,
+    DataFrame,
+    Frame,
+    HeadersFrame,
+    PushPromiseFrame,
+    RstStreamFrame,
+    SettingsFrame,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.tls.altsvc import AltSvcMask
+from engines.tls.altsvc import BLOCK_MOST, FRAMES_MOST, STREAMS_MOST, AltSvcMask
 from engines.tls.hiding import masking
 from engines.verdict import Direction
-from tests.unit.test_quic_and_ech import KEYED, OTHER, PLAIN, framed
+from tests.unit.test_quic_and_ech import KEYED, LARGE, LARGE_PLAIN, OTHER, PLAIN, framed, retyped
 
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 OFFER = b'h3=":443"; ma=86400, h3-29=":443"; ma=86400'
@@ -39,6 +48,10 @@ def http1(requests: bytes, responses: bytes, chance: random.Random | None = None
     return got + mask.rest(TO_CLIENT)
 
 
+def bytewise(data: bytes) -> list[bytes]:
+    return [data[at : at + 1] for at in range(len(data))]
+
+
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 FAKE = b'HTTP/1.1 200 OK\r\nAlt-Svc: h3=":443"\r\n\r\n'  # as a body
 HIDDEN = b"clear".ljust(len(OFFER))
@@ -49,7 +62,7 @@ CASES = {
         GET * 2,
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nALT-SVC: %s\r\n\r\n%x;x=1\r\n"
         + FAKE
-        + b"\r\n0\r\nAlt-Svc: h3=1\r\n\r\nHTTP/1.1 304 No"
+        + b"\r\n0\r\nX: h3=1\r\n\r\nHTTP/1.1 304 No"
         + LAST
         + b"Content-Length: 9\r\n\r\n",
     ),
@@ -113,7 +126,7 @@ def test_no_byte_is_lost_or_made_up(pieces: list[bytes], alpn: str, begin: bytes
     assert mask is not None
     pieces = [begin, *pieces]
     got = b"".join(mask.feed(TO_CLIENT, piece) for piece in pieces) + mask.rest(TO_CLIENT)
-    assert len(got) == len(b"".join(pieces))
+    assert len(got) == len(b"".join(pieces)) or mask.refused
 
 
 # --- HTTP/2 -----------------------------------------------------------------------------------------------------------
@@ -139,7 +152,7 @@ def frames_of(data: bytes) -> list[Frame]:
 
 def heads(data: bytes) -> list[list[tuple[str, str]]]:
     """As a client decodes them, with one table for all."""
-    decoder, found, block = hpack.Decoder(), [], b""
+    decoder, found, block = hpack.Decoder(1 << 20), [], b""
     for frame in frames_of(data):
         if isinstance(frame, HeadersFrame | ContinuationFrame):
             block += frame.data
@@ -196,13 +209,54 @@ def test_a_frame_of_its_own_is_ignored() -> None:
     assert [type(frame).__name__ for frame in got] == ["SettingsFrame", "ExtensionFrame", "DataFrame"]
 
 
-def test_what_is_no_header_block_goes_on() -> None:
+PLAIN_HEAD = hpack.Encoder().encode([(":status", "200")])
+
+
+@pytest.mark.parametrize("size", [1, 1000, 1 << 20])
+@pytest.mark.parametrize(
+    ("frames", "reason"),
+    [
+        ([HeadersFrame(3, b"\x80", flags=["END_HEADERS"])], "http2_header_block"),  # field 0
+        ([HeadersFrame(3, b"\x40\x05ab", flags=["END_HEADERS"])], "http2_header_block"),  # cut off
+        ([HeadersFrame(3, b"\xff\xff\xff\xff\xff\xff", flags=["END_HEADERS"])], "http2_header_block"),
+        ([ContinuationFrame(3, b"", flags=["END_HEADERS"])], "http2_header_block"),
+        ([HeadersFrame(3, b""), DataFrame(3, b"x")], "http2_header_block"),
+        ([HeadersFrame(3, b""), ContinuationFrame(5, b"", flags=["END_HEADERS"])], "http2_header_block"),
+        ([HeadersFrame(3, bytes(16000))] + [ContinuationFrame(3, bytes(16000))] * 20, "http2_header_block_length"),
+    ],
+)
+def test_nothing_goes_on_behind_what_cannot_be_read(frames: list[Frame], reason: str, size: int) -> None:
+    """Whatever is behind it, no client could know what it means."""
+    before: list[Frame] = [SettingsFrame(0), HeadersFrame(1, PLAIN_HEAD, flags=["END_HEADERS"])]
+    before.append(DataFrame(1, b"x" * 50))
+    good = b"".join(frame.serialize() for frame in before)
+    data = good + b"".join(frame.serialize() for frame in [*frames, AltSvcFrame(0, b"https://a.test", OFFER)])
+    mask = AltSvcMask("h2", keys=True)
+    got = b"".join(mask.feed(TO_CLIENT, data[at : at + size]) for at in range(0, len(data), size))
+    assert got == good
+    assert mask.refused == reason
+    assert mask.feed(TO_CLIENT, good) + mask.rest(TO_CLIENT) == b""
+
+
+def test_any_header_block_is_read_or_refused() -> None:
     chance = random.Random(9)
     for _ in range(500):
-        block = chance.randbytes(chance.randrange(60))
-        h2([HeadersFrame(1, block, flags=["END_HEADERS"]), DataFrame(1, b"x")], chance)
-    h2([ContinuationFrame(1, b"x", flags=["END_HEADERS"]), DataFrame(1, b"x" * 100)])
-    h2([HeadersFrame(1, b"\0" * 60000), ContinuationFrame(1, b"\0" * 60000), DataFrame(1, b"x" * 100)])
+        mask = AltSvcMask("h2", keys=True)
+        data = HeadersFrame(1, chance.randbytes(chance.randrange(60)), flags=["END_HEADERS"]).serialize()
+        data += DataFrame(1, b"x").serialize()
+        got = b"".join(mask.feed(TO_CLIENT, piece) for piece in cut(data, chance)) + mask.rest(TO_CLIENT)
+        assert len(got) == (0 if mask.refused else len(data))
+
+
+def test_a_large_header_block_is_no_reason() -> None:
+    encoder = hpack.Encoder()
+    block = encoder.encode([("x-a", "y" * 200000), ("alt-svc", OFFER.decode())], huffman=False)
+    assert len(block) < BLOCK_MOST
+    frames: list[Frame] = [HeadersFrame(1, block[:16000])]
+    frames += [ContinuationFrame(1, block[at : at + 16000]) for at in range(16000, len(block), 16000)]
+    frames[-1].flags.add("END_HEADERS")
+    (head,) = heads(h2(frames))
+    assert head[1] == ("alt-svc", "clear".ljust(len(OFFER)))
 
 
 # --- DNS answers ------------------------------------------------------------------------------------------------------
@@ -221,8 +275,11 @@ def over_http1(message: bytes, kind: bytes = b"application/dns-message") -> byte
     return b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % (kind, len(message)) + message
 
 
+DNS_TYPE = ("content-type", "application/dns-message")
+
+
 def over_http2(*messages: bytes, padded: bool = False) -> bytes:
-    block = hpack.Encoder().encode([(":status", "200"), ("alt-svc", OFFER.decode())])
+    block = hpack.Encoder().encode([(":status", "200"), DNS_TYPE])
     flags, padding = (["END_STREAM", "PADDED"], 30) if padded else (["END_STREAM"], 0)
     frames: list[Frame] = [SettingsFrame(0)]
     for number, message in enumerate(messages):
@@ -245,7 +302,7 @@ SHORT = b"\0\0\x80\0\0\1\0\1"  # begins as an answer does
         ("http/1.1", 853, over_http1(KEYED, b"image/png"), over_http1(KEYED, b"image/png")),
         ("h2", 443, over_http2(OTHER, KEYED, b"x" * 100, KEYED), over_http2(OTHER, PLAIN, b"x" * 100, PLAIN)),
         ("h2", 443, over_http2(KEYED, SHORT, padded=True), over_http2(PLAIN, SHORT, padded=True)),
-        ("h2", 443, over_http2(SHORT * 3, SHORT, KEYED[:40]), over_http2(SHORT * 3, SHORT, KEYED[:40])),
+        ("h2", 443, over_http2(SHORT * 3, SHORT, KEYED[:40]), over_http2(SHORT * 3, SHORT, retyped(KEYED)[:40])),
     ],
 )
 def test_answers_lose_their_keys(alpn: str, port: int, said: bytes, expected: bytes, seed: int | None) -> None:
@@ -262,13 +319,209 @@ def test_both_are_hidden_together() -> None:
     assert mask.feed(TO_CLIENT, said) == responses % (HIDDEN, len(FAKE), HIDDEN) + over_http1(PLAIN)
 
 
+HEAD = b"HTTP/1.1 200 OK\r\n"
+DNS = b"Content-Type: application/dns-message\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+
+
+def chunks(message: bytes, size: int, end: bytes = b"0\r\n\r\n", line: bytes = b"\r\n") -> bytes:
+    pieces = [message[at : at + size] for at in range(0, len(message), size)]
+    return b"".join(b"%x;x=y%s%s%s" % (len(piece), line, piece, line) for piece in pieces) + end
+
+
+def sized(message: bytes) -> bytes:
+    return b"Content-Length: %d\r\n\r\n" % len(message) + message
+
+
+GZIP = b"\x1f\x8b" + KEYED  # as far as anybody here knows
+HTTP1_ANSWERS = {
+    **{
+        f"chunks of {size}": (HEAD + DNS + CHUNKED + b"\r\n" + chunks(KEYED, size), chunks(PLAIN, size))
+        for size in (1, 7, 40, 1000)
+    },
+    "large": (HEAD + DNS + CHUNKED + b"\r\n" + chunks(LARGE, 1000), chunks(LARGE_PLAIN, 1000)),
+    "bare line feeds": (
+        HEAD + DNS.replace(b"\r", b"") + CHUNKED.replace(b"\r", b"") + b"\n" + chunks(KEYED, 30, b"0\n\n", b"\n"),
+        chunks(PLAIN, 30, b"0\n\n", b"\n"),
+    ),
+    "until the end": (HEAD + DNS + b"\r\n" + KEYED, PLAIN),
+    "a type in other letters": (HEAD + DNS.upper().replace(b"\r", b"; a=b\r") + sized(KEYED), PLAIN),
+    "a type on two lines": (HEAD + DNS.replace(b": ", b":\r\n\t") + sized(KEYED), PLAIN),
+    "a size on two lines": (HEAD + DNS + sized(KEYED).replace(b": ", b":\r\n ", 1), PLAIN),
+    "interim": (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + HEAD + DNS + sized(KEYED), PLAIN),
+    "coded": (HEAD + DNS + b"Content-Encoding: gzip\r\n" + sized(GZIP), bytes(len(GZIP))),
+    "coded in chunks": (
+        HEAD + DNS + b"Content-Encoding: br\r\n" + CHUNKED + b"\r\n" + chunks(GZIP, 9),
+        chunks(bytes(len(GZIP)), 9),
+    ),
+    "coded for the transfer": (
+        HEAD + DNS + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + chunks(GZIP, 9),
+        chunks(bytes(len(GZIP)), 9),
+    ),
+    "not coded": (HEAD + DNS + b"Content-Encoding: Identity\r\n" + sized(KEYED), PLAIN),
+    "cut off": (HEAD + DNS + CHUNKED + b"\r\n" + chunks(KEYED, 30)[:-12], chunks(retyped(KEYED), 30)[:-12]),
+}
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+@pytest.mark.parametrize("case", HTTP1_ANSWERS)
+def test_answers_over_http1(case: str, seed: int | None) -> None:
+    said, body = HTTP1_ANSWERS[case]
+    expected = said[: -len(body)] + body
+    before = b"" if case == "interim" else over_http1(OTHER)
+    mask = masking("http/1.1", 443, offers=True, keys=True)
+    assert mask is not None
+    mask.feed(TO_SERVER, b"\r\n" + GET + b"post /dns-query a HTTP/1.1\r\n" + sized(KEYED) + GET)
+    data = before + said
+    pieces = bytewise(data) if seed == 0 else cut(data, random.Random(seed) if seed else None)
+    got = b"".join(mask.feed(TO_CLIENT, piece) for piece in pieces) + mask.rest(TO_CLIENT)
+    assert got == before + expected
+
+
+def test_what_is_no_answer_stays() -> None:
+    for kind in (b"application/dns-message2", b"application/dns-json", b"x/y; z=application/dns-message"):
+        said = over_http1(KEYED, kind)
+        assert hidden("http/1.1", said, None) == said
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (b'Alt-Svc:\r\n\th3=":443"\r\n', b"Alt-Svc: clear".ljust(20) + b"\r\n"),
+        (b'alt-svc : %68%33=":443"\r\n', b"alt-svc : clear".ljust(23) + b"\r\n"),
+        (b'Alt-Svc: h3=":443"\n', b"Alt-Svc: clear    \n"),
+    ],
+)
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_offers_however_they_are_written(said: bytes, expected: bytes, seed: int | None) -> None:
+    assert len(said) == len(expected)
+    chance = random.Random(seed) if seed else None
+    for before, after in ((HEAD, sized(b"x")), (HEAD + CHUNKED + b"\r\n1\r\nx\r\n0\r\n", b"\r\n")):
+        assert http1(GET, (before + said + after) * 2, chance) == (before + expected + after) * 2
+    interim = b"HTTP/1.1 103 Early Hints\r\n"
+    assert http1(GET, interim + said + b"\r\n", chance) == interim + expected + b"\r\n"
+
+
+def test_more_requests_wait_than_answers_come() -> None:
+    assert http1(GET * 1000, (FIRST % (OFFER, 0)) * 1000) == (FIRST % (HIDDEN, 0)) * 1000
+
+
+# DNS over HTTP/2
+
+
+def streams(message: bytes, size: int, *, padded: bool = False, coded: str = "") -> list[Frame]:
+    """Two answers at once, a frame of one after a frame of the other, between frames of a third stream; the second
+    one's type comes from the header table."""
+    encoder = hpack.Encoder()
+    coding = [("content-encoding", coded)] if coded else []
+    frames: list[Frame] = [SettingsFrame(0), HeadersFrame(5, encoder.encode([("x-a", "b")]), flags=["END_HEADERS"])]
+    for stream in (1, 3):
+        block = encoder.encode([(":status", "200"), DNS_TYPE, ("x-number", str(stream)), *coding])
+        frames += [HeadersFrame(stream, block[:5]), ContinuationFrame(stream, block[5:], flags=["END_HEADERS"])]
+    flags, padding = (["PADDED"], 30) if padded else ([], 0)
+    for at in range(0, len(message), size):
+        for stream in (1, 3):
+            frames.append(DataFrame(stream, message[at : at + size], flags=flags, pad_length=padding))
+        frames.append(DataFrame(5, KEYED))
+    frames += [DataFrame(1, b"", flags=["END_STREAM"])]
+    frames += [HeadersFrame(3, encoder.encode([("grpc-status", "0")]), flags=["END_HEADERS", "END_STREAM"])]
+    return frames
+
+
+def by_stream(data: bytes) -> dict[int, list[bytes]]:
+    found: dict[int, list[bytes]] = {}
+    for frame in frames_of(data):
+        found.setdefault(frame.stream_id, []).append(frame.serialize())
+    return found
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+@pytest.mark.parametrize("size", [1, 13, 40, 1000])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("coded", ["", "gzip"])
+def test_answers_over_http2(size: int, padded: bool, coded: str, seed: int | None) -> None:
+    """Each stream's frames are those that came, in order, with another content."""
+    mask = masking("h2", 443, offers=True, keys=True)
+    assert mask is not None
+    data = b"".join(frame.serialize() for frame in streams(KEYED, size, padded=padded, coded=coded))
+    pieces = bytewise(data) if seed == 0 else cut(data, random.Random(seed) if seed else None)
+    got = b"".join(mask.feed(TO_CLIENT, piece) for piece in pieces)
+    assert len(got) == len(data), "nothing waits at the end"
+    other = bytes(len(KEYED)) if coded else PLAIN
+    expected = b"".join(frame.serialize() for frame in streams(other, size, padded=padded, coded=coded))
+    wanted = by_stream(expected)
+    wanted[5] = by_stream(data)[5]
+    assert by_stream(got) == wanted
+    assert mask.rest(TO_CLIENT) == b""
+    assert len(heads(got)) == 4
+
+
+def test_an_answer_that_is_pushed() -> None:
+    encoder = hpack.Encoder()
+    promise = PushPromiseFrame(1, 2, data=encoder.encode([(":path", "/dns-query"), DNS_TYPE]), flags=["END_HEADERS"])
+    head = HeadersFrame(2, encoder.encode([(":status", "200"), DNS_TYPE]), flags=["END_HEADERS"])
+    said, expected = (
+        b"".join(frame.serialize() for frame in (promise, head, DataFrame(2, whole[:50]), DataFrame(2, whole[50:])))
+        for whole in (LARGE, LARGE_PLAIN)
+    )
+    assert hidden("h2", said, None) == expected
+
+
+def test_a_stream_that_is_reset_gives_back_what_waits() -> None:
+    head = HeadersFrame(1, hpack.Encoder().encode([DNS_TYPE]), flags=["END_HEADERS"]).serialize()
+    part, reset = len(KEYED) - 10, RstStreamFrame(1, 2).serialize()
+    mask = AltSvcMask("h2", keys=True)
+    assert mask.feed(TO_CLIENT, head + DataFrame(1, KEYED[:part]).serialize()) == head
+    assert mask.feed(TO_CLIENT, reset) == DataFrame(1, retyped(KEYED)[:part]).serialize() + reset
+
+
+def test_what_waits_is_bounded() -> None:
+    """A record is not waited for beyond half a window; and all streams together have a bound, too."""
+    head = HeadersFrame(1, hpack.Encoder().encode([DNS_TYPE]), flags=["END_HEADERS"]).serialize()
+    mask = AltSvcMask("h2", keys=True)
+    sent = head + DataFrame(1, KEYED[:-10]).serialize()
+    got = mask.feed(TO_CLIENT, sent)
+    assert got == head
+    padding = DataFrame(1, b"", flags=["PADDED"], pad_length=255).serialize()
+    count = 0
+    while got == head and count < 200:
+        count += 1
+        sent += padding
+        got += mask.feed(TO_CLIENT, padding)
+    assert 32768 < len(sent) < 32768 + 600
+    assert got == head + DataFrame(1, retyped(KEYED)[:-10]).serialize() + padding * count
+
+    encoder = hpack.Encoder()
+    encoder.encode([DNS_TYPE])
+    mask = AltSvcMask("h2", keys=True)
+    mask.feed(TO_CLIENT, head)
+    for stream in range(3, 2 * STREAMS_MOST + 10, 2):
+        mask.feed(TO_CLIENT, HeadersFrame(stream, encoder.encode([DNS_TYPE]), flags=["END_HEADERS"]).serialize())
+    assert mask.refused == "http2_dns_streams"
+
+    mask, held = AltSvcMask("h2", keys=True), 0
+    encoder = hpack.Encoder()
+    for stream in range(1, 2000, 2):
+        mask.feed(TO_CLIENT, HeadersFrame(stream, encoder.encode([DNS_TYPE]), flags=["END_HEADERS"]).serialize())
+        mask.feed(TO_CLIENT, DataFrame(stream, KEYED[:-10]).serialize())
+        for _ in range(100):
+            held += 0 if mask.refused else len(padding)
+            mask.feed(TO_CLIENT, padding[:5] + stream.to_bytes(4, "big") + padding[9:])
+    assert mask.refused == "http2_dns_held"
+    assert held < FRAMES_MOST + 1000
+
+    mask = AltSvcMask("h2", keys=True)
+    assert mask.feed(TO_CLIENT, head + DataFrame(1, bytes(70000)).serialize()) == head
+    assert mask.refused == "http2_dns_frame"
+
+
 def test_what_is_no_answer_is_not_held_up() -> None:
     """A stream of data goes on as it comes, but for the first bytes of a frame."""
     mask = masking("h2", 443, offers=True, keys=True)
     assert mask is not None
     data = DataFrame(1, bytes(range(256)) * 40).serialize()
     at = 0
-    for size in (10, 12, 50, 500, 5000):
+    for size in (5, 12, 50, 500, 5000):
         got = mask.feed(TO_CLIENT, data[at : at + size])
         at += size
-        assert len(got) == (0 if size == 10 else size if at > 22 else at)
+        assert len(got) == (0 if size == 5 else size if at > 17 else at)

@@ -14,8 +14,8 @@ from scapy.layers.inet6 import IPv6
 from scapy.packet import Raw
 
 from engines.packet import decode, with_udp_payload
-from engines.tls.ech import without_ech
-from engines.tls.echstream import MESSAGE_MOST, AnswerStream
+from engines.tls.ech import RECORD_MOST, MessageMask, without_ech
+from engines.tls.echstream import AnswerStream
 from nfw.pipeline import Answer
 from tests.unit.test_pipeline import INSPECT, Bench, Talk
 from tests.unit.test_tls_session import pair
@@ -25,7 +25,10 @@ CLIENT, SERVER, RESOLVER = "10.1.0.2", "203.0.113.10", "203.0.113.53"
 INITIAL = b"\xc3\0\0\0\1" + bytes(1245)
 
 
-def tls(tmp_path: Path, more: str = "", rules: str = INSPECT) -> Bench:
+SCOPE = "destinations: [203.0.113.0/28], destination_ports: ['400-500']"
+
+
+def tls(tmp_path: Path, more: str = "", rules: str = INSPECT, scope: str = SCOPE) -> Bench:
     from nfw import ca
     from tests.unit.test_tls_settings import NOW
 
@@ -34,7 +37,7 @@ def tls(tmp_path: Path, more: str = "", rules: str = INSPECT) -> Bench:
     return Bench(
         tmp_path,
         "tls:\n  ca: {certificate: ca.pem, private_key: ca.key}\n  trust: [ca.pem]\n"
-        f"  scopes: [{{destinations: [203.0.113.0/28], destination_ports: ['400-500']}}]\n{more}{rules}",
+        f"  scopes: [{{{scope}}}]\n{more}{rules}",
     )
 
 
@@ -53,6 +56,7 @@ def datagram(dport: int = 443, data: bytes = INITIAL, dst: str = SERVER) -> IP:
         (datagram(444, data=INITIAL[:1199]), False),
         (datagram(dst="198.51.100.1"), False),  # outside the scope
         (datagram(501), False),
+        (datagram(853), False),  # outside its ports, as DNS over TLS would be
     ],
 )
 def test_quic_to_a_scope_is_dropped(tmp_path: Path, rules: str, packet: IP, dropped: bool) -> None:
@@ -63,6 +67,21 @@ def test_quic_to_a_scope_is_dropped(tmp_path: Path, rules: str, packet: IP, drop
     assert len(bench.pipeline.table) <= (0 if dropped else 1)
     if dropped:
         assert bench.effects.events[0]["nfw"]["reason"] == "quic"
+
+
+@pytest.mark.parametrize(
+    ("dst", "data", "dropped"),
+    [
+        (SERVER, INITIAL, True),
+        (SERVER, b"\x16\xfe\xff" + bytes(200), True),  # DTLS
+        (SERVER, b"\x40" + bytes(60), True),  # a QUIC connection that began before
+        ("198.51.100.1", INITIAL, False),
+    ],
+)
+def test_dns_over_quic_to_a_scope_is_dropped(tmp_path: Path, dst: str, data: bytes, dropped: bool) -> None:
+    bench = tls(tmp_path, scope="destination_ports: [853], destinations: [203.0.113.0/28]")
+    assert (bench.send(datagram(853, data, dst)) is Answer.DROP) is dropped
+    assert bench.pipeline.counts.get("quic", 0) == dropped
 
 
 def test_quic_can_be_refused_aloud_or_let_pass(tmp_path: Path) -> None:
@@ -171,13 +190,13 @@ def test_other_bytes_are_left_alone() -> None:
     assert without_ech(DNSRecord.question("a.test", "HTTPS").pack()) is None
     for cut in range(len(whole)):
         changed = without_ech(whole[:cut])
-        assert changed is None or len(changed) < cut
+        assert changed is None or len(changed) <= cut
     for _ in range(5000):
         data = bytearray(whole)
         for _ in range(chance.randint(1, 5)):
             data[chance.randrange(len(data))] = chance.randrange(256)
         changed = without_ech(bytes(data))
-        assert changed is None or len(changed) < len(data)
+        assert changed is None or len(changed) <= len(data)
         without_ech(chance.randbytes(chance.randrange(100)))
 
 
@@ -240,8 +259,10 @@ FILLER = 65280
 )
 @pytest.mark.parametrize("kind", [HTTPS, 64])
 def test_a_parameter_nobody_knows_keeps_the_length(before: tuple, after: tuple | None, kind: int) -> None:
-    changed = without_ech(response(https(*before, kind=kind)), keep_length=True)
-    assert changed == (None if after is None else response(https(*after, kind=kind)))
+    whole = response(https(*before, kind=kind))
+    mask = MessageMask()
+    assert mask.feed(whole) == (whole if after is None else response(https(*after, kind=kind)))
+    assert mask.changed == (after is not None)
 
 
 def framed(*messages: bytes) -> bytes:
@@ -253,22 +274,64 @@ OTHER = response(RR("a.test", QTYPE.A, rdata=dnslib.A("192.0.2.1"), ttl=60))
 BIG = response(https(ALPN, ECH), *(RR("a.test", QTYPE.TXT, rdata=dnslib.TXT("x" * 200), ttl=60) for _ in range(60)))
 
 
-@pytest.mark.parametrize("most", [MESSAGE_MOST, len(BIG) - 1])
-def test_a_stream_of_answers(most: int) -> None:
-    """However it is cut; a message that is too long goes on as it is, and those behind it are read again."""
-    sent = framed(OTHER, KEYED, BIG, KEYED, OTHER)
-    big = without_ech(BIG, keep_length=True) if most == MESSAGE_MOST else BIG
-    assert big is not None
-    expected = framed(OTHER, PLAIN, big, PLAIN, OTHER)
+BIG_PLAIN = BIG.replace(KEYED[-len(service(ALPN, ECH)) :], PLAIN[-len(service(ALPN, ECH)) :])
+LARGE = response(*(RR("a.test", QTYPE.TXT, rdata=dnslib.TXT("x" * 200), ttl=60) for _ in range(200)), https(ALPN, ECH))
+LARGE_PLAIN = LARGE[: -len(ECH[1]) - 4] + struct.pack("!HH", FILLER, len(ECH[1])) + bytes(len(ECH[1]))
+
+
+def test_a_stream_of_answers() -> None:
+    """However it is cut, and however long: no more than the record at hand waits."""
+    sent = framed(OTHER, KEYED, BIG, LARGE, KEYED, OTHER)
+    assert len(LARGE) > 40000
+    expected = framed(OTHER, PLAIN, BIG_PLAIN, LARGE_PLAIN, PLAIN, OTHER)
     for size in (1, 2, 3, 7, 100, 1460, len(sent)):
-        stream, got = AnswerStream(most), bytearray()
+        stream, got = AnswerStream(), bytearray()
         for at in range(0, len(sent), size):
             got += stream.feed(sent[at : at + size])
             assert len(got) + stream.held == min(at + size, len(sent))
-            assert stream.held < 2 + most
+            assert stream.held < 60
         assert bytes(got) == expected
-        assert stream.changed == (3 if most == MESSAGE_MOST else 2)
+        assert stream.changed == 4
         assert stream.rest() == b""
+
+
+UNASKED = 65280
+
+
+def retyped(message: bytes) -> bytes:
+    return message.replace(struct.pack("!HH", HTTPS, 1) + bytes(2), struct.pack("!HH", UNASKED, 1) + bytes(2))
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 100000])
+@pytest.mark.parametrize(
+    "data",
+    [
+        service(ECH)[:-1],  # the value is longer than its record
+        service(ALPN, ECH) + b"\0",
+        b"\0\1\x05abcde",  # a name that does not end
+        b"",
+        service(ECH, (FILLER + 9, bytes(RECORD_MOST))),  # too long to wait for
+    ],
+)
+def test_a_record_that_is_not_read_gets_another_type(data: bytes, size: int) -> None:
+    whole = response(RR("a.test", HTTPS, rdata=dnslib.RD(data), ttl=60), https(ALPN, ECH, name="b.test"))
+    expected = response(
+        RR("a.test", UNASKED, rdata=dnslib.RD(data), ttl=60), https(ALPN, (FILLER, bytes(10)), name="b.test")
+    )
+    mask, got = MessageMask(), bytearray()
+    for at in range(0, len(whole), size):
+        got += mask.feed(whole[at : at + size])
+        assert mask.held <= RECORD_MOST + 300
+    assert bytes(got) + mask.end() == expected
+    assert mask.changed == 2
+    if len(data) < RECORD_MOST:
+        assert without_ech(whole) == expected, "in a datagram, too, where its end is not known well enough to be moved"
+
+
+def test_more_records_than_are_moved() -> None:
+    many = [RR("a.test", QTYPE.A, rdata=dnslib.A("192.0.2.1"), ttl=60) for _ in range(600)]
+    expected = response(*many, https(ALPN, (FILLER, bytes(10))))
+    assert without_ech(response(*many, https(ALPN, ECH))) == expected
 
 
 def test_a_stream_that_is_no_dns_goes_on() -> None:
@@ -284,12 +347,20 @@ def test_a_stream_that_is_no_dns_goes_on() -> None:
         assert bytes(got) + stream.rest() == data
 
 
-def test_what_waited_too_long_goes_on_as_it_is() -> None:
+def test_what_waited_too_long_goes_on() -> None:
+    """Before the record's data as it is, in them as a record nobody asked for; the next message is read again."""
     whole = framed(KEYED, KEYED)
+    question = len(DNSRecord.question("a.test", "HTTPS").pack())
+    data = len(KEYED) - len(service(ALPN, ECH))
     for cut in range(1, len(framed(KEYED))):
         stream = AnswerStream()
         got = stream.feed(whole[:cut]) + stream.rest() + stream.feed(whole[cut:])
-        assert got == (whole if cut == 1 else framed(KEYED, PLAIN))
+        if cut == 1:
+            assert got == whole
+        elif cut < 2 + data:
+            assert got == framed(PLAIN if cut in (2, 14, 2 + question) else KEYED, PLAIN)
+        else:
+            assert got == framed(retyped(KEYED), PLAIN)
 
 
 class Answers:
@@ -365,15 +436,35 @@ def test_segments_that_come_early_wait(tmp_path: Path) -> None:
 def test_an_answer_that_does_not_end_goes_on(tmp_path: Path, rules: str) -> None:
     answers = Answers(tmp_path, rules=rules)
     bench = answers.bench
-    assert answers.say(framed(KEYED)[:30])[1] is Answer.HOLD
+    whole = framed(KEYED)
+    cut = len(whole) - 10
+    sent = [(bench.number + 1, answers.say(whole[:cut])[0])]
     number = bench.number
     bench.now += 1.0
     bench.pipeline.tick(bench.now)
     assert bench.effects.verdicts == [(number, True)]
-    assert answers.say(framed(KEYED)[30:])[1] is Answer.ACCEPT
-    assert bench.effects.rewritten == []
-    assert answers.say(framed(KEYED))[1] is Answer.ACCEPT
-    assert len(bench.effects.rewritten) == 1, "the next one is read again"
+    packet, answer = answers.say(whole[cut:])
+    sent.append((bench.number, packet))
+    assert answer is Answer.ACCEPT
+    assert b"".join(answers.received(sent)) == framed(retyped(KEYED)), "a record nobody asked for"
+    packet, answer = answers.say(whole)
+    assert answer is Answer.ACCEPT
+    assert answers.received([(bench.number, packet)]) == [framed(PLAIN)], "the next one is read again"
+
+
+@pytest.mark.parametrize("size", [1400, 20000])
+def test_a_large_answer_over_tcp(tmp_path: Path, size: int) -> None:
+    """It does not wait as a whole: its sender would wait for an acknowledgement."""
+    answers = Answers(tmp_path)
+    bench, sent = answers.bench, []
+    whole = framed(LARGE)
+    for at in range(0, len(whole), size):
+        packet, _ = answers.say(whole[at : at + size])
+        sent.append((bench.number, packet))
+        assert bench.pipeline.held_packets <= 1
+    assert b"".join(answers.received(sent)) == framed(LARGE_PLAIN)
+    assert bench.pipeline.counts["ech_stripped"] == 1
+    assert bench.pipeline.held_packets == 0
 
 
 @pytest.mark.parametrize("policy", ["  strip_ech: false\n", "mode"])
