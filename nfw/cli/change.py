@@ -230,7 +230,7 @@ def history(control: str, timeout: float, as_json: bool) -> int:
     for problem in data["problems"]:
         tell(f"nfw: {problem}")
     rows = [_row(entry, data["current"]) for entry in data["entries"]]
-    for line in table((" ", "when", "by", "policy", "digest", "result", "from"), rows):
+    for line in table(("#", "when", "by", "policy", "digest", "result", "from"), rows):
         emit(line)
     return 0
 
