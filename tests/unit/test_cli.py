@@ -16,7 +16,9 @@ import pytest
 from nfw import hostnet, process
 from nfw.cli.app import COMMANDS, call, colourful
 from nfw.cli.daemon import format_status
+from nfw.cli.logs import TYPES
 from nfw.control import ControlServer, Reply, Request
+from nfw.policy.model import LOG_EVENTS
 from nfw.policystore import Entry, PolicyStore
 from nfw.settings import PolicySource
 from nfw.supervisor import policy_source
@@ -648,3 +650,11 @@ def test_the_history_is_read_where_no_daemon_runs(nfw: Nfw, tmp_path: Path, monk
     assert [entry["number"] for entry in listed["entries"]] == [1]
     (tmp_path / "state" / "policies" / "entries" / "2.json").write_text("{")
     assert "entry 2 of the history is damaged" in nfw("policy", "history").err
+
+
+def test_a_type_nobody_writes_is_told(nfw: Nfw, tmp_path: Path) -> None:
+    (tmp_path / "eve.json").write_text("")
+    outcome = nfw("logs", "eve.json", "--type", "alrt", "--type", "tls")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == 'nfw: nfw writes no records of type "alrt"; did you mean "alert"?\n'
+    assert set(LOG_EVENTS) < set(TYPES)
