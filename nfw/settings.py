@@ -13,6 +13,7 @@ import msgpack
 DEFAULT_CONTROL = "/run/nfw/control.sock"
 DEFAULT_LOG = "/var/log/nfw/eve.json"
 DEFAULT_STATE = "/var/lib/nfw"
+POLICIES = "policies"  # the history's folder within
 DEFAULT_QUEUE_BASE = 5100
 QUEUE_SPAN = 64  # queues a generation may use; generations that live at the same time never share a span
 DEFAULT_LOG_BYTES = 256 << 20

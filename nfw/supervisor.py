@@ -37,6 +37,7 @@ from nfw.settings import (
     DEFAULT_CONTROL,
     DEFAULT_LOG,
     DEFAULT_QUEUE_BASE,
+    POLICIES,
     QUEUE_SPAN,
     GenerationReady,
     GenerationSettings,
@@ -54,7 +55,6 @@ OLD_FLOWS_PER_MESSAGE = 8000
 STATUS_SECONDS = 3.0
 COUNTS_SECONDS = 60.0  # between two looks at what the rules have counted; a leader that is killed takes as much along
 COUNTS_FILE = "rule-counts"
-POLICIES = "policies"
 RESTART_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)  # waits before the n-th start within a minute
 QUEUE_SPANS = 4  # current, coming and two that are still ending
 MONITOR = "monitor"  # value of nfw.policy.model.Mode

@@ -7,7 +7,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import NoReturn
 
@@ -24,7 +24,7 @@ COMMANDS = {
     "flows": ("nfw.cli.flows", "flows", "List, capture or flush the flows of the running firewall."),
     "logs": ("nfw.cli.logs", "logs", "Show the event log as lines for a person."),
     "doctor": ("nfw.cli.doctor", "doctor", "Check this machine, and say how to mend what is wrong."),
-    "rules": ("nfw.cli.rules", "rules", "Check rule files."),
+    "rules": ("nfw.cli.rules", "rules", "Check rule files, list keywords, show which rules were hit."),
     "explain": ("nfw.cli.explain", "explain", "Say what a policy does with a flow, and why."),
     "replay": ("nfw.cli.replay", "replay", "Run rules, or a policy, over a capture."),
     "tls": ("nfw.cli.tls", "tls", "Show which names TLS inspection does not suit."),
@@ -48,6 +48,25 @@ class Failure(Exception):  # noqa: N818 - what a command reports, not a fault of
 class NearestGroup(click.Group):
     """A group that answers an unknown subcommand with the nearest known one."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if any(error.option_name in each.opts for each in _options_within(self, ctx)):
+                place = f"{ctx.command_path} COMMAND {error.option_name}"
+                raise click.UsageError(f"{error.option_name} goes behind the command: {place}", ctx) from None
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The whole first sentence of each, where click cuts it."""
+        rows = []
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            assert command is not None
+            rows.append((name, command.get_short_help_str(limit=1000)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -56,8 +75,20 @@ class NearestGroup(click.Group):
             known = self.list_commands(ctx)
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(known)}"
+            if name in ("help", "version"):
+                hint = f'expected "{ctx.command_path if name == "help" else "nfw"} --{name}"'
             raise click.UsageError(f'no such command "{name}"; {hint}', ctx)
         return super().resolve_command(ctx, args)
+
+
+def _options_within(group: click.Group, ctx: click.Context) -> Iterator[click.Parameter]:
+    """Of every command below ``group``."""
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        if isinstance(command, click.Group):
+            yield from _options_within(command, ctx)
+        elif command is not None:
+            yield from command.params
 
 
 class LazyGroup(NearestGroup):

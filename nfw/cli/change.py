@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nfw.cli.app import Failure, emit, emit_json, tell
+from nfw.cli.columns import table
 from nfw.cli.options import control_option, json_option, policy_options, timeout_option
 from nfw.cli.problems import counted, tell_problems
-from nfw.control import ControlClient, Reply
+from nfw.control import ControlClient, NotRunningError, Reply
+from nfw.settings import DEFAULT_STATE, POLICIES
 
 if TYPE_CHECKING:
     from nfw.policy import Policy
@@ -217,21 +219,51 @@ def _answered(reply: Reply, as_json: bool, text: Any) -> int:
 @timeout_option(10.0)
 @json_option
 def history(control: str, timeout: float, as_json: bool) -> int:
-    """Show the policies that were applied, newest last: when, by whom, from which files, and what came of it."""
-    reply = ControlClient(control, timeout).request("history")
+    """Show the policies that were applied, newest last: when, by whom, from which files, and what came of it.
+
+    Where the firewall does not run, what it has kept is read from its state (NFW_STATE, else /var/lib/nfw).
+    """
+    data = _history(control, timeout)
+    if as_json:
+        emit_json(data)
+        return 0
+    for problem in data["problems"]:
+        tell(f"nfw: {problem}")
+    rows = [_row(entry, data["current"]) for entry in data["entries"]]
+    for line in table(("#", "when", "by", "policy", "digest", "result", "from"), rows):
+        emit(line)
+    return 0
+
+
+def _history(control: str, timeout: float) -> dict[str, Any]:
+    """As the daemon tells it; where none runs and the history is readable, what is kept of it."""
+    try:
+        reply = ControlClient(control, timeout).request("history")
+    except NotRunningError:
+        folder = os.environ.get("NFW_STATE") or DEFAULT_STATE
+        kept = _stored(Path(folder) / POLICIES)
+        if kept is None:
+            raise
+        tell(f"nfw: not running: this is what {folder} has kept")
+        return kept
     if not reply.ok:
         raise Failure(*(f"nfw: {line}" for line in reply.errors))
-    if as_json:
-        emit_json(reply.data)
-        return 0
-    for problem in reply.data["problems"]:
-        tell(f"nfw: {problem}")
-    rows = [_row(entry, reply.data["current"]) for entry in reply.data["entries"]]
-    rows.insert(0, ("", "when", "by", "policy", "digest", "result", "from"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    for row in rows:
-        emit("  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1]]).rstrip())
-    return 0
+    data: dict[str, Any] = reply.data
+    return data
+
+
+def _stored(directory: Path) -> dict[str, Any] | None:
+    """None where there is no history or it may not be read."""
+    from nfw.policystore import PolicyStore, StoreError
+
+    try:
+        listing = PolicyStore(directory).listing()
+    except StoreError:
+        return None
+    if not listing.entries and not listing.problems:
+        return None
+    entries = [entry.to_json() for entry in listing.entries]
+    return {"directory": str(directory), "current": 0, "entries": entries, "problems": list(listing.problems)}
 
 
 def _row(entry: Mapping[str, Any], current: int) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nfw.cli import columns
 from nfw.cli.app import Failure, NearestGroup, emit, emit_json, tell
 from nfw.cli.options import Decorated, control_option, json_option, timeout_option
 from nfw.control import ControlClient
@@ -261,9 +262,7 @@ _HEAD = (
 
 def table(records: Iterable[FlowRecord], generation: int) -> list[str]:
     """A line a flow under a heading. Out is towards the server; ``~``: counted by a worker, which may not see all."""
-    rows = [_HEAD, *(_row(record, generation) for record in records)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return columns.table(_HEAD, [_row(record, generation) for record in records])
 
 
 def _row(record: FlowRecord, generation: int) -> tuple[str, ...]:

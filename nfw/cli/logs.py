@@ -13,6 +13,7 @@ from nfw.control import ControlClient, ControlError
 from nfw.settings import DEFAULT_LOG
 
 POLL_SECONDS = 0.25
+TYPES = ("alert", "drop", "flow", "tls", "http", "dns", "stats", "netflow", "log_dropped")
 
 
 @click.command()
@@ -47,7 +48,11 @@ def logs(
     FILE is the log of the running firewall unless it is named. Filters apply to the last N records too.
     """
     from nfw import logview
+    from nfw.policy.errors import suggest
 
+    for kind in kinds:
+        if kind not in TYPES:  # a log of elsewhere may have others, so it is no error
+            tell(f'nfw: nfw writes no records of type "{kind}"; {suggest(kind, TYPES, nothing="known: {}")}')
     path = file or current_log(control)
     try:
         tail = logview.Tail(path, lines)

@@ -96,8 +96,10 @@ def convert(files: tuple[str, ...], form: str, output: str | None, map_file: str
     """Write the policy in FILE in the other form, so that it loads to an equal policy.
 
     What a form has no place for is kept beside it: AWS's names in keys of the YAML, this machine's settings and the
-    files of certificates in the template's Metadata. Paths are relative to the file given first, or to --output.
+    files of certificates in the template's Metadata. Description and Tags go from documents to a template; what is left
+    out is told. Paths are relative to the file given first, or to --output.
     """
+    from nfw.policy.aws.labels import lost
     from nfw.policy.aws.write import write_template
     from nfw.policy.dump import dump_policy
 
@@ -105,7 +107,7 @@ def convert(files: tuple[str, ...], form: str, output: str | None, map_file: str
     loaded = _load((first, *more), os.path.abspath(map_file) if map_file else None, name)
     if output is not None:
         loaded = dataclasses.replace(loaded, file=Path(os.path.abspath(output)))
-    tell_problems([(warning.level.value, str(warning)) for warning in loaded.warnings])
+    tell_problems([(warning.level.value, str(warning)) for warning in (*loaded.warnings, *lost(loaded, form))])
     text = write_template(loaded) if form == "aws" else dump_policy(loaded)
     if output is None:
         emit(text.rstrip("\n"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nfw.cli.app import Failure, NearestGroup, emit, emit_json, tell
+from nfw.cli.columns import table
 from nfw.cli.options import control_option, json_option, timeout_option
 from nfw.control import ControlClient
 
@@ -235,16 +236,7 @@ def _name(row: dict[str, Any]) -> str:
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     from nfw.logview import clean
 
-    cells = [head, *(tuple(clean(cell) for cell in row) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    numbers = {"HITS", "BYTES", "FLOWS"}
-    return [
-        "  ".join(
-            cell.rjust(width) if name in numbers else cell.ljust(width)
-            for name, cell, width in zip(head, row, widths, strict=True)
-        ).rstrip()
-        for row in cells
-    ]
+    return table(head, [tuple(map(clean, row)) for row in rows], numbers=frozenset({"HITS", "BYTES", "FLOWS"}))
 
 
 def _time(at: float) -> str:

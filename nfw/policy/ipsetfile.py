@@ -11,6 +11,8 @@ from nfw.policy.values import parse_address_item
 from nfw.policy.yamlpos import Mapping, Node, Scalar, Sequence, decode_utf8
 
 MAX_IP_SET_BYTES = 64 << 20  # AWS's million of blocks
+# What a set stands for of which an error was told: the rules that name it are not wrong, too. No such policy loads.
+UNREAD = ("any",)
 
 
 def read_ip_set(path: Path, place: Node | None, problems: Problems) -> tuple[str, ...]:

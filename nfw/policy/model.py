@@ -453,6 +453,16 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Label:
+    """What an AWS document says of its resource beside what it does, by field, and where."""
+
+    values: Mapping[str, object] = field(compare=False)
+    file: str = field(default="", compare=False)
+    line: int = field(default=0, compare=False)
+    column: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Everything one generation runs by."""
 
@@ -471,6 +481,7 @@ class Policy:
     log: Log = Log()
     arn: str = ""
     warnings: tuple[PolicyError, ...] = field(default=(), compare=False)
+    labels: Mapping[tuple[str, str], Label] = field(default_factory=dict, compare=False)  # nfw.policy.aws.labels
 
     @property
     def inspected_inbound(self) -> tuple[InboundTls, ...]:

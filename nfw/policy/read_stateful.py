@@ -20,7 +20,7 @@ from nfw.policy.domains import domain_rules, duplicate_target, parse_target
 from nfw.policy.errors import PolicyError, Problems, shorten, suggest
 from nfw.policy.fields import Section, describe, open_section
 from nfw.policy.files import list_reader, read_bounded
-from nfw.policy.ipsetfile import read_ip_set
+from nfw.policy.ipsetfile import UNREAD, read_ip_set
 from nfw.policy.jsonpos import JSON, string_places
 from nfw.policy.model import (
     DomainAction,
@@ -361,13 +361,13 @@ def _read_references(section: Section, base: Path, problems: Problems) -> dict[s
             if "networks" in entry:
                 entry.error(entry.key("file"), "expected either networks or a file that holds them, not both")
             name = entry.text("file", "a file name")
-            networks = read_ip_set(base / name, entry.get("file"), problems)
+            networks = read_ip_set(base / name, entry.get("file"), problems) or UNREAD
             arn = entry.text("arn", "a text", default=f"file:{name}")
             found[key.text] = IpSetReference(arn, networks, base / name)
             continue
         entry.require("arn", "the ARN of the set")
         entry.require("networks", "a list such as [198.51.100.0/24], or file")
-        networks = entry.values("networks", "[198.51.100.0/24]", parse_address_item)
+        networks = entry.values("networks", "[198.51.100.0/24]", parse_address_item) or UNREAD
         found[key.text] = IpSetReference(entry.text("arn", "a text"), networks)
     return found
 

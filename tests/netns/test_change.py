@@ -222,7 +222,7 @@ def test_rollback(firewall: Firewall) -> None:
     assert (out / str(firewall.dir / "change.rules").lstrip("/")).read_text() == BLOCKED
     assert firewall.cli("policy", "show", "99", check=False).stderr.startswith("nfw: no entry 99 in the history; ")
     table = firewall.cli("policy", "history").stdout.splitlines()
-    assert [line.split()[0] for line in table] == ["when", "1", "2", "3", "4", "5", "6", "*7"]
+    assert [line.split()[0] for line in table] == ["#", "1", "2", "3", "4", "5", "6", "*7"]
     assert " root " in table[1]
     assert firewall.dir.joinpath("state/policies").stat().st_mode & 0o077 == 0
     assert all(found.stat().st_mode & 0o077 == 0 for found in firewall.dir.joinpath("state/policies").rglob("*"))

@@ -142,7 +142,7 @@ def test_after_a_retry() -> None:
     ("datagram", "events"),
     [
         (seal(crypto(client_hello()))[:-1], [["error_on_header"]]),
-        (seal(crypto(client_hello()))[:-1] + b"\xff", [["error_on_decrypt"]]),
+        (seal(crypto(client_hello()))[:-1] + b"\xff", [["failed_decrypt"]]),
         (b"\xc0\0\0\0\1\xff", [["error_on_header"]]),
         (b"\xc0\0\0\0\1", [["error_on_header"]]),
         (b"\xc0", [["error_on_header"]]),

@@ -21,9 +21,11 @@ from engines.tls.bypass import Exemption
 from engines.tls.scope import TlsScope
 from nfw import ca
 from nfw.policy import Policy, dump_policy, load_policy, model
+from nfw.policy.aws.labels import lost
 from nfw.policy.aws.write import write_template
 from nfw.policy.loader import load_policy_text
 from nfw.policy.model import PolicyError, RuleOrder
+from tests.unit import awskit
 from tests.unit.awskit import NOW, golden_folder, meaning
 from tests.unit.test_geoip import database
 
@@ -445,3 +447,38 @@ def test_output_elsewhere_names_the_same_files(folder: Path, tmp_path: Path) -> 
 
     elsewhere = write_template(replace(policy, file=tmp_path / "x.template"))
     assert f'"file": "{os.fspath(folder)}/one.rules"' in elsewhere
+
+
+def test_what_documents_say_beside_stays_or_is_told(tmp_path: Path) -> None:
+    key = {"Type": "CUSTOMER_KMS", "KeyId": "arn:aws:kms:us-east-1:123456789012:key/1"}
+    said = {"Description": "the web", "Tags": [{"Key": "team", "Value": "net"}]}
+    web = awskit.group("web", awskit.stateful("pass tcp any any -> any 443 (sid:1;)"))
+    web["RuleGroupResponse"] |= {**said, "EncryptionConfiguration": key}
+    policy = awskit.policy(groups=("web",))
+    policy["FirewallPolicyResponse"] = {
+        **policy.get("FirewallPolicyResponse", {"FirewallPolicyName": "p"}),
+        "Description": "egress",
+        "Tags": [],
+        "EncryptionConfiguration": {"Type": "AWS_OWNED_KMS_KEY", "KeyId": "AWS_OWNED_KMS_KEY"},
+    }
+    loaded = awskit.load(tmp_path, policy, web)
+    resources = json.loads(write_template(loaded))["Resources"].values()
+    (group,) = (one["Properties"] for one in resources if one["Type"].endswith("RuleGroup"))
+    assert {key: group[key] for key in said} == said
+    (whole,) = (one["Properties"] for one in resources if one["Type"].endswith("FirewallPolicy"))
+    assert whole["Description"] == "egress"
+    assert "Tags" not in whole
+    assert [str(one).partition(": ")[2] for one in lost(loaded, "aws")] == [
+        "EncryptionConfiguration of the rule group web left out: a template has no field for it"
+    ]
+    told = [str(one) for one in lost(loaded, "yaml")]
+    assert len(told) == 2
+    assert "Description and Tags and EncryptionConfiguration of the rule group web left out" in told[1]
+    again = from_aws(write_template(loaded), tmp_path)  # the template has them, and gives them again
+    assert {key: again.labels["STATEFUL", "web"].values[key] for key in said} == said
+
+
+def test_labels_that_cannot_be_computed_are_no_error(tmp_path: Path) -> None:
+    template = json.loads(write_template(from_yaml("name: p\n", tmp_path)))
+    template["Resources"]["Policy"]["Properties"]["Description"] = {"Fn::ImportValue": "nobody-knows"}
+    assert from_aws(json.dumps(template), tmp_path).labels == {}

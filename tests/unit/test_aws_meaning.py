@@ -11,7 +11,7 @@ from engines.stateful.signature import Action
 from engines.stateless.rule import StatelessAction
 from nfw.policy.compile import compile_policy
 from nfw.policy.domains import domain_rules
-from nfw.policy.errors import Level
+from nfw.policy.errors import Level, PolicyErrors
 from nfw.policy.model import DomainAction, DomainList, DomainType, RuleOrder
 from tests.unit.awskit import ARN, counting, group, load, policy, refusal, stateful, stateless, stateless_rule
 
@@ -211,6 +211,17 @@ def test_ip_set_references(tmp_path: Path) -> None:
     )
     loaded = load(tmp_path, policy(groups=("g",)), group("g", body), known=f"ip_sets: {{'{arn}': [203.0.113.0/24]}}")
     assert covered(loaded, 1) == ([OUTSIDE], [INSIDE, OUTSIDE])
+
+
+def test_a_set_that_is_not_there_is_one_error(tmp_path: Path) -> None:
+    body = stateful(
+        "drop ip @PARTNERS any -> any any (sid:1;)",
+        ReferenceSets={"IPSetReferences": {"PARTNERS": {"ReferenceArn": PREFIX_LIST}}},
+    )
+    for known in (None, f"ip_sets: {{'{PREFIX_LIST}': absent.txt}}"):
+        with pytest.raises(PolicyErrors) as caught:
+            load(tmp_path, policy(groups=("g",)), group("g", body), known=known)
+        assert len(caught.value.errors) == 1, caught.value.errors
 
 
 PREFIX_LIST = "arn:aws:ec2:us-east-1:123456789012:prefix-list/pl-1"

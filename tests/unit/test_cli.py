@@ -16,8 +16,10 @@ import pytest
 from nfw import hostnet, process
 from nfw.cli.app import COMMANDS, call, colourful
 from nfw.cli.daemon import format_status
+from nfw.cli.logs import TYPES
 from nfw.control import ControlServer, Reply, Request
-from nfw.policystore import PolicyStore
+from nfw.policy.model import LOG_EVENTS
+from nfw.policystore import Entry, PolicyStore
 from nfw.settings import PolicySource
 from nfw.supervisor import policy_source
 from tests.unit import awskit
@@ -605,3 +607,54 @@ def test_ca(nfw: Nfw, tmp_path: Path) -> None:
     assert nfw("ca", "export", "ca/ca.pem", "--format", "der", "--out", "ca.der").code == 0
     assert (tmp_path / "ca.der").read_bytes()[0] == 0x30
     assert nfw("ca", "export", "ca/ca.key").code == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("--json status", "--json goes behind the command: nfw COMMAND --json"),
+        ("policy --fail-on error check x", "--fail-on goes behind the command: nfw policy COMMAND --fail-on"),
+        ("help", 'expected "nfw --help"'),
+        ("policy help", 'expected "nfw policy --help"'),
+        ("version", 'expected "nfw --version"'),
+        ("--bogus", "No such option '--bogus'"),
+    ],
+)
+def test_what_stands_in_the_wrong_place_is_told_where_to_go(nfw: Nfw, line: str, hint: str) -> None:
+    outcome = nfw(*line.split())
+    assert (outcome.code, outcome.out) == (2, "")
+    assert hint in outcome.err
+
+
+def test_summaries_in_help_are_whole(nfw: Nfw) -> None:
+    assert "..." not in nfw("policy", "--help").out.partition("Commands:")[2]
+
+
+def test_a_folder_without_documents_is_named_once(nfw: Nfw, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "empty: no document in this folder;" in nfw("policy", "check", "empty").err
+
+
+def test_the_history_is_read_where_no_daemon_runs(nfw: Nfw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NFW_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("NFW_CONTROL", str(tmp_path / "absent"))
+    assert nfw("policy", "history").code == 1  # nothing is kept
+    store = PolicyStore(tmp_path / "state" / "policies")
+    store.prepare()
+    store.write(Entry(1, 1000.0, 0, "start", PolicySource("/etc/nfw/policy.yaml", files={}), name="first"))
+    outcome = nfw("policy", "history")
+    assert outcome.code == 0
+    assert "first" in outcome.out
+    assert f"not running: this is what {tmp_path / 'state'} has kept" in outcome.err
+    listed = json.loads(nfw("policy", "history", "--json").out)
+    assert [entry["number"] for entry in listed["entries"]] == [1]
+    (tmp_path / "state" / "policies" / "entries" / "2.json").write_text("{")
+    assert "entry 2 of the history is damaged" in nfw("policy", "history").err
+
+
+def test_a_type_nobody_writes_is_told(nfw: Nfw, tmp_path: Path) -> None:
+    (tmp_path / "eve.json").write_text("")
+    outcome = nfw("logs", "eve.json", "--type", "alrt", "--type", "tls")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == 'nfw: nfw writes no records of type "alrt"; did you mean "alert"?\n'
+    assert set(LOG_EVENTS) < set(TYPES)

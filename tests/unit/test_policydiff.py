@@ -194,7 +194,7 @@ def test_every_field_of_a_policy_is_compared() -> None:
     said = {name.partition(".")[2].partition(".")[0] for name in _tls(Tls(_CA, ())) if name.startswith("tls.")}
     assert {field.name for field in dataclasses.fields(Tls)} - said == {"arn", "scope_trust"}  # said with the scopes
     flat = {name.partition(".")[0] for name in _flat(Policy("p", Path("p.yaml")))}
-    assert {field.name for field in dataclasses.fields(Policy)} - flat == {"name", "file", "arn", "warnings"}
+    assert {field.name for field in dataclasses.fields(Policy)} - flat == {"name", "file", "arn", "warnings", "labels"}
     stateful = {name.partition(".")[2] for name in _flat(Policy("p", Path("p.yaml"))) if name.startswith("stateful.")}
     assert {field.name for field in dataclasses.fields(Stateful)} - stateful == {"sources", "groups", "signatures"}
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 
+from engines.decode import anomalies
 from engines.packet import decode
+from engines.stateful import app
+from engines.stateful.keywords.eventnames import APP_EVENTS, DECODE_EVENTS, STREAM_EVENTS
 from engines.stateful.keywords.packetevents import internet_checksum
 from engines.stateful.ruleset import compile_ruleset
 from engines.stateful.signature import RuleType
 from engines.verdict import Direction
+from engines.watch import session
 from tests.unit.rulekit import parse, refusal, rule
 
 
@@ -38,6 +45,7 @@ def holds(options: str, view: Any, header: str = "alert ip any any -> any any") 
         ("stream-event:pkt_invalid_ack", "stream.pkt_invalid_ack"),
         ("engine-event:stream.pkt_invalid_ack", "stream.pkt_invalid_ack"),
         ("engine-event:decoder.ipv4.trunc_pkt", "decoder.ipv4.trunc_pkt"),
+        ("decode-event:too_many_layers", "decoder.too_many_layers"),
     ],
 )
 def test_events(option: str, event: str) -> None:
@@ -54,6 +62,51 @@ def test_events(option: str, event: str) -> None:
 )
 def test_event_names_have_a_form(option: str) -> None:
     assert "expected" in refusal(f"{option};")
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("stream-event:pkt_invalid_akc", "did you mean pkt_invalid_ack?"),
+        ("decode-event:ipv4.trunk_pkt", "did you mean ipv4.trunc_pkt?"),
+        ("engine-event:stream.pkt_brokenack", "did you mean pkt_broken_ack?"),
+        ("app-layer-event:http.missing_host", "did you mean http.missing_host_header?"),
+        ("app-layer-event:http1.missing_host", "did you mean http1.missing_host_header?"),
+        ("app-layer-event:tls.xyz", "there is no event 'tls.xyz'"),
+        ("app-layer-event:applayer_unexpected_proto", "did you mean applayer_unexpected_protocol?"),
+    ],
+)
+def test_unknown_events_are_refused(option: str, hint: str) -> None:
+    assert hint in refusal(f"{option};")
+
+
+@pytest.mark.parametrize("option", ["decode-event:sll2.x", "app-layer-event:nfs.x"])
+def test_where_no_event_is_known_any_name_loads(option: str) -> None:
+    assert rule(
+        f"{option};", "alert pkthdr any any -> any any" if "decode" in option else "alert tcp any any -> any any"
+    )
+
+
+def test_what_parsers_report_can_be_asked_for() -> None:
+    """A name that a parser spells unlike the table could be in no rule."""
+    modules = {"bodies": "http", "http1": "http", "http_transaction": "http", "multipart": "http", "mime": "smtp"}
+    seen = 0
+    for path in sorted(Path(app.__file__).parent.glob("*.py")):
+        proto = modules.get(path.stem, path.stem)
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(("_event", ".event", "events.append")):
+                constants = (one for one in ast.walk(call.args[-1]) if isinstance(one, ast.Constant) and one.value)
+                for each in constants:
+                    if isinstance(each.value, str) and not isinstance(call.args[-1], ast.JoinedStr):
+                        assert each.value in APP_EVENTS[proto], f"{path.name}:{each.lineno}"
+                        seen += 1
+    assert seen > 60
+    for path in (Path(anomalies.__file__), Path(session.__file__)):
+        for name in re.findall(r'found\["([a-z0-9_.]+)"\]', path.read_text()):
+            decoder, _, event = name.partition(".")
+            assert event in DECODE_EVENTS[decoder], name
+        for name in re.findall(r'(?:_odd|_events\.append)\("([a-z0-9_]+)"\)', path.read_text()):
+            assert name in STREAM_EVENTS
 
 
 PACKETS = {

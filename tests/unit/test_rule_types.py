@@ -66,7 +66,7 @@ from tests.unit.rulekit import parse, rule
         ("tcp any any -> any any", 'http.uri; content:"a"; pkt_data; content:"b";', RuleType.APP_TX),
         ("tcp any any -> any any", 'file_data; content:"a";', RuleType.APP_TX),
         ("tcp any any -> any any", "ssl_version:tls1.2;", RuleType.APP_TX),
-        ("ip any any -> any any", "app-layer-event:http.x;", RuleType.APP_TX),
+        ("ip any any -> any any", "app-layer-event:http.missing_host_header;", RuleType.APP_TX),
     ],
 )
 def test_rule_type(header: str, options: str, expected: RuleType) -> None:

@@ -132,7 +132,7 @@ class QuicParser(BaseParser):
             return rest
         payload = self._open(direction, version, dcid, packet, number_at)
         if payload is None:
-            self._event(direction, version, "error_on_decrypt")
+            self._event(direction, version, "failed_decrypt")
             return rest
         self._frames(direction, side, version, payload)
         return rest

@@ -22,7 +22,9 @@ from engines.stateful.keywords.base import Keyword, KeywordError, Kind, int_test
 from engines.stateful.keywords.buffers import BUFFERS
 from engines.stateful.keywords.content import parse_pattern
 from engines.stateful.keywords.draft import ContentDraft, RuleDraft
+from engines.stateful.keywords.eventnames import APP_EVENTS, DETECTION_EVENTS
 from engines.stateful.keywords.integers import number
+from engines.stateful.keywords.packetevents import known_event
 from engines.stateful.match import IntegerValue, OneOf, StepMatcher
 from engines.stateful.signature import AppProtocolTest
 
@@ -57,11 +59,13 @@ def _app_layer_event(draft: RuleDraft, value: str | None) -> None:
     proto, dot, event = text.partition(".")
     if text.startswith("applayer_"):  # of protocol detection itself, not of a protocol
         proto, event = "applayer", text
+        known_event("app-layer-event", text, DETECTION_EVENTS)
     elif not dot or not event:
         raise KeywordError(f"app-layer-event: expected protocol.event, found {text!r}")
     elif proto not in APP_PROTOCOLS:
         raise KeywordError(f"app-layer-event: protocol {proto!r} is not known{nearest(proto, APP_PROTOCOLS)}")
     else:
+        known_event("app-layer-event", event, APP_EVENTS.get("http" if proto == "http1" else proto), f"{proto}.")
         draft.require_app("app-layer-event", _same(proto))
     draft.app_events.append((proto, event))
 

@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from engines.nearest import nearest_word
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, required, unquote
 from engines.stateful.keywords.draft import RuleDraft
+from engines.stateful.keywords.eventnames import DECODE_EVENTS, STREAM_EVENTS, WITHOUT_DECODER
 from engines.stateful.signature import PacketView
 
 _DECODERS = {
@@ -23,6 +25,15 @@ _EVENT = re.compile(r"[a-z0-9_]+$")
 _PAGE = "header-keywords.html"
 
 
+def known_event(keyword: str, event: str, known: tuple[str, ...] | None, prefix: str = "") -> None:
+    """Raises :class:`KeywordError` where ``event`` is none of ``known``; None: nothing is known of them."""
+    if known is None or event in known:
+        return
+    near = nearest_word(event, known)
+    hint = f" (did you mean {prefix}{near}?)" if near else ""
+    raise KeywordError(f"{keyword}: there is no event {prefix + event!r}{hint}")
+
+
 def _has(draft: RuleDraft, keyword: str, event: str) -> None:
     draft.packet_events.append(event)
     draft.packet(keyword, lambda view: event in view.events)
@@ -31,8 +42,12 @@ def _has(draft: RuleDraft, keyword: str, event: str) -> None:
 def _decode_event(draft: RuleDraft, value: str | None) -> None:
     text = unquote(required(value, "decoder.event like ipv4.trunc_pkt"))
     decoder, _, event = text.partition(".")
+    if text in WITHOUT_DECODER:
+        _has(draft, "decode-event", f"decoder.{text}")
+        return
     if decoder not in _DECODERS or not _EVENT.match(event):
         raise KeywordError(f"decode-event: expected decoder.event like ipv4.trunc_pkt, found {text!r}")
+    known_event("decode-event", event, DECODE_EVENTS.get(decoder), f"{decoder}.")
     _has(draft, "decode-event", f"decoder.{text}")
 
 
@@ -40,6 +55,7 @@ def _stream_event(draft: RuleDraft, value: str | None) -> None:
     text = unquote(required(value, "an event like pkt_invalid_ack"))
     if not _EVENT.match(text):
         raise KeywordError(f"stream-event: expected a name like pkt_invalid_ack, found {text!r}")
+    known_event("stream-event", text, STREAM_EVENTS)
     draft.in_captures("on the packet path a segment with a stream-event is dropped and logged by itself")
     _has(draft, "stream-event", f"stream.{text}")
 

@@ -12,12 +12,24 @@ AWS::NetworkFirewall::RuleGroup, ::FirewallPolicy, ::TLSInspectionConfiguration,
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import itertools
 import re
 from dataclasses import dataclass, field
 
-from nfw.policy.aws.documents import FIREWALL, LOGGING, POLICY, RULE_GROUP, TLS, Document, Loaded, entry, text_of
+from nfw.policy.aws.documents import (
+    FIREWALL,
+    LABELS,
+    LOGGING,
+    POLICY,
+    RULE_GROUP,
+    TLS,
+    Document,
+    Loaded,
+    entry,
+    text_of,
+)
 from nfw.policy.errors import Problems, shorten, suggest
 from nfw.policy.yamlpos import MAX_BYTES, MAX_NODES, Mapping, Node, Scalar, Sequence
 
@@ -168,9 +180,25 @@ def _add(key: Scalar, value: Node, type_name: str, loaded: Loaded, template: _Te
             group_type=text_of(entry(resolved, "Type")),
             capacity=entry(resolved, "Capacity"),
             own=entry(entry(value, "Metadata"), "nfw"),
+            labels=_labels(properties, template) if kind not in _NEEDED else {},
             firewall=text_of(entry(resolved, "FirewallArn") or entry(resolved, name_key)) if kind == LOGGING else "",
         )
     )
+
+
+def _labels(properties: Mapping, template: _Template) -> dict[str, Node]:
+    """Those that can be computed: what cannot, changes no verdict."""
+    told, found = template.problems, {}
+    for key, value in properties.entries:
+        if key.text not in LABELS:
+            continue
+        template.problems = Problems(told.file)
+        with contextlib.suppress(_GoneError):
+            resolved = _resolve(value, template, key.text)
+            if not template.problems.errors:
+                found[key.text] = resolved
+    template.problems = told
+    return found
 
 
 def _named(node: Node | None) -> dict[str, Node]:

@@ -44,6 +44,8 @@ _SHAPES: dict[str, tuple[str, str, frozenset[str], str]] = {
     FIREWALL: ("Firewall", "FirewallStatus", frozenset({"FirewallPolicyArn", "SubnetMappings"}), "Firewall"),
 }
 NEXT_GENERATION = ("FirewallPolicyV2", "FirewallRuleGroup", "IpsRuleGroup", "FirewallRuleGroupEntries")
+# What is said of a resource and changes no verdict; nfw.policy.aws.labels.
+LABELS = ("Description", "Tags", "EncryptionConfiguration")
 # What else stands beside a body: in output of describe, and in input of create and update.
 _BESIDE = (
     "UpdateToken",
@@ -78,6 +80,7 @@ class Document:
     group_type: str = ""
     capacity: Node | None = None
     own: Node | None = None
+    labels: dict[str, Node] = field(default_factory=dict)  # of LABELS, those that are there
     firewall: str = ""  # of a LoggingConfiguration: the ARN, name or logical id of its firewall
 
     def is_named(self, reference: str) -> bool:
@@ -115,7 +118,8 @@ def expand(paths: Iterable[Path], problems: Problems, map_file: Path | None) -> 
         if map_file is not None:
             inside = [entry for entry in inside if entry.resolve() != map_file.resolve()]
         if not inside:
-            problems.error(None, f"{path}: no document in this folder; expected files named {', '.join(SUFFIXES)}")
+            where = "this folder" if str(path) == problems.file else f"{path}/"
+            problems.error(None, f"no document in {where}; expected files named {', '.join(SUFFIXES)}")
         if len(inside) > MAX_FILES:
             problems.error(None, f"{path}: {len(inside)} files in this folder; the limit is {MAX_FILES}")
         found += inside[:MAX_FILES]
@@ -242,6 +246,11 @@ def _document(kind: str, root: Mapping, loaded: Loaded) -> Document:
         text=loaded.text,
         group_type=text_of(entry(beside, "Type")) or text_of(entry(root, "Type")),
         capacity=entry(beside, "Capacity") or entry(root, "Capacity"),
+        labels={
+            key: node
+            for key in LABELS
+            if body is not root and (node := entry(beside, key) or entry(root, key)) is not None
+        },
         firewall=(arn or name) if kind == LOGGING else "",
     )
 

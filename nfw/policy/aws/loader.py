@@ -22,6 +22,7 @@ from nfw.policy.aws.documents import (
     text_of,
 )
 from nfw.policy.aws.firewall_policy import PolicyReader, read_logging
+from nfw.policy.aws.labels import labels_of
 from nfw.policy.aws.mapfile import MapFile, read_map, read_map_file
 from nfw.policy.aws.rule_group import ORDER_NAMES, group_order, is_stateless
 from nfw.policy.errors import Problems, suggest
@@ -77,6 +78,7 @@ def load_documents(
             inbound=parts.inbound,
             stateful=parts.stateful,
             arn=parts.arn,
+            labels=labels_of(documents),
         )
         scopes = len(parts.tls.scopes) if parts.tls is not None else 0
         for node, number, _ in settings.scope_trust:

@@ -20,6 +20,7 @@ from nfw.policy.capacity import MAX_CAPACITY
 from nfw.policy.domains import domain_rules, duplicate_target, parse_target
 from nfw.policy.errors import shorten
 from nfw.policy.fields import describe
+from nfw.policy.ipsetfile import UNREAD
 from nfw.policy.model import (
     DomainAction,
     DomainList,
@@ -806,7 +807,6 @@ def _read_references(group: Fields, known: MapFile, own: Own) -> dict[str, IpSet
                 f"ip_sets: {{{arn}: [198.51.100.0/24]}}",
                 code="missing-reference",
             )
-            continue
         file = known.ip_set_files.get(arn) if name.text not in own.ip_sets else None
-        found[name.text] = IpSetReference(arn, networks, file)
+        found[name.text] = IpSetReference(arn, networks or UNREAD, file)
     return found

@@ -18,6 +18,8 @@ from engines.stateful.parser import RuleSyntaxError, split_header, split_options
 from engines.stateless.rule import StatelessAction, StatelessRule
 from engines.tls.bypass import Proof
 from engines.tls.scope import TlsScope
+from nfw.policy.aws.documents import POLICY, TLS
+from nfw.policy.aws.labels import label
 from nfw.policy.aws.mapfile import SKIP
 from nfw.policy.aws.metadata import LOCAL_CERTIFICATE
 from nfw.policy.aws.rule_group import DIRECTIONS, GENERATED, ORDER_NAMES, PROTOCOLS, STATELESS_ACTIONS, TARGET_TYPES
@@ -102,7 +104,7 @@ class _Writer:
                 body["EnableTLSSessionHolding"] = True
         name, own = self._name("FirewallPolicy", policy.name, policy.arn)
         body = {key: value for key, value in body.items() if value != []}
-        properties = {"FirewallPolicyName": name, "FirewallPolicy": body}
+        properties = {"FirewallPolicyName": name, "FirewallPolicy": body, **label(policy, POLICY, policy.name)}
         self._resource("Policy", "AWS::NetworkFirewall::FirewallPolicy", properties, own)
         settings = self._settings()
         if settings:
@@ -153,6 +155,7 @@ class _Writer:
             "Type": kind,
             "Capacity": max(1, units) if capacity is None else capacity,
             "RuleGroup": body,
+            **label(self.policy, kind, name),
         }
         wanted = f"{kind.title()}{valid.title()}"
         return self._resource(wanted, "AWS::NetworkFirewall::RuleGroup", properties, remembered)
@@ -305,6 +308,7 @@ class _Writer:
         properties = {
             "TLSInspectionConfigurationName": name,
             "TLSInspectionConfiguration": {"ServerCertificateConfigurations": configurations},
+            **label(policy, TLS, name),
         }
         own["exact_scopes"] = True
         return self._resource("Tls", "AWS::NetworkFirewall::TLSInspectionConfiguration", properties, own)
