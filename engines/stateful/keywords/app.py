@@ -59,13 +59,13 @@ def _app_layer_event(draft: RuleDraft, value: str | None) -> None:
     proto, dot, event = text.partition(".")
     if text.startswith("applayer_"):  # of protocol detection itself, not of a protocol
         proto, event = "applayer", text
-        known_event("app-layer-event", text, DETECTION_EVENTS)
+        known_event(draft, "app-layer-event", text, DETECTION_EVENTS)
     elif not dot or not event:
         raise KeywordError(f"app-layer-event: expected protocol.event, found {text!r}")
     elif proto not in APP_PROTOCOLS:
         raise KeywordError(f"app-layer-event: protocol {proto!r} is not known{nearest(proto, APP_PROTOCOLS)}")
     else:
-        known_event("app-layer-event", event, APP_EVENTS.get("http" if proto == "http1" else proto), f"{proto}.")
+        known_event(draft, "app-layer-event", event, APP_EVENTS.get("http" if proto == "http1" else proto), f"{proto}.")
         draft.require_app("app-layer-event", _same(proto))
     draft.app_events.append((proto, event))
 

@@ -25,13 +25,14 @@ _EVENT = re.compile(r"[a-z0-9_]+$")
 _PAGE = "header-keywords.html"
 
 
-def known_event(keyword: str, event: str, known: tuple[str, ...] | None, prefix: str = "") -> None:
-    """Raises :class:`KeywordError` where ``event`` is none of ``known``; None: nothing is known of them."""
+def known_event(draft: RuleDraft, keyword: str, event: str, known: tuple[str, ...] | None, prefix: str = "") -> None:
+    """Warns where ``event`` is none of ``known``; None: nothing is known of them. Suricata refuses such a rule, but its
+    names change with its versions."""
     if known is None or event in known:
         return
     near = nearest_word(event, known)
     hint = f" (did you mean {prefix}{near}?)" if near else ""
-    raise KeywordError(f"{keyword}: there is no event {prefix + event!r}{hint}")
+    draft.warnings.append(f"{keyword}: there is no event {prefix + event!r}{hint}, so the rule never matches")
 
 
 def _has(draft: RuleDraft, keyword: str, event: str) -> None:
@@ -47,7 +48,7 @@ def _decode_event(draft: RuleDraft, value: str | None) -> None:
         return
     if decoder not in _DECODERS or not _EVENT.match(event):
         raise KeywordError(f"decode-event: expected decoder.event like ipv4.trunc_pkt, found {text!r}")
-    known_event("decode-event", event, DECODE_EVENTS.get(decoder), f"{decoder}.")
+    known_event(draft, "decode-event", event, DECODE_EVENTS.get(decoder), f"{decoder}.")
     _has(draft, "decode-event", f"decoder.{text}")
 
 
@@ -55,7 +56,7 @@ def _stream_event(draft: RuleDraft, value: str | None) -> None:
     text = unquote(required(value, "an event like pkt_invalid_ack"))
     if not _EVENT.match(text):
         raise KeywordError(f"stream-event: expected a name like pkt_invalid_ack, found {text!r}")
-    known_event("stream-event", text, STREAM_EVENTS)
+    known_event(draft, "stream-event", text, STREAM_EVENTS)
     draft.in_captures("on the packet path a segment with a stream-event is dropped and logged by itself")
     _has(draft, "stream-event", f"stream.{text}")
 
