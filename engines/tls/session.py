@@ -107,6 +107,10 @@ _RETRY_REQUEST = hashlib.sha256(b"HelloRetryRequest").digest()  # RFC 8446 4.1.3
 
 _TO_SERVER, _TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
+# What OpenSSL says of a server's certificates before it verifies them: they do not parse, are more than 100 KB, may not
+# sign a handshake (RFC 8422 5.3), or are not what the handshake was signed with.
+_CERTIFICATE_FAULTS = frozenset(("ASN1 lib", "excessive message size", "bad ecc cert", "bad signature"))
+
 # Alerts a server that wants a client certificate sends when it gets none (RFC 8446 6.2, RFC 5246 7.4.6).
 _NO_CERTIFICATE_ALERTS = frozenset(
     (
@@ -879,7 +883,8 @@ class Session:
             return Refusal(
                 Status.PROTOCOL, "mtls_required", f"the server requires a client certificate: {error.detail}"
             )
-        return Refusal(Status.PROTOCOL, "upstream_handshake", f"handshake with the server failed: {error.detail}")
+        status = Status.INVALID if error.detail in _CERTIFICATE_FAULTS else Status.PROTOCOL
+        return Refusal(status, "upstream_handshake", f"handshake with the server failed: {error.detail}")
 
     def _broken(self, error: TlsError, direction: Direction) -> None:
         """The half that receives ``direction`` failed while relaying: the other side is cut, not closed."""

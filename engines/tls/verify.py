@@ -46,6 +46,7 @@ _PRESENTED_MAX = 24  # certificates of a server's message the second path check 
 _MIN_RSA_BITS = 2048
 _MIN_EC_BITS = 224  # 112 bits of strength, as OpenSSL's level 2
 _USUAL_EXPONENT = 65537
+_SERIAL_BITS_MAX = 8 * 20 - 1  # RFC 5280 4.1.2.2: 20 bytes, of a number that is not negative
 _LONG_LIFE_DAYS = 398  # of a leaf's life
 _WEAK_HASHES = frozenset(("md5", "sha1"))
 _SUBJECT_MAX = 200  # characters of a peer-chosen name that go into a reason
@@ -113,6 +114,7 @@ class ServerCertificate:
     weak_signature: str | None = None
     remarks: tuple[str, ...] = ()
     constraints: int = 0  # names it permits or excludes below it
+    serial_bits: int = 0
     certificate: x509.Certificate | None = field(default=None, repr=False, compare=False)
     der: bytes = field(default=b"", repr=False)
 
@@ -464,6 +466,10 @@ class UpstreamVerifier:
             # Nobody verifies what an anchor says of itself.
             if certificate.weak_signature is not None and (certificate is not anchor or certificate is leaf):
                 yield Refusal(Status.WEAK, "weak_signature", f"{certificate.subject}: {certificate.weak_signature}")
+        for certificate in certificates[: len(certificates) - 1 or 1]:
+            if certificate.serial_bits > _SERIAL_BITS_MAX:
+                detail = f"{certificate.subject}: a serial number of more than 20 bytes"
+                yield Refusal(Status.INVALID, "serial_number", detail)
         comparisons = len(leaf.dns_names) * sum(one.constraints for one in certificates)
         if comparisons > _COMPARISONS_MAX:
             detail = (
@@ -575,6 +581,7 @@ def certificate_facts(certificate: x509.Certificate) -> ServerCertificate:
         weak_signature=_weak_signature(certificate),
         remarks=_remarks(certificate),
         constraints=_constraints(certificate),
+        serial_bits=certificate.serial_number.bit_length(),
         certificate=certificate,
         der=der,
     )

@@ -71,6 +71,8 @@ def _table(results: list[Result]) -> None:
             mark = {"passed": "pass", "failed": "FAIL", "unrunnable": "n/a"}[one.outcome]
             print(f"  {mark:4} {one.case.identifier:4} {one.case.title}"[:_WIDTH])
             print(f"            expected: {one.case.expected}")
+            if one.directly:
+                print(f"            directly: {one.directly}")
             print(f"            seen:     {one.seen}")
 
 
@@ -80,7 +82,9 @@ def _record(one: Result) -> dict[str, object]:
         "group": one.case.group,
         "title": one.case.title,
         "expected": one.case.expected,
+        "directly": one.directly,
         "seen": one.seen,
+        "clients": one.kinds,
         "outcome": one.outcome,
         "seconds": round(one.seconds, 2),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import copy
 import itertools
 import json
 import os
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cryptography import x509
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL, crypto
 
@@ -25,7 +28,7 @@ from tests.firewall import Firewall, pids_named, wait_for
 from tests.grade import pki
 from tests.grade.pki import Issued, path
 from tests.grade.policies import POLICIES, RULES
-from tests.grade.real import Nginx, RealServer, SServer, start
+from tests.grade.real import SERVERS, Nginx, RealServer, SServer, start
 from tests.grade.trust import Trust
 from tests.lab import Lab
 
@@ -78,6 +81,12 @@ class Seen:
     seconds: float = 0.0
     session: Any = None
     reused: bool = False
+
+    def outcome(self) -> str:
+        """In a word or two."""
+        if self.body:
+            return "served"
+        return f"refused, {self.error}" if self.end == "alert" else self.end or "open"
 
     def __str__(self) -> str:
         what = f"{len(self.body)} bytes" if self.handshake else "no handshake"
@@ -134,7 +143,8 @@ REQUEST = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
 
 
 class Server:
-    """A listener; every connection has a thread. ``got`` is what clients said, in plaintext."""
+    """A listener; every connection has a thread. ``got`` is what clients said, in plaintext. What is kept and counted
+    came through nfw; of connections made directly, by the server's own side, the handler alone knows."""
 
     def __init__(
         self,
@@ -176,11 +186,12 @@ class Server:
     def _serve(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                sock, _ = self.listener.accept()
-                self.accepted += 1
-                threading.Thread(target=self._one, args=(sock,), daemon=True).start()
+                sock, peer = self.listener.accept()
+                direct = peer[0] in SERVERS
+                self.accepted += not direct
+                threading.Thread(target=self._one, args=(sock, direct), daemon=True).start()
 
-    def _one(self, sock: socket.socket) -> None:
+    def _one(self, sock: socket.socket, direct: bool) -> None:
         blocking(sock, 30)
         side = ServerSide(sock, None)
         try:
@@ -188,12 +199,14 @@ class Server:
                 side.tls = SSL.Connection(self.context, sock)
                 side.tls.set_accept_state()
                 side.tls.do_handshake()
-                self.handshakes += 1
-                self.names.append(side.tls.get_servername())
-            self.sides.append(side)
+                self.handshakes += not direct
+                if not direct:
+                    self.names.append(side.tls.get_servername())
+            if not direct:
+                self.sides.append(side)
             self.handler(side)
             side.close()
-        except (SSL.Error, OSError, ValueError) as error:
+        except (SSL.Error, OSError, ValueError, InvalidTag) as error:
             self.errors.append(f"{type(error).__name__} {error}")
         finally:
             with contextlib.suppress(OSError):
@@ -369,21 +382,48 @@ class Log:
 # -- all of it ---------------------------------------------------------------------------------------------------------
 
 
+class Controls:
+    """What was seen without nfw in one case, and by which kinds of client the case was then tried through it."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, collections.Counter[str]] = {}
+        self.kinds: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._seen)
+
+    def add(self, who: str, what: str) -> None:
+        self._seen.setdefault(who, collections.Counter())[what] += 1
+
+    def __str__(self) -> str:
+        def several(what: str, count: int) -> str:
+            return f"{count} {what}" if count > 1 else what
+
+        return "; ".join(
+            f"{who}: {', '.join(several(*one) for one in seen.items())}" for who, seen in sorted(self._seen.items())
+        )
+
+
+CARELESS, VALIDATING, SCRIPTED = "careless", "validating", "scripted"
+
+
 @dataclass
 class Bench:
     """Lab, firewall, servers, responder, log. Threads may use it at the same time, but for :meth:`use`. ``quick``: what
-    takes minutes at its full size is made smaller; ``idle``: seconds that idle flows are left alone."""
+    takes minutes at its full size is made smaller; ``idle``: seconds that idle flows are left alone; ``controls``: of
+    the case this is for."""
 
     lab: Lab
     firewall: Firewall
     trust: Trust
     servers: list[Server] = field(default_factory=list)
-    policy: str = ""
     seconds: float = SECONDS
     quick: bool = False
     idle: float = 60.0
+    controls: Controls = field(default_factory=Controls)
 
     def __post_init__(self) -> None:
+        self._policy = [""]
         self._ports = itertools.count(FIRST_PORT)
         self._lock = threading.Lock()
         self.log = Log(self.firewall.log)
@@ -398,6 +438,21 @@ class Bench:
         (store / "certs" / "ca-certificates.crt").write_bytes(pki.pem(self.trust.public.der))
         (self.firewall.dir / "distrust.pem").write_bytes(pki.pem(self.trust.distrusted.der))
         (self.firewall.dir / "sct-log.pem").write_bytes(self.trust.log_key_pem)
+
+    @property
+    def policy(self) -> str:
+        """The one that filters."""
+        return self._policy[0]
+
+    def of_case(self) -> Bench:
+        """The same bench, with controls of its own."""
+        made = copy.copy(self)
+        made.controls = Controls()
+        return made
+
+    def directly(self, who: str, what: Seen | str) -> None:
+        """Keep what a client (careless, validating, scripted, or whoever it is) saw without nfw."""
+        self.controls.add(who, what if isinstance(what, str) else what.outcome())
 
     def size(self, full: int, quick: int) -> int:
         """How many of something."""
@@ -422,7 +477,7 @@ class Bench:
             wait_for(lambda: before.isdisjoint(pids_named(self.firewall.pid(), "nfw tls")), 10)
         else:
             self.firewall.start(file)
-        self.policy = policy
+        self._policy[0] = policy
 
     @contextlib.contextmanager
     def serving(self, context: Serving | None = None, *, port: int = 0, address: str = ADDRESS, **how: Any) -> Any:
@@ -465,8 +520,10 @@ class Bench:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.options &= ~IGNORE_UNEXPECTED_EOF
         if strict:
-            file = self.firewall.dir / "anchors.pem" if direct else self.firewall.ca
-            context.load_verify_locations(file)
+            if direct:
+                context.load_verify_locations(self.firewall.dir / "anchors.pem", cadata=self.trust.public.der)
+            else:
+                context.load_verify_locations(self.firewall.ca)
         else:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -499,6 +556,8 @@ class Bench:
     ) -> Seen:
         """One request as an ordinary client makes it. ``cut``: bytes sent at once during the handshake."""
         context = context or self.client_context(strict=strict, direct=direct)
+        if not direct:
+            self.controls.kinds.add(CARELESS if context.verify_mode == ssl.CERT_NONE else VALIDATING)
         if alpn:
             context.set_alpn_protocols(list(alpn))
         seen = Seen()
@@ -585,6 +644,29 @@ class Bench:
         session = self.visit(port, context=context, direct=True).session
         seen = self.visit(port, context=context, session=session, direct=True)
         check(body in seen.body and seen.reused, f"the server alone does not resume: {seen}")
+        self.directly(f"{VALIDATING} client", f"resumed, {seen.version}")
+
+    def control(
+        self,
+        port: int,
+        host: str | None = HOST,
+        *,
+        served: bool | None = True,
+        kinds: Sequence[bool] = (False, True),
+        body: bytes = b"",
+        **how: Any,
+    ) -> list[Seen]:
+        """Visits without nfw, by both kinds of client: ``kinds`` as ``strict`` of :meth:`visit`. Raises WrongError
+        where they are not ``served`` (with ``body`` in it), or are though they should not; None: only kept."""
+        found = []
+        for strict in kinds:
+            seen = self.visit(port, host, strict=strict, direct=True, **how)
+            who = f"{VALIDATING if strict else CARELESS} client"
+            if served is not None:
+                check((bool(seen.body) and body in seen.body) is served, f"directly, {who}: {seen}")
+            self.directly(who, seen)
+            found.append(seen)
+        return found
 
     def visit_all(self, context: Serving) -> Seen:
         """One visit to a server made for it."""
@@ -592,7 +674,7 @@ class Bench:
             return self.visit(server.port)
 
     def open(self, port: int, **how: Any) -> Open:
-        """A connection through nfw on which the handshake is done."""
+        """A connection on which the handshake is done."""
         return Open(self, port, **how)
 
     def raw(
@@ -607,6 +689,8 @@ class Bench:
         fin: bool = False,
     ) -> Seen:
         """Send bytes as they are and collect all that comes."""
+        if not direct:
+            self.controls.kinds.add(SCRIPTED)
         seen = Seen()
         began = time.monotonic()
         sock = self.connect(port, address=address, direct=direct, seconds=seconds)
@@ -664,11 +748,21 @@ class Open:
     """A client's connection that stays open. With a time-out of its own for every read."""
 
     def __init__(
-        self, bench: Bench, port: int, host: str | None = HOST, *, address: str = ADDRESS, buffer: int = 0
+        self,
+        bench: Bench,
+        port: int,
+        host: str | None = HOST,
+        *,
+        address: str = ADDRESS,
+        buffer: int = 0,
+        strict: bool = True,
+        direct: bool = False,
     ) -> None:
-        self.raw_sock = bench.connect(port, address=address, buffer=buffer)
+        self.raw_sock = bench.connect(port, address=address, buffer=buffer, direct=direct)
         self.port: int = self.raw_sock.getsockname()[1]
-        context = bench.client_context(strict=True)
+        if not direct:
+            bench.controls.kinds.add(VALIDATING if strict else CARELESS)
+        context = bench.client_context(strict=strict, direct=direct)
         self.sock = context.wrap_socket(self.raw_sock, server_hostname=host, suppress_ragged_eofs=False)
 
     def send(self, data: bytes) -> None:
@@ -711,6 +805,7 @@ class Open:
 # -- probes ------------------------------------------------------------------------------------------------------------
 
 OK = "OK"
+_ONLY_ASKED = {"REVOKED", "UNKNOWN", "MUST_STAPLE"}  # of good certificates that somebody says something about
 _ENDS = {"reject": ("reset", "alert"), "drop": ("cut",)}  # an alert where it says what a plain RST cannot
 
 
@@ -718,8 +813,11 @@ _ENDS = {"reject": ("reset", "alert"), "drop": ("cut",)}  # an alert where it sa
 class Probe:
     """One server and what must become of it. ``expected`` is OK or the statuses of the log that a block may have.
 
-    ``direct``: the careless client must be served without nfw (the server is able to do harm). ``identity``:
-    certificate and key that client has for it, PEM. ``reason``: part of the log's reason or detail. ``extra`` looks at
+    ``direct``: the careless client must be served without nfw (the server is able to do harm); otherwise it is only
+    kept what it sees. ``alone``: what the validating client sees then, "served" or "refused": what no library objects
+    to is for nfw to find. Where it is not said, it follows from ``expected``: OpenSSL minds what is wrong with a
+    certificate, and does not ask whether it was revoked. ``identity``: certificate and key that the careless client has
+    for the server, PEM. ``reason``: part of the log's reason or detail. ``extra`` looks at
     the log record and at what the validating client saw, and returns what is wrong, or "".
     """
 
@@ -738,6 +836,14 @@ class Probe:
     seconds: float = SECONDS
     port: int = 0
     identity: Path | None = None
+    alone: str = ""
+    page: str = ""  # of the responder, for this server's certificate
+
+    def expected_alone(self) -> str:
+        """What the validating client sees without nfw; "" where it may be anything."""
+        if self.alone or not self.direct:
+            return self.alone
+        return "served" if self.expected == OK or set(self.expected) <= _ONLY_ASKED else "refused"
 
 
 def run_probe(bench: Bench, probe: Probe) -> str:
@@ -745,17 +851,8 @@ def run_probe(bench: Bench, probe: Probe) -> str:
     how: dict[str, Any] = {"address": probe.address, "port": probe.port}
     how["context" if isinstance(probe.context, Serving) else "handler"] = probe.context
     with bench.serving(**how) as server:
-        if probe.direct:
-            careless = bench.client_context(strict=False, direct=True)
-            if probe.identity:
-                careless.load_cert_chain(probe.identity)
-            seen = bench.visit(
-                server.port, probe.host, address=probe.address, direct=True, request=probe.request, context=careless
-            )
-            if probe.body not in seen.body:
-                return f"{probe.name}: the server alone does not serve: {seen} {server.errors}"
-            if isinstance(server, RealServer):
-                server.heard_directly()
+        if wrong := _control(bench, probe, server):
+            return f"{probe.name}: {wrong}"
         for strict in (True, False):
             server.forget()
             # A lone client's end of file, not its patience, is what ends a server; give it a moment.
@@ -776,6 +873,26 @@ def run_probe(bench: Bench, probe: Probe) -> str:
                 return f"{probe.name}: {who} client: {wrong}"
     if probe.expected != OK and isinstance(server, RealServer) and (told := server.told()):
         return f"{probe.name}: in the end it had heard {told}"
+    return ""
+
+
+def _control(bench: Bench, probe: Probe, server: Server | RealServer) -> str:
+    """What is wrong with what is seen without nfw, "" if nothing."""
+    for strict in (False, True):
+        context = bench.client_context(strict=strict, direct=True)
+        if probe.identity and not strict:
+            context.load_cert_chain(probe.identity)
+        seen = bench.visit(
+            server.port, probe.host, address=probe.address, direct=True, request=probe.request, context=context
+        )
+        what = "served" if probe.body in seen.body else "refused"
+        if not strict and probe.direct and what != "served":
+            return f"the server alone does not serve: {seen} {server.errors}"
+        if strict and probe.expected_alone() not in (what, ""):
+            return f"the server alone, to a validating client: {what}, {seen} {server.errors}"
+        bench.directly(f"{VALIDATING if strict else CARELESS} client", what)
+    if isinstance(server, RealServer):
+        server.heard_directly()
     return ""
 
 

@@ -17,7 +17,8 @@ THREADS = 6
 class Case:
     """``identifier`` is the list's. ``check`` returns what was seen, raises WrongError when that is not what is
     expected, CannotRunError when this machine cannot tell. ``policy`` is the firewall's meanwhile; ``alone``: nothing
-    else runs at the same time (it measures, or changes the firewall); ``pending``: what nfw still lacks for it."""
+    else runs at the same time (it measures, or changes the firewall); ``pending``: what nfw still lacks for it;
+    ``undirected``: why nothing can be seen of it without nfw."""
 
     identifier: str
     group: str
@@ -27,16 +28,20 @@ class Case:
     policy: str = "main"
     alone: bool = False
     pending: str = ""
+    undirected: str = ""
 
 
 @dataclass
 class Result:
-    """``outcome``: passed, failed or unrunnable."""
+    """``outcome``: passed, failed or unrunnable. ``directly``: what was seen without nfw; ``kinds``: of clients that
+    came through it."""
 
     case: Case
     outcome: str
     seen: str
     seconds: float
+    directly: str = ""
+    kinds: tuple[str, ...] = ()
 
 
 REGISTER: list[Case] = []
@@ -45,13 +50,20 @@ Check = Callable[[Bench], str]
 
 
 def case(
-    identifier: str, title: str, expected: str, *, policy: str = "main", alone: bool = False, pending: str = ""
+    identifier: str,
+    title: str,
+    expected: str,
+    *,
+    policy: str = "main",
+    alone: bool = False,
+    pending: str = "",
+    undirected: str = "",
 ) -> Callable[[Check], Check]:
     """Register a function as the check of a case."""
 
     def register(function: Check) -> Check:
         group = function.__module__.rpartition(".")[2]
-        REGISTER.append(Case(identifier, group, title, expected, function, policy, alone, pending))
+        REGISTER.append(Case(identifier, group, title, expected, function, policy, alone, pending, undirected))
         return function
 
     return register
@@ -76,6 +88,7 @@ def probes(
 
 def run_case(bench: Bench, one: Case) -> Result:
     began = time.monotonic()
+    bench = bench.of_case()
     try:
         outcome, seen = "passed", one.check(bench)
     except CannotRunError as reason:
@@ -90,7 +103,8 @@ def run_case(bench: Bench, one: Case) -> Result:
         )
     if outcome == "failed" and one.pending:
         seen = f"pending ({one.pending}): {seen}"
-    return Result(one, outcome, seen, time.monotonic() - began)
+    directly = str(bench.controls) or one.undirected
+    return Result(one, outcome, seen, time.monotonic() - began, directly, tuple(sorted(bench.controls.kinds)))
 
 
 def run_all(bench: Bench, cases: list[Case], report: Callable[[Result], None]) -> list[Result]:

@@ -36,6 +36,7 @@ from tests.grade.bench import (
     OK,
     REQUEST,
     RESET,
+    SCRIPTED,
     SPARE,
     Bench,
     CannotRunError,
@@ -61,17 +62,28 @@ from tests.lab.namespace import Namespace
 
 TLS13 = (SSL.TLS1_3_VERSION, SSL.TLS1_3_VERSION)
 PAGE = b"GRADE"
+FORBIDDEN = b"GET /forbidden HTTP/1.1\r\nHost: site.grade.test\r\n\r\n"
 
 
 @contextlib.contextmanager
 def plain(bench: Bench, **how: Any) -> Any:
     """A good server."""
     with bench.serving(context=server_context(good(bench), **how)) as server:
+        bench.control(server.port, body=PAGE)
         yield server
 
 
 def dialogue(bench: Bench, port: int, client: Client13 | None = None, **hello: Any) -> Client13:
-    """Handshake, a request and its answer by the scripted client. Raises WrongError when it is not served."""
+    """Handshake, a request and its answer by the scripted client, first directly where ``hello`` says all that is to
+    be said. Raises WrongError when it is not served."""
+    bench.controls.kinds.add(SCRIPTED)
+    if client is None:
+        alone = Client13(bench.connect(port, direct=True), HOST, **hello)
+        alone.handshake()
+        alone.write(REQUEST)
+        body, end = alone.read_all()
+        check(PAGE in body, f"directly: {body[:50]!r} {end}")
+        bench.directly("scripted client", "served")
     client = client or Client13(bench.connect(port), HOST, **hello)
     client.handshake()
     client.write(REQUEST)
@@ -109,6 +121,12 @@ def refused_hello(
     **how: Any,
 ) -> str:
     """What is wrong when raw first bytes are not refused with this status and, where given, one of these alerts."""
+    alone = bench.raw(port, data, direct=True, seconds=0.5)
+    said = tls12.alerts(alone.raw)
+    bench.directly(
+        "these bytes",
+        "answered" if alone.raw[:1] == bytes((HANDSHAKE,)) else f"alert {said[-1]}" if said else alone.end,
+    )
     seen = bench.raw(port, data, **how)
     record_ = bench.verdict(seen, port)["nfw"]
     if record_["status"] not in status:
@@ -137,10 +155,15 @@ def _(bench: Bench) -> str:
         for size in (1, 2, 3, 5):
             for strict in (True, False):
                 seen = bench.visit(server.port, first_cut=size, pause=0.05, strict=strict)
-                wrong[f"first {size}"] = inspected(bench, seen)
-        wrong["each"] = inspected(bench, bench.visit(server.port, cut=1))
+                wrong[f"first {size}, {strict}"] = inspected(bench, seen)
+        for strict in (True, False):
+            wrong[f"each, {strict}"] = inspected(bench, bench.visit(server.port, cut=1, strict=strict))
+            bad = bench.visit(server.port, cut=1, strict=strict, request=FORBIDDEN)
+            wrong[f"forbidden, {strict}"] = str(bad) if bad.body else ""
+        check(b"/forbidden" not in server.got, "a forbidden request reached the server")
+        bench.control(server.port, cut=1, request=FORBIDDEN, body=PAGE)
     all_good(wrong)
-    return "9 ways, all inspected"
+    return "10 ways, all inspected; a forbidden request is blocked"
 
 
 @case("K02", "ClientHello in two segments: within the name, at 1,000 bytes, with pauses", "inspected")
@@ -338,7 +361,7 @@ def _(bench: Bench) -> str:
     right = leaf(root, subject=name("host"), alternative=san(x509.IPAddress(ipaddress.ip_address(ADDRESS))))
     context = server_context(right)
     bench.use("drop")
-    first = run_probes(bench, [Probe("default", context, ("NO_SNI",), ADDRESS)])
+    first = run_probes(bench, [Probe("default", context, ("NO_SNI",), ADDRESS, alone="served")])
     bench.use("main")
     named = server_context(good(bench))
     second = run_probes(
@@ -416,8 +439,10 @@ def _(bench: Bench) -> str:
 def _(bench: Bench) -> str:
     hidden = b"GET / HTTP/1.1\r\nHost: hidden.grade.test\r\n\r\n"
     with plain(bench) as server:
-        seen = bench.visit(server.port, request=hidden)
-        check(not seen.body and not server.got, f"fronting: {seen}, {len(server.got)} bytes reached the server")
+        bench.control(server.port, request=hidden, body=PAGE)
+        for strict in (True, False):
+            seen = bench.visit(server.port, request=hidden, strict=strict)
+            check(not seen.body and not server.got, f"fronting: {seen}, {len(server.got)} bytes reached the server")
         server.forget()
         seen = bench.visit(server.port, request=REQUEST.replace(b"\r\n\r\n", b"\r\nX: 1\r\n\r\n") + hidden)
         check(b"hidden" not in server.got, f"pipelined: {server.got!r}")
@@ -519,6 +544,8 @@ class Http2:
 def _(bench: Bench) -> str:
     attacker = leaf(bench.trust.unknown, "pinned.grade.test")
     with bench.serving(context=server_context(attacker), address=SPARE) as server:
+        bench.control(server.port, "pinned.grade.test", address=SPARE, kinds=(False,))
+        bench.control(server.port, "pinned.grade.test", address=SPARE, kinds=(True,), served=False)
         for versions in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
             context = bench.client_context(strict=False)
             context.minimum_version = context.maximum_version = versions
@@ -533,6 +560,7 @@ def _(bench: Bench) -> str:
 def _(bench: Bench) -> str:
     one = leaf(bench.trust.root, "*.grade.test")
     with bench.serving(context=server_context(one)) as server:
+        bench.control(server.port)
         for odd in ("poison.grade.test", "POISON2.grade.test", "a_b.grade.test"):
             bench.visit(server.port, odd, strict=False)
         seen = bench.visit(server.port, HOST)
@@ -876,22 +904,28 @@ def _(bench: Bench) -> str:
     with bench.serving(context=server_context(good(bench)), handler=handler) as server:
         offer = b'h3=":%d"' % server.port
         sent = HEADERS.replace(b'h3=":443"', offer)
-        body = bench.visit(server.port).body
+        alone = bench.control(server.port)
+        check(all(offer in one.body for one in alone), "the server alone does not offer h3")
+        for strict in (False, True):
+            body = bench.visit(server.port, strict=strict).body
+            check(offer not in body, "an offer of h3 is shown although QUIC does not get through")
     for wanted in (b"Strict-Transport-Security: max-age=31536000; includeSubDomains", b"Public-Key-Pins", b"Expect-CT"):
         check(wanted in body, f"{wanted!r} is gone")
-    passes = _quic_passes(bench, server.port)
-    check(not passes, "QUIC gets through, which nobody can inspect")
-    check(offer not in body, "an offer of h3 is shown although QUIC does not get through")
+    check(_quic_passes(bench, server.port, direct=True), "directly QUIC does not arrive")
+    bench.directly("QUIC", "arrives")
+    check(_quic_passes(bench, server.port, b"no QUIC"), "no UDP at all gets through")
+    check(not _quic_passes(bench, server.port), "QUIC gets through, which nobody can inspect")
     return "QUIC is dropped and h3 hidden, the rest as sent"
 
 
-def _quic_passes(bench: Bench, port: int) -> bool:
-    """Whether the beginning of a QUIC connection (RFC 9000 17.2.2) goes through."""
-    initial = b"\xc0\0\0\0\1\x08" + os.urandom(8) + b"\0\0\x44\xb0" + os.urandom(1200)
+def _quic_passes(bench: Bench, port: int, data: bytes = b"", direct: bool = False) -> bool:
+    """Whether the beginning of a QUIC connection (RFC 9000 17.2.2), or ``data``, goes through."""
+    initial = data or b"\xc0\0\0\0\1\x08" + os.urandom(8) + b"\0\0\x44\xb0" + os.urandom(1200)
     with bench.lab.in_namespace("server"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind((ADDRESS, port))
         listener.settimeout(1)
-        with bench.lab.in_namespace("client"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        place = "server" if direct else "client"
+        with bench.lab.in_namespace(place), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(initial, (ADDRESS, port))
         with contextlib.suppress(TimeoutError):
             return bool(listener.recv(2000))
@@ -936,6 +970,7 @@ def _(bench: Bench) -> str:
     with bench.serving(handler=greet) as server:
         seen = bench.raw(server.port, b"", seconds=2, direct=True, fin=True)
         check(seen.raw.startswith(b"220"), f"the server alone does not greet: {seen}")
+        bench.directly("silent client", "greeted")
         for policy, end in (("main", "reset"), ("drop", "cut"), ("quiet", "cut"), ("monitor", "cut")):
             bench.use(policy)
             server.forget()
@@ -1119,6 +1154,7 @@ def _(bench: Bench) -> str:
     patient = "keepalive_timeout 3h; client_header_timeout 3h;"
     bench.use("two")  # of whom each has fewer descriptors than many systems allow
     with bench.serving(nginx(good(bench), more=patient)) as server:
+        bench.control(server.port, request=REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         for _ in range(8):
             bench.visit(server.port, request=REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         before = bench.memory()
@@ -1146,6 +1182,7 @@ def _(bench: Bench) -> str:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + 60, limits[1]))
         few = _burst(bench, server, 300)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        check(few["hello"] < 300, f"descriptors did not run out: {few}")
         deadline = time.monotonic() + 15
         while PAGE not in (seen := bench.visit(server.port)).body:
             check(time.monotonic() < deadline, f"not served after descriptors ran out: {seen}")
@@ -1564,23 +1601,23 @@ def _(bench: Bench) -> str:
         for filler in (0, 100, 5000, 20_000):
             for cut in (0, 7):
                 request = b"GET /forbidden HTTP/1.1\r\nX: " + b"x" * filler + b"\r\nHost: site.grade.test\r\n\r\n"
-                seen = bench.visit(server.port, request=request, direct=True)
-                check(PAGE in seen.body, f"the server alone does not serve it: {seen}")
-                server.forget()
-                client = bench.open(server.port)
-                pieces = [request[:cut], request[cut:]] if cut else [request]
-                with contextlib.suppress(OSError):
-                    for piece in pieces:
-                        client.send(piece)
-                        time.sleep(0.03)
-                got = client.receive(5)
-                client.close()
-                if got or server.got:
-                    wrong[f"{filler} bytes, cut {cut}"] = (
-                        f"{len(server.got)} bytes reached the server, {got!r} the client"
-                    )
+                bench.control(server.port, request=request, body=PAGE)
+                for strict in (True, False):
+                    server.forget()
+                    client = bench.open(server.port, strict=strict)
+                    pieces = [request[:cut], request[cut:]] if cut else [request]
+                    with contextlib.suppress(OSError):
+                        for piece in pieces:
+                            client.send(piece)
+                            time.sleep(0.03)
+                    got = client.receive(5)
+                    client.close()
+                    if got or server.got:
+                        wrong[f"{filler} bytes, cut {cut}"] = (
+                            f"{len(server.got)} bytes reached the server, {got!r} the client"
+                        )
     all_good(wrong)
-    return "8 requests, 0 bytes forwarded"
+    return "16 requests, 0 bytes forwarded"
 
 
 @case("K48", "100,000 names towards a server whose certificate fits none", "no leaf made, caches bounded", alone=True)
@@ -1588,6 +1625,8 @@ def _(bench: Bench) -> str:
     count = bench.size(100_000, 2000)
     bench.use("main", again=True)
     with bench.serving(nginx(leaf(bench.trust.root, "other.test"))) as server:
+        bench.control(server.port, kinds=(False,))
+        bench.control(server.port, kinds=(True,), served=False)
         # The memory that all which are open at a time take, and full caches, are no growth.
         _names(bench, server, range(count, count + 500))
         before, memory = _mints(bench), bench.memory()
@@ -1650,6 +1689,7 @@ def _(bench: Bench) -> str:
     count = bench.size(100_000, 500)
     bench.use("main", again=True)
     with bench.serving(nginx(leaf(bench.trust.root, "*.grade.test"))) as server:
+        bench.control(server.port)
         _names(bench, server, range(count, count + 500))
         before, memory, began = _mints(bench), bench.memory(), time.monotonic()
         shown = {_shown(got) for got in _names(bench, server, range(count))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 import struct
@@ -28,7 +29,7 @@ from tests.grade.bench import (
 from tests.grade.case import case
 from tests.grade.certificates import TLS12, hear
 from tests.grade.pki import Issued, leaf
-from tests.grade.real import SServer, nginx, s_server
+from tests.grade.real import WWW, SServer, nginx, s_server
 from tests.grade.revocation import was_resumed
 from tests.grade.tls13 import DATA, HANDSHAKE, Server13, Stream13, page
 
@@ -51,9 +52,6 @@ WEAK_SUITES = {
 }
 
 
-WWW = b"HTTP/1.0 200"  # what s_server answers with
-
-
 def legacy(one: Issued, ciphers: str) -> SServer:
     """OpenSSL's own server, of TLS 1.2 with these suites alone."""
     return s_server(one, "-tls1_2", "-cipher", f"{ciphers}:@SECLEVEL=0")
@@ -63,25 +61,10 @@ def good(bench: Bench, host: str = HOST, **how: Any) -> Issued:
     return leaf(bench.trust.root, host, **how)
 
 
-def chooses(
-    bench: Bench,
-    *,
-    cipher: int = tls12.ECDHE_ECDSA_AES128,
-    version: int = 0x0303,
-    rest: bytes = b"",
-    **how: Any,
-) -> Callable[[ServerSide], None]:
+def chooses(bench: Bench, **how: Any) -> tls12.Server12:
     """A server of 1.2 or below that chooses what it likes, whatever was offered, and goes on as if it were good."""
-    chain = path(good(bench))
-
-    def handler(side: ServerSide) -> None:
-        hello = tls12.read_hello(side.sock)
-        flight = tls12.server_hello(hello, cipher=cipher, version=version, **how) + tls12.certificates(chain)
-        flight += (rest or tls12.key_exchange()) + tls12.DONE
-        side.sock.sendall(tls12.record(HANDSHAKE, flight, version))
-        side.got += bytes(tls12.alerts(_rest(side)))
-
-    return handler
+    one = good(bench)
+    return tls12.Server12(path(one), one.key, **how)
 
 
 def _rest(side: ServerSide) -> bytes:
@@ -94,25 +77,34 @@ def _rest(side: ServerSide) -> bytes:
     return data
 
 
-def refused(bench: Bench, handlers: dict[str, Callable[[ServerSide], None]], alerts: tuple[int, ...] = ()) -> str:
-    """Each of these servers must be refused as PROTOCOL; the alerts they hear must be of these, where given."""
+def refused(bench: Bench, servers: dict[str, tls12.Server12], alerts: tuple[int, ...] = ()) -> str:
+    """Each of these must be refused as PROTOCOL, though one of them with nothing wrong is served; the alerts they hear
+    must be of these, where given."""
+    seen = run_probes(bench, [Probe("with nothing wrong", chooses(bench).handler)])
     wrong = []
-    for label, handler in handlers.items():
-        with bench.serving(handler=handler) as server:
+    for label, scripted in servers.items():
+        alone = copy.copy(scripted)
+        alone.alerts = []
+        with bench.serving(handler=alone.handler) as server:
+            bench.directly("careless client", bench.visit(server.port, strict=False, direct=True, seconds=3))
+        with bench.serving(handler=scripted.handler) as server:
             for strict in (True, False):
                 server.forget()
-                seen = bench.visit(server.port, strict=strict)
-                record = bench.verdict(seen, server.port)["nfw"]
+                scripted.alerts.clear()
+                got = bench.visit(server.port, strict=strict)
+                record = bench.verdict(got, server.port)["nfw"]
                 deadline = time.monotonic() + 2
-                while alerts and not server.got and time.monotonic() < deadline:
+                while alerts and not scripted.alerts and time.monotonic() < deadline:
                     time.sleep(0.02)
-                heard = list(server.got)
-                if record["status"] != "PROTOCOL" or seen.body or seen.handshake or seen.end != "reset":
-                    wrong.append(f"{label}: {record}; client saw {seen}")
+                heard = list(scripted.alerts)
+                if record["status"] != "PROTOCOL" or got.body or got.handshake or got.end != "reset":
+                    wrong.append(f"{label}: {record}; client saw {got}")
+                elif server.got:
+                    wrong.append(f"{label}: {len(server.got)} bytes reached the server")
                 elif alerts and not (heard and heard[0] in alerts):
                     wrong.append(f"{label}: alerts {heard} instead of one of {alerts}")
     check(not wrong, "; ".join(wrong))
-    return f"{len(handlers)} refused"
+    return f"{len(servers)} refused, {seen} with nothing wrong"
 
 
 @case(
@@ -129,8 +121,13 @@ def _(bench: Bench) -> str:
     with bench.serving(handler=handler) as server:
         bench.visit(server.port)
         bench.visit(server.port, strict=False)
-    check(len(hellos) == 2, f"{len(hellos)} ClientHellos")
+        check(len(hellos) == 2, f"{len(hellos)} ClientHellos")
+        bench.visit(server.port, strict=False, direct=True)
+    own = hellos.pop()
     allowed = {0x1301, 0x1302, 0x1303, 0xC02B, 0xC02C, 0xC02F, 0xC030, 0xCCA8, 0xCCA9, 0x00FF}
+    weak = set(own.ciphers) - allowed
+    check(bool(weak), "the careless client itself offers nothing that is weak")
+    bench.directly("careless client", f"offers {len(weak)} weak suites")
     for hello in hellos:
         check(set(hello.versions) <= {0x0303, 0x0304}, f"versions {hello.versions}")
         check(set(hello.ciphers) <= allowed, f"suites {[hex(one) for one in hello.ciphers]}")
@@ -152,7 +149,8 @@ def _(bench: Bench) -> str:
         side.sock.sendall(b"\x80\x0b\x04\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00")
         hear(side)
 
-    return refused(bench, {"SSLv2": two, "SSLv3": chooses(bench, version=0x0300, cipher=0xC02B)})
+    seen = refused(bench, {"SSLv3": chooses(bench, version=0x0300)}, (70,))
+    return f"{seen}; {run_probes(bench, [Probe('SSLv2', two, PROTOCOL, direct=False)])}"
 
 
 @case("P03", "TLS 1.0 or 1.1 alone", "PROTOCOL")
@@ -160,28 +158,16 @@ def _(bench: Bench) -> str:
     found = []
     for label, version, option in (("1.0", SSL.TLS1_VERSION, "-tls1"), ("1.1", SSL.TLS1_1_VERSION, "-tls1_1")):
         found.append(Probe(label, s_server(good(bench), option), PROTOCOL, body=WWW))
-        scripted = _no_data(chooses(bench, version=int(version)))
+        scripted = chooses(bench, version=int(version)).handler
         found.append(Probe(f"{label}, whatever was offered", scripted, PROTOCOL, direct=False))
     return run_probes(bench, found)
-
-
-def _no_data(handler: Any) -> Callable[[ServerSide], None]:
-    """What it hears are alerts, not a client's bytes."""
-
-    def quiet(side: ServerSide) -> None:
-        handler(side)
-        side.got.clear()
-
-    return quiet
 
 
 @case(
     "P04", "broken suites: RC4, DES, 3DES, export, NULL, anonymous", "PROTOCOL, illegal_parameter or handshake_failure"
 )
 def _(bench: Bench) -> str:
-    seen = refused(
-        bench, {label: chooses(bench, cipher=suite) for label, suite in WEAK_SUITES.items()}, (47, 40, 80, 70)
-    )
+    seen = refused(bench, {label: chooses(bench, cipher=suite) for label, suite in WEAK_SUITES.items()}, (47,))
     found = [
         Probe(f"OpenSSL, {suite}", legacy(good(bench), suite), PROTOCOL, body=WWW)
         for suite in ("aNULL", "ECDHE-ECDSA-NULL-SHA")
@@ -195,7 +181,7 @@ def _(bench: Bench) -> str:
     servers = {
         "suite, 1.2": chooses(bench, cipher=0xC023),
         "version": chooses(bench, version=0x0305),
-        "group, 1.2": chooses(bench, rest=tls12.key_exchange(group=1)),
+        "group, 1.2": chooses(bench, exchange=tls12.key_exchange(group=1)),
     }
     seen = refused(bench, servers, (47, 70, 40))
     wrong = []
@@ -207,6 +193,11 @@ def _(bench: Bench) -> str:
     }
     for label, scripted in cases_.items():
         with bench.serving(handler=scripted.handler) as server:
+            direct = bench.visit(server.port, strict=False, direct=True, alpn=["http/1.1"], seconds=3)
+            bench.directly("careless client", direct)
+            got = bench.visit(server.port, alpn=["http/1.1"])
+            check(not got.body, f"{label}: {got}")
+            scripted.alerts.clear()
             got = bench.visit(server.port, strict=False, alpn=["http/1.1"])
             record = bench.verdict(got, server.port)["nfw"]
             deadline = time.monotonic() + 2
@@ -228,23 +219,23 @@ def _(bench: Bench) -> str:
         return tls12.message(12, block + b"\4\1" + tls12.vector(bytes(256), 2))
 
     servers = {
-        f"{size} bits": chooses(bench, cipher=0x009E, rest=exchange(size)) for size in (480, 512, 768, 1024, 2048)
+        f"{size} bits": chooses(bench, cipher=0x009E, exchange=exchange(size)) for size in (480, 512, 768, 1024, 2048)
     }
     seen = refused(bench, servers, (47, 40))
     only = legacy(good(bench, key=pki.rsa_key(2048)), "DHE")
-    return f"{seen}; {run_probes(bench, [Probe('OpenSSL, DHE alone', only, PROTOCOL, body=WWW)])}"
+    return f"{seen}; {run_probes(bench, [Probe('OpenSSL, DHE alone', only, PROTOCOL, body=WWW, alone='served')])}"
 
 
 @case("P07", "key exchange by RSA alone", "PROTOCOL")
 def _(bench: Bench) -> str:
     one = good(bench, key=pki.rsa_key(2048), usage=("digital_signature", "key_encipherment"))
-    return run_probes(bench, [Probe("OpenSSL, kRSA alone", legacy(one, "kRSA"), PROTOCOL, body=WWW)])
+    return run_probes(bench, [Probe("OpenSSL, kRSA alone", legacy(one, "kRSA"), PROTOCOL, body=WWW, alone="served")])
 
 
 @case("P08", "CBC suites alone", "PROTOCOL")
 def _(bench: Bench) -> str:
     only = legacy(good(bench), "ECDHE-ECDSA-AES128-SHA256:ECDHE-ECDSA-AES256-SHA")
-    return run_probes(bench, [Probe("OpenSSL, CBC alone", only, PROTOCOL, body=WWW)])
+    return run_probes(bench, [Probe("OpenSSL, CBC alone", only, PROTOCOL, body=WWW, alone="served")])
 
 
 @case(
@@ -309,6 +300,7 @@ def _(bench: Bench) -> str:
         side.sock.sendall(tls12.record(tls12.HEARTBEAT, over))
         heard.append(_rest(side))
 
+    found = run_probes(bench, [Probe("without", Server13(path(one), one.key, page).handler)])
     for handler in (Server13(path(one), one.key, after).handler, early):
         with bench.serving(handler=handler) as server:
             seen = bench.visit(server.port)
@@ -318,7 +310,7 @@ def _(bench: Bench) -> str:
         seen = bench.raw(server.port, tls12.record(tls12.HEARTBEAT, over))
         check(len(seen.raw) < 10, f"{len(seen.raw)} bytes came back to the client")
     check(all(len(one) < 40 for one in heard), f"the server heard {[len(one) for one in heard]} bytes")
-    return f"no heartbeat answered; the servers heard at most {max(map(len, heard))} bytes"
+    return f"without {found}; no heartbeat answered; the servers heard at most {max(map(len, heard))} bytes"
 
 
 @case("P16", "floods: empty records, warnings, key updates, tickets, change_cipher_spec", "bounded, closed at a cap")
@@ -381,7 +373,7 @@ def _ended(bench: Bench, finish: Callable[[ServerSide], None], context: SSL.Cont
         finish(side)
 
     with bench.serving(context=context, handler=handler) as server:
-        directly = bench.visit(server.port, direct=True)
+        (directly,) = bench.control(server.port, kinds=(True,))
         seen = bench.visit(server.port)
         same = (directly.end, len(directly.body)) == (seen.end, len(seen.body))
         check(same, f"directly {directly}, through nfw {seen}")
@@ -430,6 +422,8 @@ def _(bench: Bench) -> str:
                 server.port, request=b"", direct=direct
             )  # unread, it would make the server's kernel reset
             check(seen.body == blob and seen.end == "clean", f"{seen}")
+            if direct:
+                bench.directly("validating client", "all bytes")
     return f"5 times {len(blob)} bytes, all exact"
 
 
@@ -475,6 +469,8 @@ def _(bench: Bench) -> str:
             client.sock.shutdown(socket.SHUT_WR)
             heard = client.read_all()
             check(heard == (b"answer", "clean"), f"after the client's half-close: {heard}")
+            if direct:
+                bench.directly("scripted client", "both")
     return "both"
 
 
@@ -526,6 +522,8 @@ def _(bench: Bench) -> str:
     seen = run_probes(bench, [Probe("nginx, P-256", plain)])
     served = Server13(path(one), one.key, page, retry=[[cookie]])
     with bench.serving(handler=served.handler) as server:
+        bench.control(server.port)
+        served.hellos.clear()
         got = bench.visit(server.port)
         check(b"GRADE" in got.body, f"cookie: {got} {bench.verdict(got, server.port)['nfw']}")
         check(served.hellos[1].extensions.get(44) == cookie[4:], "the cookie did not come back")
@@ -562,9 +560,16 @@ def _(bench: Bench) -> str:
     mode = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
     asking = server_context(good(bench), configure=lambda one: one.set_verify(mode, lambda *_: True))
     with bench.serving(asking) as server:
-        got = bench.visit(server.port)
-        record = bench.verdict(got, server.port)["nfw"]
-        check(not got.body and record["reason"] == "mtls_required", f"required, 1.3: {record} {got}")
+        bench.control(server.port, served=False)
+        known = bench.client_context(strict=True, direct=True)
+        known.load_cert_chain(identity)
+        alone = bench.visit(server.port, context=known, direct=True)
+        check(bool(alone.body), f"directly, with a certificate: {alone}")
+        bench.directly("client with a certificate", alone)
+        for strict in (True, False):
+            got = bench.visit(server.port, strict=strict)
+            record = bench.verdict(got, server.port)["nfw"]
+            check(not got.body and record["reason"] == "mtls_required", f"required, 1.3: {record} {got}")
     one = good(bench)
 
     def later(stream: Stream13) -> None:
@@ -610,14 +615,15 @@ def _resumed(bench: Bench, visits: list[tuple[str, str]]) -> str:
             bench.check_resumes(server.port, b"GRADE")
             check(reused == [False, True], f"directly resumed: {reused}")
             reused.clear()
-            for host, source in visits * 2:
-                seen = bench.visit(server.port, host, source=source)
+            for strict, (host, source) in zip((True,) * len(visits) + (False,) * len(visits), visits * 2, strict=True):
+                seen = bench.visit(server.port, host, source=source, strict=strict)
                 check(seen.body == b"GRADE", f"not served: {seen}")
             # Sessions of TLS 1.3 alone, and nobody's but one's own.
             expected = [False] * len(visits) + [versions == TLS13] * len(visits)
             check(reused == expected, f"resumed: {reused}")
-            seen = bench.visit(server.port, "uncovered.grade.test")
-            check(not seen.body, f"served by a name the certificate does not have: {seen}")
+            for strict in (True, False):
+                seen = bench.visit(server.port, "uncovered.grade.test", strict=strict)
+                check(not seen.body, f"served by a name the certificate does not have: {seen}")
     return f"{len(visits)} of {4 * len(visits)} resumed, each for who began it; directly all; another name is refused"
 
 
@@ -633,8 +639,10 @@ def _(bench: Bench) -> str:
 
     scripted = Server13(path(one), one.key, after)
     with bench.serving(handler=scripted.handler) as server:
-        for _ in range(3):
-            seen = bench.visit(server.port)
+        bench.control(server.port)
+        scripted.hellos.clear()
+        for strict in (True, False, False):
+            seen = bench.visit(server.port, strict=strict)
             check(b"GRADE" in seen.body, f"not served: {seen}")
     check(all(42 not in hello.extensions for hello in scripted.hellos), "early data was offered")
     offered = [41 in hello.extensions for hello in scripted.hellos]
@@ -655,15 +663,17 @@ def _(bench: Bench) -> str:
 
         return make
 
+    run_probes(bench, [Probe("not compressed", Server13(path(one), one.key, page).handler)])
     before = bench.memory()
     for size in (0, 15 << 20):
         scripted = Server13(path(one), one.key, page, compressed=packed(size))
         with bench.serving(handler=scripted.handler) as server:
-            seen = bench.visit(server.port)
-            record = bench.verdict(seen, server.port)["nfw"]
-            offered = 27 in scripted.hellos[0].extensions
-            check(not offered, "compression is offered")
-            check(record["status"] == "PROTOCOL" and not seen.body, f"{record} {seen}")
+            for strict in (True, False):
+                scripted.hellos.clear()
+                seen = bench.visit(server.port, strict=strict)
+                record = bench.verdict(seen, server.port)["nfw"]
+                check(27 not in scripted.hellos[0].extensions, "compression is offered")
+                check(record["status"] == "PROTOCOL" and not seen.body, f"{record} {seen}")
     grown = bench.memory() - before
     check(grown < 16 << 20, f"grew by {grown >> 20} MB")
     return f"not offered, refused, memory grew by {grown >> 20} MB"

@@ -22,10 +22,12 @@ from tests.grade.pki import Issued
 from tests.lab import Lab, addresses
 from tests.lab.nginx import command as nginx_command
 
+WWW = b"HTTP/1.0 200"  # what s_server answers with
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
 _number = itertools.count()
-_SERVERS = {str(made(host)) for host in addresses.SERVER_HOSTS for made in (addresses.server_v4, addresses.server_v6)}
+SERVERS = {str(made(host)) for host in addresses.SERVER_HOSTS for made in (addresses.server_v4, addresses.server_v6)}
+"""Addresses that those who come directly have."""
 _ANY_LEVEL = b"""\
 openssl_conf = grade
 [grade]
@@ -216,7 +218,7 @@ class NginxServer(RealServer):
 
     def told(self) -> list[bytes]:
         # By address: a request made directly is logged a moment after its answer has arrived.
-        return [line for line in self.heard() if line.split(b" ")[0].decode() not in _SERVERS]
+        return [line for line in self.heard() if line.split(b" ")[0].decode() not in SERVERS]
 
 
 class SServerServer(RealServer):

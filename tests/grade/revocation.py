@@ -152,7 +152,7 @@ def asked(
         bench.web.put(f"crl-{number}", _page(list_says(one)))
     context = nginx(one, staple=staple(one) if staple is not None else b"")
     blocked = expected != OK and expected != MUST_STAPLE
-    return Probe(label, context, expected, reason=reason, method=method, after=blocked, **how)
+    return Probe(label, context, expected, reason=reason, method=method, after=blocked, page=f"ocsp-{number}", **how)
 
 
 def was_resumed(side: ServerSide) -> bool:
@@ -195,17 +195,9 @@ def together(bench: Bench, found: list[Probe]) -> str:
 @case("R01", "OCSP says good", "served, asked once and remembered")
 def _(bench: Bench) -> str:
     probe = asked(bench, "good", response, OK, method="ocsp")
-    page = f"ocsp-{_last()}"
     seen = run_probes(bench, [probe])
-    check(bench.web.asked(page) == 1, f"asked {bench.web.asked(page)} times")
+    check(bench.web.asked(probe.page) == 1, f"asked {bench.web.asked(probe.page)} times")
     return f"{seen}; asked once for two clients"
-
-
-def _last() -> int:
-    global _serial
-    number = next(_serial)
-    _serial = iter(range(number, 10**6))
-    return number - 1
 
 
 def revoked(one: Issued) -> bytes:
@@ -229,9 +221,8 @@ def _(bench: Bench) -> str:
     probe = asked(
         bench, "staple", lambda _: dead, REVOKED, staple=lambda one: response(one, None, BAD), method="staple"
     )
-    page = f"ocsp-{_last()}"
     seen = run_probes(bench, [probe])
-    check(bench.web.asked(page) == 0, "the responder was asked")
+    check(bench.web.asked(probe.page) == 0, "the responder was asked")
     return f"{seen}, nobody asked"
 
 
@@ -339,11 +330,11 @@ def _(bench: Bench) -> str:
         with bench.serving(context=context, handler=handler) as server:
             bench.check_resumes(server.port, b"GRADE")
             reused.clear()
-            for _ in range(3):
-                seen = bench.visit(server.port)
+            for strict in (True, True, False, False):
+                seen = bench.visit(server.port, strict=strict)
                 check(seen.body == b"GRADE", f"not served: {seen}")
             check(not any(reused), "a session was resumed")
-    return "served 6 times, 0 resumed"
+    return "served 8 times, 0 resumed"
 
 
 @case("R09", "nobody to ask, but it lives for seven days at most", "served, NOT_REQUIRED")
@@ -611,11 +602,10 @@ def _(bench: Bench) -> str:
 @case("R21", "nonces", "UNKNOWN where it is not the one asked with; served without one")
 def _(bench: Bench) -> str:
     probe = asked(bench, "none", response, OK)
-    page = f"/ocsp-{_last()}"
     seen = run_probes(
         bench, [probe, asked(bench, "one nobody sent", lambda one: response(one, nonce=os.urandom(16)), UNKNOWN)]
     )
-    request = ocsp.load_der_ocsp_request(bench.web.bodies[page])
+    request = ocsp.load_der_ocsp_request(bench.web.bodies[f"/{probe.page}"])
     check(not list(request.extensions), "the request has extensions, though it was to be answered by a cache")
     return f"{seen}; requests carry none"
 
@@ -719,6 +709,7 @@ def _(bench: Bench) -> str:
     data = big_crl(root, one)
     bench.web.put(f"r27-{number}", data)
     with bench.serving(context=nginx(one)) as first, bench.serving(context=nginx(good)) as second:
+        bench.control(first.port)
         seen = [bench.visit(first.port), bench.visit(second.port)]
         deadline = time.monotonic() + 40
         while True:
@@ -733,6 +724,8 @@ def _(bench: Bench) -> str:
         last = bench.visit(second.port)
         check(b"GRADE" in last.body, f"the good one is not served: {last}")
         took = time.monotonic() - began
+        careless = bench.visit(first.port, strict=False)
+        check(not careless.body, f"the revoked one to a careless client: {careless}")
         check(took < 1.0, f"{took:.2f} s once it was read")
     check(bench.web.asked(f"r27-{number}") == 1, f"fetched {bench.web.asked(f'r27-{number}')} times")
     return f"{len(data) / 1e6:.1f} MB fetched once, then {took * 1000:.0f} ms"
@@ -835,6 +828,7 @@ def _(bench: Bench) -> str:
     bench.web.put(f"r30-l-{number}", crl(bench.trust.root))
     served: list[bool] = []
     with bench.serving(context=nginx(one)) as server:
+        bench.control(server.port)
         context = bench.client_context(strict=True)
 
         def client() -> None:
@@ -913,9 +907,10 @@ def _(bench: Bench) -> str:
             side.got.clear()
 
     with bench.serving(context=server_context(one), handler=handler) as server:
-        client = bench.open(server.port)
-        client.send(REQUEST)
-        check(client.receive(42).endswith(b"more"), "not served")
+        client, alone = bench.open(server.port), bench.open(server.port, direct=True)
+        for one_of_them in (client, alone):
+            one_of_them.send(REQUEST)
+            check(one_of_them.receive(42).endswith(b"more"), "not served")
         bench.web.put(f"r34-{number}", lambda _: response(one, None, BAD))
         began = time.monotonic()
         end = client.read_end(15)
@@ -923,4 +918,8 @@ def _(bench: Bench) -> str:
         check(end == "reset", f"the flow ended with {end} after {took:.1f} s")
         record = bench.log.wait(client.port, server.port, "tls")
         check(record["nfw"]["status"] == "REVOKED", str(record["nfw"]))
+        alone.send(REQUEST)
+        check(alone.receive(42).endswith(b"more"), "the flow without nfw has ended, too")
+        bench.directly("validating client", "served on")
+        alone.close()
     return f"reset after {took:.1f} s, REVOKED"

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from tests.grade import pki
 
 HANDSHAKE, ALERT, CHANGE, DATA, HEARTBEAT = 22, 21, 20, 23, 24
 ECDHE_ECDSA_AES128 = 0xC02B
@@ -139,7 +148,8 @@ def server_hello(
 ) -> bytes:
     """The message."""
     if extensions is None:
-        extensions = [extension(0xFF01, b"\0"), extension(23, b""), extension(11, b"\1\0")]
+        extensions = [extension(0xFF01, b"\0"), extension(11, b"\1\0")]
+        extensions += [extension(23, b"")] if 23 in hello.extensions else []
     body = struct.pack("!H", version) + os.urandom(32) + vector(b"", 1) + struct.pack("!HB", cipher, compression)
     block = b"".join(extensions)
     return message(2, body + (vector(block, 2) if extensions else b""))
@@ -162,6 +172,104 @@ def key_exchange(signature: bytes = b"\0" * 70, group: int = 23, algorithm: int 
 
 
 DONE = message(14, b"")
+
+
+def _prf(secret: bytes, label: bytes, seed: bytes, size: int) -> bytes:
+    """RFC 5246 5, with SHA-256."""
+    made, at = b"", label + seed
+    while len(made) < size:
+        at = hmac.digest(secret, at, "sha256")
+        made += hmac.digest(secret, at + label + seed, "sha256")
+    return made[:size]
+
+
+class _Sealer:
+    """One direction of AES-GCM (RFC 5288)."""
+
+    def __init__(self, key: bytes, salt: bytes) -> None:
+        self.aead, self.salt, self.number = AESGCM(key), salt, 0
+
+    def _about(self, kind: int, size: int) -> bytes:
+        self.number += 1
+        return struct.pack("!QBHH", self.number - 1, kind, 0x0303, size)
+
+    def seal(self, kind: int, data: bytes) -> bytes:
+        explicit = self.number.to_bytes(8, "big")
+        return record(kind, explicit + self.aead.encrypt(self.salt + explicit, data, self._about(kind, len(data))))
+
+    def open(self, kind: int, body: bytes) -> bytes:
+        return self.aead.decrypt(self.salt + body[:8], body[8:], self._about(kind, len(body) - 24))
+
+
+class Server12:
+    """A server of TLS 1.2 with ECDHE on P-256, ECDSA and AES-128-GCM; ``handler`` serves one connection of
+    :class:`tests.grade.bench.Server` and answers a request with a page.
+
+    The options replace single fields of what it says first, ``certificate`` and ``exchange`` whole messages; it then
+    goes on as if that were right. ``alerts`` are those it heard before anything was encrypted.
+    """
+
+    def __init__(
+        self,
+        chain: Sequence[bytes],
+        key: pki.Key,
+        *,
+        cipher: int = ECDHE_ECDSA_AES128,
+        version: int = 0x0303,
+        compression: int = 0,
+        extensions: Sequence[bytes] | None = None,
+        group: int = 23,
+        certificate: bytes | None = None,
+        exchange: bytes | None = None,
+    ) -> None:
+        self.key, self.group, self.exchange = key, group, exchange
+        self.certificate = certificates(chain) if certificate is None else certificate
+        self.hello = {"cipher": cipher, "version": version, "compression": compression, "extensions": extensions}
+        self.alerts: list[int] = []
+
+    def handler(self, side: Any) -> None:
+        hello = read_hello(side.sock)
+        share = ec.generate_private_key(ec.SECP256R1())
+        greeting = server_hello(hello, **self.hello)
+        random = greeting[6:38]
+        flight = greeting + self.certificate + self._exchange(hello.random + random, share) + DONE
+        version = min(self.hello["version"], 0x0303)
+        for at in range(0, len(flight), 16000):
+            side.sock.sendall(record(HANDSHAKE, flight[at : at + 16000], version))
+        transcript, shared = hello.raw + flight, b""
+        while (piece := read_record(side.sock))[0] != CHANGE:
+            kind, body = piece
+            if kind == ALERT:
+                self.alerts.append(body[1])
+            if kind != HANDSHAKE:
+                return
+            transcript += body
+            if body[0] == 16:
+                point = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), body[5:])
+                shared = share.exchange(ec.ECDH(), point)
+        if 23 in hello.extensions and self.hello["extensions"] is None:
+            master = _prf(shared, b"extended master secret", hashlib.sha256(transcript).digest(), 48)
+        else:
+            master = _prf(shared, b"master secret", hello.random + random, 48)
+        keys = _prf(master, b"key expansion", random + hello.random, 40)
+        theirs, mine = _Sealer(keys[:16], keys[32:36]), _Sealer(keys[16:32], keys[36:])
+        transcript += theirs.open(*read_record(side.sock))
+        done = _prf(master, b"server finished", hashlib.sha256(transcript).digest(), 12)
+        side.sock.sendall(record(CHANGE, b"\1") + mine.seal(HANDSHAKE, message(20, done)))
+        while (piece := read_record(side.sock))[0] == DATA:
+            side.got += theirs.open(*piece)
+            if b"\r\n\r\n" in side.got:
+                side.sock.sendall(mine.seal(DATA, b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nGRADE\n"))
+                side.sock.sendall(mine.seal(ALERT, b"\1\0"))
+                side.sock.shutdown(socket.SHUT_WR)
+
+    def _exchange(self, randoms: bytes, share: ec.EllipticCurvePrivateKey) -> bytes:
+        if self.exchange is not None:
+            return self.exchange
+        layout = serialization.PublicFormat.UncompressedPoint
+        point = share.public_key().public_bytes(serialization.Encoding.X962, layout)
+        what = b"\3" + struct.pack("!H", self.group) + vector(point, 1)
+        return message(12, what + b"\4\3" + vector(self.key.sign(randoms + what, "sha256"), 2))
 
 
 def client_hello(

@@ -8,6 +8,7 @@ import struct
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
@@ -461,6 +462,22 @@ def test_server_that_does_not_speak_tls(world: World, answer: bytes) -> None:
     wire.feed_client(wire.client.take())
     wire.feed_upstream(answer)
     expect_blocked(wire, Status.PROTOCOL, Close.RESET, "upstream_handshake")
+
+
+@pytest.mark.parametrize("what", ["noise", "too much", "another key"])
+def test_certificates_that_cannot_be_verified(world: World, what: str) -> None:
+    certificate, _ = world.root.issue(NAME)
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    shown = {"noise": [bytes(900)], "too much": [der, *[bytes(60_000)] * 2], "another key": [der]}[what]
+    wire = pair(world)
+    wire.client.start()
+    wire.feed_client(wire.client.take())
+    hello = b"".join(event.data for event in wire.log if isinstance(event, SendUpstream))
+    flight = tls12.server_hello(tls12.parse_hello(hello[5:])) + tls12.certificates(shown)
+    flight += tls12.key_exchange() + tls12.DONE
+    for at in range(0, len(flight), 16000):
+        wire.feed_upstream(tls12.record(tls12.HANDSHAKE, flight[at : at + 16000]))
+    expect_blocked(wire, Status.INVALID, Close.RESET, "upstream_handshake")
 
 
 @pytest.mark.parametrize("how", ["eof", "reset"])

@@ -117,7 +117,7 @@ def test_weak_keys(key, problem: str | None) -> None:
     assert certificate_facts(certificate).weak_key == problem
 
 
-def openssl_leaf(tmp_path: Path, digest: str) -> tuple[World, x509.Certificate, Key]:
+def openssl_leaf(tmp_path: Path, digest: str, serial: str = "5") -> tuple[World, x509.Certificate, Key]:
     """A leaf signed with ``digest``, which cryptography refuses to do, and the world that trusts its root."""
     world = World()
     root = world.root
@@ -137,10 +137,21 @@ def openssl_leaf(tmp_path: Path, digest: str) -> tuple[World, x509.Certificate, 
         subprocess.run(["openssl", *command], cwd=tmp_path, check=True, capture_output=True)
 
     run("req", "-new", "-key", "leaf.key", "-subj", "/CN=leaf", "-out", "leaf.csr")
-    out = ["-days", "3650", "-set_serial", "5", "-out", "leaf.pem"]
+    out = ["-days", "3650", "-set_serial", serial, "-out", "leaf.pem"]
     sign = ["x509", "-req", "-in", "leaf.csr", "-CA", "ca.pem", "-CAkey", "ca.key", f"-{digest}", "-extfile", "ext"]
     run(*sign, *out)
     return world, x509.load_pem_x509_certificate((tmp_path / "leaf.pem").read_bytes()), key
+
+
+@pytest.mark.parametrize(("size", "status"), [(20, Status.OK), (21, Status.INVALID)])
+def test_a_serial_number_has_20_bytes_at_most(tmp_path: Path, size: int, status: Status) -> None:
+    world, certificate, key = openssl_leaf(tmp_path, "sha256", f"0x7{'f' * (2 * size - 1)}")
+    wire, client, server = meet(world, certificate, key)
+    blocked = status is Status.INVALID
+    assert (client.received == b"", server.received == b"") == (blocked, blocked)
+    if blocked:
+        assert wire.finished is not None
+        assert (wire.finished.status, wire.finished.reason) == (status, "serial_number")
 
 
 @pytest.mark.parametrize(("digest", "status"), [("sha1", Status.WEAK), ("md5", Status.WEAK), ("sha256", None)])
