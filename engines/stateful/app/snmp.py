@@ -1,0 +1,126 @@
+"""SNMP 1, 2c and 3: every datagram is a transaction of its direction.
+
+Buffers: ``snmp.community`` (versions 1 and 2c), ``snmp.usm`` (the user of version 3); as numbers, one byte each,
+``snmp.version`` (1 to 3), ``snmp.pdu_type`` where it is not encrypted, ``snmp.trap_type`` of traps of version 1.
+
+Source: RFC 1157, RFC 3416, RFC 3412 section 6, RFC 3414 section 2.4; Suricata user guide, "SNMP Keywords".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engines.stateful.app.der import items, read
+from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
+from engines.stateful.app.transaction import BaseParser, BaseTransaction
+from engines.verdict import Direction
+
+PDU_TYPES = {
+    "get_request": 0, "get_next_request": 1, "response": 2, "set_request": 3, "trap_v1": 4, "get_bulk_request": 5,
+    "inform_request": 6, "trap_v2": 7, "report": 8,
+}  # fmt: skip
+TRAP_TYPES = {
+    "coldstart": 0, "warmstart": 1, "linkdown": 2, "linkup": 3, "authenticationfailure": 4, "egpneighborloss": 5,
+    "enterprisespecific": 6,
+}  # fmt: skip
+_VERSIONS = {0: 1, 1: 2, 3: 3}  # as encoded -> as called
+_SEQUENCE, _OCTETS = 0x30, 0x04
+_PDU = {0xA0 + number: number for number in PDU_TYPES.values()}
+_TRAP_V1 = 4
+_USER_BASED = 3  # security model
+
+
+class SnmpTransaction(BaseTransaction):
+    """One datagram. ``version``: 0 when it is none of SNMP."""
+
+    __slots__ = ("_direction", "_values", "version")
+
+    def __init__(self, tx_id: int, direction: Direction, message: bytes) -> None:
+        super().__init__(tx_id)
+        self._direction = direction
+        self._values: dict[str, bytes] = {}
+        self.version = 0
+        try:
+            self._read(message)
+        except (ValueError, LookupError):
+            self.add_event("malformed_data")
+        self.finish(direction)
+        self.skip(direction.reply)
+
+    def _read(self, message: bytes) -> None:
+        """Raises ValueError or LookupError where it is not built like a message."""
+        tag, contents, _ = read(message, 0)
+        if tag != _SEQUENCE:
+            raise ValueError("no message")
+        fields = list(items(contents))
+        self.version = _VERSIONS[_number(fields[0][1])]
+        self._values["snmp.version"] = bytes((self.version,))
+        if self.version < 3:
+            self._values["snmp.community"] = fields[1][1]
+            self._pdu(*fields[2])
+            return
+        header = [value for _, value in items(fields[1][1])]
+        if _number(header[3]) == _USER_BASED:
+            parameters = list(items(read(fields[2][1], 0)[1]))
+            self._values["snmp.usm"] = parameters[3][1]
+        else:
+            self.add_event("unknown_security_model")
+        kind, data = fields[3]
+        if kind == _SEQUENCE:  # otherwise it is encrypted
+            self._pdu(*list(items(data))[2])
+
+    def _pdu(self, tag: int, data: bytes) -> None:
+        kind = _PDU[tag]
+        self._values["snmp.pdu_type"] = bytes((kind,))
+        if kind == _TRAP_V1:
+            self._values["snmp.trap_type"] = bytes((_number(list(items(data))[2][1]) & 0xFF,))
+
+    def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
+        value = self._values.get(name)
+        if value is None or (direction is not None and direction is not self._direction):
+            return ()
+        return (value,)
+
+    def log_fields(self) -> dict[str, object]:
+        """EVE ``snmp`` object."""
+        fields: dict[str, object] = {"version": self.version}
+        for key in ("community", "usm"):
+            value = self._values.get(f"snmp.{key}")
+            if value is not None:
+                fields[key] = value[:1024].decode("utf-8", "backslashreplace")
+        for kind in self._values.get("snmp.pdu_type", b""):
+            fields["pdu_type"] = next(name for name, number in PDU_TYPES.items() if number == kind)
+        return fields
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data[:8], "big")
+
+
+def looks_like_message(data: bytes) -> bool:
+    """Whether a datagram is a message of SNMP: one sequence with a version in use and what has to follow it."""
+    if len(data) < 8 or data[0] != _SEQUENCE:
+        return False
+    more = data[1] & 0x7F if data[1] & 0x80 else 0
+    size = int.from_bytes(data[2 : 2 + more], "big") if more else data[1]
+    head = data[2 + more : 6 + more]
+    if more > 4 or 2 + more + size != len(data) or head[:2] != b"\x02\x01":
+        return False
+    return head[2:] in {b"\0\x04", b"\1\x04", b"\3\x30"}
+
+
+class SnmpParser(BaseParser):
+    """See :class:`engines.stateful.app.AppParser`; one feed is one datagram."""
+
+    name = "snmp"
+
+    def __init__(self, limits: AppLimits = DEFAULT_LIMITS, hold_body: bool = False) -> None:
+        super().__init__()
+        self._version = 0  # of the first message
+
+    def feed(self, direction: Direction, data: bytes) -> None:
+        tx = SnmpTransaction(self.take_id(), direction, data)
+        self._version = self._version or tx.version
+        if tx.version and tx.version != self._version:
+            tx.add_event("version_mismatch")
+        self.transactions.append(tx)
