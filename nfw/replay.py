@@ -152,6 +152,19 @@ def _app(name: str, read: Callable[[str], Any]) -> Callable[[ReplayOptions, str]
     return apply
 
 
+def _enabled(name: str) -> Callable[[ReplayOptions, str], ReplayOptions]:
+    """Whether a protocol is parsed, or only recognised."""
+
+    def apply(options: ReplayOptions, text: str) -> ReplayOptions:
+        if text not in {"yes", "true", "detection-only"}:
+            raise SettingError(f"{text!r} is neither yes nor detection-only")
+        named = options.limits.app.named_only - {name} | ({name} if text == "detection-only" else frozenset())
+        app = dataclasses.replace(options.limits.app, named_only=named)
+        return dataclasses.replace(options, limits=dataclasses.replace(options.limits, app=app))
+
+    return apply
+
+
 def _option(name: str, read: Callable[[str], Any]) -> Callable[[ReplayOptions, str], ReplayOptions]:
     return lambda options, text: dataclasses.replace(options, **{name: read(text)})
 
@@ -184,6 +197,7 @@ SETTINGS: Mapping[str, Callable[[ReplayOptions, str], ReplayOptions]] = {
     "stream.reassembly.toclient-chunk-size": _session("chunk_to_client", _size),
     "stream.reassembly.urgent.policy": _session("urgent", UrgentPolicy),
     "app-layer.protocols.mqtt.max-msg-length": _app("mqtt_packet", _size),
+    **{f"app-layer.protocols.{name}.enabled": _enabled(name) for name in ("ldap", "pgsql", "snmp", "ike")},
     _HTTP + "lzma-enabled": _app("lzma", _bool),
     _HTTP + "response-body-decompress-layer-limit": _app("decode_layers", _size),
     _HTTP + "request-body-limit": _app("request_body", _size),

@@ -85,6 +85,8 @@ class AppLimits:
     # Whether rules on the request line of HTTP/1 are judged before its head is complete, as Suricata does; for captures
     # only, because a pass so early would let the rest of the head go unseen.
     lines_alone: bool = False
+    # Protocols that are recognised and not parsed (Suricata: enabled: detection-only); for captures only.
+    named_only: frozenset[str] = frozenset()
     # How long a file may be for that, decoded: what a small one can inflate to at once. -> no digest
     hashed: int = 16 << 20
     # A line of a command, reply or header (Suricata's limit, too). -> event truncated_line, rest of the line skipped
