@@ -69,6 +69,8 @@ def consolidate(draft: RuleDraft, text: str, file: str, line: int) -> Signature:
         draft.in_captures(f"{header.protocol} packets do not reach a firewall at the IP layer")
     if app_buffers and header.app_proto and header.app_proto not in PARSED:
         draft.never(f"no parser for {header.app_proto}")
+    elif header.app_proto == "nfs" and any(b.name.startswith("file.") and b.name != "file.name" for b in app_buffers):
+        draft.never("no parser for the contents of files of nfs")
     if header.hook and header.hook != FLOW_START:
         _check_hook(draft, app_buffers)
     if draft.never_matches:

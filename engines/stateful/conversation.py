@@ -273,7 +273,9 @@ class Conversation:
             make = None
         wanted = group.has_transactions or (name in _CARRIERS and ruleset.needs_protocol) or ruleset.parses_all
         logs = self._logs(name)
-        parser = make(ruleset.limits.app, group.body_denies) if make is not None and (wanted or logs) else None
+        # In a capture every protocol is parsed: raw stream rules wait for complete messages (Suricata: raw reassembly).
+        parsed = make is not None and (wanted or logs or ruleset.limits.app.lines_alone)
+        parser = make(ruleset.limits.app, group.body_denies) if parsed and make is not None else None
         if parser is not None:
             if parser.inside is not None:
                 parser.inside.wanted = self._judges(parser.inside.name) or self._logs(parser.inside.name)
@@ -281,8 +283,9 @@ class Conversation:
             if self._outer is not None:
                 parser.follow(self._outer)
         layer = Layer(name, group, ruleset.rules, parser)
+        layer.log_only = not wanted
         if logs:
-            layer.log, layer.log_only = self._log, not wanted
+            layer.log = self._log
         self.layers.append(layer)
         for side in (self._first, self._first.reply):
             early = bytes(self.early[side])

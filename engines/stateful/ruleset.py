@@ -49,11 +49,11 @@ COLLECTING_BUFFERS = frozenset(
         "ftp.reply",
         "ftp.completion_code",
         *http2_frames.NAMES,
-        *(name for name in BUFFERS if name.startswith("mqtt.")),
+        *(name for name in BUFFERS if name.startswith(("mqtt.", "ldap.responses."))),
     }
 )
 # Protocols with more than one thing to say in a transaction: that a buffer is absent shows only at the end.
-_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.", "mqtt.", "rfb.")
+_DIALOGUES = ("smtp.", "email.", "file.", "ftp.", "smb.", "dcerpc.", "mqtt.", "rfb.", "ldap.", "pgsql.", "nfs")
 
 # The same bytes as file.data to the client: searched once for the patterns of both.
 _RESPONSE_BODY = "http.response_body"

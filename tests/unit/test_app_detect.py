@@ -49,6 +49,9 @@ FIRST_BYTES = [
     (C, framed(QUERY), "dns"),
     (C, b"\x10\x0c\0\x04MQTT\x04\x02", "mqtt"),
     (C, b"\0\0\0\x08\x04\xd2\x16\x2f", "pgsql"),
+    (C, b"\x30\x0c\2\1\1\x60\7\2\1\3\4\0\x80\0", "ldap"),
+    (S, b"\x30\x0c\2\1\1\x61\7\x0a\1\0\4\0\4\0", "ldap"),
+    (C, b"\x80\0\0\x28\0\0\0\1\0\0\0\0\0\0\0\2\0\1\x86\xa3\0\0\0\3", "nfs"),
     (C, b"hello world, this is nothing\r\n", None),
     (C, bytes(range(1, 60)), None),
     (S, b"HTTP/1.1 200 OK\r\n", "http"),
@@ -107,6 +110,10 @@ FIRST_DATAGRAMS = [
     (C, b"0\x06\2\1\2\4\1p", None),
     (C, b"\xc3\0\0\0\1" + bytes(1195), "quic"),
     (C, bytes(236) + b"\x63\x82\x53\x63\x35", "dhcp"),
+    (C, b"\x30\x0c\2\1\1\x60\7\2\1\3\4\0\x80\0", "ldap"),
+    (C, b"\x30\x0d\2\1\1\4\6public\xa0\0", "snmp"),
+    (C, b"\1" * 8 + bytes(8) + b"\x21\x20\x22\x08" + bytes(4) + b"\0\0\0\x1c", "ike"),
+    (C, b"\0\0\0\1\0\0\0\0\0\0\0\2\0\1\x86\xa3\0\0\0\3", "nfs"),
     (C, b"x", None),
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engines.stateful.app.snmp import SnmpParser, looks_like_snmp
+from engines.stateful.app.snmp import SnmpParser, looks_like_message
 from tests.unit.app_feeding import C, S, survives
 from tests.unit.corpus import corpus
 from tests.unit.test_inspector import ANY, DOWN, UDP, UP, Flow, compiled
@@ -46,15 +46,14 @@ ASKS, ANSWERS = message(1, pdu(b"\xa0")), message(1, pdu(b"\xa2"))
         (ASKS, [b"\2", b"public", b"\0"]),
         (ANSWERS, [b"\2", b"public", b"\2"]),
         (message(0, trap(3)), [b"\1", b"public", b"\4", b"\3"]),
-        (message(0, trap(0, b"\xbf\4")), [b"\1", b"public", b"\4", b"\0"]),  # the tag in its long form
-        (message(0, pdu(b"\xa1"), b""), [b"\1", b"\1"]),
+        (message(0, pdu(b"\xa1"), b""), [b"\1", b"", b"\1"]),
         (third(tlv(0x30, tlv(4, b"engine"), tlv(4), pdu(b"\xa0"))), [b"\3", b"admin", b"\0"]),
         (third(tlv(4, b"encrypted")), [b"\3", b"admin"]),
     ],
 )
 def test_what_rules_see(data: bytes, values: list[bytes]) -> None:
     parser = SnmpParser()
-    assert looks_like_snmp(data)
+    assert looks_like_message(data)
     parser.feed(C, data)
     (tx,) = parser.transactions
     assert [value for name in NAMES for value in tx.buffer(name, C)] == values
@@ -89,7 +88,7 @@ def test_what_is_no_message_ends_it(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", [b"0\2\2\1", b"HTTP/1.1 200 OK", ASKS + b"\0", message(5, pdu(b"\xa0")), b"0\x84"])
 def test_other_datagrams_are_not_taken_for_it(data: bytes) -> None:
-    assert not looks_like_snmp(data)
+    assert not looks_like_message(data)
 
 
 def test_any_bytes() -> None:

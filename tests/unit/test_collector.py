@@ -10,8 +10,25 @@ from nfw.collector import FEW, INTERVAL, NEVER, SpareCollector
 from tests.fuzz.targets import TARGETS
 
 WHOLE_FLOWS = ("flow-tcp", "flow-udp", "stream")
-TCP = ("http", "http2", "dns", "tls", "ssh", "sip", "smb", "smtp", "dcerpc", "ftp", "ftp-data", "websocket", "mqtt")
-UDP = ("dns-udp", "ntp-udp", "quic-udp", "sip-udp", "krb5-udp")
+TCP = (
+    "http",
+    "http2",
+    "dns",
+    "tls",
+    "ssh",
+    "sip",
+    "smb",
+    "smtp",
+    "dcerpc",
+    "ftp",
+    "ftp-data",
+    "websocket",
+    "mqtt",
+    "ldap",
+    "nfs",
+    "pgsql",
+)
+UDP = ("dns-udp", "ntp-udp", "quic-udp", "sip-udp", "krb5-udp", "ldap-udp", "nfs-udp", "snmp-udp", "ike-udp")
 
 
 @pytest.mark.parametrize("name", [*TCP, "krb5", "rfb", *UDP, *WHOLE_FLOWS])

@@ -106,7 +106,7 @@ REFUSED = [
     ("accept:hook tls:hello any any -> any any (sid:1;)", "1:13", "unknown hook hello of tls"),
     ("accept:hook http:request_line any any -> any any (sid:1;)", "1:13", "expected http1 or http2:stream"),
     ("accept:hook http2:request_headers any any -> any any (sid:1;)", "1:13", "expected http2:stream or http2:global"),
-    ("accept:hook pgsql:request_started any any -> any any (sid:1;)", "1:13", "there is no parser for pgsql"),
+    ("accept:hook modbus:request_started any any -> any any (sid:1;)", "1:13", "there is no parser for modbus"),
     ("accept:hook tlss:request_started any any -> any any (sid:1;)", "1:13", "unknown protocol 'tlss'"),
     ("accept:hook tls:server_hello any any -> any any (flow:to_server; sid:1;)", "1:13", "on the side that flow asks"),
     ("accept:hook tcp:all any any -> any any (http.uri; content:\"x\"; sid:1;)", "1:13", "http.uri needs the hook"),

@@ -445,7 +445,7 @@ def test_a_capture_of_pieces_says_so(files: tuple[str, str], capsys: pytest.Capt
 def test_what_never_matches_is_said(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     capture, policy = files
     with Path(policy).open("a") as file:
-        file.write("    alert dhcp any any -> any any (dhcp.leasetime:1; sid:77;)\n")
+        file.write("    alert enip any any -> any any (enip.status:1; sid:77;)\n")
     assert call(["replay", capture, "--policy", policy]) == 0
     assert "never matches" in capsys.readouterr().err
 

@@ -200,10 +200,10 @@ def test_igmp() -> None:
 @pytest.mark.parametrize(
     ("header", "options", "why"),
     [
-        ("alert dhcp any any -> any any", "dhcp.leasetime:1;", "no parser for dhcp.leasetime"),
-        ("alert udp any any -> any any", 'ike.vendor; content:"a";', "no parser for ike.vendor"),
-        ("alert nfs any any -> any any", 'file_data; content:"a";', "no parser for nfs"),
-        ("alert pgsql any any -> any any", 'pgsql.query; content:"a";', "no parser for pgsql"),
+        ("alert enip any any -> any any", "enip.status:1;", "no parser for enip.status"),
+        ("alert tcp any any -> any any", 'dnp3_data; content:"a";', "no parser for dnp3_data"),
+        ("alert nfs any any -> any any", 'file_data; content:"a";', "no parser for the contents of files of nfs"),
+        ("alert modbus any any -> any any", "modbus:function 1;", "no parser for modbus"),
     ],
 )
 def test_what_never_matches_says_so_and_is_not_compiled(header: str, options: str, why: str) -> None:

@@ -10,7 +10,7 @@ def test_every_keyword_is_listed_once_with_its_status() -> None:
     rows = {row.name: row for row in keyword_rows()}
     assert len(rows) == len(keyword_rows())
     assert rows.keys() == KEYWORDS.keys() | UNSUPPORTED.keys()
-    assert [rows[name].status for name in ("content", "dhcp.leasetime", "lua")] == ["works", "never matches", "refused"]
+    assert [rows[name].status for name in ("content", "enip.status", "lua")] == ["works", "never matches", "refused"]
     assert rows["content"].to_json() == {
         "name": "content",
         "kind": "content",

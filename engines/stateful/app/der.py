@@ -60,8 +60,9 @@ def read_raw(der: bytes) -> RawCertificate:
     )
 
 
-def read(data: bytes, at: int) -> tuple[int, bytes, int]:
-    """Tag, contents and the offset after one value. Raises ValueError when it is cut off or has no definite length."""
+def read(data: bytes, at: int, *, cut: bool = False) -> tuple[int, bytes, int]:
+    """Tag, contents and the offset after one value. Raises ValueError when it is cut off or has no definite length.
+    ``cut``: of what is known to be cut off, the contents that are there."""
     if at + 2 > len(data):
         raise HeaderCutError("value is cut off")
     tag, size = data[at], data[at + 1]
@@ -76,15 +77,17 @@ def read(data: bytes, at: int) -> tuple[int, bytes, int]:
             raise HeaderCutError("value is cut off")
     end = start + size
     if end > len(data):
-        raise ValueError("value is cut off")
+        if not cut:
+            raise ValueError("value is cut off")
+        end = len(data)
     return tag, data[start:end], end
 
 
-def items(data: bytes) -> Iterator[tuple[int, bytes]]:
+def items(data: bytes, *, cut: bool = False) -> Iterator[tuple[int, bytes]]:
     """The values one after the other."""
     at = 0
     while at < len(data):
-        tag, contents, at = read(data, at)
+        tag, contents, at = read(data, at, cut=cut)
         yield tag, contents
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from engines.stateful.app import ike, ldap, nfs, snmp
 from engines.stateful.app.dcerpc import looks_like_pdu
 from engines.stateful.app.sip import METHODS
-from engines.stateful.app.snmp import looks_like_snmp
 from engines.verdict import Direction
 
 FAILED = "failed"
@@ -315,6 +315,37 @@ def _mqtt_answer(data: bytes) -> bool | None:
     return None if len(data) < 4 or len(data) < 2 + data[1] else len(data) == 2 + data[1]
 
 
+def _ldap(tags: frozenset[int], whole: bool = False) -> _Probe:
+    """RFC 4511, section 4.1.1: an identifier and an operation of that side; not a message of SNMP."""
+    return lambda data: ldap.looks_like_message(data, tags, whole)
+
+
+def _ike(response: bool) -> _Probe:
+    return lambda data: ike.looks_like_message(data, response)
+
+
+def _nfs_record(data: bytes) -> bool | None:
+    """A call behind the mark of its record (RFC 5531, section 11)."""
+    size = int.from_bytes(data[:4].ljust(4, b"\xff"), "big") & 0x7FFFFFFF
+    if size < 40 or (len(data) >= 4 and size > 4 << 20):
+        return False
+    return nfs.looks_like_call(data[4:])
+
+
+_PGSQL_START = _prefix(b"\0\3\0\0", b"\0\3\0\2", b"\4\xd2\x16\x2e", b"\4\xd2\x16\x2f", b"\4\xd2\x16\x30", at=4)
+
+
+def _pgsql(data: bytes) -> bool | None:
+    """A start of a session, a request for encryption, or the start of a version that nobody has, by which servers are
+    looked for: a length that includes itself, and nothing behind it, for the client waits."""
+    if data[:2] != bytes(len(data[:2])):
+        return False
+    answer = _PGSQL_START(data)
+    if answer is not False or data[:5] != b"\0\0\0\x08\0":
+        return answer
+    return None if len(data) < 8 else len(data) == 8
+
+
 _SIP_MESSAGE = re.compile(rb"\s*(?:[A-Z]{3,16} [^\r\n]{1,1024} SIP/\d|SIP/\d\.\d \d{3})")
 _SIP_REQUEST = _prefix(*(method + scheme for method in METHODS for scheme in (b" sip:", b" sips:")))
 
@@ -352,9 +383,11 @@ _TO_SERVER: list[tuple[str, _Probe]] = [
     ("dcerpc", looks_like_pdu),
     ("rdp", lambda data: False if data[0] != 3 else None if len(data) < 6 else data[1] == 0 and data[5] == 0xE0),
     ("mqtt", lambda data: False if data[0] != 0x10 else None if len(data) < 10 else b"MQ" in data[2:8]),
-    ("pgsql", _prefix(b"\0\3\0\0", b"\4\xd2\x16\x2f", at=4)),
+    ("pgsql", _pgsql),
     ("sip", _SIP_REQUEST),
     ("krb5", _krb5_tcp),
+    ("ldap", _ldap(ldap.REQUEST_TAGS)),
+    ("nfs", _nfs_record),
     ("dns", _dns_tcp(False)),
 ]
 _TO_CLIENT: list[tuple[str, _Probe]] = [
@@ -374,6 +407,7 @@ _TO_CLIENT: list[tuple[str, _Probe]] = [
     ("http2", _http2_server),
     ("mqtt", _mqtt_answer),
     ("krb5", _krb5_tcp),
+    ("ldap", _ldap(ldap.RESPONSE_TAGS)),
     ("dns", _dns_tcp(True)),
 ]
 _UDP_TO_SERVER: list[tuple[str, _Probe]] = [
@@ -381,7 +415,10 @@ _UDP_TO_SERVER: list[tuple[str, _Probe]] = [
     ("dns", _dns_udp(False)),
     ("ntp", _ntp),
     ("krb5", _krb5),
-    ("snmp", looks_like_snmp),
+    ("ldap", _ldap(ldap.REQUEST_TAGS, True)),
+    ("snmp", snmp.looks_like_message),
+    ("ike", _ike(False)),
+    ("nfs", lambda data: bool(nfs.looks_like_call(data))),
     ("tftp", _tftp),
     ("dhcp", _prefix(b"\x63\x82\x53\x63", at=236)),
     ("sip", _sip),
@@ -391,7 +428,9 @@ _UDP_TO_CLIENT: list[tuple[str, _Probe]] = [
     ("dns", _dns_udp(True)),
     ("ntp", _ntp),
     ("krb5", _krb5),
-    ("snmp", looks_like_snmp),
+    ("ldap", _ldap(ldap.RESPONSE_TAGS, True)),
+    ("snmp", snmp.looks_like_message),
+    ("ike", _ike(True)),
     ("dhcp", _prefix(b"\x63\x82\x53\x63", at=236)),
     ("sip", _sip),
 ]

@@ -29,6 +29,7 @@ READ: Mapping[str, tuple[str, ...]] = {
     "smb": tuple(f"{layer}.{piece}" for layer in ("nbss", "smb1", "smb2", "smb3") for piece in ("pdu", "hdr", "data")),
     "websocket": ("pdu", "header", "data"),
     "mqtt": ("pdu", "header", "data"),
+    "ldap": ("pdu",),
     "ssh": ("record.pdu", "record.hdr", "record.data"),
 }
 UNREAD: Mapping[str, tuple[str, ...]] = {
@@ -36,7 +37,6 @@ UNREAD: Mapping[str, tuple[str, ...]] = {
     "enip": ("pdu", "hdr", "data"),
     "ftp": ("command_line", "response_line"),
     "http2": ("pdu", "hdr", "data"),
-    "ldap": ("pdu",),
     "nfs": ("rpc.pdu", "rpc.hdr", "rpc.data", "rpc.creds", "nfs.pdu", "nfs.status", "nfs4.pdu", "nfs4.hdr", "nfs4.ops"),
     "ntp": ("pdu",),
     "pgsql": ("pdu",),

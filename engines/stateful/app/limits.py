@@ -52,6 +52,18 @@ class AppLimits:
     mqtt_open: int = 1024
     # A message of Kerberos over TCP; a ticket with many groups has some 12 KiB, Windows allows 48. -> gave_up
     krb5_message: int = 64 << 10
+    # How much of one LDAP message rules see; Active Directory takes requests of 10 MiB. -> the rest is not searched
+    ldap_message: int = 64 << 10
+    # Requests of LDAP without their last answer (Suricata: max-tx). -> event too_many_transactions, oldest given up
+    ldap_open: int = 256
+    # How much of one message of PostgreSQL rules see: a query with many values is larger. -> the rest is not searched
+    pgsql_message: int = 64 << 10
+    # Queries without their end (Suricata: max-tx). -> event too_many_transactions, oldest given up
+    pgsql_open: int = 1024
+    # How much of one record of NFS is read; that of a WRITE has up to 1 MiB of data. -> the rest is passed over
+    nfs_message: int = 16 << 10
+    # Calls of NFS without a reply, and handles whose names are known. -> event too_many_transactions; oldest forgotten
+    nfs_open: int = 1024
     # RFC 4253, section 4.2 allows 255 bytes for the version and any number of lines before it. -> gave_up
     ssh_banner: int = 4 << 10
     # RFC 4253, section 6.1: packets of 35,000 bytes must be understood; a KEXINIT is 1 to 2 KiB. -> no HASSH, event

@@ -10,10 +10,14 @@ from engines.stateful.app.dns import DnsParser
 from engines.stateful.app.ftp import FtpDataParser, FtpParser
 from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.app.http2 import Http2Parser
+from engines.stateful.app.ike import IkeParser
 from engines.stateful.app.krb5 import Krb5Parser
+from engines.stateful.app.ldap import LdapParser
 from engines.stateful.app.limits import AppLimits
 from engines.stateful.app.mqtt import MqttParser
+from engines.stateful.app.nfs import NfsParser
 from engines.stateful.app.ntp import NtpParser
+from engines.stateful.app.pgsql import PgsqlParser
 from engines.stateful.app.quic import QuicParser
 from engines.stateful.app.rfb import RfbParser
 from engines.stateful.app.sip import SipParser
@@ -39,6 +43,14 @@ def _krb5_datagrams(limits: AppLimits, hold_body: bool) -> AppParser:
     return Krb5Parser(limits, hold_body, udp=True)
 
 
+def _ldap_datagrams(limits: AppLimits, hold_body: bool) -> AppParser:
+    return LdapParser(limits, hold_body, udp=True)
+
+
+def _nfs_datagrams(limits: AppLimits, hold_body: bool) -> AppParser:
+    return NfsParser(limits, hold_body, udp=True)
+
+
 def _sip_datagrams(limits: AppLimits, hold_body: bool) -> AppParser:
     return SipParser(limits, hold_body, udp=True)
 
@@ -59,6 +71,9 @@ PARSERS: dict[str, Factory] = {
     "websocket": WebSocketParser,
     "mqtt": MqttParser,
     "krb5": Krb5Parser,
+    "ldap": LdapParser,
+    "nfs": NfsParser,
+    "pgsql": PgsqlParser,
     "rfb": RfbParser,
     "llmnr": _local_names("llmnr", False),
 }
@@ -69,8 +84,11 @@ UDP_PARSERS: dict[str, Factory] = {
     "llmnr": _local_names("llmnr", True),
     "mdns": _local_names("mdns", True),
     "krb5": _krb5_datagrams,
+    "ldap": _ldap_datagrams,
+    "ike": IkeParser,
+    "nfs": _nfs_datagrams,
+    "snmp": SnmpParser,
     "ntp": NtpParser,
     "quic": QuicParser,
     "sip": _sip_datagrams,
-    "snmp": SnmpParser,
 }

@@ -1,10 +1,9 @@
-"""SNMP: every datagram is a message, and a transaction of its direction.
+"""SNMP 1, 2c and 3: every datagram is a transaction of its direction.
 
-Numbers are one byte each: ``snmp.version`` (1, 2 for 2c, 3), ``snmp.pdu_type`` and ``snmp.trap_type`` (the generic trap
-of version 1). What version 3 encrypts has no PDU type.
+Buffers: ``snmp.community`` (versions 1 and 2c), ``snmp.usm`` (the user of version 3); as numbers, one byte each,
+``snmp.version`` (1 to 3), ``snmp.pdu_type`` where it is not encrypted, ``snmp.trap_type`` of traps of version 1.
 
-Source: RFC 1157 section 4.1, RFC 1901 section 3, RFC 3412 section 6, RFC 3414 section 2.4; Suricata user guide, "SNMP
-Keywords".
+Source: RFC 1157, RFC 3416, RFC 3412 section 6, RFC 3414 section 2.4; Suricata user guide, "SNMP Keywords".
 """
 
 from __future__ import annotations
@@ -16,147 +15,115 @@ from engines.stateful.app.limits import DEFAULT_LIMITS, AppLimits
 from engines.stateful.app.transaction import BaseParser, BaseTransaction
 from engines.verdict import Direction
 
-PDU_TYPES = (
-    "get_request", "get_next_request", "response", "set_request", "trap_v1", "get_bulk_request", "inform_request",
-    "trap_v2", "report",
-)  # fmt: skip
-TRAP_TYPES = (
-    "coldstart", "warmstart", "linkdown", "linkup", "authenticationfailure", "egpneighborloss", "enterprisespecific",
-)  # fmt: skip
-_INTEGER, _OCTETS, _SEQUENCE = 0x02, 0x04, 0x30
-_PDU, _PDU_MASK, _LONG = 0xA0, 0xE0, 0x1F  # context-specific and constructed; a tag number in bytes of its own
+PDU_TYPES = {
+    "get_request": 0, "get_next_request": 1, "response": 2, "set_request": 3, "trap_v1": 4, "get_bulk_request": 5,
+    "inform_request": 6, "trap_v2": 7, "report": 8,
+}  # fmt: skip
+TRAP_TYPES = {
+    "coldstart": 0, "warmstart": 1, "linkdown": 2, "linkup": 3, "authenticationfailure": 4, "egpneighborloss": 5,
+    "enterprisespecific": 6,
+}  # fmt: skip
+_VERSIONS = {0: 1, 1: 2, 3: 3}  # as encoded -> as called
+_SEQUENCE, _OCTETS = 0x30, 0x04
+_PDU = {0xA0 + number: number for number in PDU_TYPES.values()}
 _TRAP_V1 = 4
-_VERSIONS = frozenset({0, 1, 3})
+_USER_BASED = 3  # security model
 
 
 class SnmpTransaction(BaseTransaction):
-    """One message. Numbers are -1 where there are none."""
+    """One datagram. ``version``: 0 when it is none of SNMP."""
 
-    __slots__ = ("_direction", "community", "pdu_type", "trap_type", "usm", "version")
+    __slots__ = ("_direction", "_values", "version")
 
-    def __init__(self, tx_id: int, direction: Direction) -> None:
+    def __init__(self, tx_id: int, direction: Direction, message: bytes) -> None:
         super().__init__(tx_id)
         self._direction = direction
-        self.version = self.pdu_type = self.trap_type = -1
-        self.community = self.usm = b""
+        self._values: dict[str, bytes] = {}
+        self.version = 0
+        try:
+            self._read(message)
+        except (ValueError, LookupError):
+            self.add_event("malformed_data")
+        self.finish(direction)
+        self.skip(direction.reply)
 
-    def read(self, data: bytes) -> None:
-        """Fill in a datagram. Raises ValueError when it is no message."""
-        tag, message, _ = read(data, 0)
-        version, at = _integer(message, 0)
-        if tag != _SEQUENCE or version not in _VERSIONS:
-            raise ValueError("no message")
-        self.version = 3 if version == 3 else version + 1
-        if version == 3:
-            self._third(message, at)
-            return
-        tag, self.community, at = read(message, at)
-        if tag != _OCTETS:
-            raise ValueError("no community")
-        self._pdu(message[at:])
-
-    def _third(self, message: bytes, at: int) -> None:
-        tag, _, at = read(message, at)
+    def _read(self, message: bytes) -> None:
+        """Raises ValueError or LookupError where it is not built like a message."""
+        tag, contents, _ = read(message, 0)
         if tag != _SEQUENCE:
-            raise ValueError("no header")
-        tag, security, at = read(message, at)
-        if tag != _OCTETS:
-            raise ValueError("no security parameters")
-        if security:
-            _, parameters, _ = read(security, 0)
-            values = list(items(parameters))
-            self.usm = values[3][1] if len(values) > 3 else b""
-        tag, scoped, _ = read(message, at)
-        if tag == _SEQUENCE:  # not encrypted: engine, context, PDU
-            _, _, at = read(scoped, 0)
-            _, _, at = read(scoped, at)
-            self._pdu(scoped[at:])
+            raise ValueError("no message")
+        fields = list(items(contents))
+        self.version = _VERSIONS[_number(fields[0][1])]
+        self._values["snmp.version"] = bytes((self.version,))
+        if self.version < 3:
+            self._values["snmp.community"] = fields[1][1]
+            self._pdu(*fields[2])
+            return
+        header = [value for _, value in items(fields[1][1])]
+        if _number(header[3]) == _USER_BASED:
+            parameters = list(items(read(fields[2][1], 0)[1]))
+            self._values["snmp.usm"] = parameters[3][1]
+        else:
+            self.add_event("unknown_security_model")
+        kind, data = fields[3]
+        if kind == _SEQUENCE:  # otherwise it is encrypted
+            self._pdu(*list(items(data))[2])
 
-    def _pdu(self, data: bytes) -> None:
-        if not data or data[0] & _PDU_MASK != _PDU:
-            raise ValueError("no PDU")
-        number, tag_size = data[0] & _LONG, 1
-        if number == _LONG:
-            number = 0
-            while tag_size < 3:
-                byte = data[tag_size] if tag_size < len(data) else 0x80
-                number, tag_size = number << 7 | byte & 0x7F, tag_size + 1
-                if not byte & 0x80:
-                    break
-        if number >= len(PDU_TYPES):
-            raise ValueError("no PDU of a known type")
-        _, body, _ = read(data, tag_size - 1)  # the tag's last byte stands for the tag
-        self.pdu_type = number
-        if number == _TRAP_V1:
-            values = list(items(body))
-            if len(values) < 3 or values[2][0] != _INTEGER:
-                raise ValueError("no trap")
-            self.trap_type = int.from_bytes(values[2][1][-1:], "big")
+    def _pdu(self, tag: int, data: bytes) -> None:
+        kind = _PDU[tag]
+        self._values["snmp.pdu_type"] = bytes((kind,))
+        if kind == _TRAP_V1:
+            self._values["snmp.trap_type"] = bytes((_number(list(items(data))[2][1]) & 0xFF,))
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
-        if direction is not None and direction is not self._direction:
+        value = self._values.get(name)
+        if value is None or (direction is not None and direction is not self._direction):
             return ()
-        if name in {"snmp.community", "snmp.usm"}:
-            text = self.community if name == "snmp.community" else self.usm
-            return (text,) if text else ()
-        number = {"snmp.version": self.version, "snmp.pdu_type": self.pdu_type, "snmp.trap_type": self.trap_type}.get(
-            name, -1
-        )
-        return (bytes((number,)),) if number >= 0 else ()
+        return (value,)
 
     def log_fields(self) -> dict[str, object]:
         """EVE ``snmp`` object."""
-        if self.version < 0:
-            return {}
         fields: dict[str, object] = {"version": self.version}
-        if self.pdu_type >= 0:
-            fields["pdu_type"] = PDU_TYPES[self.pdu_type]
-        if 0 <= self.trap_type < len(TRAP_TYPES):
-            fields["trap_type"] = TRAP_TYPES[self.trap_type]
-        for name, value in (("community", self.community), ("usm", self.usm)):
-            if value:
-                fields[name] = value[:1024].decode("utf-8", "backslashreplace")
+        for key in ("community", "usm"):
+            value = self._values.get(f"snmp.{key}")
+            if value is not None:
+                fields[key] = value[:1024].decode("utf-8", "backslashreplace")
+        for kind in self._values.get("snmp.pdu_type", b""):
+            fields["pdu_type"] = next(name for name, number in PDU_TYPES.items() if number == kind)
         return fields
 
 
-def _integer(data: bytes, at: int) -> tuple[int, int]:
-    tag, value, after = read(data, at)
-    if tag != _INTEGER or not 1 <= len(value) <= 4:
-        raise ValueError("no number")
-    return int.from_bytes(value, "big", signed=True), after
+def _number(data: bytes) -> int:
+    return int.from_bytes(data[:8], "big")
 
 
-def looks_like_snmp(data: bytes) -> bool:
-    """A datagram that is a message as far as its version."""
+def looks_like_message(data: bytes) -> bool:
+    """Whether a datagram is a message of SNMP: one sequence with a version in use and what has to follow it."""
     if len(data) < 8 or data[0] != _SEQUENCE:
         return False
-    try:
-        _, message, end = read(data, 0)
-        version, at = _integer(message, 0)
-        tag = message[at]
-    except (ValueError, IndexError):
+    more = data[1] & 0x7F if data[1] & 0x80 else 0
+    size = int.from_bytes(data[2 : 2 + more], "big") if more else data[1]
+    head = data[2 + more : 6 + more]
+    if more > 4 or 2 + more + size != len(data) or head[:2] != b"\x02\x01":
         return False
-    return end == len(data) and version in _VERSIONS and tag == (_SEQUENCE if version == 3 else _OCTETS)
+    return head[2:] in {b"\0\x04", b"\1\x04", b"\3\x30"}
 
 
 class SnmpParser(BaseParser):
-    """See :class:`engines.stateful.app.AppParser`; one feed is one datagram. One that is no message ends it, as in
-    Suricata."""
+    """See :class:`engines.stateful.app.AppParser`; one feed is one datagram."""
 
     name = "snmp"
 
     def __init__(self, limits: AppLimits = DEFAULT_LIMITS, hold_body: bool = False) -> None:
         super().__init__()
+        self._version = 0  # of the first message
 
     def feed(self, direction: Direction, data: bytes) -> None:
         if self.gave_up:
             return
-        tx = SnmpTransaction(self.take_id(), direction)
-        try:
-            tx.read(data)
-        except ValueError:
-            tx.add_event("malformed_data")
-            self.give_up("malformed_data")
-        tx.finish(direction)
-        tx.skip(direction.reply)
+        tx = SnmpTransaction(self.take_id(), direction, data)
+        self.gave_up = "malformed_data" in tx.events
+        self._version = self._version or tx.version
+        if tx.version and tx.version != self._version:
+            tx.add_event("version_mismatch")
         self.transactions.append(tx)

@@ -30,10 +30,14 @@ DCERPC = frozenset({"dcerpc", "smb"})
 SMB = frozenset({"smb"})
 SIP = frozenset({"sip"})
 KRB5 = frozenset({"krb5"})
+LDAP = frozenset({"ldap"})
+PGSQL = frozenset({"pgsql"})
+SNMP = frozenset({"snmp"})
+IKE = frozenset({"ike", "ikev2"})
+NFS = frozenset({"nfs"})
 MQTT = frozenset({"mqtt"})
 NTP = frozenset({"ntp"})
 RFB = frozenset({"rfb"})
-SNMP = frozenset({"snmp"})
 JA3 = frozenset({"tls", "quic"})
 FILES = frozenset({"http", "http1", "http2", "doh2", "smtp", "ftp", "ftp-data", "smb", "nfs"})
 
@@ -87,6 +91,7 @@ def _fingerprint(content: ContentDraft) -> str:
 
 _H, _T, _D, _S, _F = "http-keywords.html", "tls-keywords.html", "dns-keywords.html", "ssh-keywords.html", "file.html"
 _I = "sip-keywords.html"
+_L = "ldap-keywords.html"
 _J, _Q, _M, _P = "ja-keywords.html", "quic-keywords.html", "email-keywords.html", "ftp-keywords.html"
 
 _TABLE: tuple[BufferInfo, ...] = (
@@ -201,9 +206,28 @@ _TABLE: tuple[BufferInfo, ...] = (
     ),
     BufferInfo("krb5.cname", KRB5, TO_CLIENT, "kerberos-keywords.html", multiple=True, aliases=("krb5_cname",)),
     BufferInfo("krb5.sname", KRB5, TO_CLIENT, "kerberos-keywords.html", multiple=True, aliases=("krb5_sname",)),
+    *(
+        BufferInfo(f"ldap.{name}", LDAP, TO_SERVER if name.startswith("request") else TO_CLIENT, _L, multiple=True)
+        for name in (
+            "request.dn",
+            "request.attribute_type",
+            "request.attributes",
+            "responses.dn",
+            "responses.message",
+            "responses.attribute_type",
+            "responses.attributes",
+        )
+    ),
+    BufferInfo("pgsql.query", PGSQL, TO_SERVER, "pgsql-keywords.html"),
+    BufferInfo("snmp.community", SNMP, None, "snmp-keywords.html"),
+    BufferInfo("snmp.usm", SNMP, None, "snmp-keywords.html"),
+    BufferInfo("ike.init_spi", IKE, TO_SERVER, "ike-keywords.html"),
+    BufferInfo("ike.resp_spi", IKE, TO_CLIENT, "ike-keywords.html"),
+    BufferInfo("ike.vendor", IKE, TO_SERVER, "ike-keywords.html", multiple=True),
+    BufferInfo("ike.key_exchange_payload", IKE, None, "ike-keywords.html"),
+    BufferInfo("ike.nonce_payload", IKE, None, "ike-keywords.html"),
     BufferInfo("rfb.name", RFB, TO_CLIENT, "rfb-keywords.html"),
     BufferInfo("ntp.reference_id", NTP, None, "ntp-keywords.html"),
-    *(BufferInfo(f"snmp.{name}", SNMP, None, "snmp-keywords.html") for name in ("community", "usm")),
     BufferInfo("smb.named_pipe", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_named_pipe",)),
     BufferInfo("smb.share", SMB, TO_SERVER, "smb-keywords.html", aliases=("smb_share",)),
     BufferInfo("smb.ntlmssp_user", SMB, TO_SERVER, "smb-keywords.html"),
@@ -256,10 +280,22 @@ _VALUES: tuple[BufferInfo, ...] = (
         BufferInfo(name, KRB5, None, "kerberos-keywords.html")
         for name in ("krb5_msg_type", "krb5_err_code", "krb5.ticket_encryption")
     ),
+    BufferInfo("ldap.request.operation", LDAP, TO_SERVER, _L),
+    *(
+        BufferInfo(f"ldap.responses.{name}", LDAP, TO_CLIENT, _L, multiple=True)
+        for name in ("operation", "count", "result_code")
+    ),
+    *(BufferInfo(f"snmp.{name}", SNMP, None, "snmp-keywords.html") for name in ("version", "pdu_type", "trap_type")),
+    BufferInfo("ike.chosen_sa_attribute", IKE, TO_CLIENT, "ike-keywords.html", multiple=True),
+    *(
+        BufferInfo(f"ike.{name}", IKE, None, "ike-keywords.html")
+        for name in ("exchtype", "key_exchange_payload_length", "nonce_payload_length")
+    ),
+    BufferInfo("nfs_procedure", NFS, TO_SERVER, "nfs-keywords.html", multiple=True),
+    BufferInfo("nfs_version", NFS, TO_SERVER, "nfs-keywords.html"),
     BufferInfo("rfb.sectype", RFB, TO_SERVER, "rfb-keywords.html"),
     BufferInfo("rfb.secresult", RFB, TO_CLIENT, "rfb-keywords.html"),
     *(BufferInfo(f"ntp.{name}", NTP, None, "ntp-keywords.html") for name in ("version", "mode", "stratum")),
-    *(BufferInfo(f"snmp.{name}", SNMP, None, "snmp-keywords.html") for name in ("version", "pdu_type", "trap_type")),
     BufferInfo("smb.version", SMB, None, "smb-keywords.html"),
     BufferInfo("ftp.dynamic_port", FTP, None, _P),
     BufferInfo("ftp.mode", FTP, None, _P),

@@ -154,7 +154,7 @@ class RuleDraft:
 
     def payload(self) -> BufferDraft:
         """Conditions on the packet payload and the stream."""
-        return self.find(PAYLOAD) or self._new(PAYLOAD)
+        return self.find(PAYLOAD) or self.another(PAYLOAD)
 
     def find(self, name: str) -> BufferDraft | None:
         """The untransformed buffer of that name, if the rule has it already."""
@@ -162,9 +162,10 @@ class RuleDraft:
 
     def buffer(self, name: str) -> BufferDraft:
         """The untransformed buffer of that name, made if needed, without activating it."""
-        return self.find(name) or self._new(name)
+        return self.find(name) or self.another(name)
 
-    def _new(self, name: str) -> BufferDraft:
+    def another(self, name: str) -> BufferDraft:
+        """A buffer whose conditions are apart from those of others of that name, without activating it."""
         made = BufferDraft(name)
         self.buffers.append(made)
         return made

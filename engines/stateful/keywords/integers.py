@@ -12,9 +12,11 @@ from engines.stateful.match import AllIntegers, IntegerValue, StepMatcher
 
 
 def add_condition(draft: RuleDraft, keyword: str, matcher: StepMatcher) -> None:
-    """A condition on the buffer of the keyword's own name; the rule is about that buffer's protocols."""
-    draft.require_app(keyword, BUFFERS[keyword].protos)
-    draft.buffer(keyword).add(matcher)
+    """A condition on the buffer of the keyword's own name; the rule is about that buffer's protocols. Where the buffer
+    has several instances, another condition may hold for another one."""
+    info = BUFFERS[keyword]
+    draft.require_app(keyword, info.protos)
+    (draft.another(keyword) if info.multiple else draft.buffer(keyword)).add(matcher)
 
 
 def number(

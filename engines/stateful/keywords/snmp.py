@@ -7,17 +7,21 @@ from engines.stateful.keywords.base import Keyword, Kind
 from engines.stateful.keywords.integers import number
 
 _PAGE = "snmp-keywords.html"
-_PDUS = {name: value for value, name in enumerate(PDU_TYPES)}
-_TRAPS = {name: value for value, name in enumerate(TRAP_TYPES)}
 
 KEYWORDS = [
-    Keyword("snmp.version", "1, 2 or 3", f"{_PAGE}#snmp-version", Kind.APP, number("snmp.version")),
-    Keyword("snmp.pdu_type", "what is asked", f"{_PAGE}#snmp-pdu-type", Kind.APP, number("snmp.pdu_type", names=_PDUS)),
+    Keyword("snmp.version", "1 to 3", f"{_PAGE}#snmp-version", Kind.APP, number("snmp.version")),
+    Keyword(
+        "snmp.pdu_type",
+        "what a message asks or says",
+        f"{_PAGE}#snmp-pdu-type",
+        Kind.APP,
+        number("snmp.pdu_type", 255, PDU_TYPES),
+    ),
     Keyword(
         "snmp.trap_type",
-        "the generic trap of version 1",
+        "what a trap of version 1 is about",
         f"{_PAGE}#snmp-trap-type",
         Kind.APP,
-        number("snmp.trap_type", 255, _TRAPS),
+        number("snmp.trap_type", 255, TRAP_TYPES),
     ),
 ]

@@ -16,10 +16,6 @@ from engines.stateful.keywords.draft import RuleDraft
 _BUFFERS: dict[str, str] = {
     "dnp3": "dnp3_data dnp3.data",
     "enip": "enip.product_name enip.service_name enip.capabilities",
-    "ike": "ike.init_spi ike.resp_spi ike.vendor ike.nonce_payload ike.key_exchange_payload",
-    "ldap": "ldap.request.dn ldap.responses.dn ldap.responses.message ldap.request.attribute_type "
-    "ldap.responses.attribute_type",
-    "pgsql": "pgsql.query",
     "quic": "quic.ua quic.cyu.hash quic.cyu.string",
     "sip": "sdp.session_name sdp.session_info sdp.origin sdp.uri sdp.email sdp.phone_number sdp.connection_data "
     "sdp.bandwidth sdp.time sdp.repeat_time sdp.timezone sdp.encryption_key sdp.attribute sdp.media.media "
@@ -31,10 +27,7 @@ _VALUES: dict[str, str] = {
     "enip": "cip_service enip_command enip.command enip.status enip.protocol_version enip.cip_status "
     "enip.cip_attribute enip.cip_instance enip.cip_class enip.cip_extendedstatus enip.revision enip.identity_status "
     "enip.state enip.serial enip.product_code enip.device_type enip.vendor_id",
-    "ike": "ike.chosen_sa_attribute ike.exchtype ike.key_exchange_payload_length ike.nonce_payload_length",
-    "ldap": "ldap.request.operation ldap.responses.operation ldap.responses.count ldap.responses.result_code",
     "modbus": "modbus",
-    "nfs": "nfs_procedure nfs_version nfs3_procedure",
     "tls": "tls_cert_valid tls_cert_expired",
 }
 
