@@ -372,6 +372,7 @@ class TlsWorker:
             self._judged(flow, flow.inspector.inspect(syn), now)
 
     def _connect_upstream(self, flow: Flow, _: tls.ConnectUpstream, now: float) -> None:
+        self._leave_upstream(flow, "close")  # where the server is called once more
         if flow.claim is None or flow.decrypted:
             self._dial(flow, now)
         else:
