@@ -50,7 +50,7 @@ from engines.tls.verify import UpstreamVerifier, certificate_facts, parse_anchor
 from engines.verdict import Decision, Direction, Scope, Verdict
 from nfw import events, process, tlsrecords
 from nfw.claims import Claims
-from nfw.collector import SpareCollector
+from nfw.collector import SpareCollector, SpareMemory
 from nfw.flows.listing import Listings, session_flows
 from nfw.giveups import GiveUps
 from nfw.histogram import Histogram
@@ -193,6 +193,7 @@ class TlsWorker:
         self.next_flow = (settings.number << 40) + (time.time_ns() & 0xFFFFFFFF) * 256
         self.next_sweep = 0.0
         self.collector = SpareCollector(time.monotonic())
+        self.memory = SpareMemory()
         self.counts: dict[str, int] = {}
         self.verdicts: dict[tuple[str, str, str], int] = {}  # (stage, verdict, reason) -> sessions so ended
         self.handshakes = Histogram(HANDSHAKE_BUCKETS)  # of sessions, from accept to both handshakes done
@@ -214,6 +215,7 @@ class TlsWorker:
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
                 self._tick(now)
+                self.memory.look(len(self.flows), calm=not worked)
                 self.log.flush()
         self.log.flush()
 
@@ -372,6 +374,7 @@ class TlsWorker:
             self._judged(flow, flow.inspector.inspect(syn), now)
 
     def _connect_upstream(self, flow: Flow, _: tls.ConnectUpstream, now: float) -> None:
+        self._leave_upstream(flow, "close")  # where the server is called once more
         if flow.claim is None or flow.decrypted:
             self._dial(flow, now)
         else:

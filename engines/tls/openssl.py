@@ -9,6 +9,7 @@ a new buffer for each call, an exception each time that more bytes are needed. E
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from OpenSSL import SSL, crypto
@@ -68,14 +69,43 @@ def share_only(connection: SSL.Connection, group: str) -> None:
     """The server has taken ``group`` before, so shares of others are work for nothing: 90 µs, and 1,200 bytes of a
     ClientHello. SSL_set1_groups_list(3)."""
     groups = _SHARE_OF.get(group.lower())
-    if groups is not None:
-        _lib.SSL_set1_curves_list(connection._ssl, groups)
+    if groups is not None and _lib.SSL_set1_curves_list(connection._ssl, groups) != 1:
+        _lib.ERR_clear_error()  # the next call would be taken to have failed; all shares are sent then
 
 
-def spare_session(connection: SSL.Connection) -> None:
-    """The connection is to be freed and nothing was wrong with it: otherwise its session could not be resumed unless
-    close_notify had been sent, which TLS 1.1 gave up (RFC 4346 7.2.1). SSL_set_shutdown(3)."""
-    _lib.SSL_set_shutdown(connection._ssl, SSL.SENT_SHUTDOWN | SSL.RECEIVED_SHUTDOWN)
+# How a session's DER begins, behind its header: structure version, TLS 1.3, a cipher suite, and the session ID, which
+# on a client is a hash of the ticket, and empty as long as there is none. SSL_SESSION_ASN1 in ssl/ssl_asn1.c.
+_HAS_TICKET = re.compile(rb"\x30(?:[\x00-\x7f]|\x81.|\x82..)\x02\x01\x01\x02\x02\x03\x04\x04\x02..\x04\x20", re.DOTALL)
+
+
+def session_to_keep(connection: SSL.Connection, most: int) -> Any:
+    """A copy of the session without the chain the server has shown, which is most of its size; None where the server
+    has sent no ticket yet, and where the copy, as DER, would take more than ``most`` bytes.
+
+    What becomes of the connection is nothing to a copy: OpenSSL lets nobody resume the session of one that was freed
+    without close_notify, which TLS 1.1 gave up (RFC 4346 7.2.1). i2d_SSL_SESSION(3).
+    """
+    session = _lib.SSL_get_session(connection._ssl)
+    size = 0 if session == _ffi.NULL else _lib.i2d_SSL_SESSION(session, _ffi.NULL)
+    if not 0 < size <= most:
+        return None
+    der = _ffi.new("unsigned char[]", size)
+    _lib.i2d_SSL_SESSION(session, _ffi.new("unsigned char **", der))
+    copy = _ffi.NULL
+    if _HAS_TICKET.match(_ffi.buffer(der)):
+        copy = _lib.d2i_SSL_SESSION(_ffi.NULL, _ffi.new("unsigned char **", der), size)
+        _lib.ERR_clear_error()
+    _ffi.memmove(der, bytes(size), size)  # it has the secret
+    if copy == _ffi.NULL:
+        return None
+    return _ffi.gc(copy, _lib.SSL_SESSION_free)  # which overwrites the secret, too
+
+
+def offer_session(connection: SSL.Connection, session: Any) -> None:
+    """Before the handshake: let the server resume what :func:`session_to_keep` of the same context returned.
+    SSL_set_session(3)."""
+    if _lib.SSL_set_session(connection._ssl, session) != 1:
+        _lib.ERR_clear_error()  # nothing is offered then
 
 
 def verify_result(connection: SSL.Connection) -> int:

@@ -6,16 +6,15 @@ the one that was verified. So whoever offers a session must expect the same serv
 session is taken out to be offered and offered once (RFC 8446 C.4: who sees it twice knows it again). Sessions of TLS
 1.2 are not kept: their traffic is as secret as the key of the server's tickets, which may live for months.
 
-Sources: RFC 8446 2.2, 4.2.11, 4.6.1 and C.4; SSL_get1_session(3), SSL_set_session(3).
+Sources: RFC 8446 2.2, 4.2.11, 4.6.1 and C.4; SSL_get_session(3), SSL_set_session(3).
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from OpenSSL import SSL
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engines.tls.verify import ServerChain
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
 MAX_AGE = 3600.0
 """Seconds from the verdict on. RFC 8446 4.6.1 allows seven days; the certificate may be replaced meanwhile."""
 KEPT = 1024
-"""Sessions, of all servers; some 10 KB each."""
+"""Sessions, of all servers."""
+LARGEST = 12_288
+"""Bytes of one as DER: a ticket (200 to 2,000 bytes as a rule) and the server's own certificate."""
 _EACH = 2  # of one server: browsers open several connections at once
 
 
@@ -44,7 +45,7 @@ class Identity:
 class Resumable:
     """``verdict`` was reached at ``unix_time``, in a full handshake. ``group`` is the one the server took last."""
 
-    session: SSL.Session
+    session: Any  # of :func:`engines.tls.openssl.session_to_keep`
     verdict: ServerChain
     unix_time: float
     group: str = ""
@@ -57,12 +58,15 @@ class Resumption:
         self._kept = kept
         self._size = 0
         self._sessions: OrderedDict[Identity, list[Resumable]] = OrderedDict()
+        self._shunned: OrderedDict[Identity, float] = OrderedDict()
 
     def __len__(self) -> int:
         return self._size
 
     def put(self, identity: Identity, resumable: Resumable) -> None:
         """The oldest of the identity, or of the one that was not heard of for the longest time, makes room."""
+        if 0 <= resumable.unix_time - self._shunned.get(identity, math.inf) <= MAX_AGE:
+            return
         waiting = self._sessions.setdefault(identity, [])
         self._sessions.move_to_end(identity)
         waiting.append(resumable)
@@ -90,3 +94,11 @@ class Resumption:
 
     def forget(self, identity: Identity) -> None:
         self._size -= len(self._sessions.pop(identity, ()))
+
+    def shun(self, identity: Identity, unix_time: float) -> None:
+        """It does not do to offer this server a session; nothing is kept for it as long as a session would be."""
+        self.forget(identity)
+        self._shunned[identity] = unix_time
+        self._shunned.move_to_end(identity)
+        if len(self._shunned) > self._kept:
+            self._shunned.popitem(last=False)

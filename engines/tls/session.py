@@ -437,6 +437,7 @@ class Session:
         elif self._state is State.REFUSING:
             self._refuse()
         else:
+            self._shun()
             status, reason, detail = _TIMEOUTS[self._state]
             self._fail(status, reason, detail)
 
@@ -503,7 +504,7 @@ class Session:
             self._source_fin(_TO_CLIENT)
         elif self._state in (State.ISSUERS, State.REVOCATION, State.LEAF, State.CLIENT_HANDSHAKE):
             self._ways[_TO_CLIENT].source_fin = True  # what it said before is still the client's to read
-        elif self._state is not State.DONE and self._refused is None:
+        elif self._state is not State.DONE and self._refused is None and not self._without_session(now):
             self._fail(Status.PROTOCOL, "upstream_closed", "the server closed the connection during the handshake")
 
     def upstream_reset(self, now: float) -> None:
@@ -522,7 +523,8 @@ class Session:
                     refusal = self._upstream_fault(half.error)
                     self._fail(refusal.status, refusal.reason, refusal.detail)
                     return
-            self._fail(Status.PROTOCOL, "upstream_reset", "the server reset the connection during the handshake")
+            if not self._without_session(now):
+                self._fail(Status.PROTOCOL, "upstream_reset", "the server reset the connection during the handshake")
 
     # States, in order.
 
@@ -559,7 +561,11 @@ class Session:
         except TlsError as error:
             self.info.certificate_requested = notes.certificate_requested
             self._send(_TO_SERVER, half.output())
-            refusal = self._settings.verifier.refusal(half.connection) or self._upstream_fault(error)
+            fault = self._settings.verifier.refusal(half.connection)
+            asks_the_client = notes.certificate_requested or error.alert in _SERVER_ALERTS
+            if fault is None and not asks_the_client and self._without_session(now):
+                return
+            refusal = fault or self._upstream_fault(error)
             if not self._proving or refusal.reason != "mtls_required":
                 self._fail(refusal.status, refusal.reason, refusal.detail, _SERVER_ALERTS.get(error.alert))
                 return
@@ -588,6 +594,30 @@ class Session:
             self._events.append(NeedIssuers(verdict.tip))
         else:
             self._accept(verdict, now)
+
+    def _without_session(self, now: float) -> bool:
+        """The server broke off. If it was offered a session, which a program that resumes none would not have done, it
+        is called once more and offered none. False: there is nothing to be done differently."""
+        if not self._shun():
+            return False
+        self._identity, self._ends = None, ("", *self._ends[1:])
+        self._half[_TO_CLIENT] = None
+        self._upstream_handler = Session._park_upstream
+        self._enter(State.CONNECTING, now + self._settings.connect_timeout)
+        self._events.append(ConnectUpstream(self._server))
+        return True
+
+    def _shun(self) -> bool:
+        """A server that has not finished its handshake is offered no more sessions, if it was offered one."""
+        half = self._half[_TO_CLIENT]
+        if self._state is not State.UPSTREAM_HANDSHAKE or self._identity is None or half is None:
+            return False
+        notes: HandshakeNotes = half.connection.get_app_data()
+        if notes.offered is None:
+            return False
+        self._settings.verifier.shun(self._identity, self._unix_time)
+        self.info.remarks.append("resumption_failed")
+        return True
 
     def _accept(self, verdict: ServerChain, now: float) -> None:
         self.info.chain = verdict
@@ -648,12 +678,12 @@ class Session:
                 action = self._settings.actions.get(status, self._settings.on_failure)
                 who = self.info.chain.certificates[depth].subject
                 detail = f"{who}: {finding.reason} by {finding.method} {finding.source}".rstrip()
+                if self.info.resumed and self._identity is not None:
+                    self._settings.verifier.forget(self._identity)  # it may have another certificate by now
                 if self._settings.watch:
                     self._fail(status, finding.reason, detail)
                     return
                 self.info.revocation_action = action.value
-                if self.info.resumed and self._identity is not None:
-                    self._settings.verifier.forget(self._identity)  # it may have another certificate by now
                 self._refused = Refusal(status, finding.reason, detail)
                 # Nothing the server could still say would reach anybody.
                 self._close(_TO_SERVER, _CLOSE_OF[action])
@@ -811,8 +841,8 @@ class Session:
             self._send(direction.reply, answer)
             way.control += len(answer)
         if plaintext:
-            if self._identity is not None and direction is _TO_CLIENT:
-                self._keep(half.connection)
+            if direction is _TO_CLIENT and not self.info.plaintext[direction]:
+                self._keep()
             self.info.plaintext[direction] += len(plaintext)
             self._events.append(Plaintext(direction, plaintext))
         if way.control > CONTROL_MAX:
@@ -820,12 +850,13 @@ class Session:
         elif half.closed or half.error is not None:
             self._end_of(direction, clean=half.closed)
 
-    def _keep(self, connection: SSL.Connection) -> None:
-        """With its first bytes the server has sent what lets it resume the session, if it ever does."""
-        identity, self._identity = self._identity, None
-        assert identity is not None
-        assert self.info.chain is not None
-        self._settings.verifier.keep(connection, identity, self.info.chain, self._unix_time)
+    def _keep(self) -> None:
+        """The session, if the server has sent what lets it be resumed: with its first bytes, as a rule, or later."""
+        identity, half, chain = self._identity, self._half[_TO_CLIENT], self.info.chain
+        if identity is None or half is None or half.error is not None or chain is None:
+            return
+        if self._settings.verifier.keep(half.connection, identity, chain, self._unix_time):
+            self._identity = None
 
     def _unpark(self, direction: Direction) -> None:
         """Read what waited, records OpenSSL kept from the handshake included, then the end if it waited too."""
@@ -926,6 +957,7 @@ class Session:
             way.unpark()
 
     def _complete(self) -> None:
+        self._keep()
         truncated = self.info.truncated
         if truncated[_TO_SERVER] or truncated[_TO_CLIENT]:
             self._finish(Status.OK, "truncated", "a side ended without close_notify", Close.FIN)
@@ -939,8 +971,6 @@ class Session:
         self._events.append(Finished(status, reason, detail, self.info))
         self._enter(State.DONE, None)
         self._client_handler = self._upstream_handler = Session._ignore
-        if (half := self._half[_TO_CLIENT]) is not None and half.error is None:
-            openssl.spare_session(half.connection)
         self._half = [None, None]  # frees OpenSSL's state now, not when the log line is written
         for way in self._ways:
             way.unpark()

@@ -31,7 +31,7 @@ from OpenSSL import SSL, crypto
 
 from engines.tls import names, openssl
 from engines.tls.clienthello import TLS1_2, TLS1_3
-from engines.tls.resumption import Identity, Resumable, Resumption
+from engines.tls.resumption import LARGEST, Identity, Resumable, Resumption
 from engines.tls.revocation import Staples
 from engines.tls.secondpath import SecondPath
 from engines.tls.status import Status
@@ -274,13 +274,13 @@ class UpstreamVerifier:
         if self.resumption is not None and identity is not None and TLS1_3 in versions:
             notes.offered = self.resumption.take(identity, unix_time)
             if notes.offered is not None:
-                connection.set_session(notes.offered.session)
+                openssl.offer_session(connection, notes.offered.session)
                 openssl.share_only(connection, notes.offered.group)
         return connection
 
-    def keep(self, connection: SSL.Connection, identity: Identity, verdict: ServerChain, unix_time: float) -> None:
-        """The server has sent what lets it resume this session later: keep that, with the ``verdict`` on it, unless
-        there is something about it that only a full handshake shows again."""
+    def keep(self, connection: SSL.Connection, identity: Identity, verdict: ServerChain, unix_time: float) -> bool:
+        """Keep the session, with the ``verdict`` on the server, unless there is something about that which only a full
+        handshake shows again. False: the server has not sent what lets it be resumed, which it still may."""
         notes: HandshakeNotes = connection.get_app_data()
         if (
             self.resumption is None
@@ -290,16 +290,23 @@ class UpstreamVerifier:
             or verdict.passed
             or verdict.exception is not None
         ):
-            return
-        session = connection.get_session()
-        if session is not None:
-            began = notes.offered.unix_time if openssl.resumed(connection) and notes.offered is not None else unix_time
-            self.resumption.put(identity, Resumable(session, verdict, began, connection.get_group_name() or ""))
+            return True
+        session = openssl.session_to_keep(connection, LARGEST)
+        if session is None:
+            return False
+        began = notes.offered.unix_time if openssl.resumed(connection) and notes.offered is not None else unix_time
+        self.resumption.put(identity, Resumable(session, verdict, began, connection.get_group_name() or ""))
+        return True
 
     def forget(self, identity: Identity) -> None:
         """Whoever it is has to show a certificate next time."""
         if self.resumption is not None:
             self.resumption.forget(identity)
+
+    def shun(self, identity: Identity, unix_time: float) -> None:
+        """Offering it a session did not go well."""
+        if self.resumption is not None:
+            self.resumption.shun(identity, unix_time)
 
     def log_keys(self, write: Callable[[SSL.Connection, bytes], None]) -> None:
         """Have ``write`` called with every line of NSS's key log; before the first connection."""
@@ -331,7 +338,8 @@ class UpstreamVerifier:
         a name while its certificates are valid, as nothing else is judged."""
         notes: HandshakeNotes = connection.get_app_data()
         if openssl.resumed(connection):  # by the server the verdict was on: nobody else knows the session's secret
-            assert notes.offered is not None
+            if notes.offered is None:
+                return Refusal(Status.PROTOCOL, "resumed_unasked", "the server resumed a session it was not offered")
             return notes.offered.verdict
         if openssl.verify_result(connection) != 0 or notes.faulty:
             return self._judge_anew(connection, notes, host, unix_time)

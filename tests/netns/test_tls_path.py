@@ -659,6 +659,36 @@ def test_the_server_resumes_sessions_of_one_policy(firewall: Firewall) -> None:
     firewall.apply(firewall.policy("tlspath", text, RULES))
 
 
+def test_a_server_that_cannot_bear_being_offered_a_session(firewall: Firewall) -> None:
+    """It is called again, over a new connection, and the client sees nothing of that."""
+    offered: list[bool] = []
+    certificates = firewall.lab.dir / "certificates"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / f"{NAME}.pem", certificates / f"{NAME}.key")
+
+    def serve(sock: Any) -> None:
+        hello = sock.recv(5, socket.MSG_PEEK | socket.MSG_WAITALL)
+        hello = sock.recv(5 + int.from_bytes(hello[3:5], "big"), socket.MSG_PEEK | socket.MSG_WAITALL)
+        offered.append(b"\0\x29" in hello[-400:])  # pre_shared_key, always last
+        if offered[-1]:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            return
+        with context.wrap_socket(sock, server_side=True) as conn:
+            conn.recv(1024)
+            conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+
+    before = len(firewall.events("tls"))
+    with Server(firewall.lab, serve, port=9448, plain=True):
+        for expected in ([False], [False, True, False], [False, True, False, False]):
+            there = "--resolve", f"{NAME}:9448:{ADDRESS}"
+            answer = firewall.lab.curl(f"https://{NAME}:9448/", *there, cacert=firewall.ca)
+            assert answer.stdout == "ok"
+            assert offered == expected
+    wait_for(lambda: len(firewall.events("tls")) == before + 3, PATIENCE)
+    remarks = [record["nfw"].get("remarks", []) for record in firewall.events("tls")[before:]]
+    assert ["resumption_failed" in one for one in remarks] == [False, True, False]
+
+
 def test_cpu_of_bulk(firewall: Firewall) -> None:
     pid = worker(firewall)
     busy = cpu(pid)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from nfw.collector import FEW, INTERVAL, NEVER, SpareCollector
+from nfw.collector import FEW, INTERVAL, MANY, NEVER, SpareCollector, SpareMemory
 from tests.fuzz.targets import TARGETS
 
 WHOLE_FLOWS = ("flow-tcp", "flow-udp", "stream")
@@ -70,3 +70,19 @@ def test_full_collections_wait_for_few_flows(monkeypatch: pytest.MonkeyPatch) ->
             assert len(done) == expected
     finally:
         gc.set_threshold(*before)
+
+
+def test_memory_is_given_back_once_after_many() -> None:
+    memory = SpareMemory()
+    steps = [
+        (MANY - 1, True, False),
+        (0, True, False),  # there have never been many
+        (MANY, True, False),
+        (FEW + 1, True, False),
+        (FEW, False, False),  # somebody waits
+        (FEW, True, True),
+        (0, True, False),
+        (MANY, False, False),
+        (0, True, True),
+    ]
+    assert [memory.look(flows, calm=calm) for flows, calm, _ in steps] == [given for _, _, given in steps]

@@ -10,15 +10,16 @@ from cryptography.x509.ocsp import OCSPCertStatus
 from OpenSSL import SSL
 
 from engines.tls import openssl
-from engines.tls.events import SendUpstream
+from engines.tls.events import ConnectUpstream, SendUpstream
 from engines.tls.openssl import _lib
-from engines.tls.resumption import MAX_AGE, Identity, Resumable, Resumption
+from engines.tls.resumption import LARGEST, MAX_AGE, Identity, Resumable, Resumption
 from engines.tls.revocation import Finding, Revocation
+from engines.tls.session import State
 from engines.tls.status import FailAction, Status
-from engines.tls.verify import UpstreamVerifier
+from engines.tls.verify import Refusal, UpstreamVerifier
 from nfw import tlsrecords
 from tests.unit.revocationkit import ocsp_response, pointing
-from tests.unit.tlskit import DAY, NOW, Peer, Wire, World, another, client_peer, server_peer
+from tests.unit.tlskit import DAY, NOW, TO_CLIENT, Authority, Peer, Wire, World, another, client_peer, server_peer
 
 NAME, OTHER = "a.example.test", "b.example.test"
 ENDS = ("10.0.0.2", "203.0.113.1", 443)
@@ -283,6 +284,189 @@ def test_what_the_policy_let_pass_is_judged_again() -> None:
     wire = visit(world, another(server))
     assert not resumed(wire)
     assert wire.session.info.passed == ["EXPIRED"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((b"h2", b"http/1.1"), (b"http/1.1",)), ((b"http/1.1",), (b"h2", b"http/1.1")), ((b"h2",), ())],
+)
+def test_alpn_is_agreed_anew(world: World, first: tuple[bytes, ...], second: tuple[bytes, ...]) -> None:
+    server = server_peer(*world.root.issue(NAME), alpn=(b"h2", b"http/1.1"))
+    for offered in first, second:
+        wire = visit(world, server, alpn=offered)
+        assert resumed(wire) is (offered is second)
+        assert wire.session.info.server is not None
+        assert wire.session.info.client is not None
+        expected = offered[0].decode() if offered else ""
+        assert (wire.session.info.server.alpn, wire.session.info.client.alpn) == (expected, expected)
+        server = another(server)
+
+
+class Moody(Peer):
+    """Answers a ClientHello that offers a session with ``answer``; its other connections are those of ``good``."""
+
+    def __init__(self, good: Peer, answer: bytes) -> None:
+        super().__init__(another(good).connection)
+        self.answer = answer
+        self.hellos: list[bool] = []  # whether a session was offered
+        self.out = b""
+
+    def feed(self, data: bytes) -> None:
+        self.hellos.append(bytes((0, 41)) in data[-400:])
+        if self.hellos[-1]:
+            self.out += self.answer
+        else:
+            super().feed(data)
+
+    def take(self) -> bytes:
+        out, self.out = self.out, b""
+        return out + super().take()
+
+
+INTERNAL_ERROR = bytes((21, 3, 3, 0, 2, 2, 80))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [INTERNAL_ERROR, b"HTTP/1.0 400 Bad Request\r\n\r\n", bytes((21, 3, 3, 0, 2, 1, 0)), b"reset", b"end"],
+)
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_server_that_cannot_bear_being_offered_a_session(answer: bytes, watch: bool) -> None:
+    """The client hears nothing of it, and no more are offered for as long as they would be kept."""
+    world = World(resume=True, watch=watch)
+    server = server_peer(*world.root.issue(NAME))
+    visit(world, server)
+    client = client_peer(NAME, [world.ca])
+    moody = Moody(server, b"" if answer in (b"reset", b"end") else answer)
+    client.send(b"request")
+    wire = Wire(world, client, moody, ends=ENDS)
+    wire.run()
+    if not moody.answer:
+        assert wire.session.state is State.UPSTREAM_HANDSHAKE
+        happened = wire.session.upstream_reset if answer == b"reset" else wire.session.upstream_eof
+        happened(0.0)
+        wire.answer()
+        wire.run()
+    assert moody.hellos == [True]
+    assert wire.server is not None
+    assert wire.server is not moody
+    wire.server.send(b"answer")
+    wire.run()
+    assert not resumed(wire)
+    assert wire.names.count("ConnectUpstream") == 2
+    assert wire.session.info.remarks == ["resumption_failed"]
+    seen = [resumed(visit(world, another(server), late=late)) for late in (1.0, MAX_AGE - 1, MAX_AGE + 1, MAX_AGE + 2)]
+    assert seen == [False, False, False, True]
+
+
+@pytest.mark.parametrize("alert", [70, 86, 120])
+def test_an_alert_that_means_the_client(alert: int) -> None:
+    """It has nothing to do with the session."""
+    world = World(resume=True)
+    server = server_peer(*world.root.issue(NAME))
+    visit(world, server)
+    wire = visit(world, Moody(server, bytes((21, 3, 3, 0, 2, 2, alert))))
+    assert wire.finished is not None
+    assert wire.finished.reason == "upstream_handshake"
+    assert wire.names.count("ConnectUpstream") == 1
+    assert wire.session.info.remarks == []
+
+
+def test_called_once_more_and_no_oftener() -> None:
+    world = World(resume=True)
+    server = server_peer(*world.root.issue(NAME))
+    visit(world, server)
+    wire = Wire(world, client_peer(NAME, [world.ca]), Moody(server, INTERNAL_ERROR), ends=ENDS, hold=(ConnectUpstream,))
+    wire.run()
+    for _ in range(2):
+        wire.connected = True
+        wire.session.upstream_connected(0.0)
+        wire.answer()
+        wire.feed_upstream(INTERNAL_ERROR)
+    assert wire.names.count("ConnectUpstream") == 2
+    assert wire.finished is not None
+    assert wire.finished.reason == "upstream_handshake"
+
+
+def test_a_server_that_says_nothing_to_a_session() -> None:
+    """The client has waited long enough; the next is not made to."""
+    world = World(resume=True)
+    server = server_peer(*world.root.issue(NAME))
+    visit(world, server)
+    client, moody = client_peer(NAME, [world.ca]), Moody(server, b"")
+    wire = Wire(world, client, moody, ends=ENDS).run()
+    assert wire.session.deadline is not None
+    wire.session.tick(wire.session.deadline)
+    wire.answer()
+    assert wire.finished is not None
+    assert wire.finished.reason == "upstream_timeout"
+    assert not resumed(visit(world, another(server)))
+    assert not resumed(visit(world, another(server)))
+
+
+def test_there_is_nothing_to_keep_before_a_ticket_has_come(world: World) -> None:
+    """It would push out what can be resumed."""
+    server = server_peer(*world.root.issue(NAME))
+    client = world.verifier.connection(NAME, NOW)
+    while not openssl.handshake(client):
+        server.feed(openssl.take(client))
+        openssl.feed(client, server.take())
+    assert openssl.session_to_keep(client, LARGEST) is None
+    server.feed(openssl.take(client))
+    openssl.feed(client, server.take())
+    assert openssl.read(client) is None
+    assert openssl.session_to_keep(client, LARGEST) is not None
+    assert openssl.session_to_keep(client, 200) is None
+
+
+def test_a_server_that_had_nothing_to_say(world: World) -> None:
+    """Its ticket is kept in the end."""
+    server = server_peer(*world.root.issue("silent.test"))
+    for again in (False, True):
+        client = client_peer("silent.test", [world.ca])
+        client.send(b"request")
+        wire = Wire(world, client, server, ends=ENDS).run()
+        server.close_notify()
+        client.close_notify()
+        wire.run()
+        assert wire.finished is not None
+        assert wire.finished.status is Status.OK
+        assert wire.session.info.resumed is again
+        server = another(server)
+
+
+def test_a_session_too_large_to_keep(world: World) -> None:
+    """The server's certificate is part of it."""
+    many = [f"{number}.{'x' * 60}.example.test" for number in range(200)]
+    server = server_peer(*world.root.issue(NAME, *many))
+    visit(world, server)
+    assert not resumed(visit(world, another(server)))
+
+
+def test_the_chain_is_not_kept_with_the_session(world: World) -> None:
+    between = Authority("Between", world.root)
+    server = server_peer(*between.issue(NAME), [between.certificate])
+    first = visit(world, server)
+    second = visit(world, another(server))
+    assert resumed(second)
+    assert second.session.info.chain is first.session.info.chain
+    assert len(first.session.info.chain.certificates) == 3  # type: ignore[union-attr]
+
+
+def test_a_session_nobody_was_offered(world: World) -> None:
+    """OpenSSL refuses such a server long before. Should it not, there is no verdict to go by."""
+    server = server_peer(*world.root.issue(NAME))
+    visit(world, server)
+    client, server = client_peer(NAME, [world.ca]), another(server)
+    wire = Wire(world, client, server, ends=ENDS).run()
+    half = wire.session._half[TO_CLIENT]
+    assert half is not None
+    connection = half.connection
+    assert openssl.resumed(connection)
+    connection.get_app_data().offered = None
+    verdict = world.verifier.judge(connection, NAME, NOW)
+    assert isinstance(verdict, Refusal)
+    assert verdict.status is Status.PROTOCOL
 
 
 # -- revocation --------------------------------------------------------------------------------------------------------

@@ -345,6 +345,8 @@ class Wire:
                 if self.server is None:
                     session.upstream_failed("connection refused", 0.0)
                 else:
+                    if self.connected:
+                        self.server = another(self.server)  # called once more
                     self.connected = True
                     session.upstream_connected(0.0)
             case NeedIssuers():
