@@ -46,6 +46,7 @@ ASKS, ANSWERS = message(1, pdu(b"\xa0")), message(1, pdu(b"\xa2"))
         (ASKS, [b"\2", b"public", b"\0"]),
         (ANSWERS, [b"\2", b"public", b"\2"]),
         (message(0, trap(3)), [b"\1", b"public", b"\4", b"\3"]),
+        (message(0, trap(0, b"\xbf\4")), [b"\1", b"public", b"\4", b"\0"]),  # the tag in its long form
         (message(0, pdu(b"\xa1"), b""), [b"\1", b"", b"\1"]),
         (third(tlv(0x30, tlv(4, b"engine"), tlv(4), pdu(b"\xa0"))), [b"\3", b"admin", b"\0"]),
         (third(tlv(4, b"encrypted")), [b"\3", b"admin"]),

@@ -25,7 +25,8 @@ TRAP_TYPES = {
 }  # fmt: skip
 _VERSIONS = {0: 1, 1: 2, 3: 3}  # as encoded -> as called
 _SEQUENCE, _OCTETS = 0x30, 0x04
-_PDU = {0xA0 + number: number for number in PDU_TYPES.values()}
+_PDU, _PDU_MASK, _LONG = 0xA0, 0xE0, 0x1F  # the class of a PDU's tag; a number that stands in the bytes behind it
+_LONG_BYTES = 2
 _TRAP_V1 = 4
 _USER_BASED = 3  # security model
 
@@ -52,13 +53,17 @@ class SnmpTransaction(BaseTransaction):
         tag, contents, _ = read(message, 0)
         if tag != _SEQUENCE:
             raise ValueError("no message")
-        fields = list(items(contents))
-        self.version = _VERSIONS[_number(fields[0][1])]
+        _, version, at = read(contents, 0)
+        self.version = _VERSIONS[_number(version)]
         self._values["snmp.version"] = bytes((self.version,))
         if self.version < 3:
-            self._values["snmp.community"] = fields[1][1]
-            self._pdu(*fields[2])
+            kind, community, at = read(contents, at)
+            if kind != _OCTETS:
+                raise ValueError("no community")
+            self._values["snmp.community"] = community
+            self._pdu(contents[at:])
             return
+        fields = list(items(contents))
         header = [value for _, value in items(fields[1][1])]
         if _number(header[3]) == _USER_BASED:
             parameters = list(items(read(fields[2][1], 0)[1]))
@@ -66,14 +71,28 @@ class SnmpTransaction(BaseTransaction):
         else:
             self.add_event("unknown_security_model")
         kind, data = fields[3]
-        if kind == _SEQUENCE:  # otherwise it is encrypted
-            self._pdu(*list(items(data))[2])
+        if kind == _SEQUENCE:  # not encrypted: engine, context, PDU
+            _, _, at = read(data, 0)
+            _, _, at = read(data, at)
+            self._pdu(data[at:])
 
-    def _pdu(self, tag: int, data: bytes) -> None:
-        kind = _PDU[tag]
+    def _pdu(self, data: bytes) -> None:
+        """The number in a PDU's tag may have the long form (X.690 8.1.2.4), and some agents use it."""
+        kind, size = data[0] & _LONG, 1
+        if kind == _LONG:
+            kind = 0
+            for byte in data[1 : 1 + _LONG_BYTES]:
+                kind, size = kind << 7 | byte & 0x7F, size + 1
+                if not byte & 0x80:
+                    break
+            else:
+                raise ValueError("no PDU")
+        if data[0] & _PDU_MASK != _PDU or kind >= len(PDU_TYPES):
+            raise ValueError("no PDU of a known type")
+        _, body, _ = read(data, size - 1)  # the tag's last byte stands for the tag
         self._values["snmp.pdu_type"] = bytes((kind,))
         if kind == _TRAP_V1:
-            self._values["snmp.trap_type"] = bytes((_number(list(items(data))[2][1]) & 0xFF,))
+            self._values["snmp.trap_type"] = bytes((_number(list(items(body))[2][1]) & 0xFF,))
 
     def buffer(self, name: str, direction: Direction | None = None) -> Sequence[bytes]:
         value = self._values.get(name)
