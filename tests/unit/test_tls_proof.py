@@ -110,7 +110,8 @@ def test_a_recording_does_not(tls: int, wants: bool) -> None:
     wire.session.upstream_connected(0.0)
     wire.feed_upstream(good.server.said)
     assert wire.finished is not None
-    assert wire.finished.status is Status.PROTOCOL
+    # In TLS 1.2 it is the signature by the certificate's key that is wrong, in 1.3 nothing can be decrypted.
+    assert wire.finished.status is (Status.INVALID if tls == TLS12 else Status.PROTOCOL)
     assert "Proven" not in wire.names
 
 
