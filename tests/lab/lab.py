@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 from cryptography import x509
 
@@ -246,20 +246,20 @@ class _Turn:
 
     def __init__(self, name: str) -> None:
         self._path = _scratch() / name
-        self._file: IO[bytes] | None = None
+        self._lock = -1  # a descriptor
         self._depth = 0
 
     def __enter__(self) -> None:
-        if self._file is None:
-            self._file = self._path.open("wb")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+        if self._depth == 0:
+            lock = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._lock = lock
         self._depth += 1
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
-        if self._depth == 0 and self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._depth == 0:
+            os.close(self._lock)
 
 
 SWEEPING: Final = _Turn("nfw-labs-are-swept")
