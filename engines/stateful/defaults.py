@@ -138,7 +138,9 @@ def make_defaults(names: Sequence[str]) -> Defaults:
         short = name.removeprefix("aws:")
         drops, condition = NAMES[short]
         ref = RuleRef(engine="stateful", id=condition.sid, msg=f"aws:{short} action")
-        action = DefaultAction(short, drops, condition, index, _signature(ref, drops))
+        action = DefaultAction(
+            short, drops, condition, index, default_signature(ref, Action.DROP if drops else Action.ALERT)
+        )
         if drops:
             drop = action
         else:
@@ -146,9 +148,10 @@ def make_defaults(names: Sequence[str]) -> Defaults:
     return Defaults(drop, tuple(alerts))
 
 
-def _signature(ref: RuleRef, drops: bool) -> Signature:
+def default_signature(ref: RuleRef, action: Action) -> Signature:
+    """What the alert of a default names as its rule."""
     return Signature(
-        action=Action.DROP if drops else Action.ALERT,
+        action=action,
         ref=ref,
         text="",
         protocol="ip",

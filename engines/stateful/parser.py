@@ -6,7 +6,10 @@ How rules are cut up is Suricata's way: a line ending in a backslash goes on in 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from engines.stateful.consolidate import consolidate
 from engines.stateful.header import Header, HeaderError, HeaderParser, Variables, nearest
@@ -16,8 +19,11 @@ from engines.stateful.keywords.draft import RuleDraft
 from engines.stateful.keywords.meta import unmet
 from engines.stateful.ruleconfig import DEFAULT_CONFIG, RuleConfig
 from engines.stateful.signature import RuleError, Signature
+from engines.verdict import RuleRef
 
 __all__ = ["ParsedRules", "Variables", "parse_rules"]
+
+_Made = TypeVar("_Made")
 
 # Longest rule, continuation lines included (Suricata's DETECT_MAX_RULE_SIZE).
 MAX_RULE_SIZE = 8192
@@ -31,6 +37,14 @@ class ParsedRules:
     errors: list[RuleError] = field(default_factory=list)
     warnings: list[RuleError] = field(default_factory=list)
     skipped: list[RuleError] = field(default_factory=list)
+
+
+class Findings(Protocol):
+    """Where :func:`parse_each` puts what it says about rules."""
+
+    errors: list[RuleError]
+    warnings: list[RuleError]
+    skipped: list[RuleError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +101,24 @@ def parse_rules(
     found = ParsedRules()
     headers = HeaderParser(variables, scopes=config.action_scopes)
     known = known_sids if known_sids is not None else set()
+    parse = functools.partial(_parse_rule, file=file, headers=headers, config=config)
+    found.signatures.extend(parse_each(text, file, parse, lambda made: made.ref, known, found))
+    return found
+
+
+def parse_each(
+    text: str,
+    file: str,
+    parse: Callable[[RuleText], tuple[_Made, Sequence[str]]],
+    ref_of: Callable[[_Made], RuleRef],
+    known: set[tuple[int, int]],
+    found: Findings,
+) -> Iterator[_Made]:
+    """What ``parse`` makes, with warnings, of the rules of a file. What is wrong or skipped and the warnings go to
+    ``found``; a sid in ``known``, which is added to, is an error."""
     for rule in rule_texts(text):
         try:
-            signature, warnings = _parse_rule(rule, file, headers, config)
+            made, warnings = parse(rule)
         except UnmetError as missing:
             found.skipped.append(RuleError(file, rule.line, 0, f"skipped: requires {missing}"))
             continue
@@ -97,16 +126,13 @@ def parse_rules(
             found.errors.append(RuleError(file, *rule.where(problem.offset), str(problem)))
             continue
         found.warnings.extend(RuleError(file, rule.line, 0, warning) for warning in warnings)
-        identity = (signature.ref.gid, signature.ref.id)
+        identity = (ref_of(made).gid, ref_of(made).id)
         if identity in known:
-            at = max(rule.text.rfind("sid:"), 0)
-            found.errors.append(
-                RuleError(file, *rule.where(at), f"sid {identity[1]} (gid {identity[0]}) is taken by an earlier rule")
-            )
+            message = f"sid {identity[1]} (gid {identity[0]}) is taken by an earlier rule"
+            found.errors.append(RuleError(file, *rule.where(max(rule.text.rfind("sid:"), 0)), message))
             continue
         known.add(identity)
-        found.signatures.append(signature)
-    return found
+        yield made
 
 
 def reparse(text: str, file: str, line: int, headers: HeaderParser, config: RuleConfig = DEFAULT_CONFIG) -> Signature:

@@ -10,6 +10,7 @@ It becomes a :class:`Signature` for its conditions, and beside it what to do and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -38,10 +39,9 @@ from engines.stateful.parser import (
     MAX_RULE_SIZE,
     RuleSyntaxError,
     RuleText,
-    UnmetError,
     apply_option,
     check_requires,
-    rule_texts,
+    parse_each,
     split_header,
     split_options,
 )
@@ -105,23 +105,8 @@ def parse_firewall_rules(
     found = ParsedFirewallRules()
     headers = HeaderParser(variables)
     known = known_sids if known_sids is not None else set()
-    for rule in rule_texts(text):
-        try:
-            made, warnings = _parse_rule(rule, file, headers, config)
-        except UnmetError as missing:
-            found.skipped.append(RuleError(file, rule.line, 0, f"skipped: requires {missing}"))
-            continue
-        except RuleSyntaxError as problem:
-            found.errors.append(RuleError(file, *rule.where(problem.offset), str(problem)))
-            continue
-        found.warnings.extend(RuleError(file, rule.line, 0, warning) for warning in warnings)
-        identity = (made.signature.ref.gid, made.signature.ref.id)
-        if identity in known:
-            message = f"sid {identity[1]} (gid {identity[0]}) is taken by an earlier rule"
-            found.errors.append(RuleError(file, *rule.where(max(rule.text.rfind("sid:"), 0)), message))
-            continue
-        known.add(identity)
-        found.rules.append(made)
+    parse = functools.partial(_parse_rule, file=file, headers=headers, config=config)
+    found.rules.extend(parse_each(text, file, parse, lambda made: made.signature.ref, known, found))
     return found
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
+from engines.stateful.defaults import default_signature
 from engines.stateful.firewall.policies import PACKET_TABLES, FirewallAction, Policies
 from engines.stateful.firewall.rules import FirewallRule
 from engines.stateful.firewall.tlsphases import PhasedTlsParser
 from engines.stateful.limits import DEFAULT_LIMITS, StatefulLimits
 from engines.stateful.prefilter import DatabaseStore
 from engines.stateful.ruleset import Rule, RuleSet, compile_ruleset
-from engines.stateful.signature import Action, RuleType, Signature
+from engines.stateful.signature import Action, Signature
 from engines.verdict import Direction, RuleRef, Verdict
 
 
@@ -66,21 +66,4 @@ def policy_signature(action: FirewallAction, *, app: bool) -> Signature:
     """What the alert of a default policy names as its rule."""
     what = "app" if app else "packet"
     ref = RuleRef("stateful", _APP_SID if app else _PACKET_SID, f"firewall default {what} policy")
-    made = _POLICY_SIGNATURE
-    return replace(made, action=_ACTIONS[action.verdict], ref=ref)
-
-
-_POLICY_SIGNATURE = Signature(
-    action=Action.DROP,
-    ref=RuleRef("stateful", 0),
-    text="",
-    protocol="ip",
-    ip_protocols=frozenset(),
-    app_proto="",
-    source=None,
-    source_port=None,
-    destination=None,
-    destination_port=None,
-    bidirectional=False,
-    rule_type=RuleType.PKT,
-)
+    return default_signature(ref, _ACTIONS[action.verdict])
