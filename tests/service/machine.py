@@ -145,16 +145,21 @@ class Machine:
         if self._sender is None:
             self._sender = subprocess.Popen(self.client.command(sys.executable, "-c", SENDER))
         nspawn = (
-            f"systemd-nspawn -q -D {self.root} --boot --network-namespace-path={self.router.path} --register=no"
+            f"exec systemd-nspawn -q -D {self.root} --boot --network-namespace-path={self.router.path} --register=no"
             " --keep-unit --console=interactive --capability=all --hostname=router"
         )
         self._container = subprocess.Popen(
             ["script", "-qfc", nspawn, str(self.console)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
+            env={
+                **os.environ,
+                "SHELL": "/bin/sh",  # script's; which shell calls, and whether it has one at all, is not to matter
+                "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
+                "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",
+            },
         )
-        wait_for(self._booted, BOOT_SECONDS, lambda: self.console.read_text(errors="replace")[-3000:])
+        wait_for(self._booted, BOOT_SECONDS, self._what_keeps_it)
 
     def _booted(self) -> bool:
         assert self._container is not None
@@ -164,6 +169,16 @@ class Machine:
             return False
         state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
         return state in ("running", "degraded")
+
+    def _what_keeps_it(self) -> str:
+        """What there is of a container that does not finish to boot; the most telling last."""
+        assert self._container is not None
+        said = [self.console.read_text(errors="replace")[-1500:], _below(self._container.pid)]
+        if self.init:
+            for question in ("is-system-running", "--failed --no-legend --plain", "list-jobs --no-pager"):
+                done = self.run("systemctl", *question.split(), check=False)
+                said.append(f"systemctl {question}: {done.returncode} {done.stdout}{done.stderr}")
+        return "\n".join([*said, f"first process: {self.init}"])
 
     def power_off(self) -> None:
         """As by the switch. The cables first: a namespace that goes loses its rules before its links, and both when the
@@ -285,6 +300,15 @@ def _is_gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
         return True
+
+
+def _below(pid: int, depth: int = 0) -> str:
+    """The tree of processes, a line each."""
+    try:
+        line = f"{'  ' * depth}{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}"
+    except OSError:
+        return ""
+    return "\n".join([line, *(_below(child, depth + 1) for child in children(pid))])
 
 
 def children(pid: int) -> list[int]:
