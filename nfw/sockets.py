@@ -74,10 +74,14 @@ class Side:
             if sent == len(data):
                 return
             data = data[sent:]
-        self.out.append(data)
-        self.waiting += len(data)
+        self.queue(data)
         if len(self.out) > 1:
             self.send()
+
+    def queue(self, data: bytes) -> None:
+        """For :meth:`send`."""
+        self.out.append(data)
+        self.waiting += len(data)
 
     def forget(self) -> None:
         """What is queued is not sent."""
@@ -91,7 +95,8 @@ class Side:
         while done < len(out):
             piece = out[done]
             try:
-                sent = self.sock.send(piece)
+                # With what is sent last goes our FIN; a packet is most of what sending costs.
+                sent = self.sock.send(piece, socket.MSG_MORE if self.closing and done == len(out) - 1 else 0)
             except BlockingIOError:
                 break
             except OSError:

@@ -529,10 +529,10 @@ class TlsWorker:
             _session(flow).leaf_ready(context, now)
 
     def _close_client(self, flow: Flow, event: tls.CloseClient, now: float) -> None:
-        self._close(flow, flow.client, event.how, now)
+        self._close(flow, flow.client, event.how, event.last, now)
 
     def _close_upstream(self, flow: Flow, event: tls.CloseUpstream, now: float) -> None:
-        self._close(flow, flow.upstream, event.how, now)
+        self._close(flow, flow.upstream, event.how, event.last, now)
 
     def _established(self, flow: Flow, event: tls.Established, now: float) -> None:
         if flow.recorded and self.recorder is not None:
@@ -837,7 +837,7 @@ class TlsWorker:
 
     # -- end -------------------------------------------------------------------------------------------------------
 
-    def _close(self, flow: Flow, side: Side | None, how: tls.Close, now: float) -> None:
+    def _close(self, flow: Flow, side: Side | None, how: tls.Close, last: bytes, now: float) -> None:
         if side is None or not side.open:
             return
         if how is tls.Close.RESET:
@@ -850,6 +850,8 @@ class TlsWorker:
             side.forget()
             side.discarding = True
         side.closing = True
+        if last:
+            side.queue(last)
         self._send(flow, side, now)
 
     def _finished(self, flow: Flow, event: tls.Finished, now: float) -> None:

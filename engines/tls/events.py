@@ -164,14 +164,18 @@ class SendUpstream:
 
 @dataclass(slots=True)
 class CloseClient:
+    """``last``: bytes to be sent before, in one packet with the FIN where they fit."""
+
     how: Close
+    last: bytes = b""
 
 
 @dataclass(slots=True)
 class CloseUpstream:
-    """Also ends a connection attempt that is still under way."""
+    """As above. Also ends a connection attempt that is still under way."""
 
     how: Close
+    last: bytes = b""
 
 
 @dataclass(slots=True)

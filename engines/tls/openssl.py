@@ -78,17 +78,21 @@ def share_only(connection: SSL.Connection, group: str) -> None:
 _HAS_TICKET = re.compile(rb"\x30(?:[\x00-\x7f]|\x81.|\x82..)\x02\x01\x01\x02\x02\x03\x04\x04\x02..\x04\x20", re.DOTALL)
 
 
-def session_to_keep(connection: SSL.Connection, most: int) -> Any:
-    """A copy of the session without the chain the server has shown, which is most of its size; None where the server
-    has sent no ticket yet, and where the copy, as DER, would take more than ``most`` bytes.
+def session_to_keep(connection: SSL.Connection, most: int, offered: Any = None) -> Any:
+    """The session of a connection, to be offered by another; None where the server has sent no ticket yet, and where it
+    would take more than ``most`` bytes as DER. ``offered``: what this connection was.
 
-    What becomes of the connection is nothing to a copy: OpenSSL lets nobody resume the session of one that was freed
-    without close_notify, which TLS 1.1 gave up (RFC 4346 7.2.1). i2d_SSL_SESSION(3).
+    Of a full handshake it is a copy without the chain the server has shown, which is most of its size; what comes of
+    one that was resumed has none, and needs no copy. i2d_SSL_SESSION(3), SSL_get1_session(3).
     """
     session = _lib.SSL_get_session(connection._ssl)
     size = 0 if session == _ffi.NULL else _lib.i2d_SSL_SESSION(session, _ffi.NULL)
     if not 0 < size <= most:
         return None
+    if offered is not None and resumed(connection):
+        if session == offered:  # each ticket makes a new one
+            return None
+        return _ffi.gc(_lib.SSL_get1_session(connection._ssl), _lib.SSL_SESSION_free)
     der = _ffi.new("unsigned char[]", size)
     _lib.i2d_SSL_SESSION(session, _ffi.new("unsigned char **", der))
     copy = _ffi.NULL
@@ -99,6 +103,12 @@ def session_to_keep(connection: SSL.Connection, most: int) -> Any:
     if copy == _ffi.NULL:
         return None
     return _ffi.gc(copy, _lib.SSL_SESSION_free)  # which overwrites the secret, too
+
+
+def leave(connection: SSL.Connection) -> None:
+    """The connection is over, however it ended: OpenSSL lets nobody resume the session of one that is freed without
+    close_notify, which TLS 1.1 gave up (RFC 4346 7.2.1). SSL_set_shutdown(3)."""
+    _lib.SSL_set_shutdown(connection._ssl, _lib.SSL_SENT_SHUTDOWN)
 
 
 def offer_session(connection: SSL.Connection, session: Any) -> None:

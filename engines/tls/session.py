@@ -86,6 +86,10 @@ HTTP1 = b"http/1.1"
 
 _SMALL = 1024  # bytes that are worth a copy to be sent with others
 
+FINISHED_AFTER = 0.1
+"""Seconds our Finished waits for the client's first bytes, to go to the server in their packet. What the server answers
+comes in one packet, too. Where it is the server who speaks first, that is how much later it does."""
+
 REFUSE_AFTER = 1.0
 """Seconds a client that is refused after its handshake has for its request."""
 
@@ -229,6 +233,7 @@ class Session:
         "_unix_time",
         "_upstream_handler",
         "_ways",
+        "_withheld",
         "info",
     )
 
@@ -254,6 +259,7 @@ class Session:
         self._proving = False  # the owner wants to know who the server is, and nothing else
         self._lost: Refusal | None = None  # the server ended the connection, after it had proven who it is
         self._connection_open = False  # the owner has, or is making, an upstream connection
+        self._withheld = False  # our Finished, which ends the server's handshake, has not been taken from OpenSSL
         self.info = SessionInfo()
         self._state = State.HELLO
         self._deadline: float | None = now + settings.hello_timeout
@@ -372,6 +378,8 @@ class Session:
             return
         half = self._half[direction.reply]
         assert half is not None
+        if self._withheld and direction is _TO_SERVER and plaintext:
+            self._withheld, self._deadline = False, None  # what is encrypted comes after it
         self._send(direction, half.encrypt(plaintext))
         self.info.forwarded[direction] += len(plaintext)
         self._ways[direction.reply].control = 0
@@ -390,6 +398,8 @@ class Session:
         if source.error is not None:
             self._broken(source.error, direction)
             return
+        if direction is _TO_SERVER:
+            self._end_handshake()
         if source.closed:
             self._send(direction, target.close_notify())
         if self._ways[direction.reply].forwarded_eof:
@@ -423,6 +433,7 @@ class Session:
             return
         if self._state is State.RELAY:
             self._deadline = None
+            self._end_handshake()
             for way, half in zip(self._ways, self._half, strict=True):
                 assert half is not None
                 if (
@@ -572,7 +583,10 @@ class Session:
             # OpenSSL looks for a certificate of ours once the server's key exchange, which is signed, has been verified
             # (RFC 5246 7.4.3): the server has proven what it had to.
             self._lost, taken = refusal, len(data)
-        self._send(_TO_SERVER, half.output())
+        # With our Finished we also say that we have no certificate, to which the answer may be no.
+        self._withheld = taken is not None and not notes.certificate_requested
+        if not self._withheld:
+            self._send(_TO_SERVER, half.output())
         if taken is None:
             return
         self.info.certificate_requested = notes.certificate_requested
@@ -583,7 +597,7 @@ class Session:
         self.info.server = half.leg()
         self.info.resumed = openssl.resumed(half.connection)
         if self.info.server.version != "TLSv1.3":
-            self._identity = None
+            self._identity, self._withheld = None, False
         if self.info.server.version == "TLSv1.2" and not openssl.has_extended_master_secret(half.connection):
             self.info.remarks.append("no_extended_master_secret")
         self._upstream_handler = Session._park_upstream
@@ -733,7 +747,7 @@ class Session:
                 return
             self._fail(Status.PROTOCOL, reason, f"handshake with the client failed: {error.detail}")
             return
-        answer = half.output()
+        answer = half.output()  # to a client's Finished, too: one that obeys Nagle waits for it with its request
         self._send(_TO_CLIENT, answer)
         if taken is None:
             if answer[11:43] == _RETRY_REQUEST:
@@ -751,7 +765,7 @@ class Session:
             self._hear_request(data[taken:], now)
             return
         self.info.established = True
-        self._enter(State.RELAY, None)
+        self._enter(State.RELAY, now + FINISHED_AFTER if self._withheld else None)
         self._client_handler = Session._relay_client
         self._upstream_handler = Session._relay_upstream
         self._events.append(Established(self.info))
@@ -836,8 +850,13 @@ class Session:
         way, half = self._ways[direction], self._half[direction]
         assert half is not None
         plaintext = half.decrypt(data)
-        answer = half.output()
+        if direction is _TO_CLIENT and self._withheld and not data and half.error is None:
+            answer = b""
+        else:
+            answer = half.output()
         if answer:
+            if direction is _TO_CLIENT:
+                self._withheld = False
             self._send(direction.reply, answer)
             way.control += len(answer)
         if plaintext:
@@ -888,6 +907,13 @@ class Session:
 
     def _park_upstream(self, data: bytes, now: float) -> None:
         self._park(_TO_CLIENT, data)
+
+    def _end_handshake(self) -> None:
+        """The server has waited long enough for our Finished."""
+        half = self._half[_TO_CLIENT]
+        if self._withheld and half is not None:
+            self._withheld = False
+            self._send(_TO_SERVER, half.output())
 
     def _park(self, direction: Direction, data: bytes) -> None:
         if not self._ways[direction].park(data):
@@ -971,6 +997,9 @@ class Session:
         self._events.append(Finished(status, reason, detail, self.info))
         self._enter(State.DONE, None)
         self._client_handler = self._upstream_handler = Session._ignore
+        upstream = self._half[_TO_CLIENT]
+        if upstream is not None and self.info.established and upstream.error is None:
+            openssl.leave(upstream.connection)
         self._half = [None, None]  # frees OpenSSL's state now, not when the log line is written
         for way in self._ways:
             way.unpark()
@@ -995,7 +1024,18 @@ class Session:
         if how is Close.FIN and way.fin_sent:
             return
         way.fin_sent = how is Close.FIN
-        self._events.append(CloseUpstream(how) if direction is _TO_SERVER else CloseClient(how))
+        kind = CloseUpstream if direction is _TO_SERVER else CloseClient
+        self._events.append(kind(how, self._unsent(direction) if how is Close.FIN else b""))
+
+    def _unsent(self, direction: Direction) -> bytes:
+        """What the owner was to send this way last, and has not been told yet."""
+        kind = SendUpstream if direction is _TO_SERVER else SendClient
+        for at in range(len(self._events) - 1, -1, -1):
+            event = self._events[at]
+            if isinstance(event, kind):
+                del self._events[at]
+                return event.data
+        return b""
 
 
 class _Way:

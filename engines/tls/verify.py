@@ -291,7 +291,7 @@ class UpstreamVerifier:
             or verdict.exception is not None
         ):
             return True
-        session = openssl.session_to_keep(connection, LARGEST)
+        session = openssl.session_to_keep(connection, LARGEST, notes.offered.session if notes.offered else None)
         if session is None:
             return False
         began = notes.offered.unix_time if openssl.resumed(connection) and notes.offered is not None else unix_time

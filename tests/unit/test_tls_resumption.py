@@ -453,6 +453,28 @@ def test_the_chain_is_not_kept_with_the_session(world: World) -> None:
     assert len(first.session.info.chain.certificates) == 3  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("end", ["client_reset", "client_eof", "upstream_reset"])
+def test_a_connection_that_is_cut_spoils_no_session(world: World, end: str) -> None:
+    """Its own, which comes of one that was resumed, is no copy; OpenSSL forbids what was not closed by close_notify."""
+    server = server_peer(*world.root.issue(NAME))
+    visit(world, server)
+    for _ in range(3):
+        server = another(server)
+        client = client_peer(NAME, [world.ca])
+        client.send(b"request")
+        server.send(b"answer")
+        wire = Wire(world, client, server, ends=ENDS).run()
+        assert resumed(wire)
+        getattr(wire.session, end)(0.0)
+        wire.answer()
+        if end == "client_eof":
+            wire.session.upstream_eof(0.0)
+            wire.answer()
+        assert wire.finished is not None
+        assert not wire.client.closed
+        assert not wire.server.closed
+
+
 def test_a_session_nobody_was_offered(world: World) -> None:
     """OpenSSL refuses such a server long before. Should it not, there is no verdict to go by."""
     server = server_peer(*world.root.issue(NAME))

@@ -27,7 +27,7 @@ from engines.tls.events import (
     SendClient,
     SendUpstream,
 )
-from engines.tls.session import CONTROL_MAX, PARKED_MAX, Session, State
+from engines.tls.session import CONTROL_MAX, FINISHED_AFTER, PARKED_MAX, Session, State
 from engines.tls.status import FailAction, Status
 from tests.grade import tls12
 from tests.unit.tlskit import (
@@ -398,7 +398,7 @@ def test_the_hello_after_a_retry_request_names_the_same_server(
     wire = Wire(world, client_peer(NAME), server_peer(certificate, key), chunk=cut)
     wire.client.failed = "scripted"
     wire.feed_client(hello(NAME, (0x9999, bytes(32))))
-    while wire._carry():
+    while wire.carry():
         pass
     assert wire.session.state is State.CLIENT_HANDSHAKE
     wire.log.clear()
@@ -673,6 +673,59 @@ def test_server_that_speaks_first(world: World) -> None:
     assert wire.client.received == b"220 mail.example.test ESMTP\r\n" * 1000
     established_at = wire.names.index("Established")
     assert "Plaintext" not in wire.names[:established_at]
+
+
+def test_the_servers_handshake_ends_with_the_clients_first_bytes(world: World) -> None:
+    """One packet to the server, and it answers in one."""
+    wire = pair(world)
+    wire.client.send(b"request")
+    wire.run()
+    names = [type(event).__name__ for event in wire.log]
+    assert wire.server.received == b"request"
+    assert names[names.index("NeedLeaf") :].count("SendUpstream") == 1
+    assert wire.session.deadline is None
+
+
+def test_the_servers_handshake_ends_though_the_client_says_nothing(world: World) -> None:
+    wire = pair(world)
+    wire.client.start()
+    while wire.carry():
+        pass
+    assert wire.names[-1] == "Established"
+    assert not wire.server.ready
+    wire.session.tick(FINISHED_AFTER - 0.01)
+    wire.answer()
+    assert not wire.server.ready
+    wire.session.tick(FINISHED_AFTER)
+    wire.answer()
+    assert wire.server.ready
+    assert wire.session.deadline is None
+
+
+def test_the_servers_handshake_ends_before_a_client_that_says_nothing_ends(world: World) -> None:
+    wire = pair(world)
+    wire.client.start()
+    while wire.carry():
+        pass
+    wire.session.client_eof(0.0)
+    wire.answer()
+    assert wire.server.ready
+    assert wire.server.fin == "fin"
+
+
+def test_the_last_bytes_go_with_the_fin(world: World) -> None:
+    """A packet less for each side."""
+    wire = established(world)
+    for peer in (wire.client, wire.server):
+        peer.close_notify()
+    wire.run()
+    for end in (wire.session.client_eof, wire.session.upstream_eof):
+        end(0.0)
+        wire.answer()
+    closes = [event for event in wire.log if isinstance(event, CloseClient | CloseUpstream)]
+    assert [(type(close), bool(close.last)) for close in closes] == [(CloseClient, True), (CloseUpstream, False)]
+    assert wire.client.closed
+    assert wire.server.closed
 
 
 @pytest.mark.parametrize("tls", [TLS12, TLS13])

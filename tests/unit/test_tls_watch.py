@@ -52,7 +52,7 @@ def test_a_server_that_is_not_accepted(what: str, action: FailAction) -> None:
     hello = client.take()
     wire = Wire(world, client, server_peer(*issued))
     wire.feed_client(hello)
-    while wire._carry():
+    while wire.carry():
         pass
     event = passed_on(wire)
     status = {"expired": Status.EXPIRED, "untrusted": Status.UNTRUSTED, "name": Status.NAME_MISMATCH}[what]

@@ -35,7 +35,7 @@ from engines.tls.events import (
     SendUpstream,
 )
 from engines.tls.revocation import Finding
-from engines.tls.session import Session, TlsSettings
+from engines.tls.session import FINISHED_AFTER, Session, State, TlsSettings
 from engines.tls.verify import UpstreamVerifier, spki_sha256
 from engines.verdict import Direction
 
@@ -295,9 +295,9 @@ class Wire:
         self.connected = False
 
     def run(self) -> Wire:
-        """Until nothing moves."""
+        """Until nothing moves, nor would after a moment."""
         self.client.start()
-        while self._carry():
+        while self.carry() or self._wait():
             pass
         return self
 
@@ -323,7 +323,8 @@ class Wire:
         """The event names, sends left out."""
         return [type(e).__name__ for e in self.log if not isinstance(e, SendClient | SendUpstream)]
 
-    def _carry(self) -> bool:
+    def carry(self) -> bool:
+        """What both have said. False: nothing."""
         moved = False
         data = self.client.take()
         if data:
@@ -335,6 +336,14 @@ class Wire:
                 moved = True
                 self.feed_upstream(data)
         return moved
+
+    def _wait(self) -> bool:
+        """For what the session says if the client says nothing."""
+        if self.session.state is not State.RELAY or self.session.deadline != FINISHED_AFTER:
+            return False
+        self.session.tick(FINISHED_AFTER)
+        self.answer()
+        return True
 
     def _act(self, event: Event) -> None:
         session = self.session
@@ -366,10 +375,14 @@ class Wire:
             case SendUpstream(data):
                 assert self.server is not None
                 self.server.feed(data)
-            case CloseClient(how):
+            case CloseClient(how, last):
+                if last:
+                    self.client.feed(last)
                 self.client.fin = how.value
-            case CloseUpstream(how):
+            case CloseUpstream(how, last):
                 if self.server is not None:
+                    if last:
+                        self.server.feed(last)
                     self.server.fin = how.value
             case Finished():
                 assert self.finished is None, "Finished twice"
