@@ -37,7 +37,7 @@ def begins_as_question(stream: bytes) -> bool | None:
 
 def begins_as_json(body: bytes) -> bool | None:
     """A DNS answer in JSON, as resolvers write it. None: more bytes are needed, 64 at most."""
-    if _JSON.match(body):
+    if _JSON.match(body, 0, _JSON_MOST):
         return True
     return None if len(body) < _JSON_MOST and _JSON_BEGINS.match(body) else False
 
