@@ -5,8 +5,8 @@ contradict each other. Where nfw cannot know which bytes a client takes for a he
 value of a line that begins with ``Alt-Svc:`` becomes blanks, and the type of a DNS answer one that no client asked for,
 so clients ask elsewhere. Nothing is held back, no length changes.
 
-A line begins behind CR or LF and goes on behind a line end and a blank; NUL bytes are none: each of these is so for one
-browser at least.
+A line begins behind CR or LF, a value goes on behind CR, and behind a line end and a blank; NUL bytes are none: each of
+these is so for one browser at least.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ _FIELD_BEGINS = re.compile(
     rb"(?i)[\r\n]\0*+" + b"".join(rb"(?:%s\0*+" % one for one in _NAME) + b")?" * 7 + rb"[ \t\0]*+"
 )
 _BLANKS = re.compile(rb"[ \t]+")
-# One line end at most: two are the end of the head.
-_VALUE = re.compile(rb"(?:[^\r\n]++|\r*+\n?+\r*+[ \t\0])*+")
-_LINE_END = re.compile(rb"\r*+\n?+\r*+")
+# A value goes on behind a line end and a blank, unless the head ends in between. To one browser CR is part of it.
+_LINE_END = rb"\n(?:\r\r++\n)*+\r*+"
+_VALUE = re.compile(rb"(?:[^\n]++|" + _LINE_END + rb"[ \t\0])*+")
+_UNFINISHED = re.compile(rb"(?:" + _LINE_END + rb")?+")
 _VISIBLE = re.compile(rb"[^\r\n]")
 _TYPE = re.compile(rb"(?i)application/dns-(?:message|json)")
 _TYPE_MOST = 23
@@ -56,7 +57,8 @@ class UnreadMask:
         while not self._value and (found := _FIELD.search(text, at)):
             at = self._blank(text, found.end())
         if self._value:
-            self._begun = b"" if at == len(text) else b"\r\n" if b"\n" in text[at:] else b"\r"
+            crs = len(text) - len(text.rstrip(b"\r"))
+            self._begun = b"\n" + b"\r" * min(crs, 2) if at < len(text) else b""
         else:
             line = text[max(text.rfind(b"\n"), text.rfind(b"\r"), 0) :]
             begun = _FIELD_BEGINS.fullmatch(line) is not None
@@ -68,7 +70,7 @@ class UnreadMask:
         found = _VALUE.match(text, at)
         end = found.end() if found else at
         text[at:end] = _VISIBLE.sub(b" ", text[at:end])
-        self._value = _LINE_END.fullmatch(text, end) is not None
+        self._value = _UNFINISHED.fullmatch(text, end) is not None
         return end
 
     def _without_types(self, data: bytes) -> bytes:

@@ -120,6 +120,8 @@ OFFERS = (
     b"\0Alt-Svc\0: h\x003=1\r\n",
     b"Alt-Svc: a\r\r\n h3=1\r\n",
     b"Alt-Svc: a\r\th3=1\r\n",
+    b"Alt-Svc: a\rX: b\r\n h3=1\r\n",
+    b"Alt-Svc: a\n\r\r\n h3=1\r\n",
     b"Alt-Svc: h2=1,\r\n\r h3=1\r\n",
     b'ALT-SVC\t :\t\tH3 = ":443"\r\n',
 )
@@ -269,11 +271,11 @@ def test_a_body_without_a_type_that_is_no_answer(body: bytes, seed: int | None) 
 
 def test_watching_holds_nothing_back_and_is_the_same_however_it_is_cut() -> None:
     said = (
-        b"xHTTP\r\nAlt-Svc: h3=1\r\n foo\r\n\r\n a\nalt\0-SVC \t: h3\rX: y\r\nalt-svc:\r\r\r\n h3=1\n\rfoo\n"
+        b"xHTTP\r\nAlt-Svc: h3=1\r\n foo\r\n\r\n a\nalt\0-SVC \t: h3\r\nX: y\r\nalt-svc:\r\r\r\n h3=1\n\rfoo\n"
         b"Alt-Svc: x\nAlt-Svc2: h3\nContent-Type: application/dns-message\r\nalt-svc: q"
     )
     expected = (
-        b"xHTTP\r\nAlt-Svc:     \r\n    \r\n\r\n a\nalt\0-SVC \t:   \rX: y\r\nalt-svc:\r\r\r\n     \n\rfoo\n"
+        b"xHTTP\r\nAlt-Svc:     \r\n    \r\n\r\n a\nalt\0-SVC \t:   \r\nX: y\r\nalt-svc:\r\r\r\n     \n\rfoo\n"
         b"Alt-Svc:  \nAlt-Svc2: h3\nContent-Type: application/dns-messag-\r\nalt-svc:  "
     )
     for seed in range(300):
@@ -293,6 +295,7 @@ def test_watching_holds_nothing_back_and_is_the_same_however_it_is_cut() -> None
         b"\nalt-svc" + b" " * 60000 + b"x",
         b"\nalt-svc:" + b"\r" * 60000 + b"x",
         b"\nalt-svc:" + b"\r\n " * 20000,
+        b"\nalt-svc:\n" + b"\r\r\n" * 20000,
         b"application/dns-" * 4000,
         b"a\0" * 30000,
     ],
