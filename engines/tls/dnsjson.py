@@ -19,8 +19,9 @@ import re
 from engines.tls.ech import data_without_ech
 
 _TOKEN = re.compile(rb'(?s)"(?:[^"\\]++|\\.)*+"?|[{}\[\]:,]|[^\s"{}\[\]:,]++')
-_UNIT = re.compile(rb"(?s)\\u[0-9A-Fa-f]{4}|\\?.")  # of a text: a character, as it is written
-_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
+_ESCAPE = re.compile(rb"(?s)\\u[0-9A-Fa-f]{4}|\\.?")  # of a text
+_MATTERS = re.compile(rb"(?i)ech|key5|\\")
+_ESCAPED = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"b": b"\b", b"f": b"\f"}
 _FIELD = re.compile(r'(?s)(?:[^\s"\\]++|\\.?|"(?:[^"\\]++|\\.)*+"?)++')
 _QUOTING = re.compile(r'(?s)\\([0-9]{3})|\\(.)|"')
 _NAMES = ("HTTPS", "SVCB", "TYPE65", "TYPE64")
@@ -75,6 +76,8 @@ class _Object:
 
 def json_without_ech(body: bytes) -> bytes:
     """The answer, as long as it was."""
+    if not _MATTERS.search(body):
+        return body
     out = bytearray(body)
     opened: list[_Object | None] = []  # None: a list
     for token in _TOKEN.finditer(body):
@@ -105,6 +108,7 @@ def _take(inner: _Object, mark: bytes, at: int) -> None:
             inner.service = inner.service or _is_service(inner.last)
         elif inner.key == "data" and quoted:
             inner.data.append((at + 1, at + len(mark) - (len(mark) > 1 and mark[-1:] == b'"')))
+        inner.key = ""
 
 
 def _is_service(text: str) -> bool:
@@ -121,26 +125,34 @@ def _close(out: bytearray, record: _Object | None) -> None:
 
 
 def _text(raw: bytes) -> str:
-    return "".join(_character(unit[0]) for unit in _UNIT.finditer(raw))
+    return _ESCAPE.sub(_character, raw).decode("latin-1") if b"\\" in raw else raw.decode("latin-1")
 
 
-def _character(unit: bytes) -> str:
-    if len(unit) == 6:
-        return chr(int(unit[2:], 16))
-    text = unit.decode("latin-1")
-    return text if len(text) == 1 else _ESCAPED.get(text[1], text[1])
+def _character(escape: re.Match[bytes]) -> bytes:
+    """As one byte: what is not ASCII matters to nobody here."""
+    written = escape[0]
+    if len(written) == 6:
+        code = int(written[2:], 16)
+        return bytes([code]) if code < 128 else b"?"
+    return _ESCAPED.get(written[1:], written[1:]) or b"\\"
 
 
 class _Record:
     """The data of a record, a text between those offsets."""
 
-    __slots__ = ("_out", "_spans", "_text")
+    __slots__ = ("_out", "_starts", "_text")
 
     def __init__(self, out: bytearray, begin: int, end: int) -> None:
         self._out = out
-        units = list(_UNIT.finditer(bytes(out[begin:end])))
-        self._text = "".join(_character(unit[0]) for unit in units)
-        self._spans = [(begin + unit.start(), begin + unit.end()) for unit in units]  # of its characters
+        text, at = bytearray(), begin
+        self._starts: list[int] = []  # of its characters, as they are written; and the end
+        for escape in _ESCAPE.finditer(out, begin, end):
+            text += out[at : escape.start()] + _character(escape)
+            self._starts += range(at, escape.start() + 1)
+            at = escape.end()
+        text += out[at:end]
+        self._starts += range(at, end + 1)
+        self._text = text.decode("latin-1")
 
     def hide(self) -> None:
         fields = [found.span() for found in _FIELD.finditer(self._text)]
@@ -177,7 +189,7 @@ class _Record:
     def _write(self, begin: int, end: int, text: str) -> None:
         """Over these characters, and blanks behind it; it is not longer as they are written."""
         if begin < end:
-            first, last = self._spans[begin][0], self._spans[end - 1][1]
+            first, last = self._starts[begin], self._starts[end]
             self._out[first:last] = text.encode().ljust(last - first)
 
 
