@@ -13,13 +13,16 @@ _IN = _ONE = b"\0\1"
 _HEADER, _NAME_MOST = 12, 255
 _ANSWER_FLAGS, _ANSWER = 0xF840, 0x8000  # an answer to a query; of the others any may be set
 _QUERY_FLAGS = 0xFECF  # not set in a query, which may have RD, AD and CD
-_JSON_MOST = 64
-_JSON = re.compile(rb'\s*\{\s*"Status"\s*:\s*\d{1,5}\s*,\s*"TC"\s*:')
-_JSON_BEGINS = re.compile(rb'[\s{"StausTC:,\d]*\Z')
+_ID = b"\0\0"  # RFC 8484 section 4.1: as browsers ask over HTTP
+_JSON = [re.escape('{"Status":'[at]) for at in range(10)] + [" ?", "[0-9]{1,5}", ",", " ?", '"', "T", "C", '"', ":"]
+_JSON_BEGINS = re.compile("".join(_JSON).encode())
+_JSON_PART = re.compile(("".join(f"(?:{one}" for one in _JSON) + ")?" * len(_JSON)).encode())
 
 
 def begins_as_answer(body: bytes) -> bool | None:
-    """To a question for records that may have keys. None: more bytes are needed, fewer than 300 in all."""
+    """Over HTTP, to a question for records that may have keys. None: more bytes are needed, fewer than 300 in all."""
+    if body[:2] != _ID[: len(body)]:
+        return False
     asked = _asked(body, _ANSWER_FLAGS, _ANSWER)
     return None if asked is None else asked in (_SVCB, _HTTPS, _ANY)
 
@@ -36,10 +39,10 @@ def begins_as_question(stream: bytes) -> bool | None:
 
 
 def begins_as_json(body: bytes) -> bool | None:
-    """A DNS answer in JSON, as resolvers write it. None: more bytes are needed, 64 at most."""
-    if _JSON.match(body, 0, _JSON_MOST):
+    """A DNS answer in JSON, as resolvers write it. None: more bytes are needed, 22 at most."""
+    if _JSON_BEGINS.match(body):
         return True
-    return None if len(body) < _JSON_MOST and _JSON_BEGINS.match(body) else False
+    return None if _JSON_PART.fullmatch(body) else False
 
 
 def _asked(message: bytes, mask: int, flags: int) -> int | None:

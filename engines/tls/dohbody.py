@@ -135,8 +135,11 @@ class DohBody:
         self._bound()
 
     def _bound(self) -> None:
-        if self._message.held and self._waiting - len(self._ready) > WAITING_MOST:
-            self._ready += self._message.end()
+        message = self._message
+        if message.held and self._waiting - len(self._ready) > WAITING_MOST:
+            self._ready += message.end()
+            if not isinstance(message, JsonMask) and (not isinstance(message, MessageMask) or message.lost):
+                self._message = _Coded()  # hardly a byte between the framing: there is no answer
 
     @property
     def whole(self) -> bool:

@@ -77,6 +77,11 @@ class MessageMask:
         """Bytes held back."""
         return len(self._buffer)
 
+    @property
+    def lost(self) -> bool:
+        """Not DNS, or not read any more: the rest goes on as it comes."""
+        return self._lost
+
     def feed(self, data: bytes) -> bytes:
         """What may go on now, of as many bytes as came, or fewer that follow later."""
         if self._lost or (self._skip >= len(data) and not self._buffer):

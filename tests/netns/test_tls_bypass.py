@@ -19,7 +19,19 @@ from engines.stateful.app.http2 import PREFACE
 from tests.firewall import PATIENCE, Firewall, pids_named, wait_for
 from tests.lab import Lab
 from tests.netns.test_tls_path import Server, connect, dial, read_all, trusting
-from tests.unit.test_altsvc import CHUNKED, DNS, HEAD, by_stream, chunks, over_http1, over_http2, sized, streams
+from tests.unit.test_altsvc import (
+    CHUNKED,
+    DNS,
+    HEAD,
+    UNTYPED,
+    UNTYPED_PLAIN,
+    by_stream,
+    chunks,
+    over_http1,
+    over_http2,
+    sized,
+    streams,
+)
 from tests.unit.test_dns_json import JSON, JSON_PLAIN
 from tests.unit.test_quic_and_ech import (
     ALPN,
@@ -272,7 +284,7 @@ def test_ech_keys_do_not_arrive_over_tls_or_https(firewall: Firewall) -> None:
         ("h2", several, None),
         ("http/1.1", over_http1(JSON, b"application/dns-json"), over_http1(JSON_PLAIN, b"application/dns-json")),
         ("http/1.1", over_http1(JSON, b"application/json"), over_http1(JSON_PLAIN, b"application/json")),
-        ("http/1.1", HEAD + sized(KEYED), HEAD + sized(PLAIN)),
+        ("http/1.1", HEAD + sized(UNTYPED), HEAD + sized(UNTYPED_PLAIN)),
         ("", framed(OTHER, KEYED), framed(OTHER, PLAIN)),
     ):
         server = Server(firewall.lab, answering(said))

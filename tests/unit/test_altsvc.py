@@ -306,6 +306,7 @@ def over_http2(*messages: bytes, padded: bool = False) -> bytes:
     return b"".join(frame.serialize() for frame in frames)
 
 
+UNTYPED, UNTYPED_PLAIN = b"\0\0" + KEYED[2:], b"\0\0" + PLAIN[2:]  # as browsers ask over HTTP
 SHORT = b"\0\0\x80\0\0\1\0\1"  # begins as an answer does
 
 

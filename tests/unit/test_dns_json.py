@@ -20,11 +20,14 @@ from engines.tls.dohbody import WAITING_MOST
 from engines.tls.hiding import masking
 from tests.unit.test_altsvc import (
     CHUNKED,
+    DNS_TYPE,
     GET,
     HEAD,
     TEXT,
     TO_CLIENT,
     TO_SERVER,
+    UNTYPED,
+    UNTYPED_PLAIN,
     by_stream,
     bytewise,
     chunks,
@@ -151,7 +154,7 @@ JSON = answer(f"1 . ech={KEY} alpn=h2", generic(GENERIC))
 JSON_PLAIN = json_without_ech(JSON)
 assert JSON != JSON_PLAIN
 # Of an API that has nothing to do with DNS.
-API = [b"{}", b"", b'{"Status":"ok","TC":1}', b'{"Status":0,', b'[{"Status":0,"TC":false}]', b" " * 100 + JSON]
+API = [b"{}", b"", b'{"Status":"ok","TC":1}', b'{"Status":0,', b'[{"Status":0,"TC":false}]', b" " + JSON]
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1, 2])
@@ -228,8 +231,8 @@ def over_http2(*answers: tuple[str, bytes], size: int = 16000, padded: bool = Fa
 @pytest.mark.parametrize("padded", [False, True])
 def test_answers_over_http2(size: int, padded: bool, seed: int | None) -> None:
     kinds = ("application/dns-json", "application/json", "", "text/html", "application/dns-message")
-    bodies = (JSON, JSON, KEYED, KEYED, KEYED)
-    plain = (JSON_PLAIN, JSON_PLAIN, PLAIN, KEYED, PLAIN)
+    bodies = (JSON, JSON, UNTYPED, UNTYPED, KEYED)
+    plain = (JSON_PLAIN, JSON_PLAIN, UNTYPED_PLAIN, UNTYPED, PLAIN)
     said, expected = (over_http2(*zip(kinds, one, strict=True), size=size, padded=padded) for one in (bodies, plain))
     mask = masking("h2", 443, offers=True, keys=True)
     assert mask is not None
@@ -241,12 +244,12 @@ def test_answers_over_http2(size: int, padded: bool, seed: int | None) -> None:
 
 def test_the_reserved_bit_says_nothing() -> None:
     """RFC 9113 section 4.1: clients ignore it."""
-    said = over_http2(("application/dns-message", KEYED), ("", KEYED))
+    said = over_http2(("application/dns-message", UNTYPED), ("", UNTYPED))
     at = said.index(struct.pack("!BBI", 0, 1, 1))
     marked = said[: at + 2] + b"\x80" + said[at + 3 :]
     got = hidden("h2", marked, None)
-    assert got.count(PLAIN) == 2
-    assert KEYED not in got
+    assert got.count(UNTYPED_PLAIN) == 2
+    assert UNTYPED not in got
 
 
 def head(encoder: hpack.Encoder, stream: int, *fields: tuple[str, str], end: bool = False) -> bytes:
@@ -255,11 +258,13 @@ def head(encoder: hpack.Encoder, stream: int, *fields: tuple[str, str], end: boo
 
 
 def test_an_interim_response_says_nothing_of_the_body() -> None:
-    for fields, expected in (((TEXT,), KEYED), ((("content-type", "application/dns-message"),), PLAIN), ((), PLAIN)):
+    for fields, expected in (((TEXT,), UNTYPED), ((DNS_TYPE,), UNTYPED_PLAIN), ((), UNTYPED_PLAIN)):
         encoder = hpack.Encoder()
         interim = encoder.encode([(":status", "103"), ("link", "x")])
         start = HeadersFrame(1, interim, flags=["END_HEADERS"]).serialize() + head(encoder, 1, *fields)
-        assert hidden("h2", start + DataFrame(1, KEYED).serialize(), None) == start + DataFrame(1, expected).serialize()
+        assert (
+            hidden("h2", start + DataFrame(1, UNTYPED).serialize(), None) == start + DataFrame(1, expected).serialize()
+        )
 
 
 def test_what_may_be_an_answer_is_not_a_reason_to_end() -> None:
@@ -280,6 +285,38 @@ def test_what_may_be_an_answer_is_not_a_reason_to_end() -> None:
     begin = head(encoder, 7)
     assert mask.feed(TO_CLIENT, begin + large) == begin + large
     assert not mask.refused
+
+
+@pytest.mark.parametrize("kind", [DNS_TYPE, ("content-type", "application/json"), ("x-a", "b")])
+def test_framing_does_not_make_an_answer_unread(kind: tuple[str, str]) -> None:
+    """A resolver sends a byte a frame, and padding until nobody can wait for the end of a name."""
+    name = b"\x3f" + b"a" * 63
+    body = UNTYPED[:12] + name * 3 + UNTYPED[12:] if kind[1] != "application/json" else JSON
+    said = head(hpack.Encoder(), 1, kind)
+    for at in range(len(body)):
+        said += DataFrame(1, body[at : at + 1], flags=["PADDED"], pad_length=255).serialize()
+    got = hidden("h2", said, None)
+    assert len(got) == len(said)
+    content = b"".join(frame.data for frame in frames_of(got) if isinstance(frame, DataFrame))
+    assert ECH[1] not in content
+    assert KEY.encode() not in content
+
+
+@pytest.mark.parametrize("beat", [b" ", b"\n", b"1\n", b'{"'])
+def test_a_heartbeat_is_not_held_up(beat: bytes) -> None:
+    """Some servers send a blank now and then until they have something to say."""
+    mask = masking("http/1.1", 443, offers=True, keys=True)
+    assert mask is not None
+    mask.feed(TO_SERVER, GET * 2)
+    for kind in (b"Content-Type: application/json\r\n", b""):
+        begin = HEAD + kind + CHUNKED + b"\r\n"
+        assert mask.feed(TO_CLIENT, begin) == begin
+        if beat != b'{"':
+            assert mask.feed(TO_CLIENT, chunks(beat, 9, b"")) == chunks(beat, 9, b"")
+        else:
+            mask.feed(TO_CLIENT, chunks(beat, 9, b""))
+        assert mask.feed(TO_CLIENT, chunks(beat, 9, b"")).endswith(chunks(beat, 9, b""))
+        mask.feed(TO_CLIENT, b"0\r\n\r\n")
 
 
 def test_a_body_that_is_no_answer_is_not_held_up() -> None:
@@ -357,7 +394,7 @@ def test_an_answer_to_another_question_is_none() -> None:
     for kind, hides in (("HTTPS", True), ("SVCB", True), ("ANY", True), ("A", False)):
         reply = DNSRecord.question("a.test", kind if kind != "SVCB" else "HTTPS").reply()
         reply.add_answer(https(ALPN, ECH))
-        body = bytes(reply.pack())
+        body = b"\0\0" + bytes(reply.pack())[2:]
         if kind == "SVCB":
             body = body.replace(b"\0\x41\0\1", b"\0\x40\0\1", 1)
         said = HEAD + sized(body)

@@ -19,6 +19,8 @@ from tests.unit.test_altsvc import (
     HEAD,
     TO_CLIENT,
     TO_SERVER,
+    UNTYPED,
+    UNTYPED_PLAIN,
     bytewise,
     chunks,
     cut,
@@ -249,8 +251,8 @@ def test_an_answer_without_a_type(size: int) -> None:
     """Firefox takes one."""
     for framing in (b"Content-Type:\r\n", b"", b"Content-Encoding: identity\r\n"):
         mask = keys(GET, GET)
-        said = HEAD + framing + CHUNKED + b"\r\n" + chunks(KEYED, size)
-        assert mask.feed(TO_CLIENT, said) == HEAD + framing + CHUNKED + b"\r\n" + chunks(PLAIN, size)
+        said = HEAD + framing + CHUNKED + b"\r\n" + chunks(UNTYPED, size)
+        assert mask.feed(TO_CLIENT, said) == HEAD + framing + CHUNKED + b"\r\n" + chunks(UNTYPED_PLAIN, size)
         assert mask.feed(TO_CLIENT, over_http1(KEYED)) == over_http1(PLAIN)
 
 
