@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-_OFFER = re.compile(rb"(?i)(?:^|[\s,])(?:h3|hq|quic)[\w.-]*\s*=")
+OFFER = re.compile(rb"(?i)(?:^|[\s,])(?:h3|hq|quic)[\w.-]*\s*=")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _END = re.compile(rb"\n\r?\n")
 
@@ -18,7 +18,7 @@ _END = re.compile(rb"\n\r?\n")
 def offers(methods: list[bytes], said: bytes) -> Iterator[bytes]:
     """Values of Alt-Svc that offer QUIC, as either browser sees them in the answers to such requests."""
     for values in (_chromium(methods, said), _firefox(methods, said)):
-        yield from (value for value in values if _OFFER.search(value))
+        yield from (value for value in values if OFFER.search(value))
 
 
 def _chromium(methods: list[bytes], said: bytes) -> Iterator[bytes]:

@@ -13,6 +13,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import hpack
+from hpack.exceptions import HPACKError
+from hyperframe.frame import AltSvcFrame, ContinuationFrame, DataFrame, HeadersFrame
+
 from engines.decode.defrag import FragmentPolicy
 from engines.decode.layers import Layers
 from engines.packet import decode, icmp_unreachable, port_unreachable, quoted, tcp_options, tcp_reset
@@ -223,25 +227,58 @@ _ASKED = {
 
 
 def offering(data: bytes) -> None:
-    """HTTP/1: no browser sees an offer of HTTP/3, however leniently it reads. First what is asked, then the answers."""
-    cut = (data[0] if data else 0) or 1
-    requests, _, said = data[1:].partition(TURN)
+    """HTTP/1: no browser sees an offer of HTTP/3, however leniently it reads. First what is asked, then what is said to
+    each, or, by the first byte's highest bit, before each."""
+    first = data[0] if data else 0
+    requests, *parts = data[1:].split(TURN)
     asked = [byte for byte in requests[:8] if byte in _ASKED]
+    said, early = b"".join(parts), first >= 128
+    methods = [_ASKED[byte].split(b" ")[0] for byte in asked]
+    methods = methods[: asked.index(85)] if 85 in asked else methods  # behind an upgrade nothing is HTTP
     outcomes = []
-    for step in (len(said) or 1, cut):
-        mask = AltSvcMask("http/1.1", keys=True)
-        mask.feed(Direction.TO_SERVER, b"".join(_ASKED[byte] for byte in asked))
-        out = b"".join(mask.feed(Direction.TO_CLIENT, said[at : at + step]) for at in range(0, len(said), step))
+    for cut in (len(said), first % 128):
+        mask, out = AltSvcMask("http/1.1", keys=True), b""
+        for number in range(max(len(parts), len(asked))):
+            ask, part = _ASKED[asked[number]] if number < len(asked) else b"", b"".join(parts[number : number + 1])
+            if not early:
+                mask.feed(Direction.TO_SERVER, ask)
+            step = cut or len(part) or 1
+            out += b"".join(mask.feed(Direction.TO_CLIENT, part[at : at + step]) for at in range(0, len(part), step))
+            if early:
+                mask.feed(Direction.TO_SERVER, ask)
         out += mask.rest(Direction.TO_CLIENT)
         assert len(out) == len(said) or mask.refused
-        methods = [_ASKED[byte].split(b" ")[0] for byte in asked]
-        methods = methods[: asked.index(85)] if 85 in asked else methods  # behind an upgrade nothing is HTTP
         for value in browsers.offers(methods, out):
             raise AssertionError(f"offered: {value!r}")
         outcomes.append((out, mask.refused))
-    assert outcomes[0][1] == outcomes[1][1]
-    if not outcomes[0][1] and len(said) < 250:
-        assert outcomes[0][0] == outcomes[1][0], "as it is cut"
+    if len(said) < 250:
+        assert outcomes[0] == outcomes[1], "as it is cut"
+
+
+def offering_http2(data: bytes) -> None:
+    """No header block that a client can decode has an offer, with one table for all, and no frame is one."""
+    mask = AltSvcMask("h2", keys=True)
+    out = mask.feed(Direction.TO_CLIENT, data) + mask.rest(Direction.TO_CLIENT)
+    assert len(out) == len(data) or mask.refused
+    decoder, block, at = hpack.Decoder(1 << 20), b"", 0
+    while at + 9 <= len(out):
+        length, kind, flags = int.from_bytes(out[at : at + 3], "big"), out[at + 3], out[at + 4]
+        payload = out[at + 9 : at + 9 + length]
+        at += 9 + length
+        assert kind != 10
+        if at > len(out) or kind not in (1, 5, 9):
+            continue
+        padding = payload[0] if kind != 9 and flags & 8 else 0
+        skipped = (flags >> 3 & 1 if kind != 9 else 0) + (5 if kind == 1 and flags & 0x20 else 4 if kind == 5 else 0)
+        block = (block if kind == 9 else b"") + payload[skipped : len(payload) - padding]
+        if not flags & 4:
+            continue
+        try:
+            fields = decoder.decode(block, raw=True)
+        except HPACKError:
+            return
+        values = [bytes(value) for name, value in fields if bytes(name) == b"alt-svc"]
+        assert not any(browsers.OFFER.search(value) for value in values), values
 
 
 def hidden(data: bytes) -> None:
@@ -480,7 +517,14 @@ def _offers() -> list[bytes]:
         b"HTTP/1.1 205 R\r\nContent-Length: 5\r\n\r\n", b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
     )  # fmt: skip
     last = _HEAD + b'X: y\r\nAlt-Svc: h2=":1",\r\n h3=":443"; ma=9\r\nContent-Length: 0\r\n\r\n'
-    return [b"\7" + asked + TURN + front + last * 2 for asked in (b"GGG", b"HGG", b"PLG", b"GUG") for front in fronts]
+    asked = (b"GGG", b"HGG", b"PLG", b"GUG", b"GHG")
+    whole = [b"\7" + one + TURN + front + last * 2 for one in asked for front in fronts]
+    return whole + [
+        begin + one + TURN + _HEAD + b"Content-Length: 5\r\n\r\nhello" + TURN + front + TURN + last
+        for begin in (b"\7", b"\x87", b"\x80")
+        for one in asked
+        for front in fronts
+    ]
 
 
 def _answers() -> list[bytes]:
@@ -500,6 +544,20 @@ def _answers() -> list[bytes]:
         b"\2\5" + TURN + dns * 2,
         b"\1\5" + query + TURN + dns * 2,
     ]
+
+
+def _blocks() -> list[bytes]:
+    encoder, found = hpack.Encoder(), []
+    for number, huffman in enumerate((False, True, False, True)):
+        fields = [(":status", "200"), ("alt-svc", f'h3=":{443 + number // 2}"; ma=9'), ("x-a", "b" * number)]
+        block = encoder.encode(fields, huffman)
+        found.append(HeadersFrame(2 * number + 1, block, flags=["END_HEADERS"]).serialize())
+        found.append(DataFrame(2 * number + 1, b"text").serialize())
+    last = encoder.encode([(":status", "200"), ("alt-svc", 'h3=":443"')])
+    found.append(HeadersFrame(9, last[:3], flags=["PADDED", "PRIORITY"], pad_length=3).serialize())
+    found.append(ContinuationFrame(9, last[3:], flags=["END_HEADERS"]).serialize())
+    found.append(AltSvcFrame(0, b"https://a.test", b'h3=":443"').serialize())
+    return [b"".join(found), *found]
 
 
 def _json_answers() -> list[bytes]:
@@ -553,6 +611,9 @@ def _all() -> Iterator[Target]:
     yield Target("certificate", certificate, partial(_hex, "certificate", prefix=b""))
     yield Target("hello", hello, partial(_hex, "tls"), (b"\x16\x03\x01", b"\0\0", b"\xfe\x0d"))
     yield Target("offering", offering, _offers, _OFFER_WORDS, 6000)
+    yield Target(
+        "offers-http2", offering_http2, _blocks, (b"\x40\x07alt-svc", b'\x09h3=":443"', b"\xbe", b"\x3f\xe1\x1f")
+    )
     yield Target("hidden", hidden, _answers, (*_OFFER_WORDS, _KEYED, b"\0\0\4\0\1\0\0\0\1"), 6000)
     yield Target("dns-json", dns_json, _json_answers, (b'"', b"\\", b"{", b"}", b"ech=", b"mandatory=", b"\\# ", b","))
     yield Target(
