@@ -127,23 +127,25 @@ class _Http2:
                 del self._buffer[: len(moved)]
                 out += moved
                 continue
-            length, kind, stream = int.from_bytes(self._buffer[:3], "big"), self._buffer[3], _stream(self._buffer)
+            length, kind = int.from_bytes(self._buffer[:3], "big"), self._buffer[3]
             if kind in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
                 if not self._block(out):
                     break
                 continue
-            if kind == _DATA and stream in self._guesses and not self._guessed(stream, length):
-                break
-            if kind == _DATA and stream in self._streams:
-                if length > _FRAME_MOST:
-                    self.refused = "http2_dns_frame"
-                elif len(self._buffer) < 9 + length:
+            if kind == _DATA and (self._guesses or self._streams):
+                stream = _stream(self._buffer)
+                if stream in self._guesses and not self._guessed(stream, length):
                     break
-                else:
-                    out += self._answer(stream, length)
-                continue
-            if kind == _RST_STREAM:
-                out += self._ended(stream)
+                if stream in self._streams:
+                    if length > _FRAME_MOST:
+                        self.refused = "http2_dns_frame"
+                    elif len(self._buffer) < 9 + length:
+                        break
+                    else:
+                        out += self._answer(stream, length)
+                    continue
+            elif kind == _RST_STREAM:
+                out += self._ended(_stream(self._buffer))
             elif kind == _ALTSVC and self._offers:
                 self._buffer[3] = _UNKNOWN_TYPE
             self._left = 9 + length
@@ -231,10 +233,10 @@ class _Http2:
 
     def _headers(self, out: bytearray, told: int) -> None:
         """What the block at the begin of the buffer says about its stream."""
-        kind, flags, stream = self._buffer[3], self._buffer[4], _stream(self._buffer)
-        if kind != _HEADERS or not self._keys:
+        if self._buffer[3] != _HEADERS or not self._keys:
             return
-        if flags & _END_STREAM:
+        stream = _stream(self._buffer)
+        if self._buffer[4] & _END_STREAM:
             out += self._ended(stream)
         elif stream not in self._streams:
             self._guesses.pop(stream, None)  # that was of an interim response
