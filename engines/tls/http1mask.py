@@ -90,15 +90,15 @@ class Http1Mask:
         side.add(data)
         while (head := side.head()) is not None:
             line = _REQUEST.match(head)
-            fields = _Fields(head) if line else None
-            body = fields.body(line[2]) if line and fields else None
-            if line is None or fields is None or body is None or len(self._asked) >= _ASKED_MOST:
-                side.lost = True
+            fields = _Fields(head)
+            body = fields.body(line[2]) if line else None
+            if line is None or body is None or len(self._asked) >= _ASKED_MOST:
+                side.lost = True  # answers to what follows were not asked for, as far as anybody here knows
                 break
             self._asked.append(_METHODS.get(line[1], _UPGRADE if fields.upgrade else _OTHER))
             side.known = True
             side.go_on(head, head, 0 if body == _UNTIL_CLOSE else body)
-        self._off = side.lost and not side.known  # later ones that do not read are not answered to: unread
+        self._off = side.lost and not side.known
         side.out.clear()
 
     def _answer(self, data: bytes) -> bytes:
@@ -107,15 +107,15 @@ class Http1Mask:
         while not side.lost and (head := side.head()) is not None:
             self._respond(head)
         out = side.taken()
-        if not (side.lost or self._off):
+        if self._off:
+            return out + side.rest()
+        if not side.lost:
             return out
-        if side.lost and not self._off:
-            if side.answer is not None and side.answer.is_answer:
-                self.refused = "http1_dns_chunk"
-                return out
-            self._unread = UnreadMask(self._offers, self._keys)
-            return out + side.given_back() + self._unread.feed(side.rest())
-        return out + side.rest()
+        if side.answer is not None and side.answer.is_answer:
+            self.refused = "http1_dns_chunk"
+            return out
+        self._unread = UnreadMask(self._offers, self._keys)
+        return out + side.given_back() + self._unread.feed(side.rest())
 
     def _respond(self, head: bytes) -> None:
         side = self._responses
