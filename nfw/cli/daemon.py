@@ -10,6 +10,7 @@ import click
 
 from nfw import process
 from nfw.cli.app import Failure, emit, emit_json, tell
+from nfw.cli.columns import wrapped
 from nfw.cli.options import control_option, json_option, policy_options, timeout_option
 from nfw.control import ControlClient
 from nfw.settings import DEFAULT_LOG, DEFAULT_QUEUE_BASE, DEFAULT_STATE, QUEUE_SPAN
@@ -156,7 +157,8 @@ def status(control: str, timeout: float, as_json: bool) -> None:
         emit_json(reply.data)
     else:
         for line in format_status(reply.data, time.time()):
-            emit(line)
+            for part in wrapped(line):
+                emit(part)
 
 
 @click.command()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nfw.cli.app import colourful, emit, emit_json
+from nfw.cli.columns import wrapped
 from nfw.cli.options import control_option, json_option
 from nfw.control import ControlClient, ControlError
+
+if TYPE_CHECKING:
+    from nfw.doctor import Finding
 
 DEFAULT_CA = "/etc/nfw/ca.pem"
 _COLOURS = {"ok": "green", "note": None, "warning": "yellow", "error": "red"}
@@ -43,9 +49,15 @@ def doctor(control: str, ca: str | None, as_json: bool) -> int:
         emit_json([{"level": f.level, "topic": f.topic, "text": f.text, "mend": f.mend} for f in findings])
     else:
         for finding in findings:
-            word = f"{finding.level:<8}"
-            shown = click.style(word, fg=_COLOURS[finding.level]) if colourful() else word
-            emit(f"{shown} {finding.topic}: {finding.text}")
-            if finding.mend:
-                emit(f"{'':<8}   mend: {finding.mend}")
+            for line in _lines(finding, colourful()):
+                emit(line)
     return int(examination.failed(findings))
+
+
+def _lines(finding: Finding, colour: bool) -> Iterator[str]:
+    word = f"{finding.level:<8}"
+    first, *more = wrapped(f"{word} {finding.topic}: {finding.text}", len(word) + 3)
+    yield click.style(word, fg=_COLOURS[finding.level]) + first[len(word) :] if colour else first
+    yield from more
+    if finding.mend:
+        yield from wrapped(f"{'':{len(word)}}   mend: {finding.mend}", len(word) + 5)

@@ -12,6 +12,7 @@ import click
 
 from nfw.cli.app import Failure, emit, emit_json, tell
 from nfw.cli.change import from_history
+from nfw.cli.columns import wrapped
 from nfw.cli.options import control_option, json_option, policy_options
 from nfw.describe import KEYS, DescriptionError, read_description
 
@@ -117,7 +118,7 @@ def _show(
     packets: bool,
     many: bool,
 ) -> None:
-    from nfw.explaintext import explain_json, explain_lines
+    from nfw.explaintext import INDENT, explain_json, explain_lines
 
     shown = explained[:flows]
     if as_json:
@@ -128,7 +129,8 @@ def _show(
         if number:
             emit("")
         for line in explain_lines(each, all_rules=all_rules, packets=packets):
-            emit(line)
+            for part in wrapped(line, INDENT + 4 if line.startswith(" ") else INDENT):
+                emit(part)
     if len(explained) + left > len(shown):
         tell(f"{len(explained) + left - len(shown)} more flows are not shown; --filter chooses, --flows shows more")
     elif not shown:

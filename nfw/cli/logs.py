@@ -8,7 +8,7 @@ import time
 import click
 
 from nfw.cli.app import Failure, colourful, emit, tell
-from nfw.cli.options import control_option
+from nfw.cli.options import control_option, json_option_as
 from nfw.control import ControlClient, ControlError
 from nfw.settings import DEFAULT_LOG
 
@@ -31,7 +31,7 @@ TYPES = ("alert", "drop", "flow", "tls", "http", "dns", "stats", "netflow", "log
 )
 @click.option("-t", "--type", "kinds", multiple=True, metavar="TYPE", help="Only alert, drop, ...; may be repeated.")
 @click.option("--grep", "text", default="", metavar="TEXT", help="Only lines with this text, whatever the case.")
-@click.option("--json", "as_json", is_flag=True, help="The records as they are.")
+@json_option_as("The records as they are.")
 @click.option("--colour/--no-colour", default=None, help="Default: on a terminal, unless NO_COLOR is set.")
 def logs(
     file: str | None,

@@ -39,11 +39,17 @@ def policy_options(function: Decorated) -> Decorated:
 
 
 def json_option(function: Decorated) -> Decorated:
+    return json_option_as("Print JSON.")(function)
+
+
+def json_option_as(text: str) -> Callable[[Decorated], Decorated]:
+    """--json, with what --help says of it."""
+
     def asked(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
         json_asked.set(value)
         return value
 
-    return click.option("--json", "as_json", is_flag=True, callback=asked, help="Print JSON.")(function)
+    return click.option("--json", "as_json", is_flag=True, callback=asked, help=text)
 
 
 def timeout_option(default: float) -> Callable[[Decorated], Decorated]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from nfw import hostnet, process
+from nfw.cli import columns
 from nfw.cli.app import COMMANDS, call, colourful
 from nfw.cli.daemon import format_status
 from nfw.cli.logs import TYPES
@@ -414,6 +415,37 @@ def test_status(nfw: Nfw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert err.startswith(f"nfw: not running: there is no control socket {tmp_path / 'control'}\nnfw: `systemctl start")
 
 
+WIDE = {
+    "version": "1", "pid": 3, "state": "running", "policy": "/etc/nfw/policy.yaml",
+    "kernel": {"features": ["queue", "tproxy", "socket", "conntrack marks", "fib", "notrack"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "widest"),
+    [
+        (("status",), 40),
+        (("doctor",), 60),  # names of sysctls stay whole
+        (("explain", "p.yaml", "--src", "10.0.0.5", "--dst", "192.0.2.1", "--sni", "a.example"), 40),
+    ],
+)
+def test_a_narrow_terminal(
+    nfw: Nfw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], widest: int
+) -> None:
+    (tmp_path / "p.yaml").write_text(GOOD)
+    monkeypatch.setenv("NFW_CONTROL", str(tmp_path / "control"))
+    end = serve(tmp_path / "control", lambda request: Reply(True, WIDE))
+    try:
+        whole = nfw(*args).out
+        monkeypatch.setattr(columns, "terminal_width", lambda: 40)
+        narrow = nfw(*args).out
+    finally:
+        end()
+    assert max(map(len, whole.splitlines())) > widest
+    assert max(map(len, narrow.splitlines())) <= widest
+    assert narrow.split() == whole.split()
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -432,6 +464,7 @@ def test_status(nfw: Nfw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("explain", "--running", "--src", "10.0.0.1", "--dst", "10.0.0.2", "--dport", "80"),
         ("tls", "suggestions"),
         ("ca", "show", "no.pem"),
+        ("logs", "no.log"),
     ],
 )
 def test_a_failure_is_json_where_json_was_asked_for(nfw: Nfw, tmp_path: Path, args: tuple[str, ...]) -> None:
@@ -444,6 +477,35 @@ def test_a_failure_is_json_where_json_was_asked_for(nfw: Nfw, tmp_path: Path, ar
     code, out, err = nfw(*args, *control)
     assert (code, out) == (1, "")
     assert err.splitlines() == told["errors"]
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (("explain", "p.yaml", "--json", "--src", "10.0.0.1", "--dst", "10.0.0.2"), "--dport: missing; expected the"),
+        (("explain", "--json", "--dport", "80"), "missing POLICY"),
+        (("explain", "--jsonn", "--json"), "--jsonn"),  # said before --json is reached
+        (("status", "--timeout", "soon", "--json"), "soon"),
+        (("flows", "list", "--json", "--sort", "colour"), "colour"),
+        (("policy", "check", "--json"), "Missing argument"),
+        (("logs", "-n", "many", "--json"), "many"),
+        (("statsu", "--json"), 'did you mean "status"?'),
+        (("policy", "--json", "check"), "--json goes behind the command: nfw policy COMMAND --json"),
+        (("--json", "status"), "--json goes behind the command: nfw COMMAND --json"),
+    ],
+)
+def test_wrong_usage_is_json_where_json_was_asked_for(nfw: Nfw, args: tuple[str, ...], hint: str) -> None:
+    code, out, err = nfw(*args)
+    assert (code, err) == (2, "")
+    told = json.loads(out)
+    assert told["ok"] is False
+    assert hint in " ".join(told["errors"])
+
+
+def test_behind_two_dashes_json_is_no_option(nfw: Nfw) -> None:
+    code, out, err = nfw("status", "--", "--json")
+    assert (code, out) == (2, "")
+    assert "unexpected extra argument" in err
 
 
 @pytest.mark.parametrize("args", [("policy", "apply", "p.yaml"), ("policy", "rollback")])
@@ -612,7 +674,7 @@ def test_ca(nfw: Nfw, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "hint"),
     [
-        ("--json status", "--json goes behind the command: nfw COMMAND --json"),
+        ("--timeout 3 status", "--timeout goes behind the command: nfw COMMAND --timeout"),
         ("policy --fail-on error check x", "--fail-on goes behind the command: nfw policy COMMAND --fail-on"),
         ("help", 'expected "nfw --help"'),
         ("policy help", 'expected "nfw policy --help"'),
