@@ -523,6 +523,8 @@ class ControlClient:
         except (FileNotFoundError, NotADirectoryError):
             raise NotRunningError(f"not running: there is no control socket {self.path}") from None
         except ConnectionRefusedError:
+            if not _is_socket(self.path):
+                raise ControlError(f"control socket {self.path}: the file is not a socket; expected nfw's") from None
             raise NotRunningError(f"not running: nobody listens on control socket {self.path}") from None
         except PermissionError:
             raise DeniedError(
@@ -551,6 +553,13 @@ class ControlClient:
                     return decode_reply(value)
             except FrameError as error:
                 raise ControlError(f"control socket {self.path} does not speak nfw's protocol: {error}") from None
+
+
+def _is_socket(path: str | Path) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:  # gone again
+        return True
 
 
 def _left(until: float) -> float:

@@ -503,12 +503,13 @@ def _roots() -> int:
 def _certificate(path: str) -> Certificate:
     from cryptography import x509
 
+    from nfw.policy.files import read_bounded
     from nfw.tlsworker import system_roots
 
     try:
-        certificate = x509.load_pem_x509_certificate(Path(path).read_bytes())
+        certificate = x509.load_pem_x509_certificate(read_bounded(Path(path), 1 << 20))
     except OSError as error:
-        return Certificate(path, f"cannot be read: {error.strerror}")
+        return Certificate(path, str(error.strerror))
     except ValueError:
         return Certificate(path, "is no PEM certificate")
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -133,6 +134,7 @@ def call(args: Sequence[str] | None = None) -> int:
     json_asked.set(False)
     if sys.stdout is None:  # closed by who started us (>&-): what is not asked for is not an error
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    _encoding()
     try:
         result = cli.main(args=list(args) if args is not None else None, prog_name="nfw", standalone_mode=False)
         sys.stdout.flush()
@@ -162,6 +164,14 @@ def call(args: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _failed(f"nfw: {where}{error.strerror or error}")
     return result if isinstance(result, int) else 0
+
+
+def _encoding() -> None:
+    """No character that the locale has no place for ends a command: to a file or a pipe goes UTF-8 as ever, on a
+    terminal such a character is an escape."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        encoding = None if sys.stdout.isatty() else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def _failed(*lines: str, code: int = 1) -> int:

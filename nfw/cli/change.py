@@ -14,7 +14,7 @@ import click
 
 from nfw.cli.app import Failure, emit, emit_json, tell
 from nfw.cli.columns import table
-from nfw.cli.options import control_option, json_option, policy_options, timeout_option
+from nfw.cli.options import control_option, json_option, named, policy_options, timeout_option
 from nfw.cli.problems import counted, tell_problems
 from nfw.control import ControlClient, NotRunningError, Reply
 from nfw.settings import DEFAULT_STATE, POLICIES
@@ -36,7 +36,7 @@ class Source:
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", callback=named)
 @policy_options
 @click.option(
     "--confirm",
@@ -296,8 +296,8 @@ def _user(uid: int) -> str:
 
 
 @click.command()
-@click.argument("first", metavar="A")
-@click.argument("second", required=False, metavar="[B]")
+@click.argument("first", metavar="A", callback=named)
+@click.argument("second", required=False, metavar="[B]", callback=named)
 @policy_options
 @control_option
 @timeout_option(10.0)
@@ -332,7 +332,7 @@ def diff(
 
 
 @click.command()
-@click.argument("files", nargs=-1, metavar="[NUMBER | FILE...]")
+@click.argument("files", nargs=-1, metavar="[NUMBER | FILE...]", callback=named)
 @policy_options
 @click.option(
     "--out", metavar="DIRECTORY", help="Write the files it was read from, as they were then, below DIRECTORY."

@@ -25,6 +25,14 @@ def control_option(function: Decorated) -> Decorated:
     )(function)
 
 
+def named(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """A callback: an empty name of a file (mostly a shell variable that is not set) would mean this directory."""
+    given = value if isinstance(value, tuple) else (value,)
+    if "" in given:
+        raise click.BadParameter("the name is empty; expected the name of a file", ctx, parameter)
+    return value
+
+
 def policy_options(function: Decorated) -> Decorated:
     """What goes with AWS documents."""
     function = click.option(
@@ -34,6 +42,7 @@ def policy_options(function: Decorated) -> Decorated:
         "--map",
         "map_file",
         metavar="FILE",
+        callback=named,
         help="What AWS documents refer to but do not hold: certificates, IP sets, managed rules.",
     )(function)
 

@@ -37,8 +37,12 @@ _KEYS = {
     metavar="SECONDS",
     help="How often the firewall is asked.",
 )
-@click.option("--once", is_flag=True, help="Print one page after one interval, without a terminal's tricks, and end.")
-def top(control: str, log_file: str | None, interval: float, once: bool) -> None:
+@click.option(
+    "--once",
+    is_flag=True,
+    help="Print one page after one interval, without a terminal's tricks, and end: 1 when no firewall answers.",
+)
+def top(control: str, log_file: str | None, interval: float, once: bool) -> int:
     """Watch the running firewall live.
 
     Rates, talkers, names, rules hit, refusals by reason and the newest events. Talkers and names come from the event
@@ -50,8 +54,7 @@ def top(control: str, log_file: str | None, interval: float, once: bool) -> None
     view = View()
     source = Source(control, log_file or current_log(control), interval)
     if once:
-        _page(view, source, interval)
-        return
+        return _page(view, source, interval)
     if not sys.stdout.isatty() or not sys.stdin.isatty():
         raise Failure("nfw: top needs a terminal; --once prints one page")
     try:
@@ -60,6 +63,7 @@ def top(control: str, log_file: str | None, interval: float, once: bool) -> None
         raise Failure(f"nfw: the terminal {os.environ.get('TERM', '')!r}: {error}; --once prints one page") from None
     with contextlib.suppress(KeyboardInterrupt):
         curses.wrapper(_screen, view, source)
+    return 0
 
 
 class Source:
@@ -71,6 +75,7 @@ class Source:
         self._interval = interval
         self._tail: Tail | None = None
         self._due = 0.0
+        self.answered = False  # the firewall, when it was asked last
 
     def feed(self, view: View, now: float) -> bool:
         """True when there was anything new."""
@@ -85,12 +90,14 @@ class Source:
         return new
 
     def _ask(self, view: View, now: float) -> None:
+        self.answered = False
         try:
             reply = self._client.request("status")
         except ControlError as error:
             view.answer(None, str(error), now)
             return
         if reply.ok and isinstance(reply.data, dict):
+            self.answered = True
             view.answer(reply.data, "", now)
         else:
             view.answer(None, "; ".join(reply.errors) or "an answer that cannot be read", now)
@@ -106,12 +113,13 @@ class Source:
             return []  # no log yet, or not for us; the rest can be shown without
 
 
-def _page(view: View, source: Source, interval: float) -> None:
+def _page(view: View, source: Source, interval: float) -> int:
     source.feed(view, time.monotonic())
     time.sleep(interval)
     source.feed(view, time.monotonic())
     for line in view.render(80, 24, time.strftime("%H:%M:%S")):
         click.echo("".join(text for text, _ in line).rstrip())
+    return 0 if source.answered else 1
 
 
 def _screen(screen: Any, view: View, source: Source) -> None:

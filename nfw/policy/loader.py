@@ -112,6 +112,16 @@ def _no_documents(first: Path, files: Sequence[Loaded], mapped: bool) -> str:
     return f"{missing}; {names} {'are' if several else 'is'} {kind}: name {'one' if several else 'that file alone'}"
 
 
+def is_policy_file(path: Path, data: bytes) -> bool:
+    """Whether a file named as one holds a policy, or documents of AWS, however wrong. For messages."""
+    from nfw.policy.aws.documents import SUFFIXES, is_aws, parse_file
+
+    if path.suffix.lower() not in SUFFIXES:
+        return False
+    loaded = parse_file(path, data, Problems(str(path)))
+    return bool(loaded.roots) and (_looks_native(loaded.roots[0]) or is_aws(loaded))
+
+
 def _looks_native(root: Node) -> bool:
     return isinstance(root, Mapping) and any(key.text in KEYS for key, _ in root.entries)
 

@@ -23,7 +23,7 @@ from nfw.policy.model import LOG_EVENTS
 from nfw.policystore import Entry, PolicyStore
 from nfw.settings import PolicySource
 from nfw.supervisor import policy_source
-from tests.unit import awskit
+from tests.unit import awskit, pcapfile
 
 GOOD = """\
 name: good
@@ -506,6 +506,79 @@ def test_behind_two_dashes_json_is_no_option(nfw: Nfw) -> None:
     code, out, err = nfw("status", "--", "--json")
     assert (code, out) == (2, "")
     assert "unexpected extra argument" in err
+
+
+TROUBLE = [
+    ("policy check -", 1, "-: policy file does not exist (standard input is not read; expected a file)"),
+    ("policy check {empty}", 2, "the name is empty; expected the name of a file"),
+    ("policy convert {empty} --to aws", 2, "the name is empty"),
+    ("policy diff p.yaml {empty}", 2, "the name is empty"),
+    ("policy apply {empty}", 2, "the name is empty"),
+    ("policy test {empty}", 2, "the name is empty"),
+    ("explain {empty} --src 10.0.0.1 --dst 10.0.0.2 --dport 1", 2, "the name is empty"),
+    ("replay {empty} --rules r.rules", 2, "the name is empty"),
+    ("rules check {empty}", 2, "the name is empty"),
+    ("logs {empty}", 2, "the name is empty"),
+    ("rules check p.yaml", 1, "p.yaml: this is a policy, not a file of rules; expected `nfw policy check p.yaml`"),
+    ("rules check aws.json", 1, "aws.json: this is a policy, not a file of rules"),
+    ("policy test pipe", 1, "pipe: test file is not a regular file"),
+    ("policy test blank", 1, "blank: file is empty; expected a mapping such as {policy: egress.yaml, tests: [...]}"),
+    ("policy test list.yaml", 1, "list.yaml:1:1: the test file: expected a mapping such as"),
+    ("policy test t.yaml --junit none/r.xml", 1, "none/r.xml: the report cannot be written: No such file or directory"),
+    ("explain p.yaml --capture pipe", 1, "pipe: is not a regular file; expected one, as it is read twice"),
+    ("explain p.yaml --capture blank", 1, "blank: is empty; expected a pcap or pcapng file"),
+    ("logs text", 1, "text: no line of it is a record; expected EVE, a JSON object each line"),
+    ("logs pipe", 1, "pipe: is not a regular file"),
+    ("status --control text", 1, "control socket text: the file is not a socket; expected nfw's"),
+    ("top --once --interval 0.5 --control none --log text", 1, ""),
+    ("ca create --name X --out text", 1, "cannot write to text: it is not a directory"),
+    ("ca show text", 1, "text: not a certificate in PEM form"),
+    ("doctor --ca pipe --control none", 1, "CA: pipe: is not a regular file"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "told"), TROUBLE)
+def test_trouble_says_what_and_what_was_expected(nfw: Nfw, tmp_path: Path, line: str, code: int, told: str) -> None:
+    """Nothing hangs, either."""
+    os.mkfifo(tmp_path / "pipe")
+    files = {"p.yaml": GOOD, "aws.json": '{"RuleGroup": {}}', "blank": "", "list.yaml": "- a", "text": "some text\n"}
+    test = "{name: a, flow: {src: 10.0.0.1, dst: 10.0.0.2, dport: 80}, expect: pass}"
+    files["t.yaml"] = f"policy: p.yaml\ntests: [{test}]\n"
+    files["r.rules"] = "alert tcp any any -> any any (sid:1;)\n"
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    outcome = nfw(*("" if word == "{empty}" else word for word in line.split()))
+    assert outcome.code == code
+    assert told in outcome.err + outcome.out
+
+
+def test_standard_output_and_input_as_files(nfw: Nfw, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(GOOD)
+    assert nfw("policy", "convert", "p.yaml", "--to", "yaml", "-o", "-").out.startswith("name: good\n")
+    assert not (tmp_path / "-").exists()
+    (tmp_path / "r.rules").write_text("alert tcp any any -> any any (sid:1;)\n")
+    program = [sys.executable, "-m", "nfw", "replay", "-", "--rules", str(tmp_path / "r.rules")]
+    done = subprocess.run(program, input=pcapfile.pcap([]), capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"0 packets, 0 flows, 0 alerts, 0 dropped packets\n", b"")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_no_locale_ends_a_command(tmp_path: Path, encoding: str) -> None:
+    """Data is UTF-8; a name that is no text at all is shown with escapes."""
+    policy = tmp_path / "p\udcff.yaml"
+    policy.write_text("name: grün→\n")
+    env = {
+        **os.environ,
+        "PYTHONIOENCODING": encoding,
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "NFW_CACHE": "off",
+    }
+    for args, told in (("check", r"p\udcff.yaml: ok, policy grün→: "), ("show", 'name: "grün→"')):
+        program = [sys.executable, "-m", "nfw", "policy", args, os.fsencode(policy)]
+        done = subprocess.run(program, capture_output=True, env=env, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert told in done.stdout.decode()
 
 
 @pytest.mark.parametrize("args", [("policy", "apply", "p.yaml"), ("policy", "rollback")])

@@ -155,7 +155,7 @@ def test_gathering_raises_nothing_where_there_is_nothing(monkeypatch: pytest.Mon
     facts = doctor.gather(str(tmp_path / "none.pem"))
     assert facts.programs == {"nft": False, "ip": False}
     assert facts.ca is not None
-    assert "cannot be read" in facts.ca.problem
+    assert facts.ca.problem == "does not exist"
     examine(facts)
 
 
