@@ -502,7 +502,10 @@ class ControlClient:
     def request(self, command: str, **args: Any) -> Reply:
         """The daemon's reply, within ``timeout`` seconds all in all."""
         until = time.monotonic() + self.timeout
-        frame = encode_request(Request(command, args))
+        try:
+            frame = encode_request(Request(command, args))
+        except FrameError as error:
+            raise ControlError(f"the request cannot be sent: {error}") from None
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             self._connect(sock)
             # A daemon that refuses us answers before it has read anything, so a failed send is not the last word.

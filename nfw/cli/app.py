@@ -143,8 +143,10 @@ def call(args: Sequence[str] | None = None) -> int:
             return _failed(error.format_message(), code=2)
         if error.ctx is not None and not error.message.strip().startswith("Usage:"):
             _usage(error)
-        else:  # a group without a subcommand: the message is its help
+        elif error.message.strip().startswith("Usage:"):  # a group without a subcommand: the message is its help
             tell(error.message)
+        else:  # click leaves the command out where an option lacks its value
+            tell(f"nfw: {error.format_message()}")
         return 2
     except click.ClickException as error:
         return _failed(error.format_message(), code=error.exit_code)

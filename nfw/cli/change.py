@@ -14,7 +14,7 @@ import click
 
 from nfw.cli.app import Failure, emit, emit_json, tell
 from nfw.cli.columns import table
-from nfw.cli.options import control_option, json_option, named, policy_options, timeout_option
+from nfw.cli.options import ENTRY, Seconds, control_option, json_option, named, policy_options, timeout_option
 from nfw.cli.problems import counted, tell_problems
 from nfw.control import ControlClient, NotRunningError, Reply
 from nfw.settings import DEFAULT_STATE, POLICIES
@@ -41,7 +41,7 @@ class Source:
 @click.option(
     "--confirm",
     "seconds",
-    type=click.FloatRange(min=1, max=86_400),
+    type=Seconds(1, 86_400),
     metavar="SECONDS",
     help="The former policy comes back by itself unless `nfw policy confirm` is said in time.",
 )
@@ -184,7 +184,7 @@ def confirm(control: str, timeout: float, as_json: bool) -> int:
 
 
 @click.command()
-@click.argument("number", required=False, type=click.IntRange(min=1))
+@click.argument("number", required=False, type=ENTRY)
 @control_option
 @timeout_option(APPLY_SECONDS)
 @json_option

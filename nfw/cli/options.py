@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,10 +62,23 @@ def json_option_as(text: str) -> Callable[[Decorated], Decorated]:
     return click.option("--json", "as_json", is_flag=True, callback=asked, help=text)
 
 
+class Seconds(click.FloatRange):
+    """A duration within bounds, which "nan" is not although it compares with none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return number
+
+
+ENTRY = click.IntRange(1, 2**31 - 1)  # the number of a policy in the history
+
+
 def timeout_option(default: float) -> Callable[[Decorated], Decorated]:
     return click.option(
         "--timeout",
-        type=click.FloatRange(min=0.1, max=3600),
+        type=Seconds(0.1, 3600),
         default=default,
         show_default=True,
         metavar="SECONDS",

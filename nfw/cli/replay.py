@@ -200,11 +200,21 @@ class _Tally:
         elif kind == "flow":
             self._flows += 1
         if self._out is not None:
-            self._out.write(json.dumps(record, separators=(",", ":")) + "\n")
+            try:
+                self._out.write(json.dumps(record, separators=(",", ":")) + "\n")
+            except OSError as error:
+                raise self._unwritten(error) from None
 
     def close(self) -> None:
         if self._out is not None and self._out is not sys.stdout:
-            self._out.close()
+            try:
+                self._out.close()
+            except OSError as error:
+                raise self._unwritten(error) from None
+
+    def _unwritten(self, error: OSError) -> Exception:
+        """With the name of the file; a reader of standard output that leaves is nobody's failure."""
+        return error if isinstance(error, BrokenPipeError) else Failure(f"{self._out.name}: {error.strerror}")
 
     def show(self, summary: Summary | PolicySummary) -> None:
         from nfw.replay import Summary

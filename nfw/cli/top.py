@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nfw.cli.app import Failure
-from nfw.cli.options import control_option
+from nfw.cli.options import Seconds, control_option
 from nfw.control import ControlClient, ControlError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _KEYS = {
 @click.option("--log", "log_file", metavar="FILE", help="Event log.  [default: the running firewall's]")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.5, 60),
+    type=Seconds(0.5, 60),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

@@ -119,6 +119,16 @@ def test_help_lists_every_command(nfw: Nfw) -> None:
         (["completion", "tcsh"], "tcsh"),
         (["ca", "create", "--name", "x"], "--out"),
         (["rules", "check", "--var", "X", "f"], "is not NAME=ITEM"),
+        (["status", "--timeout", "nan"], "'nan' is not a number of seconds"),
+        (["top", "--once", "--interval", "nan"], "'nan' is not a number of seconds"),
+        (["flows", "--min-age", "nan"], "'nan' is not a number of seconds"),
+        (["policy", "apply", "x", "--confirm", "nan"], "'nan' is not a number of seconds"),
+        (["policy", "rollback", "999999999999999999999"], "is not in the range"),
+        (["logs", "--lines"], "nfw: Option '--lines' requires an argument."),
+        (
+            ["replay", "x", "--rules", "y", "--set", "host-os-policy=beos"],
+            "'beos' is no policy of a host; expected one",
+        ),
     ],
 )
 def test_usage_errors(nfw: Nfw, args: list[str], hint: str) -> None:
@@ -508,7 +518,10 @@ def test_behind_two_dashes_json_is_no_option(nfw: Nfw) -> None:
     assert "unexpected extra argument" in err
 
 
+SYN = bytes.fromhex("450000280001000040060000 0a000005 0a000001 9c400050 00000001 00000000 5002ffff 00000000")
 TROUBLE = [
+    ("policy show 999999999999999999999", 1, "the request cannot be sent: not representable"),
+    ("replay syn.pcap --rules r.rules --eve /dev/full", 1, "/dev/full: No space left on device"),
     ("policy check -", 1, "-: policy file does not exist (standard input is not read; expected a file)"),
     ("policy check {empty}", 2, "the name is empty; expected the name of a file"),
     ("policy convert {empty} --to aws", 2, "the name is empty"),
@@ -547,6 +560,7 @@ def test_trouble_says_what_and_what_was_expected(nfw: Nfw, tmp_path: Path, line:
     files["r.rules"] = "alert tcp any any -> any any (sid:1;)\n"
     for name, content in files.items():
         (tmp_path / name).write_text(content)
+    (tmp_path / "syn.pcap").write_bytes(pcapfile.pcap([SYN]))
     outcome = nfw(*("" if word == "{empty}" else word for word in line.split()))
     assert outcome.code == code
     assert told in outcome.err + outcome.out
