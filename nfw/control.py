@@ -547,6 +547,8 @@ class ControlClient:
                 data = sock.recv(_READ_BYTES)
             except TimeoutError:
                 raise ControlTimeoutError(f"no answer within {self.timeout:g} s") from None
+            except ConnectionResetError:
+                data = b""
             except OSError as error:
                 raise ControlError(f"control socket {self.path}: {_reason(error)}") from None
             if not data:

@@ -317,6 +317,11 @@ def _daemon(facts: Facts) -> Iterator[Finding]:
     if status is None:
         yield Finding("note", "daemon", "nfw is not running here", "systemctl start nfw")
         return
+    if "unasked" in status:
+        denied = bool(status.get("denied"))
+        mend = "run it with sudo" if denied else "journalctl -u nfw; systemctl restart nfw"
+        yield Finding("note" if denied else "error", "daemon", str(status["unasked"]), mend)
+        return
     state = str(status.get("state"))
     if state.startswith("not filtering"):  # the processes run, and packets do not come to them
         yield Finding("error", "daemon", state, "systemctl restart nfw, and see who removes its table")

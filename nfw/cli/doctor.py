@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nfw.cli.app import colourful, emit, emit_json
 from nfw.cli.columns import wrapped
 from nfw.cli.options import control_option, json_option
-from nfw.control import ControlClient, ControlError
+from nfw.control import ControlClient, ControlError, DeniedError, NotRunningError
 
 if TYPE_CHECKING:
     from nfw.doctor import Finding
@@ -36,12 +36,16 @@ def doctor(control: str, ca: str | None, as_json: bool) -> int:
     """
     from nfw import doctor as examination
 
-    status = None
+    status: dict[str, Any] | None = None
     try:
         reply = ControlClient(control, 5.0).request("status")
-        status = reply.data if reply.ok and isinstance(reply.data, dict) else {"state": "does not answer"}
-    except ControlError:
+        status = {"unasked": "; ".join(reply.errors) or "it gives an answer that cannot be read"}
+        if reply.ok and isinstance(reply.data, dict):
+            status = reply.data
+    except NotRunningError:
         pass
+    except ControlError as error:
+        status = {"unasked": str(error), "denied": isinstance(error, DeniedError)}
     if ca is None and Path(DEFAULT_CA).exists():
         ca = DEFAULT_CA
     findings = examination.examine(examination.gather(ca, status))
