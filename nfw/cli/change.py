@@ -311,13 +311,17 @@ def diff(
     only stand elsewhere are not shown unless their order matters.
     """
     from nfw.policy.diff import diff_policies
+    from nfw.policy.loader import is_own
 
     client = ControlClient(control, timeout)
+    both = [what for what in (first, second) if what is not None]
+    own = {what for what in both if map_file is not None and is_own(Path(what))}
+    mapped = [what for what in both if what not in own] or both
 
     def load(what: str) -> Source:
         if what.isdigit() and not os.path.exists(what):
             return from_history(client, int(what))
-        return _from_files((what,), map_file, name)
+        return _from_files((what,), map_file if what in mapped else None, name)
 
     old = load(first) if second is not None else from_history(client, None)
     new = load(second if second is not None else first)

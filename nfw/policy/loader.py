@@ -122,6 +122,14 @@ def is_policy_file(path: Path, data: bytes) -> bool:
     return bool(loaded.roots) and (_looks_native(loaded.roots[0]) or is_aws(loaded))
 
 
+def is_own(path: Path) -> bool:
+    """Whether a policy of nfw's own is there: a map file, which goes with documents of AWS, is not for it."""
+    from nfw.policy.aws.documents import is_aws, read_file
+
+    loaded = read_file(path)
+    return bool(loaded.roots) and _looks_native(loaded.roots[0]) and not is_aws(loaded)
+
+
 def _looks_native(root: Node) -> bool:
     return isinstance(root, Mapping) and any(key.text in KEYS for key, _ in root.entries)
 

@@ -363,6 +363,19 @@ def test_policy_convert(nfw: Nfw, tmp_path: Path) -> None:
     assert nfw("policy", "convert", "nope.yaml", "--to", "aws").code == 1
 
 
+def test_policy_diff_of_documents_and_what_was_made_of_them(nfw: Nfw, tmp_path: Path) -> None:
+    """The map is the documents'; where there are none it is in the wrong place."""
+    aws_policy(tmp_path)
+    (tmp_path / "map.yaml").write_text("home_net: [10.0.0.0/8]\n")
+    nfw("policy", "convert", "docs", "--map", "map.yaml", "--to", "yaml", "-o", "p.yaml")
+    for sides in (("p.yaml", "docs"), ("docs", "p.yaml")):
+        code, out, _ = nfw("policy", "diff", *sides, "--map", "map.yaml")
+        assert (code, out.splitlines()[1:]) == (0, ["no difference in effect"])
+    code, _, err = nfw("policy", "diff", "p.yaml", "p.yaml", "--map", "map.yaml")
+    assert code == 1
+    assert "a map file goes with AWS documents; leave the map out" in err
+
+
 def test_policy_apply_of_aws_documents(nfw: Nfw, tmp_path: Path) -> None:
     """The daemon gets absolute paths, the map and the name."""
     aws_policy(tmp_path)
@@ -520,6 +533,7 @@ def test_behind_two_dashes_json_is_no_option(nfw: Nfw) -> None:
 
 SYN = bytes.fromhex("450000280001000040060000 0a000005 0a000001 9c400050 00000001 00000000 5002ffff 00000000")
 TROUBLE = [
+    ("policy check ca.yaml", 1, "ca.yaml:1:25: CA certificate ca.pem does not exist; `nfw ca create` makes one"),
     ("policy show 999999999999999999999", 1, "the request cannot be sent: not representable"),
     ("replay syn.pcap --rules r.rules --eve /dev/full", 1, "/dev/full: No space left on device"),
     ("policy check -", 1, "-: policy file does not exist (standard input is not read; expected a file)"),
@@ -557,6 +571,7 @@ def test_trouble_says_what_and_what_was_expected(nfw: Nfw, tmp_path: Path, line:
     files = {"p.yaml": GOOD, "aws.json": '{"RuleGroup": {}}', "blank": "", "list.yaml": "- a", "text": "some text\n"}
     test = "{name: a, flow: {src: 10.0.0.1, dst: 10.0.0.2, dport: 80}, expect: pass}"
     files["t.yaml"] = f"policy: p.yaml\ntests: [{test}]\n"
+    files["ca.yaml"] = "tls: {ca: {certificate: ca.pem, private_key: ca.key}, scopes: [{}]}"
     files["r.rules"] = "alert tcp any any -> any any (sid:1;)\n"
     for name, content in files.items():
         (tmp_path / name).write_text(content)
