@@ -208,7 +208,7 @@ def _advice(error: Exception) -> str:
 
 def colourful() -> bool:
     """Whether what a person reads on standard output may have colours (https://no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def tell(text: str) -> None:

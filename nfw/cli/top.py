@@ -57,10 +57,13 @@ def top(control: str, log_file: str | None, interval: float, once: bool) -> int:
         return _page(view, source, interval)
     if not sys.stdout.isatty() or not sys.stdin.isatty():
         raise Failure("nfw: top needs a terminal; --once prints one page")
+    terminal = f"nfw: the terminal {os.environ.get('TERM', '')!r}"
     try:
         curses.setupterm()
     except curses.error as error:
-        raise Failure(f"nfw: the terminal {os.environ.get('TERM', '')!r}: {error}; --once prints one page") from None
+        raise Failure(f"{terminal}: {error}; --once prints one page") from None
+    if not curses.tigetstr("cup"):
+        raise Failure(f"{terminal} cannot move its cursor; --once prints one page")
     with contextlib.suppress(KeyboardInterrupt):
         curses.wrapper(_screen, view, source)
     return 0

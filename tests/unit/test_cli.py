@@ -631,8 +631,17 @@ def test_a_closed_standard_output() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("value", "terminal", "painted"), [("", True, True), ("1", True, False), ("", False, False)])
-def test_colours(monkeypatch: pytest.MonkeyPatch, value: str, terminal: bool, painted: bool) -> None:
+@pytest.mark.parametrize(
+    ("value", "kind", "terminal", "painted"),
+    [
+        ("", "xterm", True, True),
+        ("1", "xterm", True, False),
+        ("", "xterm", False, False),
+        ("", "dumb", True, False),
+    ],
+)
+def test_colours(monkeypatch: pytest.MonkeyPatch, value: str, kind: str, terminal: bool, painted: bool) -> None:
+    monkeypatch.setenv("TERM", kind)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
     monkeypatch.setenv("NO_COLOR", value)
     assert colourful() is painted
