@@ -456,6 +456,7 @@ BARE = {"RuleGroupName": "g", "RuleGroup": stateful()}
         ([{"LoggingConfiguration": {"LogDestinationConfigs": []}}], "", "no FirewallPolicy among the documents"),
         ([policy(), policy()], "", "2 policies among the documents: p, p; expected --name"),
         ([policy()], "q", "no policy q among the documents; given: p"),
+        ([group("g", stateful())], "q", "no policy q among the documents; there is none: leave --name out"),
         ([policy(), policy()], "p", "2 policies among the documents: p, p; expected --name"),
         ([policy(groups=("g",)), GROUP, GROUP], "", f"RuleGroup {ARN}stateful-rulegroup/g is already in 1.json:"),
         ([policy(groups=("g",)), {**BARE}, {**BARE}], "", "rule group ARN is ambiguous, parameter: ["),

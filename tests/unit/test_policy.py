@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import os
 import random
 import shutil
@@ -124,6 +125,15 @@ def test_missing_file(tmp_path: Path) -> None:
         load_policy(tmp_path / "nope.yaml")
     with pytest.raises(PolicyErrors, match=r"does not exist \(neither does its directory"):
         load_policy(tmp_path / "a" / "nope.yaml")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(PolicyErrors, match="folder cannot be read: Permission denied"):
+        load_policy(tmp_path)
 
 
 @pytest.mark.parametrize(
