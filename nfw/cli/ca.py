@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from nfw.ca import CaInfo
 
 _KEY_TYPES = ["ec-p256", "ec-p384", "rsa-2048", "rsa-4096"]  # nfw.ca.KEY_TYPES, without loading OpenSSL
-_PATH = click.Path(path_type=Path, readable=False)  # what cannot be read or written fails later, with status 1
+
+
+class _Path(click.Path):
+    """A file or folder; what cannot be read or written fails later, with status 1. An empty name would be this one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name is empty; expected the name of a file or folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_PATH = _Path(path_type=Path, readable=False)
 
 
 @click.group(cls=NearestGroup)

@@ -35,7 +35,9 @@ def _flow_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("files", nargs=-1, metavar="POLICY...", callback=named)
 @_flow_options
-@click.option("--capture", metavar="FILE", help="Instead of a described flow: every flow of a pcap or pcapng.")
+@click.option(
+    "--capture", metavar="FILE", callback=named, help="Instead of a described flow: every flow of a pcap or pcapng."
+)
 @click.option("--filter", "expression", metavar="EXPR", help="With --capture: only what this pcap filter lets through.")
 @click.option(
     "--flows", type=click.IntRange(1, 1000), default=_MANY, show_default=True, help="With --capture: how many."

@@ -90,7 +90,13 @@ def check(files: tuple[str, ...], map_file: str | None, name: str, fail_on: str,
 @click.option(
     "--to", "form", type=click.Choice(["aws", "yaml"]), required=True, help="A CloudFormation template, or nfw's YAML."
 )
-@click.option("--output", "-o", metavar="FILE", help="Where to write it; paths in it start from there.  [default: -]")
+@click.option(
+    "--output",
+    "-o",
+    metavar="FILE",
+    callback=named,
+    help="Where to write it; paths in it start from there.  [default: -]",
+)
 @policy_options
 def convert(files: tuple[str, ...], form: str, output: str | None, map_file: str | None, name: str) -> None:
     """Write the policy in FILE in the other form, so that it loads to an equal policy.
@@ -161,7 +167,7 @@ def describe(summary: dict[str, Any]) -> str:
 
 @policy.command("test")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", callback=named)
-@click.option("--junit", "report", metavar="FILE", help="Also write the results as JUnit XML.")
+@click.option("--junit", "report", metavar="FILE", callback=named, help="Also write the results as JUnit XML.")
 @json_option
 def run_policy_tests(files: tuple[str, ...], report: str | None, as_json: bool) -> int:
     """Check that policies do what test FILEs expect of them: flows described in YAML, or captures.

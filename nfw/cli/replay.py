@@ -63,7 +63,9 @@ _Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any
 @click.option("--reference", metavar="FILE", help="A reference.config, instead of Suricata's own.")
 @click.option("--geoip", metavar="FILE", help="A MaxMind database of countries, for rules with geoip.")
 @click.option("--filter", "expression", metavar="EXPR", help="Only the packets this pcap filter lets through.")
-@click.option("--eve", metavar="FILE", help="Write the EVE records there, one line each; - is standard output.")
+@click.option(
+    "--eve", metavar="FILE", callback=named, help="Write the EVE records there, one line each; - is standard output."
+)
 @click.option("--strict", is_flag=True, help="Stop when a rule is refused instead of going on without it.")
 def replay(
     capture: str,
