@@ -674,8 +674,8 @@ def test_the_server_resumes_sessions_of_one_policy(firewall: Firewall) -> None:
         said = firewall.lab.curl(f"https://{host}/whoami", "-w", "%{local_port}", cacert=firewall.ca).stdout
         answer, _, port = said.rpartition("\n")
         told = json.loads(answer)
-        record = firewall.wait_event("tls", lambda event: event["src_port"] == int(port))
-        assert record["nfw"]["status"] == "OK"
+        record, _ = last_flow(firewall, int(port))
+        assert record["nfw"]["status"] == "OK", record
         assert len(record["tls"]["chain"]) == 2
         assert (told["resumed"] == "r") is record["tls"]["server"].get("resumed", False)
         return told["resumed"] == "r"
