@@ -101,6 +101,20 @@ def test_bound() -> None:
     assert kept.take(many[2], NOW) is not None
 
 
+@pytest.mark.parametrize(
+    ("verdict_at", "kept"),
+    [(-MAX_AGE - 1, True), (-MAX_AGE, False), (-5, False), (0, False), (MAX_AGE, False), (MAX_AGE + 1, True)],
+)
+def test_nothing_is_kept_for_one_that_cannot_bear_it(verdict_at: float, kept: bool) -> None:
+    """Nor of a connection that is older than what went wrong: it may have bytes to say only now."""
+    resumption = Resumption()
+    resumption.put(ONE, resumable(0))
+    resumption.shun(ONE, NOW)
+    assert len(resumption) == 0
+    resumption.put(ONE, resumable(1, NOW + verdict_at))
+    assert len(resumption) == (1 if kept else 0)
+
+
 # -- on the wire -------------------------------------------------------------------------------------------------------
 
 
