@@ -240,6 +240,8 @@ class TlsWorker:
             when = min(when, flow.held_since + self.hold_seconds)
         if self.recheck and self._rests_on_revocation(flow):
             when = min(when, flow.recheck_at)
+        if when == deadline and flow.session.state is State.RELAY:
+            return when  # a server waits for the end of its handshake; met once, and gone
         return when if when > soon else soon
 
     def _prepare(self, context: SSL.Context) -> None:

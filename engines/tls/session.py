@@ -86,9 +86,10 @@ HTTP1 = b"http/1.1"
 
 _SMALL = 1024  # bytes that are worth a copy to be sent with others
 
-FINISHED_AFTER = 0.1
+FINISHED_AFTER = 0.02
 """Seconds our Finished waits for the client's first bytes, to go to the server in their packet. What the server answers
-comes in one packet, too. Where it is the server who speaks first, that is how much later it does."""
+comes in one packet, too. Clients send the two together; where it is the server who speaks first, as in mail and in each
+transfer of FTP, that is how much later it does."""
 
 REFUSE_AFTER = 1.0
 """Seconds a client that is refused after its handshake has for its request."""
