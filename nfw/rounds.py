@@ -85,9 +85,11 @@ class Rounds:
         return len(self._opening) + len(self._answers) >= CROWD
 
     def round(self, patience: float) -> bool:
-        """One. ``patience``: seconds it may wait for something to do. False: there was nothing."""
+        """One. ``patience``: seconds it may wait for something to do or to be due. False: there was
+        nothing."""
         busy = self._overdue or bool(self._opening or self._relaying or self._ending or self._answers)
-        ready = self._epoll.poll(0.0 if busy else patience, EVENTS)
+        patience = 0.0 if busy else min(patience, max(0.0, self._deadlines.soonest - time.monotonic()))
+        ready = self._epoll.poll(patience, EVENTS)
         since, self.polled = self.polled, time.monotonic()  # what was not ready then has not waited longer
         self.calm = len(ready) == 1 and not busy
         if self.calm:

@@ -27,6 +27,7 @@ class Side:
     """One socket of a session."""
 
     __slots__ = (
+        "answered",
         "at_once",
         "broken",
         "closing",
@@ -51,6 +52,7 @@ class Side:
         self.out: list[bytes] = []
         self.waiting = 0  # bytes in `out`
         self.at_once = _FIRST_BYTES  # bytes that are read
+        self.answered = False  # something was sent or queued since the owner has cleared this
         self.unacked = 0  # bytes in the kernel when last asked
         self.events = -1  # what epoll is asked for; -1: not registered
         self.paused = False
@@ -65,6 +67,7 @@ class Side:
 
     def write(self, data: bytes) -> None:
         """Send it, or as much as the kernel takes; the rest is queued for :meth:`send`."""
+        self.answered = True
         if not self.out:
             try:
                 sent = self.sock.send(data)
@@ -84,6 +87,12 @@ class Side:
         """For :meth:`send`."""
         self.out.append(data)
         self.waiting += len(data)
+
+    def acknowledge(self) -> None:
+        """What arrived, now. With nothing to send that would do so, the kernel takes 40 ms, for which a peer that obeys
+        Nagle keeps back what it says next. TCP_QUICKACK, tcp(7); an even value is for this once."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 2)
 
     def forget(self) -> None:
         """What is queued is not sent."""

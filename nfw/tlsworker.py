@@ -240,6 +240,8 @@ class TlsWorker:
             when = min(when, flow.held_since + self.hold_seconds)
         if self.recheck and self._rests_on_revocation(flow):
             when = min(when, flow.recheck_at)
+        if when == deadline and flow.session.state is State.RELAY:
+            return when  # a server waits for the end of its handshake; met once, and gone
         return when if when > soon else soon
 
     def _prepare(self, context: SSL.Context) -> None:
@@ -443,11 +445,14 @@ class TlsWorker:
             if side.ended:
                 self._settle(flow, now)
             return
+        side.answered = False
         if data:
             (flow.session.client_data if is_client else flow.session.upstream_data)(data, now)
         else:
             (flow.session.client_eof if is_client else flow.session.upstream_eof)(now)
         self._drain(flow, now)
+        if data and not side.answered and side.open and _only_ended_its_handshake(flow, way):
+            side.acknowledge()
         if data and mask & select.EPOLLRDHUP and len(data) < READ_BYTES and side.open and flow.key in self.flows:
             self._read(flow, side, mask & ~select.EPOLLRDHUP, now)  # the end came with it
 
@@ -1060,6 +1065,13 @@ def _session(flow: Flow) -> Session:
     """The session of a flow that is being decrypted; no other asks for a leaf or for revocation."""
     assert isinstance(flow.session, Session)
     return flow.session
+
+
+def _only_ended_its_handshake(flow: Flow, way: Direction) -> bool:
+    """The sender has said nothing yet but what ends its handshake: a client's Finished, or a server's tickets, which
+    come right before its answer since it has got our Finished with the request."""
+    session = flow.session
+    return isinstance(session, Session) and session.state is State.RELAY and not session.info.plaintext[way]
 
 
 def server_files(policy: Policy) -> list[tuple[Path, Path]]:

@@ -57,8 +57,11 @@ class Deadlines:
 
     @property
     def soonest(self) -> float:
-        """Nothing is due before."""
-        return self._heap[0][0] if self._heap else math.inf
+        """Something is due then, and nothing before."""
+        heap = self._heap
+        while heap and self._when.get(heap[0][1]) != heap[0][0]:  # it has ended, or is due sooner
+            heapq.heappop(heap)
+        return heap[0][0] if heap else math.inf
 
     def plan(self, number: int, when: float) -> None:
         """Look at it at ``when``, seconds of a steady clock, or before."""

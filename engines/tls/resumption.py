@@ -65,8 +65,8 @@ class Resumption:
 
     def put(self, identity: Identity, resumable: Resumable) -> None:
         """The oldest of the identity, or of the one that was not heard of for the longest time, makes room."""
-        if 0 <= resumable.unix_time - self._shunned.get(identity, math.inf) <= MAX_AGE:
-            return
+        if abs(resumable.unix_time - self._shunned.get(identity, math.inf)) <= MAX_AGE:
+            return  # also of a connection that began before
         waiting = self._sessions.setdefault(identity, [])
         self._sessions.move_to_end(identity)
         waiting.append(resumable)

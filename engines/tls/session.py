@@ -86,9 +86,10 @@ HTTP1 = b"http/1.1"
 
 _SMALL = 1024  # bytes that are worth a copy to be sent with others
 
-FINISHED_AFTER = 0.1
+FINISHED_AFTER = 0.02
 """Seconds our Finished waits for the client's first bytes, to go to the server in their packet. What the server answers
-comes in one packet, too. Where it is the server who speaks first, that is how much later it does."""
+comes in one packet, too. Clients send the two together; where it is the server who speaks first, as in mail and in each
+transfer of FTP, that is how much later it does."""
 
 REFUSE_AFTER = 1.0
 """Seconds a client that is refused after its handshake has for its request."""
@@ -379,7 +380,9 @@ class Session:
         half = self._half[direction.reply]
         assert half is not None
         if self._withheld and direction is _TO_SERVER and plaintext:
-            self._withheld, self._deadline = False, None  # what is encrypted comes after it
+            self._withheld = False  # what is encrypted comes after it
+            if len(plaintext) < BULK:  # of more, the deadline gives the buffers back
+                self._deadline = None
         self._send(direction, half.encrypt(plaintext))
         self.info.forwarded[direction] += len(plaintext)
         self._ways[direction.reply].control = 0
@@ -583,8 +586,9 @@ class Session:
             # OpenSSL looks for a certificate of ours once the server's key exchange, which is signed, has been verified
             # (RFC 5246 7.4.3): the server has proven what it had to.
             self._lost, taken = refusal, len(data)
-        # With our Finished we also say that we have no certificate, to which the answer may be no.
-        self._withheld = taken is not None and not notes.certificate_requested
+        # With our Finished we also say that we have no certificate, to which the answer may be no. And a server that is
+        # only asked for proof sees a handshake that ends, not one that is broken off.
+        self._withheld = taken is not None and not notes.certificate_requested and not self._proving
         if not self._withheld:
             self._send(_TO_SERVER, half.output())
         if taken is None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -80,6 +81,22 @@ def test_clients_see_the_servers_certificate_and_rules_the_plaintext(
     seen = firewall.wait_event("tls", lambda event: event["tls"]["sni"] == name and event["nfw"]["status"] == "OK")
     assert seen["nfw"]["inbound"] is True
     assert seen["tls"]["client"]["group"]
+
+
+def test_a_client_that_obeys_nagle_need_not_wait(firewall: Firewall) -> None:
+    """It keeps its request back until its Finished is acknowledged, which no ticket of ours is sent for."""
+    lab = firewall.lab
+    context = ssl.create_default_context(cafile=str(lab.root_ca_path))
+    took = []
+    for _ in range(10):
+        with lab.in_namespace("client"):
+            sock = socket.create_connection((lab.sites["site-a.test"].ipv4, 443), PATIENCE)
+        with sock, context.wrap_socket(sock, server_hostname="site-a.test") as conn:
+            began = time.monotonic()
+            conn.sendall(b"GET /whoami HTTP/1.1\r\nHost: site-a.test\r\n\r\n")
+            assert conn.recv(100)
+            took.append(time.monotonic() - began)
+    assert min(took) < 0.03, took  # the kernel delays an acknowledgement by 40 ms, less the grain of its clock
 
 
 def test_bulk_and_ipv6(firewall: Firewall) -> None:

@@ -55,6 +55,7 @@ ADDRESS = "203.0.113.10"
 NAME = "site-a.test"
 MARKER = b"PLAINTEXT-MARKER"
 RESET = struct.pack("ii", 1, 0)
+DELAYED_ACK = 0.03  # seconds the kernel waits for data to acknowledge with, at least: 40 ms less its clock's grain
 # Python 3.11.2 sets it on every context, and a FIN without close_notify would look like a clean end.
 IGNORE_UNEXPECTED_EOF = 0x80
 Handler = Callable[[ssl.SSLSocket], None]
@@ -344,6 +345,36 @@ def test_a_server_that_sends_and_closes_at_once(firewall: Firewall, pause: float
         conn.close()
     assert (len(got), how) == (3 << 20, "clean")
     assert got == BLOB * 3
+
+
+def test_a_server_that_obeys_nagle_answers_at_once(firewall: Firewall) -> None:
+    """Its tickets and its answer are two segments, and the second waits until the first is acknowledged."""
+
+    def handler(conn: ssl.SSLSocket) -> None:
+        conn.sendall(conn.recv(100))
+        conn.recv(100)
+
+    took = []
+    with Server(firewall.lab, handler):
+        for _ in range(10):
+            with dial(firewall) as conn:
+                began = time.monotonic()
+                conn.sendall(b"request\n")
+                assert conn.recv(100) == b"request\n"
+                took.append(time.monotonic() - began)
+    assert min(took) < DELAYED_ACK, took
+
+
+def test_a_server_that_speaks_first(firewall: Firewall) -> None:
+    def handler(conn: ssl.SSLSocket) -> None:
+        conn.sendall(b"220 at your service")
+        conn.sendall(conn.recv(100))
+        conn.unwrap()
+
+    with Server(firewall.lab, handler), dial(firewall) as conn:
+        assert conn.recv(100) == b"220 at your service"
+        conn.sendall(b"EHLO")
+        assert read_all(conn) == (b"EHLO", "clean")
 
 
 @pytest.mark.parametrize("ending", ["cut", "reset"])
@@ -644,8 +675,8 @@ def test_the_server_resumes_sessions_of_one_policy(firewall: Firewall) -> None:
         said = firewall.lab.curl(f"https://{host}/whoami", "-w", "%{local_port}", cacert=firewall.ca).stdout
         answer, _, port = said.rpartition("\n")
         told = json.loads(answer)
-        record = firewall.wait_event("tls", lambda event: event["src_port"] == int(port))
-        assert record["nfw"]["status"] == "OK"
+        record, _ = last_flow(firewall, int(port))
+        assert record["nfw"]["status"] == "OK", record
         assert len(record["tls"]["chain"]) == 2
         assert (told["resumed"] == "r") is record["tls"]["server"].get("resumed", False)
         return told["resumed"] == "r"

@@ -101,6 +101,20 @@ def test_bound() -> None:
     assert kept.take(many[2], NOW) is not None
 
 
+@pytest.mark.parametrize(
+    ("verdict_at", "kept"),
+    [(-MAX_AGE - 1, True), (-MAX_AGE, False), (-5, False), (0, False), (MAX_AGE, False), (MAX_AGE + 1, True)],
+)
+def test_nothing_is_kept_for_one_that_cannot_bear_it(verdict_at: float, kept: bool) -> None:
+    """Nor of a connection that is older than what went wrong: it may have bytes to say only now."""
+    resumption = Resumption()
+    resumption.put(ONE, resumable(0))
+    resumption.shun(ONE, NOW)
+    assert len(resumption) == 0
+    resumption.put(ONE, resumable(1, NOW + verdict_at))
+    assert len(resumption) == (1 if kept else 0)
+
+
 # -- on the wire -------------------------------------------------------------------------------------------------------
 
 
@@ -473,6 +487,48 @@ def test_a_connection_that_is_cut_spoils_no_session(world: World, end: str) -> N
         assert wire.finished is not None
         assert not wire.client.closed
         assert not wire.server.closed
+
+
+def test_connections_that_share_a_session_live_side_by_side(world: World) -> None:
+    """That of one that was resumed is offered to the next while the first is still in use."""
+    server = server_peer(*world.root.issue(NAME))
+    visit(world, server)
+    open_ones = []
+    for _ in range(4):
+        server, client = another(server), client_peer(NAME, [world.ca])
+        client.send(b"request")
+        server.send(b"answer")
+        wire = Wire(world, client, server, ends=ENDS).run()
+        assert resumed(wire)
+        open_ones.append(wire)
+    for wire in (open_ones[0], open_ones[2]):
+        wire.session.client_reset(0.0)
+        wire.answer()
+    open_ones[1].feed_upstream(b"no record of TLS")
+    assert open_ones[1].finished is not None
+    assert open_ones[1].finished.reason == "upstream_error"
+    open_ones[3].server.send(b"more")  # type: ignore[union-attr]
+    open_ones[3].run()
+    assert open_ones[3].client.received == b"answermore"
+    assert resumed(visit(world, another(server)))
+
+
+def test_what_ended_in_an_alert_is_not_resumed(world: World) -> None:
+    """RFC 5246 7.2.2 says so, RFC 8446 6.2 no longer does; the next handshake is a full one, and succeeds."""
+    server = server_peer(*world.root.issue(NAME))
+    visit(world, server)
+    server, client = another(server), client_peer(NAME, [world.ca])
+    client.send(b"request")
+    server.send(b"answer")
+    wire = Wire(world, client, server, ends=ENDS).run()
+    assert resumed(wire)
+    wire.feed_upstream(b"no record of TLS")
+    assert wire.finished is not None
+    seen = []
+    for _ in range(2):
+        server = another(server)
+        seen.append(resumed(visit(world, server)))
+    assert seen == [False, True]
 
 
 def test_a_session_nobody_was_offered(world: World) -> None:

@@ -728,6 +728,24 @@ def test_the_last_bytes_go_with_the_fin(world: World) -> None:
     assert wire.server.closed
 
 
+def test_of_what_is_unsent_the_last_goes_with_the_fin(world: World) -> None:
+    """An owner that held bytes back forwards them and the end in one go."""
+    wire = established(world, hold=(Plaintext, Eof))
+    pieces = [bytes([at]) * 9000 for at in range(3)]
+    wire.client.send(b"".join(pieces))
+    wire.client.close_notify()
+    wire.carry()
+    wire.session.client_eof(0.0)
+    wire.answer()
+    for piece in pieces:
+        wire.session.forward(TO_SERVER, piece)
+    wire.session.forward_eof(TO_SERVER)
+    wire.answer()
+    assert wire.server.received == b"".join(pieces)
+    assert wire.server.closed
+    assert wire.server.fin == "fin"
+
+
 @pytest.mark.parametrize("tls", [TLS12, TLS13])
 def test_close_notify_is_passed_on_after_the_data(world: World, tls: int) -> None:
     wire = established(world, client={"versions": (TLS12, tls)})
@@ -997,6 +1015,23 @@ def test_grown_buffers_are_given_back(world: World) -> None:
     assert wire.client.received == b"".join(bytes([n]) * 100_000 for n in range(3))
     assert wire.server.received == b"request" * 3
     assert wire.finished is None
+
+
+def test_buffers_that_the_first_bytes_grew_are_given_back(world: World) -> None:
+    """Though our Finished, which had a deadline of its own, goes with them."""
+    wire = pair(world)
+    wire.client.send(b"x" * 20_000)
+    wire.client.start()
+    while wire.carry():
+        pass
+    assert len(wire.server.received) == 20_000
+    assert wire.session.deadline is not None
+    wire.session.tick(wire.session.deadline)
+    assert wire.session.deadline is None
+    wire.client.send(b"y")
+    wire.server.send(b"z")
+    wire.run()
+    assert (wire.server.received[-1:], wire.client.received) == (b"y", b"z")
 
 
 def test_trimming_spares_what_a_paused_way_still_holds(world: World) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import time
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from nfw.rounds import Rounds
 from nfw.turns import Deadlines, Turns
 
 
@@ -75,6 +81,36 @@ def test_what_has_ended_is_not_due_and_may_begin_anew() -> None:
     assert _due(deadlines, 9.0) == []
     deadlines.plan(1, 12.0)
     assert (_due(deadlines, 11.0), _due(deadlines, 12.0)) == ([], [1])
+
+
+def test_the_soonest_is_of_one_that_is_still_planned() -> None:
+    deadlines = Deadlines()
+    for number, when in ((1, 3.0), (2, 7.0), (2, 4.0)):
+        deadlines.plan(number, when)
+    assert deadlines.soonest == 3.0
+    deadlines.forget(1)
+    assert deadlines.soonest == 4.0
+    assert deadlines.due(4.0) == 2
+    assert deadlines.soonest == math.inf
+
+
+def test_a_round_waits_no_longer_than_until_something_is_due() -> None:
+    flows: dict[int, Any] = {1: SimpleNamespace(key=1, opening=False)}
+    checked = []
+
+    def check(flow: Any, served: float, now: float) -> None:
+        checked.append(served)
+        del flows[flow.key]
+
+    def nothing(*_: object) -> float:
+        raise AssertionError
+
+    rounds = Rounds(flows, nothing, check, nothing, nothing)  # type: ignore[arg-type]
+    due = time.monotonic() + 0.05
+    rounds._deadlines.plan(1, due)
+    while not checked:
+        rounds.round(30.0)
+    assert due <= checked[0] < due + 20
 
 
 def test_deadlines_of_what_has_ended_take_no_room() -> None:
