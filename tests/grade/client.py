@@ -16,11 +16,12 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509 import verification
@@ -57,11 +58,13 @@ from tests.grade.pki import dns, leaf, name, san
 from tests.grade.protocol import good
 from tests.grade.real import nginx
 from tests.grade.tls12 import HANDSHAKE, client_hello, extension, record, vector
-from tests.grade.tls13 import AlertError, Client13, ClosedError
+from tests.grade.tls13 import AlertError, Client13, ClosedError, Server13, Stream13
 from tests.lab.namespace import Namespace
 
 TLS13 = (SSL.TLS1_3_VERSION, SSL.TLS1_3_VERSION)
 PAGE = b"GRADE"
+PINNED, UNRESOLVED = "site-b.test", "pinned.grade.test"
+"""Exempt from decryption in policies that exempt any: the lab's resolver has the first at ADDRESS, the other nowhere."""
 FORBIDDEN = b"GET /forbidden HTTP/1.1\r\nHost: site.grade.test\r\n\r\n"
 
 
@@ -540,20 +543,60 @@ class Http2:
     "a name that is passed through, at an attacker's address",
     "refused unless the name resolves to it or its certificate is seen to be right",
     policy="bypass",
+    alone=True,
 )
 def _(bench: Bench) -> str:
-    attacker = leaf(bench.trust.unknown, "pinned.grade.test")
-    with bench.serving(context=server_context(attacker), address=SPARE) as server:
-        bench.control(server.port, "pinned.grade.test", address=SPARE, kinds=(False,))
-        bench.control(server.port, "pinned.grade.test", address=SPARE, kinds=(True,), served=False)
-        for versions in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
-            context = bench.client_context(strict=False)
-            context.minimum_version = context.maximum_version = versions
-            seen = bench.visit(server.port, "pinned.grade.test", address=SPARE, context=context)
-            check(
-                not seen.body and not server.got, f"{versions.name}: {seen}, {len(server.got)} bytes reached the server"
-            )
-    return "refused in 1.2 and 1.3"
+    """That the name is passed through at all, and that nothing but the address speaks against the attacker, is shown at
+    the name's own address: there the same certificates reach the client as they are, and no request is judged."""
+    root = bench.trust.root
+    made = leaf(bench.trust.unknown, PINNED, UNRESOLVED)
+    other, right = leaf(root, "evil.grade.test"), leaf(root, PINNED)
+
+    def passed(server: Server, one: pki.Issued, proof: str, **how: Any) -> None:
+        how = {"strict": False, "request": FORBIDDEN, **how}
+        seen = bench.visit(server.port, PINNED, address=server.address, **how)
+        said = bench.verdict(seen, server.port)["nfw"]
+        check((said["status"], said.get("bypass")) == ("BYPASSED", proof), f"at {server.address}: {said} {seen}")
+        check(seen.certificate == one.der and PAGE in seen.body, f"not passed on as it is: {seen}")
+
+    def refused(server: Server, status: str, why: str, host: str = PINNED) -> None:
+        for strict in (True, False):
+            server.forget()
+            seen = bench.visit(server.port, host, address=server.address, strict=strict)
+            said = bench.verdict(seen, server.port)["nfw"]
+            check((said["status"], said.get("bypass_refused")) == (status, why), f"{host}: {said}")
+            check(not seen.body and not seen.handshake and not server.got, f"{host}: {seen}, {len(server.got)} bytes")
+
+    @contextlib.contextmanager
+    def at_both(one: pki.Issued, versions: tuple[int, int]) -> Iterator[tuple[Server, Server]]:
+        context = server_context(one, versions=versions)
+        with bench.serving(context=context) as own, bench.serving(context=context, address=SPARE) as away:
+            yield own, away
+
+    for versions in (TLS12, TLS13):
+        for one, status in ((made, "UNTRUSTED"), (other, "NAME_MISMATCH")):
+            with at_both(one, versions) as (own, away):
+                bench.control(away.port, PINNED, address=SPARE, kinds=(False,), body=PAGE)
+                bench.control(away.port, PINNED, address=SPARE, kinds=(True,), served=False)
+                passed(own, one, "dns")
+                refused(away, status, "address")
+                refused(own, status, "address", UNRESOLVED)
+    with at_both(right, TLS13) as (own, away):
+        bench.control(away.port, PINNED, address=SPARE, body=PAGE)
+        passed(own, right, "dns", context=bench.client_context(strict=True, direct=True))
+        seen = bench.visit(away.port, PINNED, address=SPARE)
+        check(not inspected(bench, seen), f"the right certificate elsewhere: {inspected(bench, seen)}")
+        away.forget()
+        seen = bench.visit(away.port, PINNED, address=SPARE, request=FORBIDDEN)
+        check(not seen.body and not away.got, f"elsewhere a forbidden request is not blocked: {seen}")
+    bench.use("proof")
+    for versions in (TLS12, TLS13):
+        for one, status in ((made, "UNTRUSTED"), (other, "NAME_MISMATCH")):
+            with at_both(one, versions) as (_own, away):
+                refused(away, status, "certificate")
+        with at_both(right, versions) as (_own, away):
+            passed(away, right, "certificate")
+    return "refused in 1.2 and 1.3, by address, without an answer and by certificate; at its own address all passed on"
 
 
 @case("K13", "one client's odd name in what another client is shown", "no trace")
@@ -1070,25 +1113,58 @@ def _until(condition: Any, seconds: float = 5.0) -> None:
 
 @case("K36", "bytes after close_notify, after a fatal alert", "not passed on")
 def _(bench: Bench) -> str:
-    def handler(side: ServerSide) -> None:
-        while side.read():
-            pass
+    """To a server that reads on after an alert, which no library does: directly it gets what comes behind one."""
+    one = good(bench)
+    heard: list[str] = []
 
-    with bench.serving(context=server_context(good(bench)), handler=handler) as server:
-        for kind in ("close_notify", "fatal"):
-            server.forget()
-            client = Client13(bench.connect(server.port), HOST)
+    def after(stream: Stream13) -> None:
+        with contextlib.suppress(ClosedError, InvalidTag):
+            while True:
+                try:
+                    kind, body = stream.receive()
+                    heard.append(
+                        "request" if body == REQUEST else body.decode() if kind == tls12.DATA else f"record {kind}"
+                    )
+                except AlertError as alert:
+                    heard.append(str(alert))
+
+    between = {"close_notify": b"\1\0", "fatal": b"\2\x28", "nothing": b""}
+    behind = {"data": lambda client: client.record(tls12.DATA, b"after"), "noise": lambda _: record(99, b"noise")}
+
+    def say(label: str, what: str, direct: bool) -> list[str]:
+        heard.clear()
+        with bench.serving(handler=Server13(path(one), one.key, after).handler) as server:
+            client = Client13(bench.connect(server.port, direct=direct), HOST)
             client.handshake()
             client.write(REQUEST)
-            _until(lambda: server.got == REQUEST)
-            client.sock.sendall(client.record(tls12.ALERT, b"\1\0" if kind == "close_notify" else b"\2\x28"))
-            with contextlib.suppress(OSError):
-                client.write(b"after")
-                client.sock.sendall(b"junk" * 10)
+            _until(lambda: bool(heard))
+            sent = client.record(tls12.ALERT, between[label]) if between[label] else b""
+            client.sock.sendall(sent + behind[what](client))
             time.sleep(0.3)
-            check(server.got == REQUEST, f"{kind}: {server.got!r}")
+            with contextlib.suppress(OSError):
+                client.sock.shutdown(socket.SHUT_WR)
+            time.sleep(0.1)
             client.sock.close()
-    return "nothing after either"
+        return list(heard)
+
+    alerts = {"close_notify": [f"record {tls12.ALERT}"], "fatal": ["alert 40"], "nothing": []}
+    found = []
+    for label, alert in alerts.items():
+        alone = say(label, "data", True)
+        check(alone == ["request", *alert, "after"], f"directly, {label}: the server heard {alone}")
+        if alert:
+            bench.directly("scripted server", f"hears on after {label}")
+        bench.controls.kinds.add(SCRIPTED)
+        for what in behind:
+            seen = say(label, what, False)
+            wanted = {
+                "close_notify": [["request", f"record {tls12.ALERT}"]],
+                "fatal": [["request"]],  # cut, as the client cut itself off
+                "nothing": [["request", "after"]] if what == "data" else [["request"]],
+            }[label]
+            check(seen in wanted, f"{label}, then {what}: the server heard {seen}")
+            found.append(f"{label}, then {what}: {', '.join(seen)}")
+    return "; ".join(found)
 
 
 @case(
