@@ -28,7 +28,7 @@ from tests.firewall import Firewall, pids_named, wait_for
 from tests.grade import pki
 from tests.grade.pki import Issued, path
 from tests.grade.policies import POLICIES, RULES
-from tests.grade.real import SERVERS, Nginx, RealServer, SServer, start
+from tests.grade.real import ANY_LEVEL, SERVERS, Nginx, RealServer, SServer, start
 from tests.grade.trust import Trust
 from tests.lab import Lab
 
@@ -668,6 +668,25 @@ class Bench:
             found.append(seen)
         return found
 
+    def s_client(self, port: int, host: str | None, *options: str, address: str = ADDRESS) -> Seen:
+        """One request made directly by openssl's client, which takes whatever it is shown."""
+        (configuration := self.firewall.dir / "any_level.cnf").write_bytes(ANY_LEVEL)
+        command = [
+            "openssl",
+            "s_client",
+            "-connect",
+            f"{address}:{port}",
+            "-servername",
+            host or "",
+            "-quiet",
+            *options,
+        ]
+        done = self.lab.server.run(
+            command, SECONDS, False, input=REQUEST.decode(), env={"OPENSSL_CONF": str(configuration)}
+        )
+        complaint = done.stderr.strip().rpartition("\n")[2]
+        return Seen(body=done.stdout.encode(), end="alert" if done.returncode else "clean", error=complaint)
+
     def visit_all(self, context: Serving) -> Seen:
         """One visit to a server made for it."""
         with self.serving(context) as server:
@@ -817,7 +836,8 @@ class Probe:
     kept what it sees. ``alone``: what the validating client sees then, "served" or "refused": what no library objects
     to is for nfw to find. Where it is not said, it follows from ``expected``: OpenSSL minds what is wrong with a
     certificate, and does not ask whether it was revoked. ``identity``: certificate and key that the careless client has
-    for the server, PEM. ``reason``: part of the log's reason or detail. ``extra`` looks at
+    for the server, PEM. ``tool``: options of openssl's ``s_client``, which then is the careless client: of Python's
+    nobody can choose the groups. ``reason``: part of the log's reason or detail. ``extra`` looks at
     the log record and at what the validating client saw, and returns what is wrong, or "".
     """
 
@@ -838,6 +858,7 @@ class Probe:
     identity: Path | None = None
     alone: str = ""
     page: str = ""  # of the responder, for this server's certificate
+    tool: tuple[str, ...] = ()
 
     def expected_alone(self) -> str:
         """What the validating client sees without nfw; "" where it may be anything."""
@@ -882,9 +903,12 @@ def _control(bench: Bench, probe: Probe, server: Server | RealServer) -> str:
         context = bench.client_context(strict=strict, direct=True)
         if probe.identity and not strict:
             context.load_cert_chain(probe.identity)
-        seen = bench.visit(
-            server.port, probe.host, address=probe.address, direct=True, request=probe.request, context=context
-        )
+        if probe.tool and not strict:
+            seen = bench.s_client(server.port, probe.host, *probe.tool, address=probe.address)
+        else:
+            seen = bench.visit(
+                server.port, probe.host, address=probe.address, direct=True, request=probe.request, context=context
+            )
         what = "served" if probe.body in seen.body else "refused"
         if not strict and probe.direct and what != "served":
             return f"the server alone does not serve: {seen} {server.errors}"

@@ -144,13 +144,22 @@ def _(bench: Bench) -> list[Probe]:
 
 @probes("C09", "a root of a trusted one's name and another key", "UNTRUSTED")
 def _(bench: Bench) -> list[Probe]:
-    fake = authority("Grade Root")
+    """A leaf that lies about the key that signed it is one whose signature does not fit (C10): nobody could tell it
+    from a forgery of what the trusted root has signed."""
+    fake, root = authority("Grade Root"), bench.trust.root
     one = leaf(fake, HOST)
-    same = leaf(fake, HOST, extensions=[basic(False), key_usage("digital_signature"), eku(), dns(HOST)])
+    bare = [basic(False), key_usage("digital_signature"), eku(), dns(HOST)]
+    silent = leaf(fake, HOST, extensions=bare)
+    lying = leaf(root, HOST, signer=fake.key)
+    between = middle(fake, "Below the fake")
     return [
+        Probe("no key identifiers, signed by the root", nginx(leaf(root, HOST, extensions=bare))),
         Probe("sent", nginx([one.der, fake.der], one.key), UNTRUSTED),
         Probe("not sent", nginx(one), UNTRUSTED),
-        Probe("no key identifiers", nginx(same), ("UNTRUSTED", "INVALID")),
+        Probe("no key identifiers", nginx(silent), UNTRUSTED, reason="signature failure"),
+        Probe("no key identifiers, sent", nginx([silent.der, fake.der], silent.key), UNTRUSTED),
+        Probe("intermediate", nginx([(below := leaf(between, HOST)).der, between.der, fake.der], below.key), UNTRUSTED),
+        Probe("the identifier of the trusted key", nginx(lying), INVALID, reason="signature failure"),
     ]
 
 
@@ -215,67 +224,53 @@ def _(bench: Bench) -> list[Probe]:
 
 @probes("C15", "odd RSA keys", "WEAK for exponent 1; else served, and logged where it shows")
 def _(bench: Bench) -> list[Probe]:
-    def remarked(record: dict[str, Any], _seen: Seen) -> str:
-        return "" if record["nfw"].get("remarks") else f"no remark in {record['nfw']}"
+    def remarked(*remarks: str) -> Any:
+        def look(record: dict[str, Any], _seen: Seen) -> str:
+            found = record["nfw"].get("remarks", [])
+            return "" if found == list(remarks) else f"remarks {found}, not {list(remarks)}"
 
-    root = bench.trust.root
-    shared = rsa_key(2048)
-    twin = pki.RsaKey(2048, prime=shared.p)
+        return look
+
+    root, one = bench.trust.root, rsa_key(2048, 1)
+    first = pki.RsaKey(2048)
+    twin = pki.RsaKey(2048, prime=first.p)
+    why = "exponent out of bounds"
     return [
-        Probe(
-            "exponent 1",
-            nginx(leaf(root, HOST, key=rsa_key(2048, 1))),
-            ("WEAK", "INVALID"),
-            reason="e must be",
-            alone="served",
-        ),
-        Probe("exponent 3", nginx(leaf(root, HOST, key=rsa_key(2048, 3))), extra=remarked),
-        Probe("2049 bits", nginx(leaf(root, HOST, key=rsa_key(2049))), extra=remarked),
-        Probe("a prime in common with another", nginx(leaf(root, HOST, key=twin))),
+        Probe("exponent 1", nginx(leaf(root, HOST, key=one)), WEAK, reason=why, alone="served"),
+        Probe("intermediate", nginx(leaf(middle(root, key=one), HOST)), WEAK, reason=why, alone="served"),
+        Probe("exponent 65537", nginx(leaf(root, HOST, key=rsa_key(2048))), extra=remarked()),
+        Probe("exponent 3", nginx(leaf(root, HOST, key=rsa_key(2048, 3))), extra=remarked("rsa_exponent")),
+        Probe("2049 bits", nginx(leaf(root, HOST, key=rsa_key(2049))), extra=remarked("rsa_modulus")),
+        Probe("whose prime another will have", nginx(leaf(root, HOST, key=first)), extra=remarked()),
+        Probe("a prime in common", nginx(leaf(root, HOST, key=twin)), extra=remarked("rsa_common_prime")),
     ]
 
 
 @probes("C16", "P-192 or DSA key", "WEAK, or no common cipher")
 def _(bench: Bench) -> list[Probe]:
-    weak_or_none = WEAK
+    """Real servers with such keys find no suite and no group in what nfw offers, and show nothing. One that does not
+    care what was offered gets to show its certificate; no client goes on with such a one of DSA."""
+    root = bench.trust.root
     small = pki.EcKey(ec.SECP192R1())
-    found = [
-        Probe("P-192 leaf", scripted(leaf(bench.trust.root, HOST, key=small)), weak_or_none, direct=False),
-        Probe("P-192 intermediate", nginx(leaf(middle(bench.trust.root, key=small), HOST)), WEAK),
-    ]
-    from cryptography.hazmat.primitives.asymmetric import dsa
-
-    key = dsa.DSAParameterNumbers(*_DSA).parameters().generate_private_key()
-    spki = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    holder = pki.EcKey()
-    holder.spki = spki
-    found.append(
+    tiny = leaf(root, HOST, key=small)
+    groups = ("-tls1_2", "-groups", "P-256:P-192")
+    old, long = pki.DsaKey(1024), pki.DsaKey(2048)
+    none = PROTOCOL  # in common
+    return [
+        Probe("P-256 leaf", scripted(leaf(root, HOST)), tool=groups),
+        Probe("P-192 leaf", scripted(tiny), WEAK, reason="EE certificate key too weak", tool=groups, alone="refused"),
+        Probe("P-192, OpenSSL's", s_server(tiny, "-tls1_2"), none, body=WWW, tool=groups, alone="refused"),
+        Probe("P-192 intermediate", nginx(leaf(middle(root, key=small), HOST)), WEAK, reason="CA certificate key too"),
+        Probe("DSA, OpenSSL's", s_server(leaf(root, HOST, key=long), "-tls1_2"), none, body=WWW, tool=("-tls1_2",)),
         Probe(
-            "DSA",
-            scripted(leaf(bench.trust.root, HOST, key=holder)),
+            "DSA of 1,024 bits",
+            scripted(leaf(root, HOST, key=old), pki.EcKey()),
             WEAK,
             direct=False,
-        )
-    )
-    return found
-
-
-# DSA parameters of 1024 bits, made with `openssl dsaparam 1024`; their secrecy is of no matter.
-_DSA = (
-    int(
-        "93d316cacde7a165538abd2406acc339ed7583c703a3f693b22ed3877754789f8c87e1c5550e9e2c0f71c9e45a839149a711fd7c80ceb0b8"
-        "3925d632c640a214907ff72a946dde4cf6ea8d6e8db26a927fb25e077999e80486e8d7c9b82e68bcee8e77ebda874be3342c8e9d92509c1b"
-        "7aca51d97d09f96403614d855db42799",
-        16,
-    ),
-    int("eabd2602a40e9c52fc4f916323ca12b71087128952f2d7507212b1d3", 16),
-    int(
-        "59739aec9b86c76cfea8738a8b558cb2afdeaf231d8d1048480163294e9f346ea8ba05a9adb483be9200c827a2dcb4ffed802677de3993c1"
-        "6841eb4048676fef40f655e5debe8781d2ce97d0e76477acb1472b492ff52e08d22da3d7466fc052fb4c6d6c4f71ce4291eb2abea101fac8"
-        "257a6b0164dbebffd4d20c48183562ec",
-        16,
-    ),
-)
+            reason="key too weak",
+        ),
+        Probe("DSA intermediate", nginx(leaf(middle(root, key=long), HOST)), WEAK, reason="DSA key", alone="served"),
+    ]
 
 
 @probes("C17", "MD5 and MD4 signatures, leaf and intermediate", "WEAK")

@@ -64,7 +64,7 @@ from tests.lab.namespace import Namespace
 TLS13 = (SSL.TLS1_3_VERSION, SSL.TLS1_3_VERSION)
 PAGE = b"GRADE"
 PINNED, UNRESOLVED = "site-b.test", "pinned.grade.test"
-"""Exempt from decryption in policies that exempt any: the lab's resolver has the first at ADDRESS, the other nowhere."""
+"""Exempt where a policy exempts any name: the lab's resolver has the first at ADDRESS, the other nowhere."""
 FORBIDDEN = b"GET /forbidden HTTP/1.1\r\nHost: site.grade.test\r\n\r\n"
 
 
