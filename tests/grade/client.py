@@ -76,22 +76,29 @@ def plain(bench: Bench, **how: Any) -> Any:
         yield server
 
 
-def dialogue(bench: Bench, port: int, client: Client13 | None = None, **hello: Any) -> Client13:
-    """Handshake, a request and its answer by the scripted client, first directly where ``hello`` says all that is to
-    be said. Raises WrongError when it is not served."""
+def dialogue(
+    bench: Bench,
+    port: int,
+    start: Callable[[Client13], None] = Client13.start,
+    name: str | bytes | None = HOST,
+    **hello: Any,
+) -> Client13:
+    """Handshake, a request and its answer by the scripted client, first directly. ``start`` sends the ClientHello.
+    Raises WrongError where it is not served directly, AlertError or ClosedError where it is refused."""
     bench.controls.kinds.add(SCRIPTED)
-    if client is None:
-        alone = Client13(bench.connect(port, direct=True), HOST, **hello)
-        alone.handshake()
-        alone.write(REQUEST)
-        body, end = alone.read_all()
-        check(PAGE in body, f"directly: {body[:50]!r} {end}")
-        bench.directly("scripted client", "served")
-    client = client or Client13(bench.connect(port), HOST, **hello)
-    client.handshake()
-    client.write(REQUEST)
-    body, end = client.read_all()
-    check(PAGE in body, f"{body[:50]!r} {end}")
+    for direct in (True, False):
+        client = Client13(bench.connect(port, direct=direct), name, **hello)
+        try:
+            start(client)
+            client.handshake()
+        except (AlertError, ClosedError) as end:
+            check(not direct, f"directly: {end}")
+            raise
+        client.write(REQUEST)
+        body, end_ = client.read_all()
+        check(PAGE in body, f"{'directly: ' * direct}{body[:50]!r} {end_}")
+        if direct:
+            bench.directly("scripted client", "served")
     check(client.certificate != b"", "no certificate")
     issuer = x509.load_der_x509_certificate(client.certificate).issuer
     check(issuer == _ca(bench).subject, f"the client was shown a certificate of {issuer.rfc4514_string()}")
@@ -173,42 +180,44 @@ def _(bench: Bench) -> str:
 def _(bench: Bench) -> str:
     with plain(bench) as server:
         for place in ("name", "1000"):
-            client = Client13(bench.connect(server.port), HOST, extra=[extension(21, bytes(1500))])
-            hello = client.hello(**client.options)
-            at = hello.index(HOST.encode()) + 8 if place == "name" else 1000
 
-            def send(data: bytes, at: int = at, sock: socket.socket = client.sock) -> None:
-                sock.sendall(data[:at])
-                time.sleep(0.3)
-                sock.sendall(data[at:])
+            def start(client: Client13, place: str = place) -> None:
+                hello = client.hello(**client.options)
+                at = hello.index(HOST.encode()) + 8 if place == "name" else 1000
 
-            client.start(hello, pieces=send)
-            dialogue(bench, server.port, client)
+                def send(data: bytes) -> None:
+                    client.sock.sendall(data[:at])
+                    time.sleep(0.3)
+                    client.sock.sendall(data[at:])
+
+                client.start(hello, pieces=send)
+
+            dialogue(bench, server.port, start, extra=[extension(21, bytes(1500))])
+        bench.control(server.port, kinds=(True,), body=PAGE, cut=60, pause=0.05)
         check(not inspected(bench, bench.visit(server.port, cut=60, pause=0.05)), "in many segments")
     return "3 ways, all inspected"
 
 
 @case("K03", "ClientHello over many records, an empty first one", "inspected, or refused; never passed on")
 def _(bench: Bench) -> str:
-    found = []
-    with plain(bench) as server:
-        for size in (100, 1):
-            client = Client13(bench.connect(server.port), HOST)
-            client.start(size=size)
-            try:
-                dialogue(bench, server.port, client)
-                found.append(f"{size} B: inspected")
-            except (AlertError, ClosedError) as end:
-                check(not server.got, "bytes reached the server")
-                found.append(f"{size} B: {end}")
-        client = Client13(bench.connect(server.port), HOST)
+    def empty_first(client: Client13) -> None:
         client.sock.sendall(record(HANDSHAKE, b"", 0x0301))
         client.start()
-        try:
-            dialogue(bench, server.port, client)
-            found.append("empty first: inspected")
-        except (AlertError, ClosedError) as end:
-            found.append(f"empty first: {end}")
+
+    found = []
+    with plain(bench) as server:
+        for label, start in {
+            "100 B": lambda client: client.start(size=100),
+            "1 B": lambda client: client.start(size=1),
+            "empty first": empty_first,
+        }.items():
+            server.forget()
+            try:
+                dialogue(bench, server.port, start)
+                found.append(f"{label}: inspected")
+            except (AlertError, ClosedError) as end:
+                check(not server.got, "bytes reached the server")
+                found.append(f"{label}: {end}")
         server.forget()
         with contextlib.suppress(OSError):
             wrong = refused_hello(
@@ -222,15 +231,18 @@ def _(bench: Bench) -> str:
 @case("K04", "a large ClientHello: post-quantum, 8, 20, 60 KB, more than 128 KB", "inspected to 64 KiB, then NOT_TLS")
 def _(bench: Bench) -> str:
     with plain(bench) as server:
-        seen = modern(bench, server.port)
-        check(PAGE in seen["body"] and seen["hello"] > 1500, f"post-quantum: {seen}")
+        for direct in (True, False):
+            seen = modern(bench, server.port, direct=direct)
+            check(PAGE in seen["body"] and seen["hello"] > 1500, f"post-quantum: {seen}, directly: {direct}")
         last = extension(0, vector(b"\0" + vector(HOST.encode(), 2), 2))
         for size in (8000, 20_000, 60_000):
-            client = Client13(bench.connect(server.port), HOST)
-            hello = client.hello(extra=[extension(21, bytes(size)), last], name=b"")
-            # The name comes behind everything else: take the first server_name out again.
-            client.start(_without(hello, 0))
-            dialogue(bench, server.port, client)
+
+            def start(client: Client13, size: int = size) -> None:
+                hello = client.hello(extra=[extension(21, bytes(size)), last], name=b"")
+                # The name comes behind everything else: take the first server_name out again.
+                client.start(_without(hello, 0))
+
+            dialogue(bench, server.port, start)
         server.forget()
         before = bench.cpu()
         huge = b"\1" + (140_000).to_bytes(3, "big") + bytes(140_000)
@@ -400,12 +412,10 @@ def _(bench: Bench) -> str:
     wrong = {}
     with bench.serving(context=server_context(one)) as server:
         for text in (b"SITE.Grade.TEST", b"site.grade.test.", b"under_score.grade.test"):
-            client = Client13(bench.connect(server.port), text)
             try:
-                dialogue(bench, server.port, client)
+                dialogue(bench, server.port, name=text)
             except (AlertError, ClosedError) as end:
-                record_ = bench.log.wait(client.sock.getsockname()[1], server.port)["nfw"]
-                wrong[repr(text)] = f"{end} {record_}"
+                wrong[repr(text)] = str(end)
         check(set(server.names) <= {b"site.grade.test", b"under_score.grade.test"}, f"upstream saw {server.names}")
         server.forget()
         for text in (
@@ -800,18 +810,16 @@ def _(bench: Bench) -> str:
 
 @case("K25", "early data", "not taken; the request arrives once, after the handshake")
 def _(bench: Bench) -> str:
-    with plain(bench) as server:
-        client = Client13(bench.connect(server.port), HOST)
+    def start(client: Client13) -> None:
         identity = vector(vector(os.urandom(100), 2) + bytes(4), 2)
         psk = extension(41, identity + vector(vector(os.urandom(32), 1), 2))
         hello = client.hello(extra=[extension(42, b""), psk])
         client.start(hello)
         for _ in range(3):
             client.sock.sendall(record(tls12.DATA, os.urandom(200)))
-        try:
-            dialogue(bench, server.port, client)
-        except AlertError as alert:
-            check(False, f"{alert}")
+
+    with plain(bench) as server:
+        dialogue(bench, server.port, start)
         check(server.got == REQUEST, f"the server got {server.got!r}")
     return "ignored; the request arrived once"
 
