@@ -308,6 +308,10 @@ def modern(
     except (SSL.Error, OSError):
         pass
     sock.close()
+    shown = connection.get_peer_certificate() if done else None
+    if shown is not None and not direct:
+        issuer = shown.to_cryptography().issuer
+        check(issuer == _ca(bench).subject, f"shown a certificate of {issuer.rfc4514_string()}")
     return {
         "body": body,
         "hello": sent,
@@ -819,7 +823,8 @@ def _(bench: Bench) -> str:
             client.sock.sendall(record(tls12.DATA, os.urandom(200)))
 
     with plain(bench) as server:
-        dialogue(bench, server.port, start)
+        client = dialogue(bench, server.port, start)
+        check(not any(map(tls13.allows_early_data, client.tickets)), "a ticket allows early data")
         check(server.got == REQUEST, f"the server got {server.got!r}")
     return "ignored; the request arrived once"
 
@@ -1039,25 +1044,37 @@ def _(bench: Bench) -> str:
 @case("K34", "TLS within TLS", "carried as plaintext, judged by the rules on plaintext")
 def _(bench: Bench) -> str:
     inner = record(HANDSHAKE, client_hello("inner.grade.test"), 0x0301)
+    denied = record(HANDSHAKE, client_hello("denied.grade.test"), 0x0301)
     inner_answer = record(tls12.ALERT, b"\2\x28")
 
     def tunnel(side: ServerSide) -> None:
         side.read_until(b"\r\n\r\n")
         side.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        side.read_until(inner[-20:])
+        while not any(hello[-20:] in side.got for hello in (inner, denied)) and side.read():
+            pass
         side.write(inner_answer)
 
     with bench.serving(context=server_context(good(bench)), handler=tunnel) as server:
-        client = bench.open(server.port)
-        client.send(b"CONNECT inner.grade.test:443 HTTP/1.1\r\nHost: inner.grade.test:443\r\n\r\n")
-        check(client.receive(39).endswith(b"\r\n\r\n"), "no answer to CONNECT")
-        client.send(inner)
-        got = client.receive(len(inner_answer))
-        client.close()
-        check(got == inner_answer, f"the inner bytes did not pass: {bench.log.wait(client.port, server.port)}")
-        client.close()
+
+        def through(hello: bytes, direct: bool) -> bytes:
+            client = bench.open(server.port, direct=direct)
+            client.send(b"CONNECT inner.grade.test:443 HTTP/1.1\r\nHost: inner.grade.test:443\r\n\r\n")
+            check(client.receive(39).endswith(b"\r\n\r\n"), "no answer to CONNECT")
+            with contextlib.suppress(OSError):
+                client.send(hello)
+            got = client.receive(len(inner_answer))
+            client.close()
+            return got
+
+        for hello in (inner, denied):
+            check(through(hello, True) == inner_answer, "directly the inner bytes do not pass")
+            bench.directly("validating client", "inner bytes pass")
+        check(through(inner, False) == inner_answer, "the inner bytes did not pass")
         check(inner in server.got, "the inner bytes changed")
-    return "bytes exact, no crash"
+        server.forget()
+        got = through(denied, False)
+        check(not got and denied[:20] not in server.got, f"an inner name that a rule denies: {got!r}")
+    return "bytes exact; an inner name that a rule denies does not pass"
 
 
 @case(
@@ -1067,13 +1084,14 @@ def _(bench: Bench) -> str:
 )
 def _(bench: Bench) -> str:
     ends: list[str] = []
+    heard = bytearray()
 
     def handler(side: ServerSide) -> None:
         assert side.tls is not None
         try:
             while data := side.tls.recv(65536):
-                side.got += data
-                if b"\r\n\r\n" in side.got:
+                heard.extend(data)
+                if b"\r\n\r\n" in heard:
                     side.write(PAGE)
             ends.append("closed")
         except SSL.ZeroReturnError:
@@ -1083,33 +1101,56 @@ def _(bench: Bench) -> str:
         except (SSL.Error, OSError):
             ends.append("error")
 
+    bench.controls.kinds.add(SCRIPTED)
     with bench.serving(context=server_context(good(bench)), handler=handler) as server:
-        client = Client13(bench.connect(server.port), HOST)
-        client.handshake()
-        client.write(REQUEST)
-        client.close_notify()
-        client.sock.shutdown(socket.SHUT_WR)
-        body, _ = client.read_all()
-        check(body == PAGE, f"half-close: {body!r}")
-        _until(lambda: bool(ends))
-        ends.clear()
-        client = Client13(bench.connect(server.port), HOST)
-        client.handshake()
-        client.write(b"POST / HTTP/1.1\r\nHost: site.grade.test\r\nContent-Length: 100\r\n\r\n" + b"x" * 10)
-        _until(lambda: b"x" * 10 in server.got)
-        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        client.sock.close()
-        _until(lambda: bool(ends))
-        check(ends == ["reset"], f"RST: the server saw {ends}")
-        server.forget()
-        sock = bench.connect(server.port)
-        sock.sendall(record(HANDSHAKE, client_hello(HOST), 0x0301))
-        sock.recv(100)
-        sock.shutdown(socket.SHUT_WR)
-        time.sleep(0.3)
-        sock.close()
-        check(not server.got, "data upstream without a handshake of the client")
-    return "answered; RST passed on; nothing upstream"
+        for direct in (True, False):
+            who = "directly: " * direct
+            ends.clear()
+            client = Client13(bench.connect(server.port, direct=direct), HOST)
+            client.handshake()
+            client.write(REQUEST)
+            client.close_notify()
+            client.sock.shutdown(socket.SHUT_WR)
+            body, _ = client.read_all()
+            check(body == PAGE, f"{who}half-close: {body!r}")
+            _until(lambda: bool(ends))
+            check(ends == ["clean"], f"{who}half-close: the server saw {ends}")
+            ends.clear()
+            heard.clear()
+            client = Client13(bench.connect(server.port, direct=direct), HOST)
+            client.handshake()
+            client.write(b"POST / HTTP/1.1\r\nHost: site.grade.test\r\nContent-Length: 100\r\n\r\n" + b"x" * 10)
+            _until(lambda: b"x" * 10 in heard)
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            client.sock.close()
+            _until(lambda: bool(ends))
+            check(ends == ["reset"], f"{who}RST: the server saw {ends}")
+            if direct:
+                bench.directly("scripted client", "answered, reset seen")
+    one = good(bench)
+    early: list[bytes] = []
+
+    def hasty(stream: Stream13) -> None:
+        with contextlib.suppress(ClosedError, InvalidTag, AlertError):
+            while data := stream.read():
+                early.append(data)
+
+    # Directly, to a server that reads data of a client that has not finished its handshake, as no library does.
+    for direct, finish in ((True, False), (False, True), (False, False)):
+        early.clear()
+        with bench.serving(handler=Server13(path(one), one.key, hasty, unfinished=direct).handler) as server:
+            client = Client13(bench.connect(server.port, direct=direct), HOST)
+            client.handshake(finish=finish)
+            with contextlib.suppress(OSError):
+                client.write(REQUEST)
+                client.sock.shutdown(socket.SHUT_WR)
+            time.sleep(0.5)
+            client.sock.close()
+        check(
+            early == [REQUEST] * (direct or finish), f"directly: {direct}, Finished: {finish}, the server got {early}"
+        )
+    bench.directly("scripted server", "takes data without Finished")
+    return "answered; RST passed on; nothing upstream without Finished"
 
 
 def _until(condition: Any, seconds: float = 5.0) -> None:
