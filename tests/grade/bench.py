@@ -60,6 +60,14 @@ def check(good: bool, seen: str) -> None:
         raise WrongError(seen)
 
 
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait for it. Raises WrongError where it does not come about."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        check(time.monotonic() < deadline, "it did not come about")
+        time.sleep(0.02)
+
+
 # -- the other end -----------------------------------------------------------------------------------------------------
 
 

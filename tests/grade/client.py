@@ -49,6 +49,7 @@ from tests.grade.bench import (
     path,
     run_probes,
     server_context,
+    until,
 )
 from tests.grade.case import case
 from tests.grade.certificates import TLS12
@@ -1113,17 +1114,17 @@ def _(bench: Bench) -> str:
             client.sock.shutdown(socket.SHUT_WR)
             body, _ = client.read_all()
             check(body == PAGE, f"{who}half-close: {body!r}")
-            _until(lambda: bool(ends))
+            until(lambda: bool(ends))
             check(ends == ["clean"], f"{who}half-close: the server saw {ends}")
             ends.clear()
             heard.clear()
             client = Client13(bench.connect(server.port, direct=direct), HOST)
             client.handshake()
             client.write(b"POST / HTTP/1.1\r\nHost: site.grade.test\r\nContent-Length: 100\r\n\r\n" + b"x" * 10)
-            _until(lambda: b"x" * 10 in heard)
+            until(lambda: b"x" * 10 in heard)
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             client.sock.close()
-            _until(lambda: bool(ends))
+            until(lambda: bool(ends))
             check(ends == ["reset"], f"{who}RST: the server saw {ends}")
             if direct:
                 bench.directly("scripted client", "answered, reset seen")
@@ -1153,13 +1154,6 @@ def _(bench: Bench) -> str:
     return "answered; RST passed on; nothing upstream without Finished"
 
 
-def _until(condition: Any, seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        check(time.monotonic() < deadline, "it did not come about")
-        time.sleep(0.02)
-
-
 @case("K36", "bytes after close_notify, after a fatal alert", "not passed on")
 def _(bench: Bench) -> str:
     """To a server that reads on after an alert, which no library does: directly it gets what comes behind one."""
@@ -1186,7 +1180,7 @@ def _(bench: Bench) -> str:
             client = Client13(bench.connect(server.port, direct=direct), HOST)
             client.handshake()
             client.write(REQUEST)
-            _until(lambda: bool(heard))
+            until(lambda: bool(heard))
             sent = client.record(tls12.ALERT, between[label]) if between[label] else b""
             client.sock.sendall(sent + behind[what](client))
             time.sleep(0.3)
@@ -1451,7 +1445,7 @@ def _(bench: Bench) -> str:
             for _ in range(pieces):
                 client.send(blob)
             client.sock.unwrap()
-            _until(lambda: bool(taken), 30)
+            until(lambda: bool(taken), 30)
         check(taken == [pieces << 20], f"the upload is exact for {taken} bytes")
         check(watch.grown < most, f"upload: grew by {watch.grown >> 10} KB")
         found.append(watch.grown)
@@ -1507,7 +1501,7 @@ def _(bench: Bench) -> str:
             sizes.clear()
             line = f"head -c {count * 512} /dev/zero | {' '.join(sender)} -quiet -no_ign_eof >/dev/null"
             place.run(["sh", "-c", line], timeout=900, check=False)
-            _until(lambda: bool(sizes), 60)
+            until(lambda: bool(sizes), 60)
             check(sizes == [count * 512], f"{place.name}: {sizes} of {count * 512} bytes in records of 512 arrived")
 
         send(bench.lab.server, 1 << 16)
@@ -1758,7 +1752,7 @@ def _(bench: Bench) -> str:
         for port, sent, received in ports:
             wanted.setdefault(port, []).append((sent, received))
         for port, sizes in wanted.items():
-            _until(lambda: len(bench.log.about(port, server.port, "tls")) >= len(sizes), 8)  # noqa: B023
+            until(lambda: len(bench.log.about(port, server.port, "tls")) >= len(sizes), 8)  # noqa: B023
             records = [one["tls"] for one in bench.log.about(port, server.port, "tls")]
             counted = sorted((one["bytes_toserver"], one["bytes_toclient"]) for one in records)
             if counted != sorted(sizes):
