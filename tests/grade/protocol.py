@@ -21,6 +21,8 @@ from tests.grade.bench import (
     Probe,
     Seen,
     ServerSide,
+    WrongError,
+    blocking,
     check,
     path,
     run_probes,
@@ -317,7 +319,7 @@ def _(bench: Bench) -> str:
 @case("P16", "floods: empty records, warnings, key updates, tickets, change_cipher_spec", "bounded, closed at a cap")
 def _(bench: Bench) -> str:
     """A few of each are no flood: with them the page is served as without nfw. Of change_cipher_spec, of which there is
-    to be none after the handshake, libraries take none."""
+    to be none after the handshake (RFC 8446 5), the client takes none by itself, and nfw may."""
     one = good(bench)
     ends: dict[str, str] = {}
     found: list[str] = []
@@ -373,7 +375,7 @@ def _(bench: Bench) -> str:
             ends.clear()
             seen = bench.visit(server.port, seconds=20)
             until(lambda label=label: label in ends)
-            wanted = "all taken" if label == "tickets" else "closed"
+            wanted = "closed"
             check(ends[label] == wanted and not seen.body, f"{label}: {ends[label]}, {seen}")
             record = bench.verdict(seen, server.port)
             found.append(f"{label} {ends[label]}, {record['nfw']['reason']}")
@@ -497,10 +499,13 @@ def _(bench: Bench) -> str:
 )
 def _(bench: Bench) -> str:
     one = good(bench)
+    left: dict[tuple[str, bool], float] = {}
 
-    def silent(side: ServerSide) -> None:
-        side.sock.recv(1 << 16)
-        side.sock.settimeout(20)
+    def after_hello(side: ServerSide) -> None:
+        tls12.read_hello(side.sock)
+        hear(side)
+
+    def at_once(side: ServerSide) -> None:
         hear(side)
 
     def drip(side: ServerSide) -> None:
@@ -510,22 +515,51 @@ def _(bench: Bench) -> str:
             side.sock.sendall(flight[at : at + 1])
             time.sleep(1)
 
-    found: dict[str, Seen] = {}
-    ends: list[str] = []
+    servers = {"accept": at_once, "ClientHello": after_hello, "drip": drip}
+    found: dict[tuple[str, bool], Seen] = {}
 
-    def visit(label: str, handler: Callable[[ServerSide], None]) -> None:
-        with bench.serving(handler=handler) as server:
-            seen = found[label] = bench.visit(server.port, seconds=20)
-            ends.append(f"{bench.verdict(seen, server.port)['nfw']['reason']}")
+    def visit(label: str, handler: Callable[[ServerSide], None], direct: bool) -> None:
+        def timed(side: ServerSide) -> None:
+            began = time.monotonic()
+            try:
+                blocking(side.sock, 20)
+                handler(side)
+            finally:
+                left[label, direct] = time.monotonic() - began
 
-    threads = [threading.Thread(target=visit, args=item) for item in (("silent", silent), ("drip", drip))]
+        with bench.serving(handler=timed) as server:
+            seen = bench.visit(server.port, direct=direct, seconds=13 if direct else 20)
+            found[label, direct] = seen
+            if not direct:
+                until(lambda: (label, False) in left)
+                reason = bench.verdict(seen, server.port)["nfw"]["reason"]
+                check(reason == "upstream_timeout", f"{label}: {reason}")
+
+    wrong: list[str] = []
+
+    def visited(*item: Any) -> None:
+        try:
+            visit(*item)
+        except WrongError as error:
+            wrong.append(str(error))
+
+    every = [(label, handler, direct) for label, handler in servers.items() for direct in (True, False)]
+    threads = [threading.Thread(target=visited, args=item) for item in every]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for label, seen in found.items():
-        check(seen.end == "reset" and 8 < seen.seconds < 14, f"{label}: {seen} after {seen.seconds:.1f} s")
-    return f"reset after {', '.join(f'{one.seconds:.0f} s' for one in found.values())}"
+    check(not wrong, "; ".join(wrong))
+    for (label, direct), seen in found.items():
+        if direct:
+            bench.directly("validating client", "waits for 12 s and more")
+            check(seen.seconds > 12 and not seen.handshake, f"directly, {label}: {seen} after {seen.seconds:.1f} s")
+        else:
+            check(seen.end == "reset" and 8 < seen.seconds < 14, f"{label}: {seen} after {seen.seconds:.1f} s")
+            gone = left[label, False]
+            check(8 < gone < 14, f"{label}: the server was left after {gone:.1f} s")
+    times = ", ".join(f"{seen.seconds:.0f} s" for (_, direct), seen in found.items() if not direct)
+    return f"reset after {times}, on both sides; the client by itself waits on"
 
 
 @case("P22", "HelloRetryRequest, with a cookie, twice", "served, served, refused")
