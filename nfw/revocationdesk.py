@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 
-from engines.tls.revocation import Finding, Question
+from engines.tls.revocation import Finding, Question, sha256_of
 from nfw import revocationfetcher
 from nfw.histogram import Histogram
 
@@ -61,7 +61,7 @@ class RevocationDesk(Generic[_W]):
 
     def ask(self, question: Question, waiting: _W, now: float, unix_time: float) -> Finding | None:
         """The finding if it is there; otherwise None, and :meth:`answers` will name ``waiting``."""
-        key = question.certificate.fingerprint(hashes.SHA256()), question.issuer.fingerprint(hashes.SHA256())
+        key = sha256_of(question.certificate), sha256_of(question.issuer)
         finding = self._findings.get(key)
         if finding is not None and finding.until > unix_time:
             self._findings.move_to_end(key)
@@ -84,7 +84,7 @@ class RevocationDesk(Generic[_W]):
         """Certificates above ``certificate`` if they are there; otherwise None, and :meth:`answers` names ``waiting``.
 
         They are kept for good, as what verifies them is their signature and dates."""
-        key = certificate.fingerprint(hashes.SHA256()), b""
+        key = sha256_of(certificate), b""
         known = self._issuers.get(key)
         if known is not None:
             self._issuers.move_to_end(key)

@@ -225,12 +225,12 @@ class Rounds:
         if client.open:
             reads = not client.ended and (client.discarding or (not client.paused and session.wants(_TO_SERVER)))
             mask = (_READ if reads else 0) | (_WRITE if client.out else 0)
-            if mask != client.events:
+            if mask != client.events and not _may_wait(client, mask):
                 self._ask(flow, client, mask)
         if upstream is not None and upstream.open:
             reads = not upstream.ended and (upstream.discarding or (not upstream.paused and session.wants(_TO_CLIENT)))
             mask = (_READ if reads else 0) | (_WRITE if upstream.out or flow.connecting else 0)
-            if mask != upstream.events:
+            if mask != upstream.events and not _may_wait(upstream, mask):
                 self._ask(flow, upstream, mask)
         self._deadlines.plan(flow.key, self._due(flow))
 
@@ -244,4 +244,10 @@ class Rounds:
             self._epoll.register(fd, mask)
         else:
             self._epoll.modify(fd, mask)
-        side.events = mask
+        side.events, side.unwanted = mask, False
+
+
+def _may_wait(side: Side, mask: int) -> bool:
+    """All that differs from ``mask`` is that nothing is to be read for now, and by the time something comes it may be
+    again: as a rule so while one side waits for the other's handshake."""
+    return side.events == mask | _READ and not (side.unwanted or side.ended)

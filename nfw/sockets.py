@@ -41,6 +41,7 @@ class Side:
         "resetting",
         "sock",
         "unacked",
+        "unwanted",
         "waiting",
     )
 
@@ -59,6 +60,7 @@ class Side:
         self.resetting = False  # RST once everything before it was delivered
         self.broken = False  # sending failed: the connection is gone, though the kernel may still have bytes to read
         self.hung_up = False  # both directions are over; epoll says so for ever, so it is not asked until we read
+        self.unwanted = False  # it came while nothing was to be read
         self.discarding = False  # what still arrives is read and thrown away
 
     def write(self, data: bytes) -> None:

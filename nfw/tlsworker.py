@@ -426,6 +426,7 @@ class TlsWorker:
         is_client = side is flow.client
         way = _TO_SERVER if is_client else _TO_CLIENT
         if not side.discarding and not mask & select.EPOLLERR and (side.paused or not flow.session.wants(way)):
+            side.unwanted = True
             if mask & select.EPOLLHUP:
                 side.hung_up = True
                 self.rounds.unwatch(side)

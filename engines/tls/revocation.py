@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import functools
 import hashlib
 import itertools
 from collections import OrderedDict
@@ -37,6 +38,7 @@ _RESPONSES = 64  # single responses likewise; a responder was asked for one
 _WEAK = frozenset(("md5", "sha1"))
 _URLS = 4  # of each kind that are tried
 _URL_MAX = 2048
+_REMEMBERED = 1024  # certificates: the same few servers are visited again and again
 
 _MALFORMED = (
     ValueError,
@@ -119,6 +121,7 @@ class CrlIndex:
     only_authorities: bool = False
 
 
+@functools.lru_cache(_REMEMBERED)
 def pointers(certificate: x509.Certificate) -> Pointers:
     """What the certificate says of its own revocation; nothing, where it is malformed."""
     life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
@@ -136,6 +139,12 @@ def ocsp_request(certificate: x509.Certificate, issuer: x509.Certificate) -> byt
     return request.public_bytes(serialization.Encoding.DER)
 
 
+@functools.lru_cache(_REMEMBERED)
+def sha256_of(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of the certificate's DER."""
+    return certificate.fingerprint(hashes.SHA256())
+
+
 class Staples:
     """Findings on stapled responses, so that a server that staples to every client costs one signature check."""
 
@@ -147,7 +156,7 @@ class Staples:
         self, staple: bytes, certificate: x509.Certificate, issuer: x509.Certificate, unix_time: float
     ) -> Finding:
         """As :func:`judge_ocsp`. What is good or revoked is remembered until it ends."""
-        parts = (staple, certificate.fingerprint(hashes.SHA256()), issuer.fingerprint(hashes.SHA256()))
+        parts = (staple, sha256_of(certificate), sha256_of(issuer))
         key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
         known = self._found.get(key)
         if known is not None and known.this_update - SKEW <= unix_time <= known.until:

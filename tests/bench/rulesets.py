@@ -9,6 +9,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from engines.stateless.rule import StatelessAction, StatelessRule
+from tests.lab import SITES
 
 RULES = 1000
 LARGE = 10_000
@@ -37,6 +38,14 @@ tls:
   scopes: [{destination_ports: [443]}]
 stateful: {order: action, rule_files: [bench.rules]}
 """
+
+# As above, and no server that is revoked, or of which nobody knows whether it is.
+CHECKED = TLS.replace("name: tls", "name: checked").replace(
+    "  scopes:",
+    f"""\
+  revocation: {{check: true, allow: [{SITES["listed.test"].ipv4}]}}
+  scopes:""",
+)
 
 
 def stateful_rules(count: int = RULES) -> str:

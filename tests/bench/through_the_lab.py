@@ -16,11 +16,12 @@ from pathlib import Path
 
 from tests.bench import sslsplit
 from tests.bench.measure import Row, by_turns
-from tests.bench.rulesets import LARGE, PACKETS, RULES, TLS, WHOLE, large_policy, stateful_rules
+from tests.bench.rulesets import CHECKED, LARGE, PACKETS, RULES, TLS, WHOLE, large_policy, stateful_rules
 from tests.firewall import Firewall, pids_named, wait_for
 from tests.lab import Lab
 
 SITE = "site-a.test"
+LISTED = "listed.test"  # whose certificate names a revocation list
 PORT = 5999  # nothing else in the lab's server listens there
 BULK_LEAST = 0.6
 GIB_MOST = 1.0  # of the CPU time sslsplit takes for the same bytes
@@ -60,6 +61,7 @@ class LabRows:
         self.packets = firewall.policy("packets", PACKETS)
         self.whole = firewall.policy("whole", WHOLE)
         self.tls = firewall.policy("tls", TLS)
+        self.checked = firewall.policy("checked", CHECKED)
         self.large = firewall.policy("large", large_policy(firewall.dir))
 
     def all(self) -> list[Callable[[], Row]]:
@@ -141,20 +143,23 @@ class LabRows:
             self.fetch(self.firewall.ca)
             return 1.0
 
-        peer, measured = by_turns(lambda: self.split(fetch), lambda: self.inspected(fetch), self.turns)
+        peer, measured = by_turns(
+            lambda: self.split(fetch, SITE), lambda: self.inspected(fetch, self.tls, SITE), self.turns
+        )
         name = "CPU of the HTTPS download, TLS worker"
         return Row(name, "sslsplit", peer, measured, "s/GiB", "less", most=GIB_MOST)
 
     def connection_cost(self) -> Row:
-        """CPU time of the process that decrypts, for one of the new connections, when every cache is warm."""
+        """CPU time of the process that decrypts, for one of the new connections, every check on and every cache
+        warm."""
 
         def connect(ports: str) -> float:
             seconds = CONNECTIONS_SECONDS * self.seconds
-            return self.connect(self.firewall.ca, ports, seconds) * seconds * 1e-3
+            return self.connect(self.firewall.ca, ports, seconds, LISTED) * seconds * 1e-3
 
         peer, measured = by_turns(
-            lambda: self.split(lambda: connect(_THEIR_PORTS), WARM_SECONDS),
-            lambda: self.inspected(lambda: connect(_OUR_PORTS), WARM_SECONDS),
+            lambda: self.split(lambda: connect(_THEIR_PORTS), LISTED, WARM_SECONDS),
+            lambda: self.inspected(lambda: connect(_OUR_PORTS), self.checked, LISTED, WARM_SECONDS),
             self.turns,
         )
         name = "CPU of a new HTTPS connection, TLS worker"
@@ -200,28 +205,28 @@ class LabRows:
             raise RuntimeError(answer.stderr.strip())
         return float(answer.stdout) / 1e6
 
-    def connect(self, ca: Path, ports: str, seconds: float | None = None) -> float:
+    def connect(self, ca: Path, ports: str, seconds: float | None = None, site: str = SITE) -> float:
         """New connections per second, at least one, from these ports. Each side has ports of its own: a router that was
         a client's TLS server a moment ago still has that connection in TIME_WAIT, and its kernel does not forward a
         packet that looks like one of it."""
         self.lab.client.sysctl("ipv4/ip_local_port_range", ports)
-        command = [sys.executable, "-c", _CONNECT, str(ca), self.address, SITE]
+        command = [sys.executable, "-c", _CONNECT, str(ca), self.lab.sites[site].ipv4, site]
         command.append(str(self.seconds if seconds is None else seconds))
         return float(self.lab.client.run(command, timeout=60).stdout)
 
-    def inspected(self, work: Callable[[], float], warming: float = 0.0) -> float:
+    def inspected(self, work: Callable[[], float], policy: Path, site: str, warming: float = 0.0) -> float:
         """CPU seconds of the TLS workers for each unit of work, after ``warming`` seconds of connections to the site,
         one at least; ``work`` returns how many units there were."""
-        with self.running(self.tls):
-            self.connect(self.firewall.ca, _OUR_PORTS, warming)
+        with self.running(policy):
+            self.connect(self.firewall.ca, _OUR_PORTS, warming, site)
             before = self.cpu("nfw tls")
             units = work()
             return (self.cpu("nfw tls") - before) / units
 
-    def split(self, work: Callable[[], float], warming: float = 0.0) -> float:
+    def split(self, work: Callable[[], float], site: str, warming: float = 0.0) -> float:
         """As ``inspected``, of sslsplit."""
         with sslsplit.intercepting(self.lab, self.firewall) as pids:
-            self.connect(self.firewall.ca, _THEIR_PORTS, warming)
+            self.connect(self.firewall.ca, _THEIR_PORTS, warming, site)
             before = _cpu_of(pids)
             units = work()
             return (_cpu_of(pids) - before) / units

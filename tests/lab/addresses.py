@@ -11,7 +11,7 @@ ROUTER_LAN: Final = (IPv4Interface("10.1.0.1/24"), IPv6Interface("fd00:1::1/64")
 ROUTER_WAN: Final = (IPv4Interface("203.0.113.1/24"), IPv6Interface("2001:db8:2::1/64"))
 
 # One address pair per group of sites that must not share an address; see sites.py for who lives where.
-SERVER_HOSTS: Final = (10, 11, 12, 13, 14, 15)
+SERVER_HOSTS: Final = (10, 11, 12, 13, 14, 15, 16)
 
 
 def server_v4(host: int) -> IPv4Address:

@@ -65,7 +65,9 @@ class Authorities:
             issuer = self.unknown
         elif site.proof is Proof.SELF_SIGNED:
             issuer = None
-        certificate = _sign(site.certificate_names[0], key, issuer, start, end, names=site.certificate_names)
+        certificate = _sign(
+            site.certificate_names[0], key, issuer, start, end, names=site.certificate_names, crl_url=site.crl_url
+        )
         chain = certificate_pem(certificate)
         if site.proof is Proof.INTERMEDIATE:
             chain += certificate_pem(self.intermediate.certificate)
@@ -80,6 +82,14 @@ class Authorities:
             issued = self.site(site)
             (folder / f"{site.name}.pem").write_bytes(issued.chain_pem)
             (folder / f"{site.name}.key").write_bytes(issued.key_pem)
+
+    def crl(self) -> bytes:
+        """The root's revocation list (RFC 5280, 5), DER, good for a day: nothing is on it."""
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self.root.certificate.subject)
+        builder = builder.last_update(self.now - _DAY).next_update(self.now + _DAY)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.root.key.public_key())
+        builder = builder.add_extension(x509.CRLNumber(1), critical=False).add_extension(issuer, critical=False)
+        return builder.sign(self.root.key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
     def _authority(self, name: str, issuer: Issued | None = None) -> Issued:
         key = _ec_key()
@@ -96,7 +106,13 @@ def _rsa_key() -> rsa.RSAPrivateKey:
 
 
 def _sign(
-    name: str, key: Key, issuer: Issued | None, start: datetime, end: datetime, names: Sequence[str]
+    name: str,
+    key: Key,
+    issuer: Issued | None,
+    start: datetime,
+    end: datetime,
+    names: Sequence[str],
+    crl_url: str | None = None,
 ) -> x509.Certificate:
     """A certificate for `key`: a leaf for DNS `names`, or an authority where there are none (RFC 5280, 4.2.1)."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -132,4 +148,7 @@ def _sign(
         builder = builder.add_extension(
             x509.SubjectAlternativeName([x509.DNSName(entry) for entry in names]), critical=False
         ).add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    if crl_url is not None:
+        point = x509.DistributionPoint([x509.UniformResourceIdentifier(crl_url)], None, None, None)
+        builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
     return builder.sign(issuer_key, hashes.SHA256())

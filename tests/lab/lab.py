@@ -156,6 +156,9 @@ class Lab(AbstractContextManager["Lab"]):
         self.root_ca_path = certificates / "root.pem"
         self.root_ca_pem = self.root_ca_path.read_bytes()
         write_content(self.www)
+        for site in self.sites.values():
+            if site.crl_url is not None:
+                (self.www / site.name / "root.crl").write_bytes(self.authorities.crl())
 
         configuration = nginx.write_configuration(self.sites.values(), self.dir / "nginx", certificates, self.www)
         services = self._start_services()

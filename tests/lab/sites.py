@@ -12,6 +12,7 @@ class Proof(Enum):
 
     GOOD = auto()  # P-256, issued by the lab's root
     GOOD_RSA = auto()  # RSA-2048, issued by the lab's root
+    LISTED = auto()  # as GOOD, and names a CRL, which the site itself serves
     INTERMEDIATE = auto()  # issued by an intermediate, which the server sends along
     NO_INTERMEDIATE = auto()  # issued by an intermediate, which the server keeps to itself
     EXPIRED = auto()
@@ -52,6 +53,11 @@ class Site:
         return self.ipv4, self.ipv6
 
     @property
+    def crl_url(self) -> str | None:
+        """Where its certificate says that the root's revocation list is."""
+        return f"http://{self.ipv4}/root.crl" if self.proof is Proof.LISTED else None
+
+    @property
     def certificate_names(self) -> tuple[str, ...]:
         """The DNS names in the site's certificate."""
         return self.names or (self.name,)
@@ -77,5 +83,6 @@ SITES: Final = {
         Site("halfchain.test", 13, Proof.NO_INTERMEDIATE),
         Site("tls12.test", 14, tls_versions=("TLSv1.2",)),
         Site("http1.test", 15, http2=False),
+        Site("listed.test", 16, Proof.LISTED),
     )
 }

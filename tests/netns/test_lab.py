@@ -22,7 +22,7 @@ pytestmark = pytest.mark.netns
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = {"IPv4": "-4", "IPv6": "-6"}
-CAREFUL = (Proof.GOOD, Proof.GOOD_RSA, Proof.INTERMEDIATE)
+CAREFUL = (Proof.GOOD, Proof.GOOD_RSA, Proof.LISTED, Proof.INTERMEDIATE)
 
 
 def traces(name: str) -> list[str]:

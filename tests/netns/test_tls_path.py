@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from engines.tls.clienthello import ClientHello, ClientHelloReader
 from nfw.events import timestamp
 from tests.firewall import PATIENCE, Firewall, children, pids_named, wait_for
 from tests.lab import Lab
@@ -669,7 +670,9 @@ def test_a_server_that_cannot_bear_being_offered_a_session(firewall: Firewall) -
     def serve(sock: Any) -> None:
         hello = sock.recv(5, socket.MSG_PEEK | socket.MSG_WAITALL)
         hello = sock.recv(5 + int.from_bytes(hello[3:5], "big"), socket.MSG_PEEK | socket.MSG_WAITALL)
-        offered.append(b"\0\x29" in hello[-400:])  # pre_shared_key, always last
+        said = ClientHelloReader().feed(hello)
+        assert isinstance(said, ClientHello)
+        offered.append(said.has_psk)
         if offered[-1]:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             return
@@ -677,15 +680,18 @@ def test_a_server_that_cannot_bear_being_offered_a_session(firewall: Firewall) -
             conn.recv(1024)
             conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
 
-    before = len(firewall.events("tls"))
+    def records() -> list[dict[str, Any]]:
+        return [record for record in firewall.events("tls") if record["dest_port"] == 9448]
+
+    before = len(records())
     with Server(firewall.lab, serve, port=9448, plain=True):
         for expected in ([False], [False, True, False], [False, True, False, False]):
             there = "--resolve", f"{NAME}:9448:{ADDRESS}"
             answer = firewall.lab.curl(f"https://{NAME}:9448/", *there, cacert=firewall.ca)
             assert answer.stdout == "ok"
             assert offered == expected
-    wait_for(lambda: len(firewall.events("tls")) == before + 3, PATIENCE)
-    remarks = [record["nfw"].get("remarks", []) for record in firewall.events("tls")[before:]]
+    wait_for(lambda: len(records()) == before + 3, PATIENCE)
+    remarks = [record["nfw"].get("remarks", []) for record in records()[before:]]
     assert ["resumption_failed" in one for one in remarks] == [False, True, False]
 
 
