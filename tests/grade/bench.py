@@ -530,6 +530,7 @@ class Bench:
         if strict:
             if direct:
                 context.load_verify_locations(self.firewall.dir / "anchors.pem", cadata=self.trust.public.der)
+                context.set_ciphers("DEFAULT:@SECLEVEL=2")  # OpenSSL's; Python's depend on who has built it
             else:
                 context.load_verify_locations(self.firewall.ca)
         else:
@@ -900,6 +901,8 @@ def run_probe(bench: Bench, probe: Probe) -> str:
             if wrong:
                 who = "validating" if strict else "careless"
                 return f"{probe.name}: {who} client: {wrong}"
+    if probe.page and probe.expected == ("UNKNOWN",) and not bench.web.asked(probe.page):
+        return f"{probe.name}: nobody was asked"
     if probe.expected != OK and isinstance(server, RealServer) and (told := server.told()):
         return f"{probe.name}: in the end it had heard {told}"
     return ""

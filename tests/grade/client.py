@@ -809,7 +809,10 @@ def _(bench: Bench) -> str:
             x509.load_der_x509_certificate(seen.certificate).verify_directly_issued_by(new)
             attempts += 2
         wanted = attempts + len(sessions)
-        check(server.handshakes == wanted, f"{server.handshakes} upstream handshakes for {wanted} connections")
+        # Where the client refuses its leaf, the server of TLS 1.3 does not hear that its handshake is done.
+        unfinished = sum(context.maximum_version == ssl.TLSVersion.TLSv1_3 for context, _ in sessions)
+        check(server.accepted == wanted, f"{server.accepted} connections to the server for {wanted} of clients")
+        check(server.handshakes >= wanted - unfinished, f"{server.handshakes} upstream handshakes for {wanted}")
     return f"{attempts} attempts, 0 resumed; the new CA's leafs after the rotation; directly resumed"
 
 
@@ -836,20 +839,23 @@ def _(bench: Bench) -> str:
         client = dialogue(bench, server.port, extra=[extension(49, b"")])
         check(49 not in client.server_extensions, "post-handshake authentication was answered")
         server.forget()
-        client = Client13(bench.connect(server.port), HOST)
-        client.start()
-        normal = client.send
+        for direct in (True, False):
+            client = Client13(bench.connect(server.port, direct=direct), HOST)
+            client.start()
 
-        def send(kind: int, data: bytes, pad: int = 0) -> None:
-            if kind == HANDSHAKE and data[0] == 20:
-                normal(HANDSHAKE, tls12.message(11, b"\0" + vector(vector(good(bench).der, 3) + b"\0\0", 3)))
-            normal(kind, data, pad)
+            def send(kind: int, data: bytes, pad: int = 0, normal: Callable[..., None] = client.send) -> None:
+                if kind == HANDSHAKE and data[0] == 20:
+                    normal(HANDSHAKE, tls12.message(11, b"\0" + vector(vector(good(bench).der, 3) + b"\0\0", 3)))
+                normal(kind, data, pad)
 
-        client.send = send  # type: ignore[method-assign]
-        client.handshake()
-        client.write(REQUEST)
-        body, end = client.read_all()
-        check(not body and not server.got, f"{body!r} {end}")
+            client.send = send  # type: ignore[method-assign]
+            client.handshake()
+            client.write(REQUEST)
+            body, end = client.read_all()
+            if direct:
+                bench.directly("scripted client, a certificate unasked", end)
+            check(not body and not server.got, f"{'directly, ' * direct}{body!r} {end}")
+        check(end == "alert 10", f"an unasked certificate: {end}")
     return f"an unasked certificate ends the flow ({end})"
 
 
@@ -1004,6 +1010,7 @@ def _(bench: Bench) -> str:
     with plain(bench) as server:
         wrong = {}
         for label, data in starts.items():
+            bench.directly(label, bench.raw(server.port, data, direct=True, seconds=0.5))
             seen = bench.raw(server.port, data)
             status = bench.verdict(seen, server.port)["nfw"]["status"]
             good_ = status == "NOT_TLS" and not seen.raw and seen.end == "reset" and seen.seconds < 1
@@ -1661,12 +1668,17 @@ def inspected_page(bench: Bench) -> str:
 
 @case("K45", "the same addresses and ports again at once", "verdicts of their own")
 def _(bench: Bench) -> str:
+    """A flow that was served is ended by the server, so that nfw's socket is in TIME_WAIT when the next one begins; one
+    that was not is reset."""
     bad = leaf(bench.trust.unknown, HOST)
     with plain(bench) as server:
         good_context = server.context
         bad_context = server_context(bad)
-        outcomes = []
-        for context in (good_context, bad_context, good_context, bad_context):
+        server.context = bad_context
+        bench.control(server.port, kinds=(False,), body=PAGE)
+        bench.control(server.port, kinds=(True,), served=False)
+        outcomes, waiting = [], []
+        for context in (good_context, bad_context, good_context, bad_context, good_context, good_context):
             server.context = context
             with bench.lab.in_namespace("client"):
                 sock = socket.socket()
@@ -1684,13 +1696,17 @@ def _(bench: Bench) -> str:
                 conn.sendall(REQUEST)
                 while data := conn.recv(1000):
                     body += data
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                with socket.socket(fileno=os.dup(conn.fileno())) as plain_:
+                    plain_.settimeout(10)
+                    plain_.recv(1)  # FIN, so that it is not the client who waits
             sock.close()
-            time.sleep(0.05)
+            time.sleep(0.1)
             outcomes.append(PAGE in body)
-        check(outcomes == [True, False, True, False], f"{outcomes}")
-    return "served, blocked, served, blocked"
+            told = bench.lab.router.run(["ss", "-Htan", "state", "time-wait", "dport", "=", ":9999"]).stdout
+            waiting.append(bool(told.strip()))
+        check(outcomes == [True, False, True, False, True, True], f"{outcomes}")
+        check(waiting[0] and waiting[2] and waiting[4], f"nfw's socket in TIME_WAIT: {waiting}")
+    return "served, blocked, served, blocked, served, served; in TIME_WAIT after each that was served"
 
 
 @case(

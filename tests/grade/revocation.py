@@ -173,7 +173,7 @@ def listed(
     number = next(_serial)
     one = lasting(by or bench.trust.root, extra=[pki.crl_points(bench.web.url(f"list-{number}"))])
     bench.web.put(f"list-{number}", _page(make(one)))
-    return Probe(label, nginx(one), expected, after=expected != OK, **how)
+    return Probe(label, nginx(one), expected, after=expected != OK, page=f"list-{number}", **how)
 
 
 def together(bench: Bench, found: list[Probe]) -> str:
