@@ -752,10 +752,15 @@ class Bench:
         wait_for(alone, 10)
         return found[0]
 
+    def _workers(self) -> list[int]:
+        found = pids_named(self.firewall.pid(), "nfw tls")
+        check(bool(found), "there is no TLS worker")
+        return found
+
     def cpu(self) -> float:
         """Seconds of CPU the TLS workers have had."""
         ticks = 0
-        for pid in pids_named(self.firewall.pid(), "nfw tls"):
+        for pid in self._workers():
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
@@ -763,7 +768,7 @@ class Bench:
     def memory(self) -> int:
         """Bytes the TLS workers have in memory."""
         pages = 0
-        for pid in pids_named(self.firewall.pid(), "nfw tls"):
+        for pid in self._workers():
             pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 

@@ -254,15 +254,23 @@ def _(bench: Bench) -> str:
         side.read_until(b"\r\n\r\n")
         side.write(b"first ")
         assert side.tls is not None
+        finished = side.tls.get_finished()
         side.tls.renegotiate()
         side.tls.do_handshake()
         side.write(b"goes on")
+        # The client's hello comes with whatever it says next, and only then is there a second handshake.
+        side.read()
+        renegotiated.append(side.tls.get_finished() != finished)
 
+    renegotiated: list[bool] = []
     context = server_context(good(bench), versions=TLS12, configure=lambda one: one.set_options(0))
     with bench.serving(context=context, handler=asks) as server:
+        got = bench.visit(server.port, direct=True, seconds=2)
+        bench.directly("validating client, HelloRequest", "renegotiates")
         got = bench.visit(server.port)
         check(got.body in (b"first ", b"first goes on"), f"after HelloRequest: {got}")
-        check(server.handshakes == 1, f"{server.handshakes} handshakes")
+        until(lambda: len(renegotiated) == 2)
+        check(renegotiated == [True, False], f"renegotiated by the client directly, and by nfw: {renegotiated}")
         check(got.end in ("clean", "cut", "reset"), f"the flow ended by {got.end}")
     return f"{seen}; HelloRequest declined, the flow {'went on' if b'goes on' in got.body else 'ended'}"
 
@@ -291,6 +299,7 @@ def _(bench: Bench) -> str:
     over = b"\1\x40\0" + b"x" * 16  # a request that says it has 16 KB
     one = good(bench)
     heard: list[bytes] = []
+    said: list[bytes] = []
 
     def after(stream: Stream13) -> None:
         stream.read()
@@ -306,14 +315,18 @@ def _(bench: Bench) -> str:
     found = run_probes(bench, [Probe("without", Server13(path(one), one.key, page).handler)])
     for handler in (Server13(path(one), one.key, after).handler, early):
         with bench.serving(handler=handler) as server:
+            directly = bench.visit(server.port, direct=True)
+            until(lambda: bool(heard))
+            bench.directly("validating client, asked for one", f"says {len(heard.pop())} bytes, {directly.outcome()}")
             seen = bench.visit(server.port)
             check(not seen.body, f"client saw {seen}")
-            time.sleep(0.1)
+            until(lambda: bool(heard))
+            said.append(heard.pop())
     with bench.serving(context=server_context(one)) as server:
         seen = bench.raw(server.port, tls12.record(tls12.HEARTBEAT, over))
         check(len(seen.raw) < 10, f"{len(seen.raw)} bytes came back to the client")
-    check(all(len(one) < 40 for one in heard), f"the server heard {[len(one) for one in heard]} bytes")
-    return f"without {found}; no heartbeat answered; the servers heard at most {max(map(len, heard))} bytes"
+    check(all(len(one) < 40 for one in said), f"the server heard {[len(one) for one in said]} bytes")
+    return f"without {found}; no heartbeat answered; the servers heard at most {max(map(len, said))} bytes"
 
 
 @case("P16", "floods: empty records, warnings, key updates, tickets, change_cipher_spec", "bounded, closed at a cap")
@@ -625,12 +638,17 @@ def _(bench: Bench) -> str:
     def later(stream: Stream13) -> None:
         stream.read()
         request = tls12.vector(b"context", 1) + tls12.vector(tls12.extension(13, tls12.vector(b"\4\3", 2)), 2)
-        stream.send(HANDSHAKE, tls12.message(13, request))
-        stream.read_all()
+        if asks:
+            stream.send(HANDSHAKE, tls12.message(13, request))
+        stream.write(b"GRADE")  # whatever the answer is
+        stream.close_notify()
 
     with bench.serving(handler=Server13(path(one), one.key, later).handler) as server:
-        got = bench.visit(server.port)
-        check(not got.body and got.end != "timeout", f"post-handshake: {got}")
+        for asks in (False, True):
+            got = bench.visit(server.port, direct=True)
+            bench.directly(f"validating client, {'' if asks else 'not '}asked later", got)
+            got = bench.visit(server.port)
+            check(got.body == b"GRADE" * (not asks) and got.end != "timeout", f"post-handshake, asked {asks}: {got}")
     return f"{seen}; required of 1.3 and post-handshake end the flow"
 
 
