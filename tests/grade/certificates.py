@@ -168,9 +168,16 @@ def _(bench: Bench) -> list[Probe]:
     root = bench.trust.root
     between = middle(root, signature=lambda one: pki.flip(one, -2))
     return [
-        Probe("signature", nginx(leaf(root, HOST, signature=lambda one: pki.flip(one, -2))), INVALID),
-        Probe("serial", nginx(leaf(root, HOST, tamper=lambda one: pki.flip(one, 16))), INVALID),
-        Probe("intermediate", nginx(leaf(between, HOST)), INVALID),
+        Probe(
+            "signature",
+            nginx(leaf(root, HOST, signature=lambda one: pki.flip(one, -2))),
+            INVALID,
+            reason="signature failure",
+        ),
+        Probe(
+            "serial", nginx(leaf(root, HOST, tamper=lambda one: pki.flip(one, 16))), INVALID, reason="signature failure"
+        ),
+        Probe("intermediate", nginx(leaf(between, HOST)), INVALID, reason="signature failure"),
     ]
 
 
@@ -298,7 +305,9 @@ def _(bench: Bench) -> list[Probe]:
 
 @probes("C19", "intermediate of X.509 version 1", "INVALID")
 def _(bench: Bench) -> list[Probe]:
-    return [Probe("v1", nginx(leaf(middle(bench.trust.root, version=1), HOST)), INVALID)]
+    return [
+        Probe("v1", nginx(leaf(middle(bench.trust.root, version=1), HOST)), INVALID, reason="invalid CA certificate")
+    ]
 
 
 @probes("C20", "intermediate that is no CA", "INVALID")
@@ -307,15 +316,15 @@ def _(bench: Bench) -> list[Probe]:
     none = middle(root, extensions=[key_usage("key_cert_sign")])
     false = middle(root, extensions=[basic(False), key_usage("key_cert_sign", "digital_signature")])
     return [
-        Probe("no basicConstraints", nginx(leaf(none, HOST)), INVALID),
-        Probe("CA:FALSE", nginx(leaf(false, HOST)), INVALID),
+        Probe("no basicConstraints", nginx(leaf(none, HOST)), INVALID, reason="invalid CA certificate"),
+        Probe("CA:FALSE", nginx(leaf(false, HOST)), INVALID, reason="invalid CA certificate"),
     ]
 
 
 @probes("C21", "a leaf that issues", "INVALID")
 def _(bench: Bench) -> list[Probe]:
     host = leaf(bench.trust.root, "mine.grade.test")
-    return [Probe("leaf as CA", nginx(leaf(host, HOST)), INVALID)]
+    return [Probe("leaf as CA", nginx(leaf(host, HOST)), INVALID, reason="invalid CA certificate")]
 
 
 @probes("C22", "path length", "INVALID where too long; self-issued certificates are not counted")
@@ -329,7 +338,7 @@ def _(bench: Bench) -> list[Probe]:
     return [
         Probe("kept", nginx(fine)),
         Probe("kept, one", nginx(two)),
-        Probe("violated", nginx(low), INVALID),
+        Probe("violated", nginx(low), INVALID, reason="path length constraint exceeded"),
         Probe("self-issued", nginx(leaf(again, HOST))),
     ]
 
@@ -345,17 +354,20 @@ def _(bench: Bench) -> list[Probe]:
         expected: Any = INVALID,
         host: str = HOST,
         alone: str = "",
+        reason: str = "",
         **how: Any,
     ) -> Probe:
         between = middle(root, "Bound", extra=[ext(x509.NameConstraints(permitted, excluded), True)])
         names = how.pop("names", (host,))
-        return Probe(label, nginx(leaf(between, *names, **how)), expected, host, alone=alone)
+        if not reason and expected != OK:
+            reason = "permitted subtree violation" if permitted else "excluded subtree violation"
+        return Probe(label, nginx(leaf(between, *names, **how)), expected, host, alone=alone, reason=reason)
 
     place, other = x509.DNSName("grade.test"), x509.DNSName("other.test")
     address = x509.IPAddress(ipaddress.ip_network("198.51.100.0/24"))
-    here = x509.IPAddress(ipaddress.ip_address("198.51.100.7"))
+    here, there = (x509.IPAddress(ipaddress.ip_address(text)) for text in ("198.51.100.7", "192.0.2.7"))
     company = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Good")])
-    bad = name(HOST, ("2.5.4.10", "Evil"))
+    bad, fine = name(HOST, ("2.5.4.10", "Evil")), name("", ("2.5.4.10", "Good"))
     return [
         below("excluded", None, [place]),
         below("permitted, missed", [other]),
@@ -363,10 +375,17 @@ def _(bench: Bench) -> list[Probe]:
         below("excluded, kept", None, [other], expected=OK),
         below("one name of two outside", [place], names=(HOST, "x.other.test")),
         below("excluded address", None, [address], alternative=san(x509.DNSName(HOST), here)),
+        below("excluded address, kept", None, [address], alternative=san(x509.DNSName(HOST), there), expected=OK),
         below("permitted dirName, missed", [x509.DirectoryName(company), place], subject=bad),
+        below("permitted dirName, kept", [x509.DirectoryName(company), place], subject=fine, expected=OK),
         below("leading dot", [x509.DNSName(".other.test")]),
         below(
-            "excluded below a wildcard", None, [x509.DNSName("bad.grade.test")], names=("*.grade.test",), alone="served"
+            "excluded below a wildcard",
+            None,
+            [x509.DNSName("bad.grade.test")],
+            names=("*.grade.test",),
+            alone="served",
+            reason="excluded name constraint",
         ),
         below(
             "common name alone", [place], names=(), subject=name("x.other.test"), alternative=dns(HOST), expected=(OK)
@@ -377,7 +396,7 @@ def _(bench: Bench) -> list[Probe]:
 @probes("C24", "intermediate whose keyUsage lacks keyCertSign", "INVALID")
 def _(bench: Bench) -> list[Probe]:
     one = middle(bench.trust.root, usage=("digital_signature", "crl_sign"))
-    return [Probe("no keyCertSign", nginx(leaf(one, HOST)), INVALID)]
+    return [Probe("no keyCertSign", nginx(leaf(one, HOST)), INVALID, reason="invalid CA certificate")]
 
 
 @probes("C25", "extended key usage of something else", "INVALID")
@@ -385,9 +404,24 @@ def _(bench: Bench) -> list[Probe]:
     root = bench.trust.root
     client, code = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.CODE_SIGNING
     return [
-        Probe("leaf clientAuth", nginx(leaf(root, HOST, purposes=eku(client))), INVALID),
-        Probe("leaf codeSigning", nginx(leaf(root, HOST, purposes=eku(code))), INVALID),
-        Probe("intermediate clientAuth", nginx(leaf(middle(root, extra=[eku(client)]), HOST)), INVALID),
+        Probe(
+            "leaf clientAuth",
+            nginx(leaf(root, HOST, purposes=eku(client))),
+            INVALID,
+            reason="unsuitable certificate purpose",
+        ),
+        Probe(
+            "leaf codeSigning",
+            nginx(leaf(root, HOST, purposes=eku(code))),
+            INVALID,
+            reason="unsuitable certificate purpose",
+        ),
+        Probe(
+            "intermediate clientAuth",
+            nginx(leaf(middle(root, extra=[eku(client)]), HOST)),
+            INVALID,
+            reason="unsuitable certificate purpose",
+        ),
     ]
 
 
@@ -396,7 +430,12 @@ def _(bench: Bench) -> list[Probe]:
     any_usage = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
     return [
         Probe("absent", nginx(leaf(bench.trust.root, HOST, purposes=None))),
-        Probe("any", nginx(leaf(bench.trust.root, HOST, purposes=eku(any_usage))), INVALID),
+        Probe(
+            "any",
+            nginx(leaf(bench.trust.root, HOST, purposes=eku(any_usage))),
+            INVALID,
+            reason="unsuitable certificate purpose",
+        ),
     ]
 
 
@@ -404,20 +443,28 @@ def _(bench: Bench) -> list[Probe]:
 def _(bench: Bench) -> list[Probe]:
     one = leaf(bench.trust.root, HOST, usage=("key_agreement",))
     return [
-        Probe("keyAgreement, 1.3", nginx(one), INVALID, alone="served"),
-        Probe("keyAgreement, 1.2", scripted(one), INVALID, direct=False),
+        Probe("keyAgreement, 1.3", nginx(one), INVALID, reason="digitalSignature", alone="served"),
+        Probe("keyAgreement, 1.2", scripted(one), INVALID, reason="bad ecc cert", direct=False),
     ]
 
 
 @probes("C28", "leaf with keyCertSign, no CA", "INVALID")
 def _(bench: Bench) -> list[Probe]:
     one = leaf(bench.trust.root, HOST, usage=("digital_signature", "key_cert_sign"))
-    return [Probe("keyCertSign", nginx(one), INVALID, alone="served")]
+    return [Probe("keyCertSign", nginx(one), INVALID, reason="keyCertSign", alone="served")]
 
 
 @probes("C29", "leaf that is a CA", "INVALID")
 def _(bench: Bench) -> list[Probe]:
-    return [Probe("CA:TRUE", nginx(leaf(bench.trust.root, HOST, constraints=basic(True))), INVALID, alone="served")]
+    return [
+        Probe(
+            "CA:TRUE",
+            nginx(leaf(bench.trust.root, HOST, constraints=basic(True))),
+            INVALID,
+            reason="is a CA certificate",
+            alone="served",
+        )
+    ]
 
 
 @probes("C30", "wildcard", "one label served; none and two are NAME_MISMATCH")
@@ -651,9 +698,14 @@ def _(bench: Bench) -> list[Probe]:
     root = bench.trust.root
     critical, plain = ("1.3.6.1.4.1.99999.1", True, b"\x05\0"), ("1.3.6.1.4.1.99999.1", False, b"\x05\0")
     return [
-        Probe("leaf", nginx(leaf(root, HOST, extra=[critical])), INVALID),
-        Probe("intermediate", nginx(leaf(middle(root, extra=[critical]), HOST)), INVALID),
-        Probe("root", nginx(leaf(bench.trust.critical, HOST)), INVALID),
+        Probe("leaf", nginx(leaf(root, HOST, extra=[critical])), INVALID, reason="unhandled critical extension"),
+        Probe(
+            "intermediate",
+            nginx(leaf(middle(root, extra=[critical]), HOST)),
+            INVALID,
+            reason="unhandled critical extension",
+        ),
+        Probe("root", nginx(leaf(bench.trust.critical, HOST)), INVALID, reason="unhandled critical extension"),
         Probe("not critical", nginx(leaf(middle(root, extra=[plain]), HOST, extra=[plain]))),
     ]
 
@@ -661,22 +713,31 @@ def _(bench: Bench) -> list[Probe]:
 @probes("C43", "malformed: DER, duplicate extension, serial, time", "INVALID (or no handshake), no crash")
 def _(bench: Bench) -> list[Probe]:
     root = bench.trust.root
-    statuses = INVALID
+    unread = "ASN1 lib"
 
-    def raw(label: str, one: Issued) -> Probe:
-        return Probe(label, Server13(path(one), one.key, page).handler, statuses, direct=False)
+    def raw(label: str, one: Issued, reason: str) -> Probe:
+        return Probe(label, Server13(path(one), one.key, page).handler, INVALID, direct=False, reason=reason)
 
     good = leaf(root, HOST)
     return [
-        raw("DER in an extension", leaf(root, HOST, alternative=("2.5.29.17", False, b"\x30\x84\xff\xff"))),
-        raw("duplicate extension", leaf(root, HOST, extra=[dns(HOST)])),
-        raw("negative serial", leaf(root, HOST, serial=-5)),
-        raw("serial of 21 bytes", leaf(root, HOST, serial=1 << 165)),
-        raw("bad UTCTime", leaf(root, HOST, times=pki.seq(pki.tlv(0x17, b"999999999999Z"), pki.tlv(0x17, b"xx")))),
-        Probe("cut short", scripted([good.der[:-20]], good.key), statuses, direct=False),
-        Probe("empty", scripted([b""]), statuses, direct=False),
+        Probe("nothing wrong", Server13(path(good), good.key, page).handler),
+        raw(
+            "DER in an extension",
+            leaf(root, HOST, alternative=("2.5.29.17", False, b"\x30\x84\xff\xff")),
+            "subject_alternative_name",
+        ),
+        raw("duplicate extension", leaf(root, HOST, extra=[dns(HOST)]), "Duplicate"),
+        raw("negative serial", leaf(root, HOST, serial=-5), "negative"),
+        raw("serial of 21 bytes", leaf(root, HOST, serial=1 << 165), "more than 20 bytes"),
+        raw(
+            "bad UTCTime",
+            leaf(root, HOST, times=pki.seq(pki.tlv(0x17, b"999999999999Z"), pki.tlv(0x17, b"xx"))),
+            unread,
+        ),
+        Probe("cut short", scripted([good.der[:-20]], good.key), INVALID, direct=False, reason=unread),
+        Probe("empty", scripted([b""]), INVALID, direct=False, reason=unread),
         Probe("none", scripted([]), PROTOCOL, direct=False),
-        Probe("noise", scripted([os.urandom(900)]), statuses, direct=False),
+        Probe("noise", scripted([os.urandom(900)]), INVALID, direct=False, reason=unread),
     ]
 
 
@@ -688,13 +749,13 @@ def _(bench: Bench) -> list[Probe]:
     deep = root
     for number in range(60):
         deep = middle(deep, f"Depth {number}", key=root.key)
-    limit = INVALID
+    large = "excessive message size"
     big = leaf(root, HOST, extra=[("1.3.6.1.4.1.99999.2", False, pki.tlv(4, os.urandom(60_000)))])
     return [
         Probe("1,000 names", nginx(thousand)),
-        Probe("10,000 names", nginx(ten), limit, direct=False),  # no OpenSSL reads as much
-        Probe("60 deep", nginx(leaf(deep, HOST)), INVALID, alone="served"),
-        Probe("over 100 KB", nginx([big.der, big.der], big.key), limit, direct=False),
+        Probe("10,000 names", nginx(ten), INVALID, direct=False, reason=large),  # no OpenSSL reads as much
+        Probe("60 deep", nginx(leaf(deep, HOST)), INVALID, alone="served", reason="chain too long"),
+        Probe("over 100 KB", nginx([big.der, big.der], big.key), INVALID, direct=False, reason=large),
     ]
 
 
@@ -824,9 +885,18 @@ def _(bench: Bench) -> list[Probe]:
     one = leaf(bench.trust.root, HOST)
     return [
         Probe("1.2, its own key", scripted(one)),
-        Probe("1.2, another", scripted(one, pki.EcKey()), INVALID, direct=False, alone="refused"),
+        Probe(
+            "1.2, another", scripted(one, pki.EcKey()), INVALID, reason="bad signature", direct=False, alone="refused"
+        ),
         Probe("1.3, its own key", Server13(path(one), one.key, page).handler),
-        Probe("1.3, another", Server13(path(one), pki.EcKey(), page).handler, INVALID, direct=False, alone="refused"),
+        Probe(
+            "1.3, another",
+            Server13(path(one), pki.EcKey(), page).handler,
+            INVALID,
+            reason="bad signature",
+            direct=False,
+            alone="refused",
+        ),
     ]
 
 

@@ -30,6 +30,8 @@ from engines.tls.verify import (
 from tests.grade import pki
 from tests.unit.tlskit import DAY, NOW, Authority, Peer, server_peer
 
+GOOD = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Good")])
+
 
 @pytest.fixture(scope="module")
 def root() -> Authority:
@@ -249,6 +251,26 @@ def test_a_signature_that_does_not_fit(identified: bool, name: str, status: Stat
     good = pki.leaf(by, "a.test", extensions=None if identified else bare)
     peer = server_peer(good.parsed, good.key.key, chain)
     assert isinstance(handshake(UpstreamVerifier([root.parsed]), peer, "a.test", time.time()), ServerChain)
+
+
+@pytest.mark.parametrize(
+    ("permitted", "organisation", "outcome"),
+    [
+        ([x509.DirectoryName(GOOD), x509.DNSName("test")], "Good", "constraint"),
+        ([x509.DirectoryName(GOOD), x509.DNSName("test")], "Evil", Status.INVALID),
+        ([x509.DirectoryName(GOOD), x509.DNSName("other.test")], "Good", Status.INVALID),
+        ([x509.DNSName("test")], "Evil", None),
+    ],
+)
+def test_a_constraint_the_second_path_cannot_judge_is_the_firsts(
+    root: Authority, permitted: list[x509.GeneralName], organisation: str, outcome: Status | str | None
+) -> None:
+    between = Authority("Bound", root, extra=[(x509.NameConstraints(permitted, None), True)])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, organisation)])
+    certificate, key = between.issue("a.test", subject=subject)
+    peer = server_peer(certificate, key, [between.certificate])
+    found = handshake(UpstreamVerifier([root.certificate]), peer, "a.test")
+    assert (found.status if isinstance(found, Refusal) else found.exception) == outcome, found
 
 
 @pytest.mark.parametrize("passed", [frozenset(), frozenset([Status.WEAK, Status.INVALID])])
