@@ -772,9 +772,27 @@ class Bench:
             pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def mints(self) -> int:
+        """Leafs the workers have had to ask for so far."""
+        return sum(one["leaf_cache"]["misses"] for one in _with_leafs(self.firewall.status()))
+
     def verdict(self, seen: Seen, port: int, seconds: float = 8.0) -> dict[str, Any]:
         """The log's tls record of what a client saw."""
         return self.log.wait(seen.port, port, "tls", seconds)
+
+
+def _with_leafs(told: Any) -> list[dict[str, Any]]:
+    """Every mapping with counters of leafs in what `nfw status` says."""
+    found = []
+    if isinstance(told, dict):
+        if "leaf_cache" in told:
+            found.append(told)
+        for value in told.values():
+            found += _with_leafs(value)
+    elif isinstance(told, list):
+        for value in told:
+            found += _with_leafs(value)
+    return found
 
 
 class Open:

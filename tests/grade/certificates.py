@@ -102,13 +102,19 @@ def _(bench: Bench) -> list[Probe]:
     ]
 
 
-@probes("C05", "valid chain, other name", "NAME_MISMATCH, nothing minted")
-def _(bench: Bench) -> list[Probe]:
-    other = nginx(leaf(bench.trust.root, "other.grade.test"))
-    return [
-        Probe("tls 1.3", other, NAME),
+@case("C05", "valid chain, other name", "NAME_MISMATCH, nothing minted", alone=True)
+def _(bench: Bench) -> str:
+    other = leaf(bench.trust.root, "other.grade.test")
+    before = bench.mints()
+    found = [
+        Probe("tls 1.3", nginx(other), NAME),
         Probe("chain of two", nginx(leaf(middle(bench.trust.root), "x.test")), NAME),
     ]
+    seen = run_probes(bench, found)
+    check(bench.mints() == before, f"{bench.mints() - before} leafs asked for")
+    served = run_probes(bench, [Probe("by its own name", nginx(other), OK, "other.grade.test")])
+    check(bench.mints() == before + 1, f"{bench.mints() - before} leafs asked for where one is needed")
+    return f"{seen}, no leaf; by its own name {served}, one leaf"
 
 
 @probes("C06", "an allowed SNI towards another's address", "UNTRUSTED / NAME_MISMATCH")

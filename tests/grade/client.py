@@ -1847,12 +1847,12 @@ def _(bench: Bench) -> str:
         bench.control(server.port, kinds=(True,), served=False)
         # The memory that all which are open at a time take, and full caches, are no growth.
         _names(bench, server, range(count, count + 500))
-        before, memory = _mints(bench), bench.memory()
+        before, memory = bench.mints(), bench.memory()
         began = time.monotonic()
         answers = _names(bench, server, range(count))
         rate = count / (time.monotonic() - began)
         grown = bench.memory() - memory
-        asked = _mints(bench) - before
+        asked = bench.mints() - before
         check(asked == 0, f"{asked} leafs asked for")
         told = [one for one in answers if one]
         check(not any(one[0] == HANDSHAKE for one in told), "a client was answered with a handshake")
@@ -1860,13 +1860,8 @@ def _(bench: Bench) -> str:
         check(grown < 32 << 20, f"grew by {grown >> 20} MB")
         bench.log.skip()
         check(not inspected_page(bench), "not served after it")
-        check(_mints(bench) > before, "leafs are not counted")
+        check(bench.mints() > before, "leafs are not counted")
     return f"{count} names at {rate:.0f}/s, 0 leafs, memory grew by {grown / 1e6:.1f} MB"
-
-
-def _mints(bench: Bench) -> int:
-    """Leafs the worker has had to ask for so far."""
-    return sum(one["leaf_cache"]["misses"] for one in _workers(bench.firewall.status()))
 
 
 def _names(bench: Bench, server: Any, numbers: Sequence[int]) -> list[bytes]:
@@ -1889,20 +1884,6 @@ def _shown(got: bytes) -> bytes:
     return b""
 
 
-def _workers(told: Any) -> list[dict[str, Any]]:
-    """Every mapping with counters in what `nfw status` says."""
-    found = []
-    if isinstance(told, dict):
-        if "leaf_cache" in told:
-            found.append(told)
-        for value in told.values():
-            found += _workers(value)
-    elif isinstance(told, list):
-        for value in told:
-            found += _workers(value)
-    return found
-
-
 @case("K49", "a wildcard server, 100,000 of its names", "one leaf", alone=True)
 def _(bench: Bench) -> str:
     count = bench.size(100_000, 500)
@@ -1910,12 +1891,12 @@ def _(bench: Bench) -> str:
     with bench.serving(nginx(leaf(bench.trust.root, "*.grade.test"))) as server:
         bench.control(server.port)
         _names(bench, server, range(count, count + 500))
-        before, memory, began = _mints(bench), bench.memory(), time.monotonic()
+        before, memory, began = bench.mints(), bench.memory(), time.monotonic()
         check(before > 0, "leafs are not counted")
         shown = {_shown(got) for got in _names(bench, server, range(count))}
         rate = count / (time.monotonic() - began)
         check(len(shown) == 1 and b"" not in shown, f"{len(shown)} leafs")
-        asked, grown = _mints(bench) - before, bench.memory() - memory
+        asked, grown = bench.mints() - before, bench.memory() - memory
         check(asked == 0, f"{asked} more leafs asked for")
         check(grown < 32 << 20, f"grew by {grown >> 20} MB")
         check(not inspected(bench, bench.visit(server.port, "last.grade.test")), "not served after it")
