@@ -31,6 +31,7 @@ from tests.grade.policies import POLICIES, RULES
 from tests.grade.real import ANY_LEVEL, SERVERS, Nginx, RealServer, SServer, start
 from tests.grade.trust import Trust
 from tests.lab import Lab
+from tests.lab.lab import Role
 
 ADDRESS = "203.0.113.10"
 SPARE = "203.0.113.12"
@@ -499,6 +500,33 @@ class Bench:
             yield server
         finally:
             server.close()
+
+    @contextlib.contextmanager
+    def ears(self, *places: tuple[Role, str, int]) -> Iterator[Callable[[], list[str]]]:
+        """Listeners in a namespace, at an address and port, that the router can reach. Yields what tells where anybody
+        has connected. Raises OSError where the router cannot."""
+        listeners = {}
+        try:
+            for role, address, port in places:
+                with self.lab.in_namespace(role):
+                    listener = listeners[f"{address}:{port}"] = socket.create_server((address, port))
+                with self.lab.in_namespace("router"):
+                    socket.create_connection((address, port), 2.0).close()
+                listener.accept()[0].close()
+                listener.setblocking(False)
+
+            def heard() -> list[str]:
+                found = []
+                for where, listener in listeners.items():
+                    with contextlib.suppress(BlockingIOError):
+                        listener.accept()[0].close()
+                        found.append(where)
+                return found
+
+            yield heard
+        finally:
+            for listener in listeners.values():
+                listener.close()
 
     def connect(
         self,

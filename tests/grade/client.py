@@ -751,6 +751,7 @@ def _(bench: Bench) -> str:
                 context = bench.client_context(strict=True)
                 direct = bench.visit(server.port, strict=False, direct=True, alpn=offer, request=b"")
                 through = bench.visit(server.port, context=context, alpn=offer, request=b"")
+                bench.directly(f"server of {label}", direct.alpn or direct.end)
                 same = (direct.alpn, direct.handshake) == (through.alpn, through.handshake)
                 if not same:
                     wrong[f"{label}, {offer}"] = f"{direct.alpn or direct} became {through.alpn or through}"
