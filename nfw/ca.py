@@ -335,7 +335,9 @@ def _write_pair(out: Path, certificate: bytes, key: bytes) -> None:
         for path in written:
             with contextlib.suppress(OSError):
                 path.unlink()
-        raise CaError(f"cannot write to {out}: {error.strerror or error}") from error
+        exists = isinstance(error, FileExistsError) and not out.is_dir()
+        reason = "it is not a directory" if exists else error.strerror or error
+        raise CaError(f"cannot write to {out}: {reason}") from error
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:

@@ -84,8 +84,9 @@ def read_capture(path: Path) -> Iterator[Captured]:
     number = 0
     try:
         with path.open("rb") as raw:  # scapy would leave it open when it does not like the header
-            magic = raw.read(2)
-            raw.seek(0)
+            magic = raw.peek(2)[:2]  # a pipe cannot be read twice
+            if not magic:
+                raise CaptureError(f"{path}: is empty; expected a pcap or pcapng file")
             file = _File(_unpacked(raw) if magic == _GZIP else raw)
             reader = RawPcapReader(file)
             is_ng = isinstance(reader, RawPcapNgReader)
@@ -115,6 +116,12 @@ def read_capture(path: Path) -> Iterator[Captured]:
         if number:
             raise CaptureError(f"{path}: damaged after packet {number}: {error}") from None
         raise CaptureError(f"{path}: not a pcap or pcapng file: {error}") from None
+
+
+def not_twice(path: Path) -> None:
+    """Raises CaptureError for what can only be read once, as pipes."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise CaptureError(f"{path}: is not a regular file; expected one, as it is read twice")
 
 
 def _unpacked(raw: IO[bytes]) -> IO[bytes]:

@@ -502,7 +502,10 @@ class ControlClient:
     def request(self, command: str, **args: Any) -> Reply:
         """The daemon's reply, within ``timeout`` seconds all in all."""
         until = time.monotonic() + self.timeout
-        frame = encode_request(Request(command, args))
+        try:
+            frame = encode_request(Request(command, args))
+        except FrameError as error:
+            raise ControlError(f"the request cannot be sent: {error}") from None
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             self._connect(sock)
             # A daemon that refuses us answers before it has read anything, so a failed send is not the last word.
@@ -523,6 +526,8 @@ class ControlClient:
         except (FileNotFoundError, NotADirectoryError):
             raise NotRunningError(f"not running: there is no control socket {self.path}") from None
         except ConnectionRefusedError:
+            if not _is_socket(self.path):
+                raise ControlError(f"control socket {self.path}: the file is not a socket; expected nfw's") from None
             raise NotRunningError(f"not running: nobody listens on control socket {self.path}") from None
         except PermissionError:
             raise DeniedError(
@@ -542,6 +547,8 @@ class ControlClient:
                 data = sock.recv(_READ_BYTES)
             except TimeoutError:
                 raise ControlTimeoutError(f"no answer within {self.timeout:g} s") from None
+            except ConnectionResetError:
+                data = b""
             except OSError as error:
                 raise ControlError(f"control socket {self.path}: {_reason(error)}") from None
             if not data:
@@ -551,6 +558,13 @@ class ControlClient:
                     return decode_reply(value)
             except FrameError as error:
                 raise ControlError(f"control socket {self.path} does not speak nfw's protocol: {error}") from None
+
+
+def _is_socket(path: str | Path) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:  # gone again
+        return True
 
 
 def _left(until: float) -> float:

@@ -317,6 +317,11 @@ def _daemon(facts: Facts) -> Iterator[Finding]:
     if status is None:
         yield Finding("note", "daemon", "nfw is not running here", "systemctl start nfw")
         return
+    if "unasked" in status:
+        denied = bool(status.get("denied"))
+        mend = "run it with sudo" if denied else "journalctl -u nfw; systemctl restart nfw"
+        yield Finding("note" if denied else "error", "daemon", str(status["unasked"]), mend)
+        return
     state = str(status.get("state"))
     if state.startswith("not filtering"):  # the processes run, and packets do not come to them
         yield Finding("error", "daemon", state, "systemctl restart nfw, and see who removes its table")
@@ -503,12 +508,13 @@ def _roots() -> int:
 def _certificate(path: str) -> Certificate:
     from cryptography import x509
 
+    from nfw.policy.files import read_bounded
     from nfw.tlsworker import system_roots
 
     try:
-        certificate = x509.load_pem_x509_certificate(Path(path).read_bytes())
+        certificate = x509.load_pem_x509_certificate(read_bounded(Path(path), 1 << 20))
     except OSError as error:
-        return Certificate(path, f"cannot be read: {error.strerror}")
+        return Certificate(path, str(error.strerror))
     except ValueError:
         return Certificate(path, "is no PEM certificate")
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)

@@ -22,12 +22,12 @@ _FATES = {
     Fate.WOULD_MATCH: "would match",
     Fate.NO_MATCH: "no match",
 }
-_INDENT = 11
+INDENT = 11
 
 
 def explain_lines(explained: Explanation, *, all_rules: bool, packets: bool) -> Iterator[str]:
     """``all_rules``: all that were considered, not only those that came near. ``packets``: each packet's fate."""
-    yield f"{'flow':{_INDENT}}{explained.flow}"
+    yield f"{'flow':{INDENT}}{explained.flow}"
     yield from _stateless(explained.stateless, explained.conclusion, all_rules)
     yield from _tls(explained.tls)
     names = _names(explained)
@@ -35,8 +35,8 @@ def explain_lines(explained: Explanation, *, all_rules: bool, packets: bool) -> 
     if packets:
         yield from _packets(explained.steps)
     if explained.conclusion.besides:
-        yield f"{'besides':{_INDENT}}{explained.conclusion.besides}"
-    yield f"{'verdict':{_INDENT}}{conclusion_text(explained.conclusion, names)}"
+        yield f"{'besides':{INDENT}}{explained.conclusion.besides}"
+    yield f"{'verdict':{INDENT}}{conclusion_text(explained.conclusion, names)}"
 
 
 def _names(explained: Explanation) -> dict[int, str]:
@@ -104,7 +104,7 @@ _REASONS = {
 def _stateless(steps: Sequence[StatelessStep], conclusion: Conclusion, all_rules: bool) -> Iterator[str]:
     if not steps:
         reason = _REASONS.get(conclusion.reason, conclusion.reason)
-        yield f"{'stateless':{_INDENT}}no rule was tried: {reason}"
+        yield f"{'stateless':{INDENT}}no rule was tried: {reason}"
         return
     shown: StatelessStep | None = None
     for step in steps:
@@ -113,14 +113,14 @@ def _stateless(steps: Sequence[StatelessStep], conclusion: Conclusion, all_rules
         rule = step.rule
         decided = "default" if rule is None else stateless_text(rule)
         answers = "" if step.direction is Direction.TO_SERVER else "answers: "
-        yield f"{'stateless' if shown is None else '':{_INDENT}}{answers}{step.action.value}, by {decided}"
+        yield f"{'stateless' if shown is None else '':{INDENT}}{answers}{step.action.value}, by {decided}"
         shown = step
         before = step.considered if all_rules else step.considered[-MAX_BEFORE:]
         left = len(step.considered) - len(before)
         if left:
-            yield f"{'':{_INDENT}}  {left} rules before these did not match either (--all-rules)"
+            yield f"{'':{INDENT}}  {left} rules before these did not match either (--all-rules)"
         for each, why in before:
-            yield f"{'':{_INDENT}}  not {stateless_text(each)}: {why}"
+            yield f"{'':{INDENT}}  not {stateless_text(each)}: {why}"
 
 
 def stateless_text(rule: StatelessRule) -> str:
@@ -131,40 +131,40 @@ def stateless_text(rule: StatelessRule) -> str:
 
 
 def _tls(step: TlsStep) -> Iterator[str]:
-    yield f"{'tls':{_INDENT}}{step.decision}: {step.why}"
+    yield f"{'tls':{INDENT}}{step.decision}: {step.why}"
     for scope in step.scopes:
         at = f" (line {scope.line})" if scope.line else ""
-        yield f"{'':{_INDENT}}  {scope}{at}: {scope.misfit or 'fits'}"
+        yield f"{'':{INDENT}}  {scope}{at}: {scope.misfit or 'fits'}"
     if step.ended is not None and step.ended.refusal is not None and step.ended.refusal.stage == "tls":
-        yield f"{'':{_INDENT}}  ended: {step.ended.refusal.detail}"
+        yield f"{'':{INDENT}}  ended: {step.ended.refusal.detail}"
         return
     if step.certificate is not None:
-        yield f"{'':{_INDENT}}  the client is shown {step.certificate}"
+        yield f"{'':{INDENT}}  the client is shown {step.certificate}"
     for check in step.checks:
-        yield f"{'':{_INDENT}}  would check {check}"
+        yield f"{'':{INDENT}}  would check {check}"
     if step.ended is not None:
-        yield f"{'':{_INDENT}}  rules then see {', '.join(step.ended.said)}"
+        yield f"{'':{INDENT}}  rules then see {', '.join(step.ended.said)}"
 
 
 def _stateful(step: StatefulStep, names: dict[int, str], all_rules: bool) -> Iterator[str]:
     if not step.asked:
-        yield f"{'stateful':{_INDENT}}not asked: {step.why}"
+        yield f"{'stateful':{INDENT}}not asked: {step.why}"
         return
     shown = shown_rules(step.rules, all_rules)
     left = len(step.rules) - len(shown)
     count = f"{len(step.rules)} rule{'s' if len(step.rules) != 1 else ''}"
-    yield f"{'stateful':{_INDENT}}{count}, in the order they are tried"
+    yield f"{'stateful':{INDENT}}{count}, in the order they are tried"
     for report in shown:
-        yield f"{'':{_INDENT}}  {_FATES[report.fate]:16}{report_text(report, names)}"
+        yield f"{'':{INDENT}}  {_FATES[report.fate]:16}{report_text(report, names)}"
     if left:
-        yield f"{'':{_INDENT}}  {left} more did not come near (--all-rules)"
+        yield f"{'':{INDENT}}  {left} more did not come near (--all-rules)"
     for ref, why in step.unusable if all_rules else step.unusable[:3]:
-        yield f"{'':{_INDENT}}  {'never matches':16}{rule_text(ref)}: {why}"
+        yield f"{'':{INDENT}}  {'never matches':16}{rule_text(ref)}: {why}"
     if len(step.unusable) > 3 and not all_rules:
-        yield f"{'':{_INDENT}}  {len(step.unusable) - 3} more can never match (--all-rules)"
+        yield f"{'':{INDENT}}  {len(step.unusable) - 3} more can never match (--all-rules)"
     for name, packet in step.defaults:
         at = f"applied at {names.get(packet, f'packet {packet}')}" if packet else "did not apply"
-        yield f"{'':{_INDENT}}  {'default':16}{name}: {at}"
+        yield f"{'':{INDENT}}  {'default':16}{name}: {at}"
 
 
 def shown_rules(rules: Sequence[RuleReport], all_rules: bool) -> list[RuleReport]:
@@ -198,7 +198,7 @@ def _packets(steps: Sequence[Step]) -> Iterator[str]:
         by = f" by {rule_text(step.rule)}" if step.rule is not None and step.rule.file else ""
         head = "packets" if not number else ""
         what = f"{step.packet:3} {arrow} {step.what}"
-        yield f"{head:{_INDENT}}{what:38} {step.verdict:9} {step.stage}, {step.reason}{by}"
+        yield f"{head:{INDENT}}{what:38} {step.verdict:9} {step.stage}, {step.reason}{by}"
 
 
 # -- plain values ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engines.verdict import RuleRef
-from nfw.capture import Captured, CaptureError, FilterError, filtered, read_capture
+from nfw.capture import Captured, CaptureError, FilterError, filtered, not_twice, read_capture
 from nfw.explaintext import conclusion_text, default_name, rule_text
 from nfw.testfile import PolicyTest, TestFile
 
@@ -52,6 +52,7 @@ def _run(test: PolicyTest, explainer: Explainer) -> Result:
         return found if test.filter is None else filtered(found, test.filter)
 
     try:
+        not_twice(path)
         explained, left = explainer.captured(packets, inspect_tls=test.inspect_tls)
     except (CaptureError, FilterError) as error:
         return Result(test, "", error=str(error))

@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 from nfw.describe import KEYS, DescriptionError, FlowDescription, read_description
 from nfw.policy.errors import PolicyError, PolicyErrors, Problems, shorten, suggest
 from nfw.policy.fields import Section, describe, open_section
+from nfw.policy.files import read_bounded
+from nfw.policy.yamlpos import MAX_BYTES, Node, Scalar, Sequence, parse_yaml
 from nfw.policy.yamlpos import Mapping as MappingNode
-from nfw.policy.yamlpos import Node, Scalar, Sequence, parse_yaml
 
 VERDICTS = ("pass", "alert", "drop", "reject", "intercept")
 TLS = ("terminate", "bypass", "none")
@@ -94,16 +95,19 @@ def read_tests(path: str) -> TestFile:
     """The tests in a file. Raises PolicyErrors with everything that is wrong in it."""
     problems = Problems(path)
     try:
-        data = Path(path).read_bytes()
+        data = read_bounded(Path(path), MAX_BYTES)
     except OSError as error:
-        problems.error(None, f"cannot read the test file: {error.strerror}")
+        problems.error(None, f"test file {error.strerror}", code="missing-reference")
         data = b""
-    root = parse_yaml(data, problems) if not problems.errors else None
     example = "{policy: egress.yaml, tests: [...]}"
-    section = open_section(root, "", _FILE_KEYS, example, problems) if root is not None else None
+    if not problems.errors and not data.strip():
+        problems.error(None, f"file is empty; expected a mapping such as {example}", code="syntax")
+    root = parse_yaml(data, problems) if not problems.errors else None
+    section = open_section(root, "the test file", _FILE_KEYS, example, problems) if root is not None else None
     if section is None:
         problems.raise_if_any()
         raise AssertionError("a file without tests yields an error")
+    section.where = ""
     found = _file(section, path, problems)
     problems.raise_if_any()
     return found

@@ -131,7 +131,9 @@ class NotingInspector(Inspector):
         self._near = tuple(fits)
 
     def _run(self, segment: Segment, with_packet: bool, *, defaults: bool = True) -> Outcome:
-        layers = {id(layer): (layer.name, list(layer.transactions)) for layer in self._layers}
+        # What waits for the first plaintext (the ClientHello) is judged, and gone, once this has run.
+        before = [*self._layers, *([self._tls] if self._tls is not None else [])]
+        layers = {id(layer): (layer.name, list(layer.transactions)) for layer in before}
         outcome = super()._run(segment, with_packet, defaults=defaults)
         for layer in self._layers:
             layers.setdefault(id(layer), (layer.name, list(layer.transactions)))
@@ -224,7 +226,8 @@ class NotingInspector(Inspector):
             return Reason(Stage.BUFFER if there else Stage.STATE, state, nearness=-1)
         if rule.app_protos and rule.app_protos.isdisjoint(self._conversation.protocols):
             known = bool(self._conversation.protocols)
-            return Reason(Stage.PROTOCOL, f"{self._speaks()}, not {signature.app_proto}", nearness=known)
+            text = f"{self._speaks()}, not {signature.app_proto}" if known else self._unclear(signature.app_proto)
+            return Reason(Stage.PROTOCOL, text, nearness=known)
         for asked in signature.app_layer_protocols:
             if not self._conversation.speaks(asked, side):
                 text = f"app-layer-protocol:{_asked(asked)} does not hold: {self._speaks()}"
@@ -269,10 +272,15 @@ class NotingInspector(Inspector):
             return f"the flow speaks {' and '.join(sorted(self._conversation.protocols))}"
         return "the flow's protocol is not known" + ("" if self._conversation.detector is None else " yet")
 
+    def _unclear(self, asked: str) -> str:
+        yet = "" if self._conversation.detector is None else " yet"
+        return f"nothing has shown{yet} that the flow speaks {asked}"
+
     def _transaction_reason(
         self, rule: Rule, side: Direction, seen: Sequence[tuple[str, Sequence[Transaction]]]
     ) -> Reason:
-        best = Reason(Stage.PROTOCOL, f"{self._speaks()}, and nothing was said that has {_buffers(rule)}")
+        unsaid = f"{self._speaks()}, and nothing was said that has {_buffers(rule)}"
+        best = Reason(Stage.PROTOCOL, unsaid, nearness=2 if self._conversation.protocols else 0)
         for name, transactions in seen:
             if rule.app_protos and name not in rule.app_protos:
                 continue

@@ -191,7 +191,9 @@ class HeaderParser:
             known = ", ".join([*(":".join(pair) for pair in HOOKS), f"tcp:{FLOW_START}"])
             raise HeaderError(f"the rule hook {protocol} is not supported; expected a protocol name or {known}", 1)
         if name not in NETWORK_PROTOCOLS and name not in APP_PROTOCOLS:
-            raise HeaderError(f"unknown protocol {protocol!r}{nearest(name, [*NETWORK_PROTOCOLS, *APP_PROTOCOLS])}", 1)
+            near = nearest(name, [*NETWORK_PROTOCOLS, *APP_PROTOCOLS])
+            hint = near or "; expected a protocol such as ip, tcp, udp, icmp, http, tls or dns"
+            raise HeaderError(f"unknown protocol {protocol!r}{hint}", 1)
         if arrow not in {"->", "<>", "=>"}:
             raise HeaderError(f"expected ->, <> or => between source and destination, found {arrow!r}", 4)
         done = 2

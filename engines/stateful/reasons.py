@@ -178,7 +178,8 @@ def xbits_misfit(signature: Signature, bits: AddressBits, source: bytes, destina
 
 
 def buffer_misfit(match: BufferMatch, instances: Sequence[bytes], name: str = "") -> tuple[int, str]:
-    """(conditions that held, what the next one says), of the instance that comes furthest; (all, "") when one matches.
+    """(conditions that held, what the next one says), of the instance that comes furthest; (all, "") when one matches,
+    -1 where there is none.
 
     ``name``: what to call the buffer, its own name when empty.
     """
@@ -186,7 +187,7 @@ def buffer_misfit(match: BufferMatch, instances: Sequence[bytes], name: str = ""
     if not instances:
         if match.absent:
             return len(match.matchers), ""
-        return 0, f"there is no {name}"
+        return -1, f"there is no {name}"
     if match.together is not None:
         numbers = [int.from_bytes(data, "big") for data in instances]
         if match.together(numbers):

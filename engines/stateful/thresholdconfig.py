@@ -132,7 +132,7 @@ def _entry(text: str, headers: HeaderParser) -> Entry:
     kind, _, rest = text.partition(" ")
     shape = _SHAPES.get(kind)
     if shape is None:
-        raise KeywordError(f"expected {', '.join(_SHAPES)}; found {kind!r}")
+        raise KeywordError(f"expected {', '.join(_SHAPES)}; found {kind[:40]!r}")
     given = _given(kind, rest, shape)
     gid, sid = integer(given["gen_id"], "gen_id"), integer(given["sig_id"], "sig_id")
     if sid and not gid:

@@ -46,6 +46,15 @@ def without_ech(message: bytes) -> bytes | None:
         return other if mask.changed else None
 
 
+def data_without_ech(data: bytes) -> bytes | None:
+    """The data of an HTTPS or SVCB record without ``ech`` and as long as they were. None: they do not read as such."""
+    try:
+        kept, cuts, last = _service(data, 0, len(data))
+    except (_NotDnsError, struct.error, IndexError):
+        return None
+    return kept + _filler(len(data) - len(kept), last) if cuts else data
+
+
 class MessageMask:
     """One DNS message that keeps its length, of which any number of bytes may come at a time.
 
@@ -67,6 +76,11 @@ class MessageMask:
     def held(self) -> int:
         """Bytes held back."""
         return len(self._buffer)
+
+    @property
+    def lost(self) -> bool:
+        """Not DNS, or not read any more: the rest goes on as it comes."""
+        return self._lost
 
     def feed(self, data: bytes) -> bytes:
         """What may go on now, of as many bytes as came, or fewer that follow later."""
@@ -150,11 +164,11 @@ def _within(buffer: bytearray, end: int) -> int:
 
 def _masked(record: bytes, data: int) -> bytes | None:
     """A record whose data begin at that offset without ``ech``, as long as it was; None when there is none."""
-    try:
-        kept, cuts, last = _service(record, data, len(record))
-    except (_NotDnsError, struct.error, IndexError):
+    before = record[data:]
+    after = data_without_ech(before)
+    if after is None:
         return _unasked(record, data)
-    return record[:data] + kept + _filler(len(record) - data - len(kept), last) if cuts else None
+    return record[:data] + after if after != before else None
 
 
 def _unasked(record: bytes, data: int) -> bytes:

@@ -30,7 +30,11 @@ class OverlapPolicy(enum.Enum):
     @classmethod
     def parse(cls, name: str) -> OverlapPolicy:
         """The policy of that name; raises ValueError. ``bsd-right`` reassembles TCP as BSD does."""
-        return cls(_ALIASES.get(name.lower(), name.lower()))
+        known = [policy.value for policy in cls]
+        word = _ALIASES.get(name.lower(), name.lower())
+        if word not in known:
+            raise ValueError(f"{name!r} is no policy of a host; expected one of {', '.join(known)}")
+        return cls(word)
 
 
 # Unsettled segments of one direction: 1 MiB of stream depth is about 720 full-sized ones; the rest is for small ones.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -133,18 +134,22 @@ def call(args: Sequence[str] | None = None) -> int:
     json_asked.set(False)
     if sys.stdout is None:  # closed by who started us (>&-): what is not asked for is not an error
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    _encoding()
     try:
         result = cli.main(args=list(args) if args is not None else None, prog_name="nfw", standalone_mode=False)
         sys.stdout.flush()
     except click.UsageError as error:
+        if _wants_json(sys.argv[1:] if args is None else args):
+            return _failed(error.format_message(), code=2)
         if error.ctx is not None and not error.message.strip().startswith("Usage:"):
             _usage(error)
-        else:  # a group without a subcommand: the message is its help
+        elif error.message.strip().startswith("Usage:"):  # a group without a subcommand: the message is its help
             tell(error.message)
+        else:  # click leaves the command out where an option lacks its value
+            tell(f"nfw: {error.format_message()}")
         return 2
     except click.ClickException as error:
-        tell(error.format_message())
-        return error.exit_code
+        return _failed(error.format_message(), code=error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return 130
     except Failure as failure:
@@ -159,20 +164,33 @@ def call(args: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        tell(f"nfw: {where}{error.strerror or error}")
-        return 1
+        return _failed(f"nfw: {where}{error.strerror or error}")
     return result if isinstance(result, int) else 0
 
 
-def _failed(*lines: str) -> int:
+def _encoding() -> None:
+    """No character that the locale has no place for ends a command: to a file or a pipe goes UTF-8 as ever, on a
+    terminal such a character is an escape."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        encoding = None if sys.stdout.isatty() else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def _failed(*lines: str, code: int = 1) -> int:
     if json_asked.get():
         with contextlib.suppress(OSError):
             emit_json({"ok": False, "errors": list(lines)})
             sys.stdout.flush()
-        return 1
+        return code
     for line in lines:
         tell(line)
-    return 1
+    return code
+
+
+def _wants_json(args: Sequence[str]) -> bool:
+    """Whether JSON was asked for on a command line that may be wrong before the place where that is said."""
+    json_asked.set("--json" in (args[: args.index("--")] if "--" in args else args))
+    return json_asked.get()
 
 
 def _advice(error: Exception) -> str:
@@ -190,7 +208,7 @@ def _advice(error: Exception) -> str:
 
 def colourful() -> bool:
     """Whether what a person reads on standard output may have colours (https://no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def tell(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 _KEY_TYPES = ["ec-p256", "ec-p384", "rsa-2048", "rsa-4096"]  # nfw.ca.KEY_TYPES, without loading OpenSSL
 
 
+class _Path(click.Path):
+    """A file or folder; what cannot be read or written fails later, with status 1. An empty name would be this one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name is empty; expected the name of a file or folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_PATH = _Path(path_type=Path, readable=False)
+
+
 @click.group(cls=NearestGroup)
 def ca() -> None:
     """Create, import, rotate, export or show the CA that TLS inspection signs with."""
@@ -25,7 +37,7 @@ def ca() -> None:
 
 @ca.command()
 @click.option("--name", required=True, help='What clients see as the issuer, such as "Example Corp Firewall".')
-@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Gets ca.pem and ca.key.")
+@click.option("--out", required=True, metavar="DIR", type=_PATH, help="Gets ca.pem and ca.key.")
 @click.option("--days", type=click.IntRange(1, 36500), default=3650, show_default=True, help="How long it is valid.")
 @click.option("--key-type", type=click.Choice(_KEY_TYPES), default="ec-p256", show_default=True)
 @json_option
@@ -44,10 +56,10 @@ def create(name: str, out: Path, days: int, key_type: str, as_json: bool) -> Non
 
 
 @ca.command(name="import")
-@click.argument("certificate", metavar="CERT", type=click.Path(path_type=Path))
-@click.argument("key", metavar="KEY", type=click.Path(path_type=Path))
-@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Gets ca.pem and ca.key.")
-@click.option("--passphrase-file", metavar="FILE", type=click.Path(path_type=Path), help="First line opens the key.")
+@click.argument("certificate", metavar="CERT", type=_PATH)
+@click.argument("key", metavar="KEY", type=_PATH)
+@click.option("--out", required=True, metavar="DIR", type=_PATH, help="Gets ca.pem and ca.key.")
+@click.option("--passphrase-file", metavar="FILE", type=_PATH, help="First line opens the key.")
 @json_option
 def import_(certificate: Path, key: Path, out: Path, passphrase_file: Path | None, as_json: bool) -> None:
     """Check an existing CA (both files PEM) and copy it to DIR with the right modes."""
@@ -67,7 +79,7 @@ def import_(certificate: Path, key: Path, out: Path, passphrase_file: Path | Non
 
 
 @ca.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=_PATH)
 @click.option("--activate", is_flag=True, help="The new CA takes over; before, every client must trust it.")
 @click.option("--name", default="", help="Of the new CA.  [default: the present one's, with the month]")
 @click.option("--days", type=click.IntRange(1, 36500), default=3650, show_default=True, help="How long it is valid.")
@@ -102,9 +114,9 @@ def rotate(folder: Path, activate: bool, name: str, days: int, key_type: str, as
 
 
 @ca.command()
-@click.argument("files", metavar="CERT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="CERT...", nargs=-1, required=True, type=_PATH)
 @click.option("--format", "form", type=click.Choice(["pem", "der", "mobileconfig"]), default="pem", show_default=True)
-@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Instead of standard output.")
+@click.option("--out", metavar="FILE", type=_PATH, help="Instead of standard output.")
 def export(files: tuple[Path, ...], form: str, out: Path | None) -> None:
     """Write certificates as clients take them: DER for Windows and Android, mobileconfig for Apple. Never a key."""
     from nfw import ca as authority
@@ -122,7 +134,7 @@ def export(files: tuple[Path, ...], form: str, out: Path | None) -> None:
 
 
 @ca.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=_PATH)
 @json_option
 def show(file: Path, as_json: bool) -> None:
     """Show a certificate: subject, fingerprint, validity, key, and whether nfw could sign with it."""

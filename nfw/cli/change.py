@@ -14,7 +14,7 @@ import click
 
 from nfw.cli.app import Failure, emit, emit_json, tell
 from nfw.cli.columns import table
-from nfw.cli.options import control_option, json_option, policy_options, timeout_option
+from nfw.cli.options import ENTRY, Seconds, control_option, json_option, named, policy_options, timeout_option
 from nfw.cli.problems import counted, tell_problems
 from nfw.control import ControlClient, NotRunningError, Reply
 from nfw.settings import DEFAULT_STATE, POLICIES
@@ -36,12 +36,12 @@ class Source:
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", callback=named)
 @policy_options
 @click.option(
     "--confirm",
     "seconds",
-    type=click.FloatRange(min=1, max=86_400),
+    type=Seconds(1, 86_400),
     metavar="SECONDS",
     help="The former policy comes back by itself unless `nfw policy confirm` is said in time.",
 )
@@ -184,7 +184,7 @@ def confirm(control: str, timeout: float, as_json: bool) -> int:
 
 
 @click.command()
-@click.argument("number", required=False, type=click.IntRange(min=1))
+@click.argument("number", required=False, type=ENTRY)
 @control_option
 @timeout_option(APPLY_SECONDS)
 @json_option
@@ -296,8 +296,8 @@ def _user(uid: int) -> str:
 
 
 @click.command()
-@click.argument("first", metavar="A")
-@click.argument("second", required=False, metavar="[B]")
+@click.argument("first", metavar="A", callback=named)
+@click.argument("second", required=False, metavar="[B]", callback=named)
 @policy_options
 @control_option
 @timeout_option(10.0)
@@ -311,13 +311,17 @@ def diff(
     only stand elsewhere are not shown unless their order matters.
     """
     from nfw.policy.diff import diff_policies
+    from nfw.policy.loader import is_own
 
     client = ControlClient(control, timeout)
+    both = [what for what in (first, second) if what is not None]
+    own = {what for what in both if map_file is not None and is_own(Path(what))}
+    mapped = [what for what in both if what not in own] or both
 
     def load(what: str) -> Source:
         if what.isdigit() and not os.path.exists(what):
             return from_history(client, int(what))
-        return _from_files((what,), map_file, name)
+        return _from_files((what,), map_file if what in mapped else None, name)
 
     old = load(first) if second is not None else from_history(client, None)
     new = load(second if second is not None else first)
@@ -332,7 +336,7 @@ def diff(
 
 
 @click.command()
-@click.argument("files", nargs=-1, metavar="[NUMBER | FILE...]")
+@click.argument("files", nargs=-1, metavar="[NUMBER | FILE...]", callback=named)
 @policy_options
 @click.option(
     "--out", metavar="DIRECTORY", help="Write the files it was read from, as they were then, below DIRECTORY."

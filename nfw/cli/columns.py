@@ -1,12 +1,13 @@
-"""Tables for a person, as wide as the terminal: a line a row where they fit, else a field a line.
+"""Tables and lines for a person, as wide as the terminal: a line a row where they fit, else a field a line.
 
-What goes to a pipe or a file is never shortened.
+What goes to a pipe or a file is never shortened nor broken.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 LEAST = 16  # columns the last field needs, or a row goes over several lines
@@ -46,6 +47,17 @@ def table(
         ]
         lines.append("  ".join(fields).rstrip())
     return lines
+
+
+def wrapped(line: str, hang: int | None = None, *, width: int | None = None) -> list[str]:
+    """``line`` broken between words. ``hang``: how far what follows is indented, four more than the line when None;
+    ``width`` as :func:`table` has it. A word that is too long stays whole: names and paths are for copying."""
+    limit = terminal_width() if width is None else width
+    if not limit or len(line) <= limit:
+        return [line]
+    indent = len(line) - len(line.lstrip()) + 4 if hang is None else hang
+    following = " " * min(indent, limit // 2)
+    return textwrap.wrap(line, limit, subsequent_indent=following, break_long_words=False, break_on_hyphens=False)
 
 
 def _blocks(head: Sequence[str], rows: Sequence[Sequence[str]], limit: int) -> list[str]:

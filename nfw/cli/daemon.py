@@ -10,7 +10,8 @@ import click
 
 from nfw import process
 from nfw.cli.app import Failure, emit, emit_json, tell
-from nfw.cli.options import control_option, json_option, policy_options, timeout_option
+from nfw.cli.columns import wrapped
+from nfw.cli.options import control_option, json_option, named, policy_options, timeout_option
 from nfw.control import ControlClient
 from nfw.settings import DEFAULT_LOG, DEFAULT_QUEUE_BASE, DEFAULT_STATE, QUEUE_SPAN
 
@@ -62,6 +63,7 @@ def mark_mask_option(function: Any) -> Any:
     required=True,
     multiple=True,
     metavar="FILE",
+    callback=named,
     help="Policy to start with; AWS documents may be several, or folders.",
 )
 @policy_options
@@ -156,7 +158,8 @@ def status(control: str, timeout: float, as_json: bool) -> None:
         emit_json(reply.data)
     else:
         for line in format_status(reply.data, time.time()):
-            emit(line)
+            for part in wrapped(line):
+                emit(part)
 
 
 @click.command()

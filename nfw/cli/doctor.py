@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nfw.cli.app import colourful, emit, emit_json
+from nfw.cli.columns import wrapped
 from nfw.cli.options import control_option, json_option
-from nfw.control import ControlClient, ControlError
+from nfw.control import ControlClient, ControlError, DeniedError, NotRunningError
+
+if TYPE_CHECKING:
+    from nfw.doctor import Finding
 
 DEFAULT_CA = "/etc/nfw/ca.pem"
 _COLOURS = {"ok": "green", "note": None, "warning": "yellow", "error": "red"}
@@ -30,12 +36,16 @@ def doctor(control: str, ca: str | None, as_json: bool) -> int:
     """
     from nfw import doctor as examination
 
-    status = None
+    status: dict[str, Any] | None = None
     try:
         reply = ControlClient(control, 5.0).request("status")
-        status = reply.data if reply.ok and isinstance(reply.data, dict) else {"state": "does not answer"}
-    except ControlError:
+        status = {"unasked": "; ".join(reply.errors) or "it gives an answer that cannot be read"}
+        if reply.ok and isinstance(reply.data, dict):
+            status = reply.data
+    except NotRunningError:
         pass
+    except ControlError as error:
+        status = {"unasked": str(error), "denied": isinstance(error, DeniedError)}
     if ca is None and Path(DEFAULT_CA).exists():
         ca = DEFAULT_CA
     findings = examination.examine(examination.gather(ca, status))
@@ -43,9 +53,15 @@ def doctor(control: str, ca: str | None, as_json: bool) -> int:
         emit_json([{"level": f.level, "topic": f.topic, "text": f.text, "mend": f.mend} for f in findings])
     else:
         for finding in findings:
-            word = f"{finding.level:<8}"
-            shown = click.style(word, fg=_COLOURS[finding.level]) if colourful() else word
-            emit(f"{shown} {finding.topic}: {finding.text}")
-            if finding.mend:
-                emit(f"{'':<8}   mend: {finding.mend}")
+            for line in _lines(finding, colourful()):
+                emit(line)
     return int(examination.failed(findings))
+
+
+def _lines(finding: Finding, colour: bool) -> Iterator[str]:
+    word = f"{finding.level:<8}"
+    first, *more = wrapped(f"{word} {finding.topic}: {finding.text}", len(word) + 3)
+    yield click.style(word, fg=_COLOURS[finding.level]) + first[len(word) :] if colour else first
+    yield from more
+    if finding.mend:
+        yield from wrapped(f"{'':{len(word)}}   mend: {finding.mend}", len(word) + 5)

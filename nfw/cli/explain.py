@@ -12,7 +12,8 @@ import click
 
 from nfw.cli.app import Failure, emit, emit_json, tell
 from nfw.cli.change import from_history
-from nfw.cli.options import control_option, json_option, policy_options
+from nfw.cli.columns import wrapped
+from nfw.cli.options import control_option, json_option, named, policy_options
 from nfw.describe import KEYS, DescriptionError, read_description
 
 if TYPE_CHECKING:
@@ -32,9 +33,11 @@ def _flow_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("files", nargs=-1, metavar="POLICY...")
+@click.argument("files", nargs=-1, metavar="POLICY...", callback=named)
 @_flow_options
-@click.option("--capture", metavar="FILE", help="Instead of a described flow: every flow of a pcap or pcapng.")
+@click.option(
+    "--capture", metavar="FILE", callback=named, help="Instead of a described flow: every flow of a pcap or pcapng."
+)
 @click.option("--filter", "expression", metavar="EXPR", help="With --capture: only what this pcap filter lets through.")
 @click.option(
     "--flows", type=click.IntRange(1, 1000), default=_MANY, show_default=True, help="With --capture: how many."
@@ -117,7 +120,7 @@ def _show(
     packets: bool,
     many: bool,
 ) -> None:
-    from nfw.explaintext import explain_json, explain_lines
+    from nfw.explaintext import INDENT, explain_json, explain_lines
 
     shown = explained[:flows]
     if as_json:
@@ -128,7 +131,8 @@ def _show(
         if number:
             emit("")
         for line in explain_lines(each, all_rules=all_rules, packets=packets):
-            emit(line)
+            for part in wrapped(line, INDENT + 4 if line.startswith(" ") else INDENT):
+                emit(part)
     if len(explained) + left > len(shown):
         tell(f"{len(explained) + left - len(shown)} more flows are not shown; --filter chooses, --flows shows more")
     elif not shown:
@@ -176,13 +180,14 @@ def explainer_of(policy: Policy) -> Explainer:
 def _captured(
     explainer: Explainer, path: Path, expression: str | None, inspect_tls: bool
 ) -> tuple[list[Explanation], int]:
-    from nfw.capture import CaptureError, FilterError, filtered, read_capture
+    from nfw.capture import CaptureError, FilterError, filtered, not_twice, read_capture
 
     def packets() -> Iterator[Captured]:
         found = read_capture(path)
         return found if expression is None else filtered(found, expression)
 
     try:
+        not_twice(path)
         return explainer.captured(packets, inspect_tls=inspect_tls)
     except CaptureError as error:
         raise Failure(str(error)) from None

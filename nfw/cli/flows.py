@@ -15,7 +15,7 @@ import click
 
 from nfw.cli import columns
 from nfw.cli.app import Failure, NearestGroup, emit, emit_json, tell
-from nfw.cli.options import Decorated, control_option, json_option, timeout_option
+from nfw.cli.options import Decorated, Seconds, control_option, json_option, timeout_option
 from nfw.control import ControlClient
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ def filter_options(function: Decorated) -> Decorated:
             click.option("--source-port", multiple=True, metavar="PORT[-PORT]"),
             click.option("--destination-port", multiple=True, metavar="PORT[-PORT]"),
             click.option("--protocol", multiple=True, metavar="NAME|NUMBER", help="tcp, udp, icmp ..."),
-            click.option(
-                "--min-age", type=click.FloatRange(0, 1e9), default=0.0, metavar="SECONDS", help="Open for as long."
-            ),
+            click.option("--min-age", type=Seconds(0, 1e9), default=0.0, metavar="SECONDS", help="Open for as long."),
             click.option("--app", multiple=True, metavar="NAME", help="What the flow speaks: http, tls, dns ..."),
             click.option("--sni", multiple=True, metavar="NAME", help="Server's name; * is any text, *.example.com."),
             click.option("--verdict", multiple=True, metavar="NAME", help="inspect (undecided), pass, drop, reject."),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
+from collections.abc import Iterator
 
 import click
 
 from nfw.cli.app import Failure, colourful, emit, tell
-from nfw.cli.options import control_option
+from nfw.cli.options import control_option, json_option_as, named
 from nfw.control import ControlClient, ControlError
 from nfw.settings import DEFAULT_LOG
 
@@ -17,7 +19,7 @@ TYPES = ("alert", "drop", "flow", "tls", "http", "dns", "stats", "netflow", "log
 
 
 @click.command()
-@click.argument("file", required=False)
+@click.argument("file", required=False, callback=named)
 @control_option
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on, through rotation.")
 @click.option(
@@ -31,7 +33,7 @@ TYPES = ("alert", "drop", "flow", "tls", "http", "dns", "stats", "netflow", "log
 )
 @click.option("-t", "--type", "kinds", multiple=True, metavar="TYPE", help="Only alert, drop, ...; may be repeated.")
 @click.option("--grep", "text", default="", metavar="TEXT", help="Only lines with this text, whatever the case.")
-@click.option("--json", "as_json", is_flag=True, help="The records as they are.")
+@json_option_as("The records as they are.")
 @click.option("--colour/--no-colour", default=None, help="Default: on a terminal, unless NO_COLOR is set.")
 def logs(
     file: str | None,
@@ -57,15 +59,19 @@ def logs(
     try:
         tail = logview.Tail(path, lines)
     except OSError as error:
-        raise Failure(f"nfw: {path}: {error.strerror}") from None
+        raise Failure(*_unreadable(path, error)) from None
     painted = colourful() if colour is None else colour
+    read = records = 0
     while True:
         new = tail.read()
         for line in new:
             event = logview.parse(line)
+            read, records = read + 1, records + (event is not None)
             if event is not None and logview.wanted(event, kinds, text):
                 emit(line.decode("utf-8", "replace") if as_json else logview.describe(event, colour=painted))
         if not new and not follow:
+            if read and not records:
+                raise Failure(f"nfw: {path}: no line of it is a record; expected EVE, a JSON object each line")
             return
         sys.stdout.flush()
         if not new:
@@ -81,3 +87,10 @@ def current_log(control: str) -> str:
         return DEFAULT_LOG
     data = reply.data if reply.ok and isinstance(reply.data, dict) else {}
     return str(data.get("log") or DEFAULT_LOG)
+
+
+def _unreadable(path: str, error: OSError) -> Iterator[str]:
+    reason = "is not a regular file" if error.errno == errno.ESPIPE else error.strerror
+    yield f"nfw: {path}: {reason}"
+    if isinstance(error, PermissionError):
+        yield "nfw: run the command as root (sudo)"

@@ -13,7 +13,7 @@ import click
 from nfw.cli.app import Failure, NearestGroup, emit, emit_json, tell
 from nfw.cli.change import apply, confirm, diff, history, rollback, show
 from nfw.cli.explain import tell_missed
-from nfw.cli.options import json_option, policy_options
+from nfw.cli.options import json_option, named, policy_options
 from nfw.cli.problems import counted, tell_problems
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def policy() -> None:
 
 
 @policy.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", callback=named)
 @policy_options
 @click.option(
     "--fail-on",
@@ -86,11 +86,17 @@ def check(files: tuple[str, ...], map_file: str | None, name: str, fail_on: str,
 
 
 @policy.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", callback=named)
 @click.option(
     "--to", "form", type=click.Choice(["aws", "yaml"]), required=True, help="A CloudFormation template, or nfw's YAML."
 )
-@click.option("--output", "-o", metavar="FILE", help="Where to write it; paths in it start from there.  [default: -]")
+@click.option(
+    "--output",
+    "-o",
+    metavar="FILE",
+    callback=named,
+    help="Where to write it; paths in it start from there.  [default: -]",
+)
 @policy_options
 def convert(files: tuple[str, ...], form: str, output: str | None, map_file: str | None, name: str) -> None:
     """Write the policy in FILE in the other form, so that it loads to an equal policy.
@@ -105,6 +111,8 @@ def convert(files: tuple[str, ...], form: str, output: str | None, map_file: str
 
     first, *more = (os.path.abspath(file) for file in files)
     loaded = _load((first, *more), os.path.abspath(map_file) if map_file else None, name)
+    if output == "-":
+        output = None
     if output is not None:
         loaded = dataclasses.replace(loaded, file=Path(os.path.abspath(output)))
     tell_problems([(warning.level.value, str(warning)) for warning in (*loaded.warnings, *lost(loaded, form))])
@@ -113,7 +121,7 @@ def convert(files: tuple[str, ...], form: str, output: str | None, map_file: str
         emit(text.rstrip("\n"))
         return
     try:
-        Path(output).write_text(text)
+        Path(output).write_text(text, encoding="utf-8")
     except OSError as error:
         raise Failure(f"{output}: {error.strerror}") from None
 
@@ -158,8 +166,8 @@ def describe(summary: dict[str, Any]) -> str:
 
 
 @policy.command("test")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--junit", "report", metavar="FILE", help="Also write the results as JUnit XML.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", callback=named)
+@click.option("--junit", "report", metavar="FILE", callback=named, help="Also write the results as JUnit XML.")
 @json_option
 def run_policy_tests(files: tuple[str, ...], report: str | None, as_json: bool) -> int:
     """Check that policies do what test FILEs expect of them: flows described in YAML, or captures.
@@ -195,13 +203,16 @@ def run_policy_tests(files: tuple[str, ...], report: str | None, as_json: bool) 
             _show_results(each.path, results[each.path])
     failed = sum(not result.passed for found in results.values() for result in found)
     passed = sum(map(len, results.values())) - failed
+    if not as_json:
+        emit(f"{passed} passed, {failed} failed")
     if report is not None:
-        Path(report).write_bytes(junit(results))
+        try:
+            Path(report).write_bytes(junit(results))
+        except OSError as error:
+            raise Failure(f"{report}: the report cannot be written: {error.strerror}") from None
     if as_json:
         listed = [result_json(result) for found in results.values() for result in found]
         emit_json({"passed": passed, "failed": failed, "tests": listed})
-    else:
-        emit(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from nfw.cli.app import Failure, emit, tell
-from nfw.cli.options import policy_options
+from nfw.cli.options import named, policy_options
+from nfw.cli.problems import counted
 
 if TYPE_CHECKING:
     from engines.stateful.firewall.rules import FirewallRule
@@ -31,8 +32,8 @@ _Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any
 
 
 @click.command()
-@click.argument("capture")
-@click.option("--rules", "rule_files", multiple=True, metavar="FILE", help="A rule file; repeatable.")
+@click.argument("capture", callback=named)
+@click.option("--rules", "rule_files", multiple=True, metavar="FILE", callback=named, help="A rule file; repeatable.")
 @click.option(
     "--firewall-rules",
     "firewall_files",
@@ -43,6 +44,7 @@ _Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any
 @click.option(
     "--policy",
     metavar="FILE",
+    callback=named,
     help="A whole policy, as the firewall would apply it (AWS documents: a file or folder).",
 )
 @policy_options
@@ -61,7 +63,9 @@ _Runner = Callable[[Iterator["Captured"], Callable[[dict[str, Any]], None]], Any
 @click.option("--reference", metavar="FILE", help="A reference.config, instead of Suricata's own.")
 @click.option("--geoip", metavar="FILE", help="A MaxMind database of countries, for rules with geoip.")
 @click.option("--filter", "expression", metavar="EXPR", help="Only the packets this pcap filter lets through.")
-@click.option("--eve", metavar="FILE", help="Write the EVE records there, one line each; - is standard output.")
+@click.option(
+    "--eve", metavar="FILE", callback=named, help="Write the EVE records there, one line each; - is standard output."
+)
 @click.option("--strict", is_flag=True, help="Stop when a rule is refused instead of going on without it.")
 def replay(
     capture: str,
@@ -82,8 +86,8 @@ def replay(
     eve: str | None,
     strict: bool,
 ) -> int:
-    """Run rules over a CAPTURE (pcap, pcapng, also gzip) as Suricata would, or a policy as the firewall would, and say
-    what they find.
+    """Run rules over a CAPTURE (pcap, pcapng, also gzip; - is standard input) as Suricata would, or a policy as the
+    firewall would, and say what they find.
 
     Settings: exception-policy, host-os-policy, packet-alert-max, stream.midstream, stream.inline and others of
     Suricata's configuration; a wrong name prints the nearest. With --firewall-rules also the default policies, as in
@@ -127,7 +131,7 @@ def replay(
             if value:
                 raise click.UsageError(f"{option} does not go with --policy: the policy says all that")
         runner = _policy_runner(policy, map_file, name, tls == "inspect", default_cache(tell))
-    return _run(Path(capture), expression, runner, eve)
+    return _run(Path("/dev/stdin" if capture == "-" else capture), expression, runner, eve)
 
 
 def _run(path: Path, expression: str | None, runner: _Runner, eve: str | None) -> int:
@@ -198,11 +202,21 @@ class _Tally:
         elif kind == "flow":
             self._flows += 1
         if self._out is not None:
-            self._out.write(json.dumps(record, separators=(",", ":")) + "\n")
+            try:
+                self._out.write(json.dumps(record, separators=(",", ":")) + "\n")
+            except OSError as error:
+                raise self._unwritten(error) from None
 
     def close(self) -> None:
         if self._out is not None and self._out is not sys.stdout:
-            self._out.close()
+            try:
+                self._out.close()
+            except OSError as error:
+                raise self._unwritten(error) from None
+
+    def _unwritten(self, error: OSError) -> Exception:
+        """With the name of the file; a reader of standard output that leaves is nobody's failure."""
+        return error if isinstance(error, BrokenPipeError) else Failure(f"{self._out.name}: {error.strerror}")
 
     def show(self, summary: Summary | PolicySummary) -> None:
         from nfw.replay import Summary
@@ -210,9 +224,10 @@ class _Tally:
         alerts = sum(number for number, _ in self._alerts.values())
         policy = None if isinstance(summary, Summary) else summary
         dropped = sum(self._drops.values()) if policy is None else policy.dropped
-        emit(f"{summary.packets} packets, {self._flows} flows, {alerts} alerts, {dropped} dropped packets")
+        counts = ((summary.packets, "packet"), (self._flows, "flow"), (alerts, "alert"), (dropped, "dropped packet"))
+        emit(", ".join(counted(*each) for each in counts))
         if summary.unread:
-            emit(f"{summary.unread} packets carry no IP and were not looked at")
+            emit(f"{counted(summary.unread, 'packet')} without IP, not looked at")
         for sid, (number, text) in sorted(self._alerts.items()):
             emit(f"{number:8} × {sid}  {text}")
         if policy is not None:
@@ -224,9 +239,9 @@ class _Tally:
 
 def _show_policy(summary: PolicySummary) -> None:
     if summary.short:
-        emit(f"{summary.short} packets are cut short by the capture: the firewall would have seen more of them")
+        emit(f"{counted(summary.short, 'packet')} cut short by the capture: the firewall would have seen more")
     if summary.intercepted:
-        emit(f"{summary.intercepted} flows are in a TLS scope and would be intercepted")
+        emit(f"{counted(summary.intercepted, 'flow')} in a TLS scope, which would be intercepted")
     if summary.injected:
         emit(f"{summary.injected} resets and ICMP errors would be sent")
     if summary.incomplete:
@@ -337,7 +352,7 @@ def _firewall_rules(
         refused += len(parsed.errors)
         rules += parsed.rules
     if refused:
-        raise Failure(f"{refused} firewall rules are refused; nothing was replayed")
+        raise Failure(f"{counted(refused, 'firewall rule')} refused; nothing was replayed")
     return rules
 
 

@@ -11,7 +11,7 @@ import click
 
 from nfw.cli.app import Failure, NearestGroup, emit, emit_json, tell
 from nfw.cli.columns import table
-from nfw.cli.options import control_option, json_option, timeout_option
+from nfw.cli.options import control_option, json_option, named, timeout_option
 from nfw.control import ControlClient
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def rules() -> None:
 
 
 @rules.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", callback=named)
 @click.option(
     "--var",
     "variables",
@@ -37,6 +37,7 @@ def check(files: tuple[str, ...], variables: tuple[str, ...], as_json: bool) -> 
     """Parse rule files and say everything that is wrong with them."""
     from nfw.policy.errors import Level, Problems
     from nfw.policy.files import read_bounded
+    from nfw.policy.loader import is_policy_file
     from nfw.policy.model import RuleSource
     from nfw.policy.read_stateful import MAX_RULE_FILE_BYTES, decode_rules, parse_sources
 
@@ -45,9 +46,12 @@ def check(files: tuple[str, ...], variables: tuple[str, ...], as_json: bool) -> 
     sources = []
     for file in files:
         try:
-            text = decode_rules(read_bounded(Path(file), MAX_RULE_FILE_BYTES), file, problems)
+            data = read_bounded(Path(file), MAX_RULE_FILE_BYTES)
         except OSError as error:
             raise Failure(f"{file}: rule file {error.strerror}") from None
+        if is_policy_file(Path(file), data):
+            raise Failure(f"{file}: this is a policy, not a file of rules; expected `nfw policy check {file}`")
+        text = decode_rules(data, file, problems)
         if text is not None:
             sources.append(RuleSource(file, text))
     signatures = parse_sources(sources, known, problems)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nfw.cli.app import Failure
-from nfw.cli.options import control_option
+from nfw.cli.options import Seconds, control_option
 from nfw.control import ControlClient, ControlError
 
 if TYPE_CHECKING:
@@ -31,14 +31,18 @@ _KEYS = {
 @click.option("--log", "log_file", metavar="FILE", help="Event log.  [default: the running firewall's]")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.5, 60),
+    type=Seconds(0.5, 60),
     default=2.0,
     show_default=True,
     metavar="SECONDS",
     help="How often the firewall is asked.",
 )
-@click.option("--once", is_flag=True, help="Print one page after one interval, without a terminal's tricks, and end.")
-def top(control: str, log_file: str | None, interval: float, once: bool) -> None:
+@click.option(
+    "--once",
+    is_flag=True,
+    help="Print one page after one interval, without a terminal's tricks, and end: 1 when no firewall answers.",
+)
+def top(control: str, log_file: str | None, interval: float, once: bool) -> int:
     """Watch the running firewall live.
 
     Rates, talkers, names, rules hit, refusals by reason and the newest events. Talkers and names come from the event
@@ -50,16 +54,19 @@ def top(control: str, log_file: str | None, interval: float, once: bool) -> None
     view = View()
     source = Source(control, log_file or current_log(control), interval)
     if once:
-        _page(view, source, interval)
-        return
+        return _page(view, source, interval)
     if not sys.stdout.isatty() or not sys.stdin.isatty():
         raise Failure("nfw: top needs a terminal; --once prints one page")
+    terminal = f"nfw: the terminal {os.environ.get('TERM', '')!r}"
     try:
         curses.setupterm()
     except curses.error as error:
-        raise Failure(f"nfw: the terminal {os.environ.get('TERM', '')!r}: {error}; --once prints one page") from None
+        raise Failure(f"{terminal}: {error}; --once prints one page") from None
+    if not curses.tigetstr("cup"):
+        raise Failure(f"{terminal} cannot move its cursor; --once prints one page")
     with contextlib.suppress(KeyboardInterrupt):
         curses.wrapper(_screen, view, source)
+    return 0
 
 
 class Source:
@@ -71,6 +78,7 @@ class Source:
         self._interval = interval
         self._tail: Tail | None = None
         self._due = 0.0
+        self.answered = False  # the firewall, when it was asked last
 
     def feed(self, view: View, now: float) -> bool:
         """True when there was anything new."""
@@ -85,12 +93,14 @@ class Source:
         return new
 
     def _ask(self, view: View, now: float) -> None:
+        self.answered = False
         try:
             reply = self._client.request("status")
         except ControlError as error:
             view.answer(None, str(error), now)
             return
         if reply.ok and isinstance(reply.data, dict):
+            self.answered = True
             view.answer(reply.data, "", now)
         else:
             view.answer(None, "; ".join(reply.errors) or "an answer that cannot be read", now)
@@ -106,12 +116,13 @@ class Source:
             return []  # no log yet, or not for us; the rest can be shown without
 
 
-def _page(view: View, source: Source, interval: float) -> None:
+def _page(view: View, source: Source, interval: float) -> int:
     source.feed(view, time.monotonic())
     time.sleep(interval)
     source.feed(view, time.monotonic())
     for line in view.render(80, 24, time.strftime("%H:%M:%S")):
         click.echo("".join(text for text, _ in line).rstrip())
+    return 0 if source.answered else 1
 
 
 def _screen(screen: Any, view: View, source: Source) -> None:

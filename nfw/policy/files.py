@@ -127,6 +127,8 @@ def _explained(error: OSError, path: Path) -> OSError:
         parent = path.parent
         if not parent.is_dir():
             return OSError(error.errno, f"does not exist (neither does its directory {parent})")
+        if str(path) == "-":
+            return OSError(error.errno, "does not exist (standard input is not read; expected a file)")
         return OSError(error.errno, "does not exist")
     if isinstance(error, PermissionError):
         return OSError(error.errno, f"cannot be read: permission denied (running as uid {os.geteuid()})")

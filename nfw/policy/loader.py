@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nfw.cache import Cache
 from nfw.policy.errors import PolicyError, PolicyErrors, Problems
@@ -23,8 +24,12 @@ from nfw.policy.read_stateless import read_stateless
 from nfw.policy.read_tls import read_inbound, read_tls
 from nfw.policy.settings import read_flows, read_open_flows, read_workers
 from nfw.policy.variables import read_variables
-from nfw.policy.yamlpos import Node, parse_yaml
+from nfw.policy.yamlpos import Mapping, Node, parse_yaml
 
+if TYPE_CHECKING:
+    from nfw.policy.aws.documents import Loaded
+
+_NAMED = 5  # files named in a message
 KEYS = (
     "name",
     "arn",
@@ -82,12 +87,51 @@ def load_policy(
             for each in files:
                 problems.merge(each.problems)
             if not problems.errors:
-                what = "a map file goes with AWS documents" if mapped is not None else "one policy is loaded at a time"
-                problems.error(None, f"not a document of AWS Network Firewall; {what}", code="wrong-kind")
+                problems.error(None, _no_documents(first, ours, mapped is not None), code="wrong-kind")
             problems.raise_if_any()
         from nfw.policy.aws.loader import load_documents
 
         return load_documents(files, problems, map_file=mapped, name=name, check_key=check_key, now=now, cache=cache)
+
+
+def _no_documents(first: Path, files: Sequence[Loaded], mapped: bool) -> str:
+    """What is wrong with ``files``, none of which holds a document of AWS."""
+    from nfw.policy.aws.documents import no_document
+
+    policies = [each.path for each in files if _looks_native(each.roots[0])]
+    if mapped and policies:
+        which = "this" if policies[0] == first else policies[0]
+        return f"{which} is a policy of nfw's own, and a map file goes with AWS documents; leave the map out"
+    inside = "in this folder" if is_folder(first) else f"among these {len(files)} files" if len(files) > 1 else "here"
+    missing = f"no document of AWS Network Firewall {inside}"
+    if not policies:
+        return f"{missing}; {no_document(files[0].roots[0])}"
+    several = len(policies) > 1
+    names = ", ".join(str(path) for path in policies[:_NAMED]) + (" ..." if len(policies) > _NAMED else "")
+    kind = "policies of nfw's own, loaded one at a time" if several else "a policy of nfw's own"
+    return f"{missing}; {names} {'are' if several else 'is'} {kind}: name {'one' if several else 'that file alone'}"
+
+
+def is_policy_file(path: Path, data: bytes) -> bool:
+    """Whether a file named as one holds a policy, or documents of AWS, however wrong. For messages."""
+    from nfw.policy.aws.documents import SUFFIXES, is_aws, parse_file
+
+    if path.suffix.lower() not in SUFFIXES:
+        return False
+    loaded = parse_file(path, data, Problems(str(path)))
+    return bool(loaded.roots) and (_looks_native(loaded.roots[0]) or is_aws(loaded))
+
+
+def is_own(path: Path) -> bool:
+    """Whether a policy of nfw's own is there: a map file, which goes with documents of AWS, is not for it."""
+    from nfw.policy.aws.documents import is_aws, read_file
+
+    loaded = read_file(path)
+    return bool(loaded.roots) and _looks_native(loaded.roots[0]) and not is_aws(loaded)
+
+
+def _looks_native(root: Node) -> bool:
+    return isinstance(root, Mapping) and any(key.text in KEYS for key, _ in root.entries)
 
 
 def load_policy_text(

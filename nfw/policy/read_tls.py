@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -458,7 +459,8 @@ def read_authority(
     """The CA in two files, which the keys ``certificate`` and ``private_key`` of ``ca`` name."""
     certificate_pem = ca_instead_of(certificate_path, now)
     if certificate_pem is None:
-        certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, machine=True)
+        hint = "" if os.path.lexists(certificate_path) else "; `nfw ca create` makes one"
+        certificate_pem = _read_file(ca, ca.get("certificate"), "CA certificate", certificate_path, hint, machine=True)
     key_pem: bytes | None = None
     encrypted = key_path.with_name(key_path.name + ".cred")
     if check_key and encrypted.exists() and not key_path.exists():

@@ -13,6 +13,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import hpack
+from hpack.exceptions import HPACKError
+from hyperframe.frame import AltSvcFrame, ContinuationFrame, DataFrame, HeadersFrame
+
 from engines.decode.defrag import FragmentPolicy
 from engines.decode.layers import Layers
 from engines.packet import decode, icmp_unreachable, port_unreachable, quoted, tcp_options, tcp_reset
@@ -29,7 +33,10 @@ from engines.stateful.ruleset import RuleSet, compile_ruleset
 from engines.stateful.saved import load_rules, save_rules
 from engines.stateful.stream import HalfStream, Status, StreamLimits
 from engines.stateful.thresholdconfig import parse_threshold_config
+from engines.tls.altsvc import AltSvcMask
 from engines.tls.clienthello import ClientHello, ClientHelloReader
+from engines.tls.dnsjson import json_without_ech
+from engines.tls.hiding import masking
 from engines.verdict import Direction
 from engines.watch.segments import OverlapPolicy
 from nfw.policy.aws.documents import is_aws, parse_file
@@ -38,6 +45,7 @@ from nfw.policy.check import check_policy
 from nfw.policy.errors import CODES, PolicyError, PolicyErrors, Problems
 from nfw.policy.loader import load_policy_text
 from nfw.watch import Watcher, WatchOptions
+from tests.fuzz import browsers
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 TURN = b"\n@@\n"
@@ -210,6 +218,92 @@ def hello(data: bytes) -> None:
         assert isinstance(said, ClientHello)
         assert (answer.ja3, answer.ja4) == (said.ja3, said.ja4)
         assert answer.has_ech in (True, False)
+
+
+_ASKED = {
+    71: b"GET / HTTP/1.1\r\n\r\n", 72: b"HEAD / HTTP/1.1\r\n\r\n", 85: b"GET / HTTP/1.1\r\nUpgrade: x\r\n\r\n",
+    80: b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", 76: b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
+}  # fmt: skip
+
+
+def offering(data: bytes) -> None:
+    """HTTP/1: no browser sees an offer of HTTP/3, however leniently it reads. First what is asked, then what is said to
+    each, or, by the first byte's highest bit, before each."""
+    first = data[0] if data else 0
+    requests, *parts = data[1:].split(TURN)
+    asked = [byte for byte in requests[:8] if byte in _ASKED]
+    said, early = b"".join(parts), first >= 128
+    methods = [_ASKED[byte].split(b" ")[0] for byte in asked]
+    methods = methods[: asked.index(85)] if 85 in asked else methods  # behind an upgrade nothing is HTTP
+    outcomes = []
+    for cut in (len(said), first % 128):
+        mask, out = AltSvcMask("http/1.1", keys=True), b""
+        for number in range(max(len(parts), len(asked))):
+            ask, part = _ASKED[asked[number]] if number < len(asked) else b"", b"".join(parts[number : number + 1])
+            if not early:
+                mask.feed(Direction.TO_SERVER, ask)
+            step = cut or len(part) or 1
+            out += b"".join(mask.feed(Direction.TO_CLIENT, part[at : at + step]) for at in range(0, len(part), step))
+            if early:
+                mask.feed(Direction.TO_SERVER, ask)
+        out += mask.rest(Direction.TO_CLIENT)
+        assert len(out) == len(said) or mask.refused
+        for value in browsers.offers(methods, out):
+            raise AssertionError(f"offered: {value!r}")
+        outcomes.append((out, mask.refused))
+    if len(said) < 250:
+        assert outcomes[0] == outcomes[1], "as it is cut"
+
+
+def offering_http2(data: bytes) -> None:
+    """No header block that a client can decode has an offer, with one table for all, and no frame is one."""
+    mask = AltSvcMask("h2", keys=True)
+    out = mask.feed(Direction.TO_CLIENT, data) + mask.rest(Direction.TO_CLIENT)
+    assert len(out) == len(data) or mask.refused
+    decoder, block, at = hpack.Decoder(1 << 20), b"", 0
+    while at + 9 <= len(out):
+        length, kind, flags = int.from_bytes(out[at : at + 3], "big"), out[at + 3], out[at + 4]
+        payload = out[at + 9 : at + 9 + length]
+        at += 9 + length
+        assert kind != 10
+        if at > len(out) or kind not in (1, 5, 9):
+            continue
+        padding = payload[0] if kind != 9 and flags & 8 else 0
+        skipped = (flags >> 3 & 1 if kind != 9 else 0) + (5 if kind == 1 and flags & 0x20 else 4 if kind == 5 else 0)
+        block = (block if kind == 9 else b"") + payload[skipped : len(payload) - padding]
+        if not flags & 4:
+            continue
+        try:
+            fields = decoder.decode(block, raw=True)
+        except HPACKError:
+            return
+        values = [bytes(value) for name, value in fields if bytes(name) == b"alt-svc"]
+        assert not any(browsers.OFFER.search(value) for value in values), values
+
+
+def hidden(data: bytes) -> None:
+    """DNS answers and header blocks: no byte is lost or made up, and the same goes on however it is cut."""
+    kinds = ("h2", "", "dot", "http/1.1")
+    alpn, cut, rest = kinds[data[0] % 4 if data else 0], (data[1] if len(data) > 1 else 0) or 1, data[2:]
+    requests, _, said = rest.partition(TURN)
+    outcomes = []
+    for step in (len(said) or 1, cut):
+        mask = masking(alpn, 443, offers=True, keys=True)
+        assert mask is not None
+        assert mask.feed(Direction.TO_SERVER, requests) == requests
+        out = b"".join(mask.feed(Direction.TO_CLIENT, said[at : at + step]) for at in range(0, len(said), step))
+        out += mask.rest(Direction.TO_CLIENT)
+        assert len(out) == len(said) or mask.refused
+        outcomes.append((out, mask.refused))
+    if len(said) < 250:
+        assert outcomes[0] == outcomes[1], "as it is cut"
+
+
+def dns_json(data: bytes) -> None:
+    """No byte is lost or made up, what is changed is changed once."""
+    changed = json_without_ech(data)
+    assert len(changed) == len(data)
+    assert json_without_ech(changed) == changed
 
 
 # -- packets and streams -----------------------------------------------------------------------------------------------
@@ -397,6 +491,79 @@ _MAIL_WORDS = (
 )  # fmt: skip
 
 
+_OFFER = b'Alt-Svc: h3=":443"\r\n'
+_HEAD = b"HTTP/1.1 200 OK\r\n"
+_OFFER_WORDS = (
+    _OFFER, _OFFER, _HEAD, _HEAD + _OFFER + b"\r\n", _HEAD + _OFFER + b"\r\n", b"\r", b"\n", b"\0", b" ", b"\t", b":",
+    b"Content-Length: 0\r\n", b"Content-Length: 62\r\n", b"Transfer-Encoding: chunked\r\n", b"\r\n\r\n", b"0\r\n\r\n",
+    b"HTTP/1.1 101 S\r\n", b"HTTP/1.1 205 R\r\n", b"HTTP/1.1 100 C\r\n\r\n", b"HTTP/1.0 ", b"http", b"+", b"0x",
+    b"Content-Type: application/dns-message\r\n", b"Content-Type: application/json\r\n", b"gzip", b"3e\r\n", b";", b",",
+)  # fmt: skip
+_KEYED = bytes.fromhex(
+    "000081800001000100000000016104746573740000410001c00c004100010000003c0016000100"
+    "00010003026832000500080008fe0d00046162"
+)
+_RECORDS = (
+    b'{"Status":0,"TC":false,"Question":[{"name":"a.test.","type":65}],"Answer":[{"name":"a.test.","type":65,'
+    b'"TTL":300,"data":"1 . alpn=h2,h3 mandatory=alpn,ech ech=\\"AEX+DQ==\\""},{"type":65,"data":"\\\\# 22 00 01 00 '
+    b'00 01 00 03 02 68 32 00 05 00 08 00 08 fe 0d 00 04 61 62"}]}'
+)
+
+
+def _offers() -> list[bytes]:
+    fronts = (
+        b"", b"junk", _HEAD + b"Content-Length: 5\r\n\r\nhello", b"HTTP/1.1 204 No\r\n\r\n", b"HTTP/1.1 101 S\r\n\r\n",
+        _HEAD + b"Transfer-Encoding: chunked\r\n\r\n5;x\r\nhello\r\n0\r\nX: y\r\n\r\n", b"HTTP/1.1 100 C\r\n\r\n",
+        b"HTTP/1.1 205 R\r\nContent-Length: 5\r\n\r\n", b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+    )  # fmt: skip
+    last = _HEAD + b'X: y\r\nAlt-Svc: h2=":1",\r\n h3=":443"; ma=9\r\nContent-Length: 0\r\n\r\n'
+    asked = (b"GGG", b"HGG", b"PLG", b"GUG", b"GHG")
+    whole = [b"\7" + one + TURN + front + last * 2 for one in asked for front in fronts]
+    return whole + [
+        begin + one + TURN + _HEAD + b"Content-Length: 5\r\n\r\nhello" + TURN + front + TURN + last
+        for begin in (b"\7", b"\x87", b"\x80")
+        for one in asked
+        for front in fronts
+    ]
+
+
+def _answers() -> list[bytes]:
+    get, sized = b"GET / HTTP/1.1\r\n\r\n" * 2, b"Content-Length: %d\r\n\r\n"
+    frame = len(_KEYED).to_bytes(3, "big") + b"\0\1\0\0\0\1" + _KEYED
+    kind = b"\x0f\x10\x17application/dns-message"
+    blocks = (b"\x88" + kind, b"\x88", b"\x88\x0f\x10\x10application/json", b'\x40\x07alt-svc\x09h3=":443"')
+    heads = [len(block).to_bytes(3, "big") + b"\1\4\0\0\0\1" + block for block in blocks]
+    types = (b"Content-Type: application/dns-message\r\n", b"", b"Content-Type: application/dns-json\r\n")
+    bodies = [one for kind in types for one in (_HEAD + kind + sized % len(_KEYED) + _KEYED, _HEAD + kind + b"\r\n")]
+    dns = len(_KEYED).to_bytes(2, "big") + _KEYED
+    query = b"\0\x18\0\1\1\0\0\1" + bytes(6) + b"\1a\4test\0\0\x41\0\1"
+    return [
+        *(b"\0\5" + TURN + head + frame for head in heads),
+        *(b"\3\5" + get + TURN + body for body in bodies),
+        b"\3\5" + get + TURN + _HEAD + b"Content-Type: application/json\r\n\r\n" + _RECORDS,
+        b"\2\5" + TURN + dns * 2,
+        b"\1\5" + query + TURN + dns * 2,
+    ]
+
+
+def _blocks() -> list[bytes]:
+    encoder, found = hpack.Encoder(), []
+    for number, huffman in enumerate((False, True, False, True)):
+        fields = [(":status", "200"), ("alt-svc", f'h3=":{443 + number // 2}"; ma=9'), ("x-a", "b" * number)]
+        block = encoder.encode(fields, huffman)
+        found.append(HeadersFrame(2 * number + 1, block, flags=["END_HEADERS"]).serialize())
+        found.append(DataFrame(2 * number + 1, b"text").serialize())
+    last = encoder.encode([(":status", "200"), ("alt-svc", 'h3=":443"')])
+    found.append(HeadersFrame(9, last[:3], flags=["PADDED", "PRIORITY"], pad_length=3).serialize())
+    found.append(ContinuationFrame(9, last[3:], flags=["END_HEADERS"]).serialize())
+    found.append(AltSvcFrame(0, b"https://a.test", b'h3=":443"').serialize())
+    return [b"".join(found), *found]
+
+
+def _json_answers() -> list[bytes]:
+    return [_RECORDS, _RECORDS.replace(b"65", b'"HTTPS"')]
+
+
 _POLICY_WORDS = (
     *(
         b"&a ",
@@ -443,6 +610,12 @@ def _all() -> Iterator[Target]:
     yield Target("flow-udp", partial(inspector, 17), partial(_hex, "dns"), (TURN,))
     yield Target("certificate", certificate, partial(_hex, "certificate", prefix=b""))
     yield Target("hello", hello, partial(_hex, "tls"), (b"\x16\x03\x01", b"\0\0", b"\xfe\x0d"))
+    yield Target("offering", offering, _offers, _OFFER_WORDS, 6000)
+    yield Target(
+        "offers-http2", offering_http2, _blocks, (b"\x40\x07alt-svc", b'\x09h3=":443"', b"\xbe", b"\x3f\xe1\x1f")
+    )
+    yield Target("hidden", hidden, _answers, (*_OFFER_WORDS, _KEYED, b"\0\0\4\0\1\0\0\0\1"), 6000)
+    yield Target("dns-json", dns_json, _json_answers, (b'"', b"\\", b"{", b"}", b"ech=", b"mandatory=", b"\\# ", b","))
     yield Target(
         "frames", frames, partial(_hex, "frames"), (TURN, b"\x08\0", b"\x81\0", b"\x86\xdd", b"\x20\0", b"\x45")
     )

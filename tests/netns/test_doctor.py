@@ -99,7 +99,7 @@ def a_worker_that_hangs(firewall: Firewall) -> Iterator[None]:
         (no_forwarding, "forwarding", "IPv4 is not forwarded", "sysctl -w net.ipv4.ip_forward=1"),
         (another_proxy, "nftables", "chain inet ips c has a rule with tproxy", "nft delete rule inet ips c handle"),
         (two_uplinks, "rp_filter", "strict reverse path filtering", "sysctl -w net.ipv4.conf.all.rp_filter=2"),
-        (no_ca, "CA", "cannot be read: No such file", "nfw ca create"),
+        (no_ca, "CA", "ca.pem: does not exist", "nfw ca create"),
         (a_worker_that_hangs, "daemon", "no answer from nfw packet 0", "journalctl -u nfw"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",

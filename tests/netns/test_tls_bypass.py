@@ -19,7 +19,20 @@ from engines.stateful.app.http2 import PREFACE
 from tests.firewall import PATIENCE, Firewall, pids_named, wait_for
 from tests.lab import Lab
 from tests.netns.test_tls_path import Server, connect, dial, read_all, trusting
-from tests.unit.test_altsvc import CHUNKED, DNS, HEAD, by_stream, chunks, over_http1, over_http2, streams
+from tests.unit.test_altsvc import (
+    CHUNKED,
+    DNS,
+    HEAD,
+    UNTYPED,
+    UNTYPED_PLAIN,
+    by_stream,
+    chunks,
+    over_http1,
+    over_http2,
+    sized,
+    streams,
+)
+from tests.unit.test_dns_json import JSON, JSON_PLAIN
 from tests.unit.test_quic_and_ech import (
     ALPN,
     ECH,
@@ -269,14 +282,20 @@ def test_ech_keys_do_not_arrive_over_tls_or_https(firewall: Firewall) -> None:
         ("http/1.1", HEAD + DNS + CHUNKED + b"\r\n" + chunks(KEYED, 30), None),
         ("h2", over_http2(KEYED), over_http2(PLAIN)),
         ("h2", several, None),
+        ("http/1.1", over_http1(JSON, b"application/dns-json"), over_http1(JSON_PLAIN, b"application/dns-json")),
+        ("http/1.1", over_http1(JSON, b"application/json"), over_http1(JSON_PLAIN, b"application/json")),
+        ("http/1.1", HEAD + sized(UNTYPED), HEAD + sized(UNTYPED_PLAIN)),
+        ("", framed(OTHER, KEYED), framed(OTHER, PLAIN)),
     ):
         server = Server(firewall.lab, answering(said))
-        server.context.set_alpn_protocols([alpn])
         context = trusting(firewall)
-        context.set_alpn_protocols([alpn])
+        if alpn:
+            server.context.set_alpn_protocols([alpn])
+            context.set_alpn_protocols([alpn])
         with server, context.wrap_socket(connect(firewall.lab), server_hostname="site-a.test") as conn:
-            assert conn.selected_alpn_protocol() == alpn
-            conn.sendall(PREFACE if alpn == "h2" else b"GET / HTTP/1.1\r\nHost: site-a.test\r\n\r\n")
+            assert (conn.selected_alpn_protocol() or "") == alpn
+            asked = {"h2": PREFACE, "": framed(DNSRecord.question("a.test", "HTTPS").pack())}
+            conn.sendall(asked.get(alpn, b"GET / HTTP/1.1\r\nHost: site-a.test\r\n\r\n"))
             got = b""
             while len(got) < len(said):
                 got += conn.recv(65536)
@@ -333,6 +352,35 @@ def test_offers_of_quic_are_hidden(firewall: Firewall) -> None:
             while len(got) < len(offered):
                 got += conn.recv(65536)
             assert got == offered.replace(b'h3=":443"; ma=9', b"clear          ")
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\n\r\n",
+        b"http/1.1 204 No\r\n\r\n",
+        b"HTTP/1.1 205 Reset\r\nContent-Length: 64\r\n\r\n",
+        HEAD + CHUNKED + b"\r\n0x0\r\n\r\n",
+    ],
+)
+def test_what_browsers_forgive_does_not_carry_an_offer(firewall: Firewall, front: bytes) -> None:
+    offered = b'HTTP/1.1 200 OK\r\nAlt-Svc: h3=":443"; ma=9\r\nContent-Length: 2\r\n\r\nok'
+
+    def answer(conn: ssl.SSLSocket) -> None:
+        conn.recv(65536)
+        conn.sendall(front)
+        conn.recv(65536)
+        conn.sendall(offered)
+        conn.recv(65536)
+
+    with Server(firewall.lab, answer), dial(firewall) as conn:
+        got = b""
+        for part in (front, offered):
+            conn.sendall(b"GET / HTTP/1.1\r\nHost: site-a.test\r\n\r\n")
+            end = len(got) + len(part)
+            while len(got) < end:
+                got += conn.recv(65536)
+        assert got == front + offered.replace(b'h3=":443"; ma=9', b" " * 15)
 
 
 class Demanding(Server):

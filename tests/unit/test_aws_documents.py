@@ -456,6 +456,7 @@ BARE = {"RuleGroupName": "g", "RuleGroup": stateful()}
         ([{"LoggingConfiguration": {"LogDestinationConfigs": []}}], "", "no FirewallPolicy among the documents"),
         ([policy(), policy()], "", "2 policies among the documents: p, p; expected --name"),
         ([policy()], "q", "no policy q among the documents; given: p"),
+        ([group("g", stateful())], "q", "no policy q among the documents; there is none: leave --name out"),
         ([policy(), policy()], "p", "2 policies among the documents: p, p; expected --name"),
         ([policy(groups=("g",)), GROUP, GROUP], "", f"RuleGroup {ARN}stateful-rulegroup/g is already in 1.json:"),
         ([policy(groups=("g",)), {**BARE}, {**BARE}], "", "rule group ARN is ambiguous, parameter: ["),
@@ -588,7 +589,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(PolicyErrors, match="policy file does not exist"):
         load_policy(path, tmp_path / "none.json")
     (tmp_path / "own.yaml").write_text("name: own")
-    with pytest.raises(PolicyErrors, match="one policy is loaded at a time"):
+    with pytest.raises(PolicyErrors, match="are policies of nfw's own, loaded one at a time"):
         load_policy(tmp_path / "own.yaml", tmp_path / "own.yaml")
     with pytest.raises(PolicyErrors, match="a map file goes with AWS documents"):
         load_policy(tmp_path / "own.yaml", map_file=tmp_path / "own.yaml")

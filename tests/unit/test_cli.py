@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from nfw import hostnet, process
+from nfw.cli import columns
 from nfw.cli.app import COMMANDS, call, colourful
 from nfw.cli.daemon import format_status
 from nfw.cli.logs import TYPES
@@ -22,7 +23,7 @@ from nfw.policy.model import LOG_EVENTS
 from nfw.policystore import Entry, PolicyStore
 from nfw.settings import PolicySource
 from nfw.supervisor import policy_source
-from tests.unit import awskit
+from tests.unit import awskit, pcapfile
 
 GOOD = """\
 name: good
@@ -118,6 +119,16 @@ def test_help_lists_every_command(nfw: Nfw) -> None:
         (["completion", "tcsh"], "tcsh"),
         (["ca", "create", "--name", "x"], "--out"),
         (["rules", "check", "--var", "X", "f"], "is not NAME=ITEM"),
+        (["status", "--timeout", "nan"], "'nan' is not a number of seconds"),
+        (["top", "--once", "--interval", "nan"], "'nan' is not a number of seconds"),
+        (["flows", "--min-age", "nan"], "'nan' is not a number of seconds"),
+        (["policy", "apply", "x", "--confirm", "nan"], "'nan' is not a number of seconds"),
+        (["policy", "rollback", "999999999999999999999"], "is not in the range"),
+        (["logs", "--lines"], "nfw: Option '--lines' requires an argument."),
+        (
+            ["replay", "x", "--rules", "y", "--set", "host-os-policy=beos"],
+            "'beos' is no policy of a host; expected one",
+        ),
     ],
 )
 def test_usage_errors(nfw: Nfw, args: list[str], hint: str) -> None:
@@ -352,6 +363,19 @@ def test_policy_convert(nfw: Nfw, tmp_path: Path) -> None:
     assert nfw("policy", "convert", "nope.yaml", "--to", "aws").code == 1
 
 
+def test_policy_diff_of_documents_and_what_was_made_of_them(nfw: Nfw, tmp_path: Path) -> None:
+    """The map is the documents'; where there are none it is in the wrong place."""
+    aws_policy(tmp_path)
+    (tmp_path / "map.yaml").write_text("home_net: [10.0.0.0/8]\n")
+    nfw("policy", "convert", "docs", "--map", "map.yaml", "--to", "yaml", "-o", "p.yaml")
+    for sides in (("p.yaml", "docs"), ("docs", "p.yaml")):
+        code, out, _ = nfw("policy", "diff", *sides, "--map", "map.yaml")
+        assert (code, out.splitlines()[1:]) == (0, ["no difference in effect"])
+    code, _, err = nfw("policy", "diff", "p.yaml", "p.yaml", "--map", "map.yaml")
+    assert code == 1
+    assert "a map file goes with AWS documents; leave the map out" in err
+
+
 def test_policy_apply_of_aws_documents(nfw: Nfw, tmp_path: Path) -> None:
     """The daemon gets absolute paths, the map and the name."""
     aws_policy(tmp_path)
@@ -414,6 +438,37 @@ def test_status(nfw: Nfw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert err.startswith(f"nfw: not running: there is no control socket {tmp_path / 'control'}\nnfw: `systemctl start")
 
 
+WIDE = {
+    "version": "1", "pid": 3, "state": "running", "policy": "/etc/nfw/policy.yaml",
+    "kernel": {"features": ["queue", "tproxy", "socket", "conntrack marks", "fib", "notrack"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "widest"),
+    [
+        (("status",), 40),
+        (("doctor",), 60),  # names of sysctls stay whole
+        (("explain", "p.yaml", "--src", "10.0.0.5", "--dst", "192.0.2.1", "--sni", "a.example"), 40),
+    ],
+)
+def test_a_narrow_terminal(
+    nfw: Nfw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], widest: int
+) -> None:
+    (tmp_path / "p.yaml").write_text(GOOD)
+    monkeypatch.setenv("NFW_CONTROL", str(tmp_path / "control"))
+    end = serve(tmp_path / "control", lambda request: Reply(True, WIDE))
+    try:
+        whole = nfw(*args).out
+        monkeypatch.setattr(columns, "terminal_width", lambda: 40)
+        narrow = nfw(*args).out
+    finally:
+        end()
+    assert max(map(len, whole.splitlines())) > widest
+    assert max(map(len, narrow.splitlines())) <= widest
+    assert narrow.split() == whole.split()
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -432,6 +487,7 @@ def test_status(nfw: Nfw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("explain", "--running", "--src", "10.0.0.1", "--dst", "10.0.0.2", "--dport", "80"),
         ("tls", "suggestions"),
         ("ca", "show", "no.pem"),
+        ("logs", "no.log"),
     ],
 )
 def test_a_failure_is_json_where_json_was_asked_for(nfw: Nfw, tmp_path: Path, args: tuple[str, ...]) -> None:
@@ -444,6 +500,121 @@ def test_a_failure_is_json_where_json_was_asked_for(nfw: Nfw, tmp_path: Path, ar
     code, out, err = nfw(*args, *control)
     assert (code, out) == (1, "")
     assert err.splitlines() == told["errors"]
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (("explain", "p.yaml", "--json", "--src", "10.0.0.1", "--dst", "10.0.0.2"), "--dport: missing; expected the"),
+        (("explain", "--json", "--dport", "80"), "missing POLICY"),
+        (("explain", "--jsonn", "--json"), "--jsonn"),  # said before --json is reached
+        (("status", "--timeout", "soon", "--json"), "soon"),
+        (("flows", "list", "--json", "--sort", "colour"), "colour"),
+        (("policy", "check", "--json"), "Missing argument"),
+        (("logs", "-n", "many", "--json"), "many"),
+        (("statsu", "--json"), 'did you mean "status"?'),
+        (("policy", "--json", "check"), "--json goes behind the command: nfw policy COMMAND --json"),
+        (("--json", "status"), "--json goes behind the command: nfw COMMAND --json"),
+    ],
+)
+def test_wrong_usage_is_json_where_json_was_asked_for(nfw: Nfw, args: tuple[str, ...], hint: str) -> None:
+    code, out, err = nfw(*args)
+    assert (code, err) == (2, "")
+    told = json.loads(out)
+    assert told["ok"] is False
+    assert hint in " ".join(told["errors"])
+
+
+def test_behind_two_dashes_json_is_no_option(nfw: Nfw) -> None:
+    code, out, err = nfw("status", "--", "--json")
+    assert (code, out) == (2, "")
+    assert "unexpected extra argument" in err
+
+
+SYN = bytes.fromhex("450000280001000040060000 0a000005 0a000001 9c400050 00000001 00000000 5002ffff 00000000")
+TROUBLE = [
+    ("policy check ca.yaml", 1, "ca.yaml:1:25: CA certificate ca.pem does not exist; `nfw ca create` makes one"),
+    ("policy show 999999999999999999999", 1, "the request cannot be sent: not representable"),
+    ("replay syn.pcap --rules r.rules --eve /dev/full", 1, "/dev/full: No space left on device"),
+    ("policy check -", 1, "-: policy file does not exist (standard input is not read; expected a file)"),
+    ("policy check {empty}", 2, "the name is empty; expected the name of a file"),
+    ("policy convert {empty} --to aws", 2, "the name is empty"),
+    ("policy diff p.yaml {empty}", 2, "the name is empty"),
+    ("policy apply {empty}", 2, "the name is empty"),
+    ("policy test {empty}", 2, "the name is empty"),
+    ("explain {empty} --src 10.0.0.1 --dst 10.0.0.2 --dport 1", 2, "the name is empty"),
+    ("replay {empty} --rules r.rules", 2, "the name is empty"),
+    ("rules check {empty}", 2, "the name is empty"),
+    ("ca create --name X --out {empty}", 2, "the name is empty; expected the name of a file or folder"),
+    ("ca show {empty}", 2, "the name is empty"),
+    ("ca create --name {empty} --out x", 1, "the name of a CA has 1 to 64 printable characters"),
+    ("policy convert p.yaml --to yaml -o {empty}", 2, "the name is empty"),
+    ("policy test t.yaml --junit {empty}", 2, "the name is empty"),
+    ("replay syn.pcap --rules r.rules --eve {empty}", 2, "the name is empty"),
+    ("explain p.yaml --capture {empty}", 2, "the name is empty"),
+    ("logs {empty}", 2, "the name is empty"),
+    ("rules check p.yaml", 1, "p.yaml: this is a policy, not a file of rules; expected `nfw policy check p.yaml`"),
+    ("rules check aws.json", 1, "aws.json: this is a policy, not a file of rules"),
+    ("policy test pipe", 1, "pipe: test file is not a regular file"),
+    ("policy test blank", 1, "blank: file is empty; expected a mapping such as {policy: egress.yaml, tests: [...]}"),
+    ("policy test list.yaml", 1, "list.yaml:1:1: the test file: expected a mapping such as"),
+    ("policy test t.yaml --junit none/r.xml", 1, "none/r.xml: the report cannot be written: No such file or directory"),
+    ("explain p.yaml --capture pipe", 1, "pipe: is not a regular file; expected one, as it is read twice"),
+    ("explain p.yaml --capture blank", 1, "blank: is empty; expected a pcap or pcapng file"),
+    ("logs text", 1, "text: no line of it is a record; expected EVE, a JSON object each line"),
+    ("logs pipe", 1, "pipe: is not a regular file"),
+    ("status --control text", 1, "control socket text: the file is not a socket; expected nfw's"),
+    ("top --once --interval 0.5 --control none --log text", 1, ""),
+    ("ca create --name X --out text", 1, "cannot write to text: it is not a directory"),
+    ("ca show text", 1, "text: not a certificate in PEM form"),
+    ("doctor --ca pipe --control none", 1, "CA: pipe: is not a regular file"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "told"), TROUBLE)
+def test_trouble_says_what_and_what_was_expected(nfw: Nfw, tmp_path: Path, line: str, code: int, told: str) -> None:
+    """Nothing hangs, either."""
+    os.mkfifo(tmp_path / "pipe")
+    files = {"p.yaml": GOOD, "aws.json": '{"RuleGroup": {}}', "blank": "", "list.yaml": "- a", "text": "some text\n"}
+    test = "{name: a, flow: {src: 10.0.0.1, dst: 10.0.0.2, dport: 80}, expect: pass}"
+    files["t.yaml"] = f"policy: p.yaml\ntests: [{test}]\n"
+    files["ca.yaml"] = "tls: {ca: {certificate: ca.pem, private_key: ca.key}, scopes: [{}]}"
+    files["r.rules"] = "alert tcp any any -> any any (sid:1;)\n"
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "syn.pcap").write_bytes(pcapfile.pcap([SYN]))
+    outcome = nfw(*("" if word == "{empty}" else word for word in line.split()))
+    assert outcome.code == code
+    assert told in outcome.err + outcome.out
+
+
+def test_standard_output_and_input_as_files(nfw: Nfw, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(GOOD)
+    assert nfw("policy", "convert", "p.yaml", "--to", "yaml", "-o", "-").out.startswith("name: good\n")
+    assert not (tmp_path / "-").exists()
+    (tmp_path / "r.rules").write_text("alert tcp any any -> any any (sid:1;)\n")
+    program = [sys.executable, "-m", "nfw", "replay", "-", "--rules", str(tmp_path / "r.rules")]
+    done = subprocess.run(program, input=pcapfile.pcap([]), capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"0 packets, 0 flows, 0 alerts, 0 dropped packets\n", b"")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_no_locale_ends_a_command(tmp_path: Path, encoding: str) -> None:
+    """Data is UTF-8; a name that is no text at all is shown with escapes."""
+    policy = tmp_path / "p\udcff.yaml"
+    policy.write_text("name: grün→\n")
+    env = {
+        **os.environ,
+        "PYTHONIOENCODING": encoding,
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "NFW_CACHE": "off",
+    }
+    for args, told in (("check", r"p\udcff.yaml: ok, policy grün→: "), ("show", 'name: "grün→"')):
+        program = [sys.executable, "-m", "nfw", "policy", args, os.fsencode(policy)]
+        done = subprocess.run(program, capture_output=True, env=env, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert told in done.stdout.decode()
 
 
 @pytest.mark.parametrize("args", [("policy", "apply", "p.yaml"), ("policy", "rollback")])
@@ -467,8 +638,17 @@ def test_a_closed_standard_output() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("value", "terminal", "painted"), [("", True, True), ("1", True, False), ("", False, False)])
-def test_colours(monkeypatch: pytest.MonkeyPatch, value: str, terminal: bool, painted: bool) -> None:
+@pytest.mark.parametrize(
+    ("value", "kind", "terminal", "painted"),
+    [
+        ("", "xterm", True, True),
+        ("1", "xterm", True, False),
+        ("", "xterm", False, False),
+        ("", "dumb", True, False),
+    ],
+)
+def test_colours(monkeypatch: pytest.MonkeyPatch, value: str, kind: str, terminal: bool, painted: bool) -> None:
+    monkeypatch.setenv("TERM", kind)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
     monkeypatch.setenv("NO_COLOR", value)
     assert colourful() is painted
@@ -612,7 +792,7 @@ def test_ca(nfw: Nfw, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "hint"),
     [
-        ("--json status", "--json goes behind the command: nfw COMMAND --json"),
+        ("--timeout 3 status", "--timeout goes behind the command: nfw COMMAND --timeout"),
         ("policy --fail-on error check x", "--fail-on goes behind the command: nfw policy COMMAND --fail-on"),
         ("help", 'expected "nfw --help"'),
         ("policy help", 'expected "nfw policy --help"'),

@@ -45,6 +45,25 @@ def test_short_tables_stay_tables() -> None:
     assert columns.table(("A", "B"), [], width=40) == ["A  B"]
 
 
+TEXT = "ok       nftables: no other table takes packets away from nfw"
+
+
+@pytest.mark.parametrize(
+    ("line", "hang", "width", "lines"),
+    [
+        (TEXT, None, 0, [TEXT]),
+        (TEXT, None, 80, [TEXT]),
+        (TEXT, 11, 40, [TEXT[:39], "           packets away from nfw"]),
+        ("  a: one two three", None, 12, ["  a: one two", "      three"]),
+        ("a: /etc/nfw/policy.yaml is wrong", 2, 12, ["a:", "  /etc/nfw/policy.yaml", "  is wrong"]),
+        ("one two three", 30, 6, ["one", "   two", "   three"]),  # at most half of it is indented
+        ("", None, 10, [""]),
+    ],
+)
+def test_lines_are_broken_between_words(line: str, hang: int | None, width: int, lines: list[str]) -> None:
+    assert columns.wrapped(line, hang, width=width) == lines
+
+
 def test_the_width_is_the_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     controller, terminal = pty.openpty()
     ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))

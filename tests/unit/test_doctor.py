@@ -11,6 +11,7 @@ import pytest
 
 from nfw import doctor
 from nfw.cli import app
+from nfw.control import ControlClient, ControlTimeoutError, DeniedError, NotRunningError
 from nfw.doctor import Certificate, Facts, examine, failed
 
 CA = Certificate("/etc/nfw/ca.pem", "", "CN=Example", 1000, True)
@@ -140,6 +141,8 @@ BROKEN: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
         {"status": {**STATUS, "processes": [{"name": "nfw packet 0", "pid": 2, "bugs": 1}]}},
         [("warning", "daemon")],
     ),
+    ("denied", {"status": {"unasked": "permission denied", "denied": True}}, [("note", "daemon")]),
+    ("mute", {"status": {"unasked": "no answer within 5 s", "denied": False}}, [("error", "daemon")]),
     ("not root", {"root": False, "ruleset": None, "features": {}}, [("note", "rights")]),
 ]
 
@@ -155,7 +158,7 @@ def test_gathering_raises_nothing_where_there_is_nothing(monkeypatch: pytest.Mon
     facts = doctor.gather(str(tmp_path / "none.pem"))
     assert facts.programs == {"nft": False, "ip": False}
     assert facts.ca is not None
-    assert "cannot be read" in facts.ca.problem
+    assert facts.ca.problem == "does not exist"
     examine(facts)
 
 
@@ -169,3 +172,23 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert app.call(["doctor", "--control", control, "--json"]) == 1
     (trust,) = [one for one in json.loads(capsys.readouterr().out) if one["topic"] == "trust"]
     assert (trust["level"], trust["mend"]) == ("error", "apt-get install ca-certificates")
+
+
+@pytest.mark.parametrize(
+    ("raised", "level", "told"),
+    [
+        (NotRunningError("not running"), "note", "nfw is not running here"),
+        (DeniedError("permission denied for control socket x"), "note", "permission denied for control socket x"),
+        (ControlTimeoutError("no answer within 5 s"), "error", "no answer within 5 s"),
+    ],
+)
+def test_what_is_not_known_of_the_firewall_is_not_guessed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], raised: Exception, level: str, told: str
+) -> None:
+    def request(*_: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(ControlClient, "request", request)
+    monkeypatch.setattr(doctor, "gather", lambda ca, status: dataclasses.replace(GOOD, status=status))
+    assert app.call(["doctor"]) == (level == "error")
+    assert f"{level:8} daemon: {told}\n" in capsys.readouterr().out

@@ -477,6 +477,43 @@ def test_tls(tmp_path: Path, flow: dict[str, Any], decision: str, verdict: str, 
         assert "there are no packets in a decrypted flow" in packet_rule.text
 
 
+@pytest.mark.parametrize("holding", ["true", "false"])
+@pytest.mark.parametrize(
+    ("rule", "flow", "stage", "text"),
+    [
+        ('drop tls any any -> any any (tls.sni; content:"z"; sid:1;)', TLS, Stage.BUFFER, 'tls.sni "www.example.org"'),
+        ('drop tls any any -> any any (tls.sni; content:"z"; sid:1;)', TLS | {"payload": "a"}, Stage.BUFFER, "tls.sni"),
+        (
+            'drop tls any any -> any any (tls.cert_subject; content:"x.y"; sid:1;)',
+            TLS,
+            Stage.BUFFER,
+            'tls.cert_subject "CN=www.example.org": content:"x.y" does not hold',
+        ),
+        (
+            'drop http any any -> any any (http.uri; content:"/x"; sid:1;)',
+            TLS | {"payload": "a"},
+            Stage.PROTOCOL,
+            "the flow speaks tls, not http",
+        ),
+        (
+            'drop tls any any -> any any (tls.sni; content:"x.y"; sid:1;)',
+            {"sni": ""},
+            Stage.PROTOCOL,
+            "nothing has shown yet that the flow speaks tls",
+        ),
+    ],
+)  # fmt: skip
+def test_why_not_in_a_scope(
+    tmp_path: Path, holding: str, rule: str, flow: dict[str, Any], stage: Stage, text: str
+) -> None:
+    """The ClientHello waits for the first plaintext unless the session is held: rules were near all the same."""
+    ca.create("Test CA", tmp_path, NOW)
+    policy = INSPECT + f"  session_holding: {holding}\n" + strict(rule)
+    (found,) = explained(tmp_path, policy, **flow).stateful.rules
+    assert (found.fate, found.stage) == (Fate.NO_MATCH, stage)
+    assert text in found.text
+
+
 def test_tls_without_a_name_where_the_policy_takes_the_address(tmp_path: Path) -> None:
     ca.create("Test CA", tmp_path, NOW)
     policy = INSPECT + "  without_sni: address\n" + strict(*INSIDE[:1])

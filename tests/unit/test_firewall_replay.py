@@ -268,11 +268,11 @@ def test_what_cannot_be_parsed_is_dropped_before_any_rule(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["--firewall-rules", "f.rules"], 0, "8 packets, 1 flows, 0 alerts, 5 dropped packets"),
+        (["--firewall-rules", "f.rules"], 0, "8 packets, 1 flow, 0 alerts, 5 dropped packets"),
         (["--firewall-rules", "f.rules", "--mode", "ids"], 2, "--mode ids does not go with them"),
         (["--rules", "t.rules", "--set", "firewall.policies.packet.filter=accept:hook"], 2, "are for --firewall-rules"),
         (["--firewall-rules", "f.rules", "--set", "firewall.policies.app.dns.x=accept:hook"], 2, "no such policy"),
-        (["--firewall-rules", "bad.rules"], 1, "1 firewall rules are refused; nothing was replayed"),
+        (["--firewall-rules", "bad.rules"], 1, "1 firewall rule refused; nothing was replayed"),
         (["--rules", "f.rules"], 1, "only `nfw replay --firewall-rules` knows"),
         (["--policy", "p.yaml", "--firewall-rules", "f.rules"], 2, "--firewall-rules does not go with --policy"),
     ],

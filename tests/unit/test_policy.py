@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import os
 import random
 import shutil
@@ -124,6 +125,44 @@ def test_missing_file(tmp_path: Path) -> None:
         load_policy(tmp_path / "nope.yaml")
     with pytest.raises(PolicyErrors, match=r"does not exist \(neither does its directory"):
         load_policy(tmp_path / "a" / "nope.yaml")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(PolicyErrors, match="folder cannot be read: Permission denied"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            ["one"],
+            "one: no document of AWS Network Firewall in this folder; one/own.yaml is a policy of nfw's own: name",
+        ),
+        (["two"], "folder; two/a.yaml, two/b.yaml are policies of nfw's own, loaded one at a time: name one"),
+        (["none"], "none: no document of AWS Network Firewall in this folder; expected a key such as RuleGroup, "),
+        (["lists"], "this is what list-rule-groups prints, names alone; expected what describe-rule-group for each"),
+        (["two/a.yaml", "two/b.yaml"], "among these 2 files; two/a.yaml, two/b.yaml are policies of nfw's own"),
+        (["many"], "many/4.yaml ... are policies"),
+    ],
+)
+def test_folders_and_files_without_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], told: str
+) -> None:
+    """What is there is said, and what to give instead."""
+    files = {"one/own.yaml": "name: own", "two/a.yaml": "name: a", "two/b.yaml": "name: b", "none/x.yaml": "key: 1"}
+    files |= {f"many/{number}.yaml": "name: n" for number in range(7)} | {"lists/l.json": '{"RuleGroups": []}'}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PolicyErrors) as caught:
+        load_policy(*given)
+    assert told in str(caught.value)
 
 
 def test_directory_and_pipe(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def every_kind() -> list[Point]:
         found += [Point(family, protocol, source, destination, 0, 0, 0) for protocol in (1, 50)]
         for sport, dport in itertools.product((0, 3, 5, 6, 10), repeat=2):
             found.append(Point(family, 17, source, destination, sport, dport, 0))
-            found += [Point(family, 6, source, destination, sport, dport, flags) for flags in (0, 2, 16, 18)]
+            found += [Point(family, 6, source, destination, sport, dport, flags) for flags in (0, 2, 3, 16, 18, 19)]
     return found
 
 

@@ -374,7 +374,7 @@ def test_the_summary(files: tuple[str, str], capsys: pytest.CaptureFixture[str])
     capture, policy = files
     assert call(["replay", capture, "--policy", policy]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "5 packets, 1 flows, 1 alerts, 2 dropped packets",
+        "5 packets, 1 flow, 1 alert, 2 dropped packets",
         "       1 × 1  secret",
         "verdicts by stage and reason:",
         "       1 kernel    drop      flow_drop",
@@ -438,7 +438,7 @@ def test_a_capture_of_pieces_says_so(files: tuple[str, str], capsys: pytest.Capt
     Path(capture).write_bytes(pcap([data[:60]])[:-64] + struct.pack("<I", len(data)) + data[:60])
     assert call(["replay", capture, "--policy", policy, "--filter", "tcp"]) == 0
     out = capsys.readouterr().out
-    assert "1 packets are cut short by the capture" in out
+    assert "1 packet cut short by the capture" in out
     assert "flow      drop      invalid_packet" in out
 
 

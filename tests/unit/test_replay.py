@@ -213,7 +213,7 @@ def test_every_form_of_capture(made: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "readable", "says"),
     [
-        (b"", 0, "not a pcap or pcapng file"),
+        (b"", 0, "is empty; expected a pcap or pcapng file"),
         (b"hello, this is text", 0, "not a pcap or pcapng file"),
         (gzip.compress(b"hello, this is text"), 0, "not a pcap or pcapng file"),
         (gzip.compress(gzip.compress(pcap([b"one"]))), 0, "not a pcap or pcapng file: it is compressed twice"),
@@ -392,7 +392,7 @@ def test_the_summary(files: tuple[str, str], capsys: pytest.CaptureFixture[str])
     capture, rules = files
     assert call(["replay", capture, "--rules", rules]) == 0
     out = capsys.readouterr().out
-    assert "8 packets, 1 flows, 1 alerts, 0 dropped packets" in out
+    assert "8 packets, 1 flow, 1 alert, 0 dropped packets" in out
     assert "1 × 7  found it" in out
 
 
@@ -505,7 +505,7 @@ def test_a_threshold_config_for_the_rules(files: tuple[str, str], capsys: pytest
     assert f"{config}:3:1: expected event_filter" in told.err
     assert f"{config}:2: there is no rule with gid 1 and sid 8 [warning]" in told.err
     assert call([*ordered, "SERVERS=10.0.0.9"]) == 0
-    assert "1 alerts" in capsys.readouterr().out
+    assert "1 alert," in capsys.readouterr().out
     assert call([*ordered, "SERVERS=10.0.0.9", "--strict"]) == 1
     assert "1 lines of" in capsys.readouterr().err
     assert call([*ordered[:-2], str(config) + "x"]) == 1
@@ -532,7 +532,7 @@ def test_a_filter_for_the_command(files: tuple[str, str], capsys: pytest.Capture
     capture, rules = files
     Path(capture).write_bytes(gzip.compress(Path(capture).read_bytes()))
     assert call(["replay", capture, "--rules", rules, "--filter", "src host 10.0.0.1"]) == 0
-    assert "5 packets, 1 flows" in capsys.readouterr().out
+    assert "5 packets, 1 flow" in capsys.readouterr().out
 
 
 def test_a_time_that_goes_back_ends_no_flow(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
+from engines.stateful.header import nearest
 from engines.stateful.keywords.base import Keyword, KeywordError, Kind, compare, int_test, integer, required, split_list
 from engines.stateful.keywords.draft import RuleDraft
 from engines.stateful.signature import FlowbitOp, FlowintOp, PacketView, StreamSize, XbitOp
@@ -21,6 +22,16 @@ _DIRECTIONS = {
     "to_client": Direction.TO_CLIENT,
     "from_server": Direction.TO_CLIENT,
 }
+_FLOW_WORDS = (
+    *_DIRECTIONS,
+    "established",
+    "not_established",
+    "stateless",
+    "only_stream",
+    "no_stream",
+    "only_frag",
+    "no_frag",
+)
 
 
 def _flow(draft: RuleDraft, value: str | None) -> None:
@@ -47,7 +58,9 @@ def _flow(draft: RuleDraft, value: str | None) -> None:
         elif name in {"only_frag", "no_frag"}:
             draft.packet_tests.append(_fragment(name == "only_frag"))
         else:
-            raise KeywordError(f"flow: unknown option {word!r}")
+            raise KeywordError(
+                f"flow: unknown option {word!r}{nearest(name, _FLOW_WORDS)}; expected {', '.join(_FLOW_WORDS)}"
+            )
 
 
 def _tcp_session(draft: RuleDraft, value: str | None) -> None:

@@ -6,6 +6,7 @@ match-limit-recursion): a pattern that would backtrack forever gives up after a 
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +24,7 @@ DEPTH_LIMIT = 1500
 MATCH_LIMIT_RAISED = 100_000
 DEPTH_LIMIT_RAISED = 10_000
 
+_POSITION = re.compile(r"position ([0-9]+)")
 _DOLLAR_ENDONLY = 0x10  # PCRE2_DOLLAR_ENDONLY, which the package passes on but does not name
 _INLINE = {"i": "i", "s": "s", "m": "m", "x": "x", "G": "U"}
 _BUFFER_FLAGS = {
@@ -46,17 +48,18 @@ _BUFFER_FLAGS = {
 def compile_regex(pattern: bytes, flags: str = "") -> Any:
     """A pcre2 pattern on bytes with the limits in it. ``flags``: of ``ismxAEGO``. Raises KeywordError."""
     inline = "".join(_INLINE[f] for f in flags if f in _INLINE)
-    text = b"(?%s)%s" % (inline.encode(), pattern) if inline else pattern
-    if "A" in flags:
-        text = rb"\G(?:" + text + (b"\n)" if "x" in flags else b")")
     match, depth = (MATCH_LIMIT_RAISED, DEPTH_LIMIT_RAISED) if "O" in flags else (MATCH_LIMIT, DEPTH_LIMIT)
+    before = b"(*LIMIT_MATCH=%d)(*LIMIT_DEPTH=%d)" % (match, depth)
+    behind = b""
+    if "A" in flags:
+        before, behind = before + rb"\G(?:", b"\n)" if "x" in flags else b")"
+    if inline:
+        before += b"(?%s)" % inline.encode()
     try:
-        return pcre2.compile(
-            b"(*LIMIT_MATCH=%d)(*LIMIT_DEPTH=%d)" % (match, depth) + text,
-            _DOLLAR_ENDONLY if "E" in flags else 0,
-        )
+        return pcre2.compile(before + pattern + behind, _DOLLAR_ENDONLY if "E" in flags else 0)
     except (pcre2.PatternError, pcre2.LibraryError) as problem:
-        raise KeywordError(f"pcre: {problem}") from None
+        text = _POSITION.sub(lambda at: f"position {max(0, int(at[1]) - len(before))}", str(problem))
+        raise KeywordError(f"pcre: {text}") from None
 
 
 def _pcre(draft: RuleDraft, value: str | None) -> None:

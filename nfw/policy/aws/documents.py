@@ -114,7 +114,12 @@ def expand(paths: Iterable[Path], problems: Problems, map_file: Path | None) -> 
         if not is_folder(path):
             found.append(path)
             continue
-        inside = [entry for entry in files_in(path) if entry.suffix.lower() in SUFFIXES]
+        try:
+            inside = [entry for entry in files_in(path) if entry.suffix.lower() in SUFFIXES]
+        except OSError as error:
+            where = "" if str(path) == problems.file else f"{path}/: "
+            problems.error(None, f"{where}folder cannot be read: {error.strerror}", code="missing-reference")
+            continue
         if map_file is not None:
             inside = [entry for entry in inside if entry.resolve() != map_file.resolve()]
         if not inside:

@@ -131,7 +131,8 @@ def _choose(documents: Sequence[Document], name: str, problems: Problems) -> Doc
                     arn = text_of(entry(firewall.body, "FirewallPolicyArn"))
                     found += [document for document in policies if arn and document.is_named(arn)]
         if not found:
-            hint = suggest(name, [document.name for document in policies], nothing="given: {}")
+            known = [document.name for document in policies]
+            hint = suggest(name, known, nothing="given: {}") if known else "there is none: leave --name out"
             problems.error(None, f"no policy {name} among the documents; {hint}", code="missing-reference")
             return None
         policies = found
