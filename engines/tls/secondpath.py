@@ -6,6 +6,7 @@ exception shows in the log:
 ``anchor_profile``  the trust anchor is no version 3 CA certificate; anchors are trusted as they are (RFC 5280 6.1.1)
 ``self_issued``     a self-issued intermediate, which a path length does not count (RFC 5280 4.2.1.9) but this one does
 ``underscore``      a host name with an underscore, which this one takes for none; the parent's wildcard is tried
+``constraint``      an issuer constrains names of other kinds than DNS and addresses, which this one cannot judge
 ``no_anchors``      nothing is trusted, so OpenSSL has refused already
 """
 
@@ -62,6 +63,8 @@ class SecondPath:
         assert anchor is not None
         if not _is_ca(anchor):
             return Opinion(exception="anchor_profile")
+        if any(_constrains_other_names(one.certificate) for one in path[1:] if one.constraints):
+            return Opinion(exception="constraint")
         exception = None
         if "_" in host:
             exception = "underscore"
@@ -133,6 +136,14 @@ def _only_self_issued_are_too_many(path: Sequence[ServerCertificate]) -> bool:
             broken = broken or below > limit
         below_by_rfc += one.certificate.subject != one.certificate.issuer
     return broken
+
+
+def _constrains_other_names(certificate: x509.Certificate | None) -> bool:
+    """OpenSSL judges directory names, mail addresses and URIs as well, and refuses what it cannot judge."""
+    assert certificate is not None
+    found = certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+    subtrees = [*(found.permitted_subtrees or ()), *(found.excluded_subtrees or ())]
+    return not all(isinstance(one, x509.DNSName | x509.IPAddress) for one in subtrees)
 
 
 def _is_ca(certificate: x509.Certificate) -> bool:

@@ -82,6 +82,10 @@ CONTROL_MAX = 65536
 """Bytes OpenSSL may answer by itself (key updates, tickets) with no application byte sent in between: some 2,500 key
 updates. A peer that asks for more is flooding (and may not be reading)."""
 
+SILENT_MAX = 1 << 18
+"""Bytes of records in a row without an application byte (tickets above all): four of the largest tickets there can be.
+A peer that sends more is flooding."""
+
 HTTP1 = b"http/1.1"
 
 _SMALL = 1024  # bytes that are worth a copy to be sent with others
@@ -868,8 +872,13 @@ class Session:
                 self._keep()
             self.info.plaintext[direction] += len(plaintext)
             self._events.append(Plaintext(direction, plaintext))
+            way.silent = 0
+        else:
+            way.silent += len(data)
         if way.control > CONTROL_MAX:
             self._finish(Status.PROTOCOL, "control_flood", "too many key updates without data", Close.RESET)
+        elif way.silent > SILENT_MAX:
+            self._finish(Status.PROTOCOL, "control_flood", "too many records without data", Close.RESET)
         elif half.closed or half.error is not None:
             self._end_of(direction, clean=half.closed)
 
@@ -1053,6 +1062,7 @@ class _Way:
         "parked",
         "parked_bytes",
         "paused",
+        "silent",
         "source_fin",
     )
 
@@ -1064,6 +1074,7 @@ class _Way:
         self.forwarded_eof = False  # and answered
         self.source_fin = False  # the sender's TCP FIN arrived
         self.fin_sent = False  # and was passed on
+        self.silent = 0  # bytes received since the last application byte
         self.control = 0  # bytes answered by OpenSSL itself since the last application byte towards the sender
 
     def park(self, data: bytes) -> bool:

@@ -27,10 +27,12 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.x509.oid import PublicKeyAlgorithmOID
 from OpenSSL import SSL, crypto
 
 from engines.tls import names, openssl
 from engines.tls.clienthello import TLS1_2, TLS1_3
+from engines.tls.commonprimes import Moduli
 from engines.tls.resumption import LARGEST, Identity, Resumable, Resumption
 from engines.tls.revocation import Staples
 from engines.tls.secondpath import SecondPath
@@ -51,7 +53,7 @@ _LONG_LIFE_DAYS = 398  # of a leaf's life
 _WEAK_HASHES = frozenset(("md5", "sha1"))
 _SUBJECT_MAX = 200  # characters of a peer-chosen name that go into a reason
 
-# X509_V_ERR_* (openssl/x509_vfy.h) by what they mean for the session; everything else is INVALID.
+# X509_V_ERR_* (openssl/x509_vfy.h) by what they mean for the session; everything else is INVALID. See _status_of.
 _STATUS_OF = {
     2: Status.UNTRUSTED,  # unable to get issuer certificate
     9: Status.NOT_YET_VALID,
@@ -71,6 +73,7 @@ _STATUS_OF = {
     68: Status.WEAK,  # CA digest too weak
 }
 
+_SIGNATURE_FAILURE = 7
 _NO_ISSUER = frozenset((2, 20, 21))
 # Faults of the path OpenSSL chose, which it never goes back on: another path may have none. The last two: name
 # constraints of an issuer.
@@ -115,6 +118,7 @@ class ServerCertificate:
     remarks: tuple[str, ...] = ()
     constraints: int = 0  # names it permits or excludes below it
     serial_bits: int = 0
+    rsa_modulus: int = field(default=0, repr=False)
     certificate: x509.Certificate | None = field(default=None, repr=False, compare=False)
     der: bytes = field(default=b"", repr=False)
 
@@ -156,6 +160,10 @@ class ServerChain:
     @property
     def fingerprints(self) -> tuple[str, ...]:
         return tuple(certificate.sha256.hex() for certificate in self.certificates)
+
+
+class WeakKeyError(ValueError):
+    """The key is so weak that no library takes it for one; the text says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,18 +230,20 @@ class UpstreamVerifier:
         self._require_timestamps = require_timestamps
         self.staples = Staples()
         self._facts: OrderedDict[bytes, ServerCertificate] = OrderedDict()
+        self._moduli = Moduli()
         # Verdicts without fault or exception, for path and name.
         self._agreed: OrderedDict[tuple[tuple[bytes, ...], str], ServerChain] = OrderedDict()
         context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         harden(context)
-        context.set_verify(SSL.VERIFY_PEER, _verification_callback(passed, fetch_issuers))
+        trusted = [anchor for anchor in anchors if spki_sha256(anchor) not in refused_keys]
+        self._trusted_names = frozenset(anchor.subject.public_bytes() for anchor in trusted)
+        context.set_verify(SSL.VERIFY_PEER, _verification_callback(passed, fetch_issuers, self._trusted_names))
         self._fault_watch = openssl.call_back_for_faults(context)
         context.set_verify_depth(_CHAIN_DEPTH)
         store = context.get_cert_store()
         assert store is not None
         if partial_chain:
             store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
-        trusted = [anchor for anchor in anchors if spki_sha256(anchor) not in refused_keys]
         for anchor in trusted:
             store.add_cert(crypto.X509.from_cryptography(anchor))
         self.anchors = len(trusted)
@@ -317,8 +327,11 @@ class UpstreamVerifier:
         code = openssl.verify_result(connection)
         if code == 0:
             return None
-        status = _STATUS_OF.get(code, Status.INVALID)
+        notes: HandshakeNotes = connection.get_app_data()
+        status = _status_of(code, notes.failed_certificate, self._trusted_names)
         detail = f"{openssl.verify_error_text(code)}: {_culprit(connection)}"
+        if code == _SIGNATURE_FAILURE and status is Status.UNTRUSTED:
+            detail += ", not signed by the trusted authority of its issuer's name"
         if status is Status.NAME_MISMATCH and (problem := _malformed(connection)) is not None:
             return Refusal(Status.INVALID, "malformed_certificate", f"certificate does not parse: {problem}")
         return Refusal(status, status.value.lower(), detail)
@@ -428,6 +441,8 @@ class UpstreamVerifier:
     ) -> ServerChain | Refusal:
         try:
             certificates = tuple(self._facts_of(certificate) for certificate in verified)
+        except WeakKeyError as error:
+            return Refusal(Status.WEAK, "weak_key", str(error))  # never passed: anybody can sign with such a key
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             # Never passed: there is nothing a leaf could be made of.
             return Refusal(
@@ -511,6 +526,8 @@ class UpstreamVerifier:
         facts = self._facts.get(key)
         if facts is None:
             facts = certificate_facts(x509.load_der_x509_certificate(der))
+            if facts.rsa_modulus and self._moduli.share_a_prime(facts.rsa_modulus):
+                facts = dataclasses.replace(facts, remarks=(*facts.remarks, "rsa_common_prime"))
             self._facts[key] = facts
             if len(self._facts) > _FACTS_CACHE:
                 self._facts.popitem(last=False)
@@ -569,14 +586,16 @@ def spki_sha256(certificate: x509.Certificate) -> bytes:
 
 
 def certificate_facts(certificate: x509.Certificate) -> ServerCertificate:
-    """Raises ValueError, TypeError or UnsupportedAlgorithm when the certificate is malformed or its key is unknown."""
+    """Raises WeakKeyError for an RSA key that is none, other ValueErrors, TypeError or UnsupportedAlgorithm when the
+    certificate is malformed or its key is unknown."""
+    key = _public_key(certificate)
     dns_names, addresses = _alternative_names(certificate)
     common_names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     common_name = common_names[0].value if common_names else ""
     der = certificate.public_bytes(serialization.Encoding.DER)
     return ServerCertificate(
         sha256=hashlib.sha256(der).digest(),
-        spki_sha256=spki_sha256(certificate),
+        spki_sha256=_key_sha256(key),
         subject=printable(certificate.subject.rfc4514_string()) or (dns_names[0] if dns_names else "(no name)"),
         issuer=printable(certificate.issuer.rfc4514_string()),
         common_name=common_name if isinstance(common_name, str) else "",
@@ -585,11 +604,12 @@ def certificate_facts(certificate: x509.Certificate) -> ServerCertificate:
         not_before=_unix(certificate.not_valid_before_utc),
         not_after=_unix(certificate.not_valid_after_utc),
         problem=_usage_problem(certificate),
-        weak_key=_weak_key(certificate.public_key()),
+        weak_key=_weak_key(key),
         weak_signature=_weak_signature(certificate),
-        remarks=_remarks(certificate),
+        remarks=_remarks(certificate, key),
         constraints=_constraints(certificate),
         serial_bits=certificate.serial_number.bit_length(),
+        rsa_modulus=key.public_numbers().n if isinstance(key, rsa.RSAPublicKey) else 0,
         certificate=certificate,
         der=der,
     )
@@ -604,8 +624,29 @@ def printable(text: str) -> str:
 _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
+def _status_of(code: int, certificate: crypto.X509 | None, trusted_names: frozenset[bytes]) -> Status:
+    """What OpenSSL's ``code`` on ``certificate`` means. Where the certificate does not say which key has signed it,
+    OpenSSL takes the trusted one of its issuer's name for the signer. If that is not the signer, anybody is."""
+    if code == _SIGNATURE_FAILURE and certificate is not None:
+        try:
+            parsed = certificate.to_cryptography()
+            anonymous = parsed.issuer.public_bytes() in trusted_names and not _names_its_signer(parsed)
+        except ValueError:
+            return Status.INVALID
+        return Status.UNTRUSTED if anonymous else Status.INVALID
+    return _STATUS_OF.get(code, Status.INVALID)
+
+
+def _names_its_signer(certificate: x509.Certificate) -> bool:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return False
+    return found.key_identifier is not None
+
+
 def _verification_callback(
-    passed: frozenset[Status], fetch_issuers: bool
+    passed: frozenset[Status], fetch_issuers: bool, trusted_names: frozenset[bytes]
 ) -> Callable[[SSL.Connection, crypto.X509, int, int, int], bool]:
     def note(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, _good: int) -> bool:
         notes: HandshakeNotes = connection.get_app_data()
@@ -614,7 +655,7 @@ def _verification_callback(
             return True  # for now
         notes.failed_depth = depth
         notes.failed_certificate = certificate
-        status = _STATUS_OF.get(code, Status.INVALID)
+        status = _status_of(code, certificate, trusted_names)
         if status not in passed:
             if code in _PATH_FAULTS and notes.path_fault is None:
                 detail = f"{openssl.verify_error_text(code)}: {_culprit(connection)}"
@@ -687,22 +728,29 @@ def _usage_problem(certificate: x509.Certificate) -> str | None:
     return None
 
 
+def _public_key(certificate: x509.Certificate) -> object:
+    """RFC 8017 3.1: an RSA exponent is odd and at least 3. The library says so of one that is not."""
+    try:
+        return certificate.public_key()
+    except ValueError as error:
+        if certificate.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5 and "e must be" in str(error):
+            subject = printable(certificate.subject.rfc4514_string())
+            raise WeakKeyError(f"{subject}: RSA key with an exponent out of bounds, {error}") from error
+        raise
+
+
 def _weak_key(key: object) -> str | None:
-    """NIST SP 800-131A: 112 bits of strength. RFC 8017 3.1: an RSA exponent is odd and at least 3."""
+    """NIST SP 800-131A: 112 bits of strength."""
     if isinstance(key, rsa.RSAPublicKey):
-        exponent = key.public_numbers().e
-        if exponent < 3 or exponent % 2 == 0:
-            return f"RSA key with exponent {exponent}"
         return f"RSA key of {key.key_size} bits" if key.key_size < _MIN_RSA_BITS else None
     if isinstance(key, ec.EllipticCurvePublicKey):
         return f"elliptic curve key of {key.key_size} bits" if key.key_size < _MIN_EC_BITS else None
     return "DSA key" if isinstance(key, dsa.DSAPublicKey) else None
 
 
-def _remarks(certificate: x509.Certificate) -> tuple[str, ...]:
+def _remarks(certificate: x509.Certificate, key: object) -> tuple[str, ...]:
     """CA/Browser Forum BR 6.1.6: an exponent of at least 65537, a modulus of whole bytes; 6.3.2: 398 days of life."""
     found = []
-    key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey):
         if key.public_numbers().e < _USUAL_EXPONENT:
             found.append("rsa_exponent")

@@ -28,9 +28,10 @@ from tests.firewall import Firewall, pids_named, wait_for
 from tests.grade import pki
 from tests.grade.pki import Issued, path
 from tests.grade.policies import POLICIES, RULES
-from tests.grade.real import SERVERS, Nginx, RealServer, SServer, start
+from tests.grade.real import ANY_LEVEL, SERVERS, Nginx, RealServer, SServer, start
 from tests.grade.trust import Trust
 from tests.lab import Lab
+from tests.lab.lab import Role
 
 ADDRESS = "203.0.113.10"
 SPARE = "203.0.113.12"
@@ -58,6 +59,14 @@ def check(good: bool, seen: str) -> None:
     """Raise WrongError unless ``good``."""
     if not good:
         raise WrongError(seen)
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait for it. Raises WrongError where it does not come about."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        check(time.monotonic() < deadline, "it did not come about")
+        time.sleep(0.02)
 
 
 # -- the other end -----------------------------------------------------------------------------------------------------
@@ -492,6 +501,33 @@ class Bench:
         finally:
             server.close()
 
+    @contextlib.contextmanager
+    def ears(self, *places: tuple[Role, str, int]) -> Iterator[Callable[[], list[str]]]:
+        """Listeners in a namespace, at an address and port, that the router can reach. Yields what tells where anybody
+        has connected. Raises OSError where the router cannot."""
+        listeners = {}
+        try:
+            for role, address, port in places:
+                with self.lab.in_namespace(role):
+                    listener = listeners[f"{address}:{port}"] = socket.create_server((address, port))
+                with self.lab.in_namespace("router"):
+                    socket.create_connection((address, port), 2.0).close()
+                listener.accept()[0].close()
+                listener.setblocking(False)
+
+            def heard() -> list[str]:
+                found = []
+                for where, listener in listeners.items():
+                    with contextlib.suppress(BlockingIOError):
+                        listener.accept()[0].close()
+                        found.append(where)
+                return found
+
+            yield heard
+        finally:
+            for listener in listeners.values():
+                listener.close()
+
     def connect(
         self,
         port: int,
@@ -522,6 +558,7 @@ class Bench:
         if strict:
             if direct:
                 context.load_verify_locations(self.firewall.dir / "anchors.pem", cadata=self.trust.public.der)
+                context.set_ciphers("DEFAULT:@SECLEVEL=2")  # OpenSSL's; Python's depend on who has built it
             else:
                 context.load_verify_locations(self.firewall.ca)
         else:
@@ -668,6 +705,25 @@ class Bench:
             found.append(seen)
         return found
 
+    def s_client(self, port: int, host: str | None, *options: str, address: str = ADDRESS) -> Seen:
+        """One request made directly by openssl's client, which takes whatever it is shown."""
+        (configuration := self.firewall.dir / "any_level.cnf").write_bytes(ANY_LEVEL)
+        command = [
+            "openssl",
+            "s_client",
+            "-connect",
+            f"{address}:{port}",
+            "-servername",
+            host or "",
+            "-quiet",
+            *options,
+        ]
+        done = self.lab.server.run(
+            command, SECONDS, False, input=REQUEST.decode(), env={"OPENSSL_CONF": str(configuration)}
+        )
+        complaint = done.stderr.strip().rpartition("\n")[2]
+        return Seen(body=done.stdout.encode(), end="alert" if done.returncode else "clean", error=complaint)
+
     def visit_all(self, context: Serving) -> Seen:
         """One visit to a server made for it."""
         with self.serving(context) as server:
@@ -724,10 +780,15 @@ class Bench:
         wait_for(alone, 10)
         return found[0]
 
+    def _workers(self) -> list[int]:
+        found = pids_named(self.firewall.pid(), "nfw tls")
+        check(bool(found), "there is no TLS worker")
+        return found
+
     def cpu(self) -> float:
         """Seconds of CPU the TLS workers have had."""
         ticks = 0
-        for pid in pids_named(self.firewall.pid(), "nfw tls"):
+        for pid in self._workers():
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
@@ -735,13 +796,31 @@ class Bench:
     def memory(self) -> int:
         """Bytes the TLS workers have in memory."""
         pages = 0
-        for pid in pids_named(self.firewall.pid(), "nfw tls"):
+        for pid in self._workers():
             pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def mints(self) -> int:
+        """Leafs the workers have had to ask for so far."""
+        return sum(one["leaf_cache"]["misses"] for one in _with_leafs(self.firewall.status()))
 
     def verdict(self, seen: Seen, port: int, seconds: float = 8.0) -> dict[str, Any]:
         """The log's tls record of what a client saw."""
         return self.log.wait(seen.port, port, "tls", seconds)
+
+
+def _with_leafs(told: Any) -> list[dict[str, Any]]:
+    """Every mapping with counters of leafs in what `nfw status` says."""
+    found = []
+    if isinstance(told, dict):
+        if "leaf_cache" in told:
+            found.append(told)
+        for value in told.values():
+            found += _with_leafs(value)
+    elif isinstance(told, list):
+        for value in told:
+            found += _with_leafs(value)
+    return found
 
 
 class Open:
@@ -817,7 +896,8 @@ class Probe:
     kept what it sees. ``alone``: what the validating client sees then, "served" or "refused": what no library objects
     to is for nfw to find. Where it is not said, it follows from ``expected``: OpenSSL minds what is wrong with a
     certificate, and does not ask whether it was revoked. ``identity``: certificate and key that the careless client has
-    for the server, PEM. ``reason``: part of the log's reason or detail. ``extra`` looks at
+    for the server, PEM. ``tool``: options of openssl's ``s_client``, which then is the careless client: of Python's
+    nobody can choose the groups. ``reason``: part of the log's reason or detail. ``extra`` looks at
     the log record and at what the validating client saw, and returns what is wrong, or "".
     """
 
@@ -838,6 +918,7 @@ class Probe:
     identity: Path | None = None
     alone: str = ""
     page: str = ""  # of the responder, for this server's certificate
+    tool: tuple[str, ...] = ()
 
     def expected_alone(self) -> str:
         """What the validating client sees without nfw; "" where it may be anything."""
@@ -871,6 +952,8 @@ def run_probe(bench: Bench, probe: Probe) -> str:
             if wrong:
                 who = "validating" if strict else "careless"
                 return f"{probe.name}: {who} client: {wrong}"
+    if probe.page and probe.expected == ("UNKNOWN",) and not bench.web.asked(probe.page):
+        return f"{probe.name}: nobody was asked"
     if probe.expected != OK and isinstance(server, RealServer) and (told := server.told()):
         return f"{probe.name}: in the end it had heard {told}"
     return ""
@@ -882,9 +965,12 @@ def _control(bench: Bench, probe: Probe, server: Server | RealServer) -> str:
         context = bench.client_context(strict=strict, direct=True)
         if probe.identity and not strict:
             context.load_cert_chain(probe.identity)
-        seen = bench.visit(
-            server.port, probe.host, address=probe.address, direct=True, request=probe.request, context=context
-        )
+        if probe.tool and not strict:
+            seen = bench.s_client(server.port, probe.host, *probe.tool, address=probe.address)
+        else:
+            seen = bench.visit(
+                server.port, probe.host, address=probe.address, direct=True, request=probe.request, context=context
+            )
         what = "served" if probe.body in seen.body else "refused"
         if not strict and probe.direct and what != "served":
             return f"the server alone does not serve: {seen} {server.errors}"

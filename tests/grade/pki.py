@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
 DAY = 86400
@@ -130,6 +130,29 @@ class EdKey:
         return self.key.sign(data)
 
 
+class DsaKey:
+    """DSA, with SHA-256."""
+
+    def __init__(self, size: int) -> None:
+        self.key = dsa.generate_private_key(size)
+
+    @functools.cached_property
+    def spki(self) -> bytes:
+        encoding, layout = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        return self.key.public_key().public_bytes(encoding, layout)
+
+    @functools.cached_property
+    def pem(self) -> bytes:
+        layout = serialization.PrivateFormat.PKCS8
+        return self.key.private_bytes(serialization.Encoding.PEM, layout, serialization.NoEncryption())
+
+    def algorithm(self, _digest: str) -> bytes:
+        return seq(oid("2.16.840.1.101.3.4.3.2"))
+
+    def sign(self, data: bytes, _digest: str) -> bytes:
+        return self.key.sign(data, hashes.SHA256())
+
+
 class RsaKey:
     """RSA of any size and exponent, textbook arithmetic: libraries rightly refuse most of what is wanted here."""
 
@@ -172,7 +195,7 @@ class RsaKey:
         return pow(int.from_bytes(padded, "big"), self.d, self.n).to_bytes(size, "big")
 
 
-Key = EcKey | EdKey | RsaKey
+Key = EcKey | EdKey | DsaKey | RsaKey
 
 
 @functools.cache

@@ -36,6 +36,8 @@ def _policy(name: str, action: str = "reject", revoked: str = "", more: str = ""
     return _TLS.format(name=name, action=action, revoked=revoked or action, more=more)
 
 
+_BYPASS = "  bypass: [{sni: [site-b.test, pinned.grade.test]}]\n  resolvers: [203.0.113.10]\n"
+
 POLICIES = {
     "main": _policy("main", more="  without_sni: address\n"),
     "drop": _policy("drop", "drop"),
@@ -43,7 +45,8 @@ POLICIES = {
     "sct": _policy("sct", more="  transparency: {logs: [sct-log.pem], require: true}\n").replace(
         "trust: [anchors.pem]", "trust: [system, anchors.pem]"
     ),
-    "bypass": _policy("bypass", more='  bypass: [{sni: ["pinned.grade.test"]}]\n  resolvers: [203.0.113.10]\n'),
+    "bypass": _policy("bypass", more=_BYPASS),
+    "proof": _policy("proof", more=_BYPASS + "  bypass_proof: [resolver, certificate]\n"),
     "rotated": _policy("rotated").replace("ca.pem", "rotated/ca.pem").replace("ca.key", "rotated/ca.key"),
     "two": _policy("two").replace("workers: 1", "workers: 2").replace("50000", "50000, tcp_idle: 6000"),
     "quiet": _policy("quiet", more="  actions: {not_tls: drop}\n"),

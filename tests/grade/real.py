@@ -28,7 +28,7 @@ STOP_SECONDS = 5.0
 _number = itertools.count()
 SERVERS = {str(made(host)) for host in addresses.SERVER_HOSTS for made in (addresses.server_v4, addresses.server_v6)}
 """Addresses that those who come directly have."""
-_ANY_LEVEL = b"""\
+ANY_LEVEL = b"""\
 openssl_conf = grade
 [grade]
 ssl_conf = levels
@@ -127,7 +127,7 @@ class RealServer:
         for name, data in (
             ("chain.pem", b"".join(map(pki.pem, spec.chain))),
             ("key.pem", spec.key),
-            ("openssl.cnf", _ANY_LEVEL),
+            ("openssl.cnf", ANY_LEVEL),
         ):
             (self.folder / name).write_bytes(data)
         with (self.folder / "output.txt").open("wb") as output:

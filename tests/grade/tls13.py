@@ -228,8 +228,9 @@ class Client13(Stream13):
         records = [tls12.record(HANDSHAKE, message_[at : at + size], 0x0301) for at in range(0, len(message_), size)]
         (pieces or self.sock.sendall)(b"".join(records))
 
-    def handshake(self, second: Callable[[], bytes] | None = None) -> None:
-        """Finish it. ``second`` makes the answer to a HelloRetryRequest. Raises AlertError or ClosedError."""
+    def handshake(self, second: Callable[[], bytes] | None = None, *, finish: bool = True) -> None:
+        """Finish it. ``second`` makes the answer to a HelloRetryRequest; without ``finish`` the client's Finished is
+        left out. Raises AlertError or ClosedError."""
         if not self.transcript:
             self.start()
         kind, whole = self.next_message()
@@ -264,7 +265,8 @@ class Client13(Stream13):
         empty = self._hash()
         self.sock.sendall(tls12.record(CHANGE, b"\1"))
         self.seal = _Sealer(mine)
-        self.send(HANDSHAKE, message(20, self._finished(mine)))
+        if finish:
+            self.send(HANDSHAKE, message(20, self._finished(mine)))
         self.seal = _Sealer(_label(master, "c ap traffic", empty))
         self.open = _Sealer(_label(master, "s ap traffic", empty))
 
@@ -276,6 +278,14 @@ def _extensions(data: bytes) -> dict[int, bytes]:
         found[kind] = data[at + 4 : at + 4 + size]
         at += 4 + size
     return found
+
+
+def allows_early_data(ticket: bytes) -> bool:
+    """Of a NewSessionTicket (RFC 8446 4.6.1)."""
+    at = 4 + 8
+    at += 1 + ticket[at]
+    at += 2 + int.from_bytes(ticket[at : at + 2], "big")
+    return 42 in _extensions(ticket[at + 2 :])
 
 
 def _server_extensions(whole: bytes) -> dict[int, bytes]:
@@ -291,7 +301,8 @@ class Server13:
     """What a server says; ``handler`` serves one connection of :class:`tests.grade.bench.Server`.
 
     ``after`` gets the stream when the handshake is done. ``retry``: HelloRetryRequests to send first, each a list of
-    extensions. The other options replace single fields with what the client did not offer.
+    extensions. ``unfinished``: take the client's Finished for sent. The other options replace single fields with what
+    the client did not offer.
     """
 
     def __init__(
@@ -309,10 +320,12 @@ class Server13:
         compressed: Callable[[bytes], bytes] | None = None,
         before: Callable[[Stream13], None] | None = None,
         final: Callable[[Stream13], None] | None = None,
+        unfinished: bool = False,
     ) -> None:
         self.chain, self.key, self.after = chain, key, after
         self.retry, self.suite, self.group, self.version, self.alpn = retry, suite, group, version, alpn
         self.request, self.compressed, self.before, self.final = request, compressed, before, final
+        self.unfinished = unfinished
         self.hellos: list[tls12.Hello] = []
         self.alerts: list[int] = []
 
@@ -379,7 +392,7 @@ class Server13:
             stream.send(HANDSHAKE, everything[at : at + 16000])
         context = stream._hash()
         stream.open = _Sealer(client)
-        while stream.next_message()[0] != 20:
+        while not self.unfinished and stream.next_message()[0] != 20:
             pass
         stream.open = _Sealer(_label(master, "c ap traffic", context))
         stream.seal = _Sealer(_label(master, "s ap traffic", context))

@@ -27,7 +27,7 @@ from engines.tls.events import (
     SendClient,
     SendUpstream,
 )
-from engines.tls.session import CONTROL_MAX, FINISHED_AFTER, PARKED_MAX, Session, State
+from engines.tls.session import CONTROL_MAX, FINISHED_AFTER, PARKED_MAX, SILENT_MAX, Session, State
 from engines.tls.status import FailAction, Status
 from tests.grade import tls12
 from tests.unit.tlskit import (
@@ -948,6 +948,23 @@ def test_control_flood_is_bounded(world: World) -> None:
     wire.client.send(b"x")
     wire.run()
     assert wire.finished.reason == "control_flood"
+
+
+@pytest.mark.parametrize(("silent", "reason"), [(SILENT_MAX - 50, None), (SILENT_MAX - 49, "control_flood")])
+def test_records_without_data_are_bounded(world: World, silent: int, reason: str | None) -> None:
+    """As tickets are; here the first 50 bytes of a record. What they count from is the last application byte."""
+    wire = established(world)
+    wire.server.send(b"x")
+    wire.run()
+    assert wire.session._ways[TO_CLIENT].silent == 0
+    wire.session._ways[TO_CLIENT].silent = silent
+    wire.server.send(bytes(100))
+    record = wire.server.take()
+    wire.feed_upstream(record[:50])
+    assert (wire.finished.reason if wire.finished else None) == reason
+    wire.feed_upstream(record[50:])
+    wire.run()
+    assert (wire.client.received[-100:] == bytes(100)) is (reason is None)
 
 
 # --- noise -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import time
 
 import pytest
 from cryptography import x509
@@ -26,7 +27,10 @@ from engines.tls.verify import (
     printable,
     spki_sha256,
 )
+from tests.grade import pki
 from tests.unit.tlskit import DAY, NOW, Authority, Peer, server_peer
+
+GOOD = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Good")])
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +224,80 @@ def test_refused_keys_are_no_anchors(root: Authority) -> None:
     assert verifier.anchors == 0
     certificate, key = root.issue("a.test.test")
     assert handshake(verifier, server_peer(certificate, key), "a.test.test").status is Status.UNTRUSTED
+
+
+@pytest.mark.parametrize(
+    ("identified", "name", "status"),
+    [
+        (False, "Pki Root", Status.UNTRUSTED),  # nobody says that the trusted root should have signed it
+        (True, "Pki Root", Status.INVALID),  # it should have
+        (False, "Middle", Status.INVALID),  # the server's own intermediate should have
+    ],
+)
+def test_a_signature_that_does_not_fit(identified: bool, name: str, status: Status) -> None:
+    root = pki.authority("Pki Root")
+    by = root if name == "Pki Root" else pki.authority(name, root)
+    bare = [pki.basic(False), pki.key_usage("digital_signature"), pki.eku(), pki.dns("a.test")]
+    one = pki.leaf(by, "a.test", signer=pki.EcKey(), extensions=None if identified else bare)
+    chain = [by.parsed] if by is not root else []
+    for passed, outcome in ((frozenset(), status), (frozenset([status]), None)):
+        verifier = UpstreamVerifier([root.parsed], passed=passed)
+        found = handshake(verifier, server_peer(one.parsed, one.key.key, chain), "a.test", time.time())
+        if outcome is None:
+            assert isinstance(found, ServerChain), found
+            assert [fault.status for fault in found.passed] == [status]
+        else:
+            assert (found.status, "certificate signature failure" in found.detail) == (outcome, True), found
+    good = pki.leaf(by, "a.test", extensions=None if identified else bare)
+    peer = server_peer(good.parsed, good.key.key, chain)
+    assert isinstance(handshake(UpstreamVerifier([root.parsed]), peer, "a.test", time.time()), ServerChain)
+
+
+@pytest.mark.parametrize(
+    ("permitted", "organisation", "outcome"),
+    [
+        ([x509.DirectoryName(GOOD), x509.DNSName("test")], "Good", "constraint"),
+        ([x509.DirectoryName(GOOD), x509.DNSName("test")], "Evil", Status.INVALID),
+        ([x509.DirectoryName(GOOD), x509.DNSName("other.test")], "Good", Status.INVALID),
+        ([x509.DNSName("test")], "Evil", None),
+    ],
+)
+def test_a_constraint_the_second_path_cannot_judge_is_the_firsts(
+    root: Authority, permitted: list[x509.GeneralName], organisation: str, outcome: Status | str | None
+) -> None:
+    between = Authority("Bound", root, extra=[(x509.NameConstraints(permitted, None), True)])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, organisation)])
+    certificate, key = between.issue("a.test", subject=subject)
+    peer = server_peer(certificate, key, [between.certificate])
+    found = handshake(UpstreamVerifier([root.certificate]), peer, "a.test")
+    assert (found.status if isinstance(found, Refusal) else found.exception) == outcome, found
+
+
+@pytest.mark.parametrize("passed", [frozenset(), frozenset([Status.WEAK, Status.INVALID])])
+def test_an_exponent_with_which_anybody_can_sign_is_never_passed(passed: frozenset[Status]) -> None:
+    root = pki.authority("Pki Root")
+    between = pki.authority("Middle", root, key=pki.rsa_key(2048, 1))
+    one = pki.leaf(between, "a.test")
+    peer = server_peer(one.parsed, one.key.key, [between.parsed])
+    found = handshake(UpstreamVerifier([root.parsed], passed=passed), peer, "a.test", time.time())
+    assert isinstance(found, Refusal)
+    assert (found.status, found.reason) == (Status.WEAK, "weak_key")
+    assert found.detail.startswith("CN=Middle: RSA key with an exponent out of bounds, e must be")
+
+
+def test_a_prime_in_common_with_another_server_is_remarked() -> None:
+    root = pki.authority("Pki Root")
+    first = pki.RsaKey(2048)
+    twin = pki.RsaKey(2048, prime=first.p)
+    verifier = UpstreamVerifier([root.parsed])
+    remarks = []
+    for key in (first, first, twin, twin):
+        one = pki.leaf(root, "a.test", key=key)
+        private = serialization.load_pem_private_key(key.pem, None)
+        found = handshake(verifier, server_peer(one.parsed, private), "a.test", time.time())
+        assert isinstance(found, ServerChain), found
+        remarks.append(found.leaf.remarks)
+    assert remarks == [(), (), ("rsa_common_prime",), ("rsa_common_prime",)]
 
 
 def test_verdicts_do_not_leak_between_servers(root: Authority) -> None:
