@@ -153,7 +153,6 @@ class TlsWorker:
         self.session_holding = self.policy.tls.session_holding
         self.all_keywords = self.policy.tls.keywords is TlsKeywords.ALL
         self.idle_seconds = float(self.policy.flows.tcp_idle)
-        self.hold_seconds = self.ruleset.limits.hold_seconds if self.ruleset is not None else 10.0
         self.inbound = inbound_servers(self.policy, sessions, helpers.signer)
         self.recorder: TlsRecorder | None = None
         if self.policy.tls.debug is not None:
@@ -236,8 +235,8 @@ class TlsWorker:
         when, deadline = flow.last + self.idle_seconds, flow.session.deadline
         if deadline is not None and deadline < when:
             when = deadline
-        if flow.held_since:
-            when = min(when, flow.held_since + self.hold_seconds)
+        if flow.held_since and flow.inspector is not None:
+            when = min(when, flow.held_since + flow.inspector.hold_seconds)
         if self.recheck and self._rests_on_revocation(flow):
             when = min(when, flow.recheck_at)
         if when == deadline and flow.session.state is State.RELAY:
@@ -306,8 +305,7 @@ class TlsWorker:
         elif deadline is not None and served >= deadline:
             flow.session.tick(now)
             self._drain(flow, now)
-        elif flow.held_since and served - flow.held_since > self.hold_seconds:
-            assert flow.inspector is not None
+        elif flow.held_since and flow.inspector is not None and served - flow.held_since > flow.inspector.hold_seconds:
             flow.held_since = 0.0
             if not self._judged(flow, flow.inspector.hold_expired(now), now):
                 self._release(flow, now, everything=True)

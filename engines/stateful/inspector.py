@@ -252,6 +252,12 @@ class Inspector:
         self._holding.close(direction)
         self._conversation.close(direction)
 
+    @property
+    def hold_seconds(self) -> float:
+        """How long the owner should keep back what is held now."""
+        limits = self._ruleset.limits
+        return limits.detect_seconds if self._conversation.detector is not None else limits.hold_seconds
+
     def hold_expired(self, now: float) -> Outcome:
         """The owner cannot wait any longer: judge what is there; ``held`` is 0 until the next unit."""
         if self._outcome is not None:

@@ -33,6 +33,9 @@ class StatefulLimits:
     hold_bytes: int = 256 << 10
     # How long the owner should keep them back before it calls ``hold_expired``.
     hold_seconds: float = 10.0
+    # The same while nobody knows what the first bytes begin: whoever waits for the answer to a short line of a protocol
+    # unknown here should not wait long. Detection goes on, and what follows is judged.
+    detect_seconds: float = 1.0
     # Transactions in progress; above the parsers' own bounds (256 pipelined requests, 1,024 streams), so those act
     # first. More than that: ``transaction_overflow``, the oldest is given up.
     max_transactions: int = 2048

@@ -658,6 +658,33 @@ def test_a_body_is_held_until_it_is_judged(firewall: Firewall) -> None:
             assert MARKER not in got
 
 
+def test_a_line_that_may_begin_a_request_waits_a_second(firewall: Firewall) -> None:
+    """Then it goes on; and if it was a request, it ends before it is whole."""
+    seen: list[bytes] = []
+
+    def echo(conn: ssl.SSLSocket) -> None:
+        while data := conn.recv(4096):
+            seen.append(data)
+            conn.sendall(data)
+
+    with Server(firewall.lab, echo):
+        with dial(firewall) as conn:
+            began = time.monotonic()
+            conn.sendall(b"before")
+            assert conn.recv(100) == b"before"
+            assert 0.5 < time.monotonic() - began < 5
+        with dial(firewall) as conn:
+            conn.sendall(b"GE")
+            assert conn.recv(100) == b"GE"
+            conn.sendall(b"T /secret HTTP/1.1\r\nHost: site-a.test\r\n\r\n" + MARKER)
+            with pytest.raises(ssl.SSLEOFError):
+                conn.recv(100)
+    got = b"".join(seen)
+    assert got.startswith(b"beforeGE")
+    assert MARKER not in got
+    assert b"\r\n\r\n" not in got
+
+
 def test_one_of_two_h2_streams_is_blocked(firewall: Firewall) -> None:
     answer = firewall.lab.curl(
         *("https://site-a.test/whoami", "https://site-a.test/secret/h2", "--http2", "-Z", "-m", "3"),
