@@ -24,7 +24,7 @@ MODE_RELEASE_BUFFERS: int = _lib.SSL_MODE_RELEASE_BUFFERS
 
 def expect_server(connection: SSL.Connection, host: str, unix_time: float, address: bytes = b"") -> None:
     """Have the handshake verify ``host`` (dNSName only, no partial wildcards) as of ``unix_time``; or the iPAddress
-    ``address`` (packed) where there is one.
+    ``address`` (packed) where there is one. With neither, the time alone.
 
     X509_VERIFY_PARAM_set1_host(3), X509_check_host(3).
     """
@@ -37,6 +37,8 @@ def expect_server(connection: SSL.Connection, host: str, unix_time: float, addre
     _lib.X509_VERIFY_PARAM_set_hostflags(
         parameters, _lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
     )
+    if not host:
+        return
     name = host.encode("ascii")
     if _lib.X509_VERIFY_PARAM_set1_host(parameters, name, len(name)) != 1:
         raise ValueError(f"not a host name: {host!r}")

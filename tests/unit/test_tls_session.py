@@ -675,6 +675,32 @@ def test_server_that_speaks_first(world: World) -> None:
     assert "Plaintext" not in wire.names[:established_at]
 
 
+@pytest.mark.parametrize(
+    ("shown", "name", "good"),
+    [
+        ("*.example.test", "a_b.example.test", True),
+        ("a_b.example.test", "a_b.example.test", True),
+        ("*.example.test", "_dmarc.example.test", True),
+        ("*.x_y.example.test", "a_b.x_y.example.test", True),
+        ("*.other.test", "a_b.example.test", False),
+        ("*.example.test", "a_b.c.example.test", False),
+        ("a-b.example.test", "a_b.example.test", False),
+        ("a_b.example.test", "a_c.example.test", False),
+    ],
+)
+def test_names_with_an_underscore(world: World, shown: str, name: str, good: bool) -> None:
+    """Which OpenSSL lets no wildcard stand for, and browsers do."""
+    client = client_peer(name, [world.ca], verify=False)
+    client.send(b"request")
+    wire = Wire(world, client, server_peer(*world.root.issue(shown))).run()
+    if good:
+        assert wire.server.received == b"request"
+        assert wire.session.info.chain.exception == "underscore"
+    else:
+        assert wire.finished.status is Status.NAME_MISMATCH
+        assert wire.client.raw_in == 0
+
+
 def test_the_servers_handshake_ends_with_the_clients_first_bytes(world: World) -> None:
     """One packet to the server, and it answers in one."""
     wire = pair(world)
