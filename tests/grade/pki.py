@@ -81,14 +81,10 @@ NULL = b"\x05\0"
 # -- keys ------------------------------------------------------------------------------------------------------------
 
 
-class EcKey:
-    """An elliptic curve key; ``ecdsa-with-SHA256`` unless told otherwise."""
+class _LibraryKey:
+    """A key the library makes, and writes."""
 
-    _OIDS: ClassVar = {"sha256": "1.2.840.10045.4.3.2", "sha1": "1.2.840.10045.4.1", "sha384": "1.2.840.10045.4.3.3"}
-    _HASHES: ClassVar = {"sha256": hashes.SHA256, "sha1": hashes.SHA1, "sha384": hashes.SHA384}
-
-    def __init__(self, curve: ec.EllipticCurve | None = None) -> None:
-        self.key = ec.generate_private_key(curve or ec.SECP256R1())
+    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | dsa.DSAPrivateKey
 
     @functools.cached_property
     def spki(self) -> bytes:
@@ -99,6 +95,18 @@ class EcKey:
     def pem(self) -> bytes:
         layout = serialization.PrivateFormat.PKCS8
         return self.key.private_bytes(serialization.Encoding.PEM, layout, serialization.NoEncryption())
+
+
+class EcKey(_LibraryKey):
+    """An elliptic curve key; ``ecdsa-with-SHA256`` unless told otherwise."""
+
+    _OIDS: ClassVar = {"sha256": "1.2.840.10045.4.3.2", "sha1": "1.2.840.10045.4.1", "sha384": "1.2.840.10045.4.3.3"}
+    _HASHES: ClassVar = {"sha256": hashes.SHA256, "sha1": hashes.SHA1, "sha384": hashes.SHA384}
+
+    key: ec.EllipticCurvePrivateKey
+
+    def __init__(self, curve: ec.EllipticCurve | None = None) -> None:
+        self.key = ec.generate_private_key(curve or ec.SECP256R1())
 
     def algorithm(self, digest: str) -> bytes:
         return seq(oid(self._OIDS[digest]))
@@ -107,21 +115,13 @@ class EcKey:
         return self.key.sign(data, ec.ECDSA(self._HASHES[digest]()))
 
 
-class EdKey:
+class EdKey(_LibraryKey):
     """Ed25519."""
+
+    key: ed25519.Ed25519PrivateKey
 
     def __init__(self) -> None:
         self.key = ed25519.Ed25519PrivateKey.generate()
-
-    @functools.cached_property
-    def spki(self) -> bytes:
-        encoding, layout = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        return self.key.public_key().public_bytes(encoding, layout)
-
-    @functools.cached_property
-    def pem(self) -> bytes:
-        layout = serialization.PrivateFormat.PKCS8
-        return self.key.private_bytes(serialization.Encoding.PEM, layout, serialization.NoEncryption())
 
     def algorithm(self, _digest: str) -> bytes:
         return seq(oid("1.3.101.112"))
@@ -130,21 +130,13 @@ class EdKey:
         return self.key.sign(data)
 
 
-class DsaKey:
+class DsaKey(_LibraryKey):
     """DSA, with SHA-256."""
+
+    key: dsa.DSAPrivateKey
 
     def __init__(self, size: int) -> None:
         self.key = dsa.generate_private_key(size)
-
-    @functools.cached_property
-    def spki(self) -> bytes:
-        encoding, layout = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        return self.key.public_key().public_bytes(encoding, layout)
-
-    @functools.cached_property
-    def pem(self) -> bytes:
-        layout = serialization.PrivateFormat.PKCS8
-        return self.key.private_bytes(serialization.Encoding.PEM, layout, serialization.NoEncryption())
 
     def algorithm(self, _digest: str) -> bytes:
         return seq(oid("2.16.840.1.101.3.4.3.2"))
