@@ -30,9 +30,10 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.x509.oid import PublicKeyAlgorithmOID
 from OpenSSL import SSL, crypto
 
-from engines.tls import names, openssl
+from engines.tls import names, openssl, policies
 from engines.tls.clienthello import TLS1_2, TLS1_3
 from engines.tls.commonprimes import Moduli
+from engines.tls.policies import NOTHING, Said
 from engines.tls.resumption import LARGEST, Identity, Resumable, Resumption
 from engines.tls.revocation import Staples
 from engines.tls.secondpath import SecondPath
@@ -117,6 +118,7 @@ class ServerCertificate:
     weak_signature: str | None = None
     remarks: tuple[str, ...] = ()
     constraints: int = 0  # names it permits or excludes below it
+    policies: Said = NOTHING
     serial_bits: int = 0
     rsa_modulus: int = field(default=0, repr=False)
     certificate: x509.Certificate | None = field(default=None, repr=False, compare=False)
@@ -500,6 +502,9 @@ class UpstreamVerifier:
                 f"{leaf.subject}: {comparisons} comparisons of names with constraints, {_COMPARISONS_MAX} are allowed"
             )
             yield Refusal(Status.INVALID, "too_many_names", detail)
+        problem = policies.fault([one.policies for one in certificates[: len(certificates) - 1 or 1]])
+        if problem is not None:
+            yield Refusal(Status.INVALID, "policies", f"{leaf.subject}: {problem}")
         if leaf.problem is not None:
             yield Refusal(Status.INVALID, "wrong_usage", leaf.problem)
         address = packed_address(host)
@@ -609,6 +614,7 @@ def certificate_facts(certificate: x509.Certificate) -> ServerCertificate:
         weak_signature=_weak_signature(certificate),
         remarks=_remarks(certificate, key),
         constraints=_constraints(certificate),
+        policies=policies.read(certificate),
         serial_bits=certificate.serial_number.bit_length(),
         rsa_modulus=key.public_numbers().n if isinstance(key, rsa.RSAPublicKey) else 0,
         certificate=certificate,

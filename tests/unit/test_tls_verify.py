@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import time
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -268,6 +269,45 @@ def test_a_constraint_the_second_path_cannot_judge_is_the_firsts(
     between = Authority("Bound", root, extra=[(x509.NameConstraints(permitted, None), True)])
     subject = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, organisation)])
     certificate, key = between.issue("a.test", subject=subject)
+    peer = server_peer(certificate, key, [between.certificate])
+    found = handshake(UpstreamVerifier([root.certificate]), peer, "a.test")
+    assert (found.status if isinstance(found, Refusal) else found.exception) == outcome, found
+
+
+_OURS, _THEIRS, _ANY = (
+    x509.PolicyInformation(x509.ObjectIdentifier(oid), None)
+    for oid in ("1.3.6.1.4.1.55555.1", "1.3.6.1.4.1.55555.2", "2.5.29.32.0")
+)
+_EXPLICIT = x509.PolicyConstraints(require_explicit_policy=0, inhibit_policy_mapping=None)
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "outcome"),
+    [
+        ([], [(_OURS, True)], "policy"),
+        ([(_OURS, True)], [(_OURS, False)], "policy"),
+        ([(_OURS, False)], [(_THEIRS, False)], None),  # no policy is left, and none is demanded
+        ([(_OURS, False), (_EXPLICIT, True)], [(_OURS, False)], "policy"),
+        ([(_OURS, False), (_EXPLICIT, True)], [(_THEIRS, False)], Status.INVALID),
+        ([(_OURS, False), (_EXPLICIT, True)], [], Status.INVALID),
+        ([(_ANY, False), (_EXPLICIT, True)], [(_OURS, False)], "policy"),
+        ([(_ANY, False), (_EXPLICIT, True), (x509.InhibitAnyPolicy(0), True)], [(_OURS, False)], "policy"),
+        ([(_OURS, False), (_EXPLICIT, True), (x509.InhibitAnyPolicy(0), True)], [(_ANY, False)], Status.INVALID),
+    ],
+)
+def test_policies_of_certificates(
+    root: Authority, above: list[tuple[Any, bool]], below: list[tuple[Any, bool]], outcome: Status | str | None
+) -> None:
+    """RFC 5280 6.1: whoever demands an explicit policy gets one that every issuer has allowed."""
+
+    def extensions(said: list[tuple[Any, bool]]) -> list[tuple[x509.ExtensionType, bool]]:
+        return [
+            (x509.CertificatePolicies([one]) if isinstance(one, x509.PolicyInformation) else one, critical)
+            for one, critical in said
+        ]
+
+    between = Authority("Policies", root, extra=extensions(above))
+    certificate, key = between.issue("a.test", extra=extensions(below))
     peer = server_peer(certificate, key, [between.certificate])
     found = handshake(UpstreamVerifier([root.certificate]), peer, "a.test")
     assert (found.status if isinstance(found, Refusal) else found.exception) == outcome, found
