@@ -909,6 +909,8 @@ class TlsWorker:
             self.claims.settle(flow, Proven.OPEN, now)
         for side in flow.sides():
             self._close_side(side, how)
+        if isinstance(flow.session, Session):
+            flow.session.abandon(now)
         app_proto = flow.inspector.app_proto if flow.inspector is not None else ""
         self._log_end(flow, "ENDED", reason, "", app_proto, now)
 

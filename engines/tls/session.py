@@ -419,6 +419,12 @@ class Session:
         if self._state is not State.DONE:
             self._finish(Status.POLICY, reason, detail, _CLOSE_OF[how])
 
+    def abandon(self, now: float) -> None:
+        """The owner ends the connections by itself, and nothing is said any more. What the server has given to resume
+        this session by stays good."""
+        self._leave()
+        self._end_silently()
+
     def violated(self, reason: str, detail: str) -> None:
         """The server does not keep to the protocol that was agreed on inside: ends as the policy says of PROTOCOL."""
         if self._state is not State.DONE:
@@ -1010,12 +1016,15 @@ class Session:
         self._events.append(Finished(status, reason, detail, self.info))
         self._enter(State.DONE, None)
         self._client_handler = self._upstream_handler = Session._ignore
-        upstream = self._half[_TO_CLIENT]
-        if upstream is not None and self.info.established and upstream.error is None:
-            openssl.leave(upstream.connection)
+        self._leave()
         self._half = [None, None]  # frees OpenSSL's state now, not when the log line is written
         for way in self._ways:
             way.unpark()
+
+    def _leave(self) -> None:
+        upstream = self._half[_TO_CLIENT]
+        if upstream is not None and self.info.established and upstream.error is None:
+            openssl.leave(upstream.connection)
 
     def _enter(self, state: State, deadline: float | None) -> None:
         self._state = state
