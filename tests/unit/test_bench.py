@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -12,6 +15,7 @@ from engines.stateful.parser import Variables, parse_rules
 from engines.verdict import Direction
 from tests.bench.measure import Row, by_turns, figure
 from tests.bench.rulesets import stateful_rules, stateless_rules
+from tests.bench.through_the_lab import apart
 from tests.bench.traffic import RawTcp, http_conversations
 
 
@@ -88,3 +92,16 @@ def test_the_packets_of_an_open_flow_follow_each_other() -> None:
     assert [len(packet.payload) for packet in sent] == [10] * 4
     assert [packet.seq for packet in sent[::2]] == [ack.seq, ack.seq + 10]
     assert sent[3].ack == ack.seq + 20
+
+
+def test_the_router_has_a_processor_of_its_own() -> None:
+    everywhere = os.sched_getaffinity(0)
+
+    @contextmanager
+    def router() -> Iterator[set[int]]:
+        yield os.sched_getaffinity(0)
+
+    with apart(router()) as own:
+        assert own == {min(everywhere)}
+        assert os.sched_getaffinity(0) == (everywhere - own or own)
+    assert os.sched_getaffinity(0) == everywhere
