@@ -186,6 +186,29 @@ def test_completion(nfw: Nfw, shell: str) -> None:
     assert "_NFW_COMPLETE" in out
 
 
+def test_interrupted_while_its_modules_are_imported() -> None:
+    code = """
+import importlib.abc, sys
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from nfw.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_completion_that_no_shell_asks_for() -> None:
+    environment = {**os.environ, "_NFW_COMPLETE": "bash_complete"}
+    command = [sys.executable, "-m", "nfw", "--version"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("nfw ")
+
+
 def test_completion_knows_the_commands() -> None:
     environment = {**os.environ, "_NFW_COMPLETE": "bash_complete", "COMP_WORDS": "nfw policy ", "COMP_CWORD": "2"}
     done = subprocess.run([sys.executable, "-m", "nfw"], env=environment, capture_output=True, text=True, check=False)
