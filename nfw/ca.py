@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import NameOID
 
 from engines.tls.leaf import check_ca, check_chain
+from engines.tls.malformed import MALFORMED
 from nfw.policy.files import read_bounded
 
 CERTIFICATE_FILE = "ca.pem"
@@ -81,8 +82,11 @@ def parse_certificates(pem: bytes) -> list[x509.Certificate]:
             raise ValueError("this is a private key; expected a certificate")
         raise ValueError("not a certificate in PEM form (-----BEGIN CERTIFICATE-----)")
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+        certificates = x509.load_pem_x509_certificates(pem)
+        for certificate in certificates:
+            _ = certificate.extensions  # parsed when first asked for
+        return certificates
+    except MALFORMED as error:
         raise ValueError(f"the certificate is damaged: {error}") from error
 
 
@@ -357,7 +361,7 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
 def _is_ca(certificate: x509.Certificate) -> bool:
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *MALFORMED):
         return False
 
 

@@ -508,6 +508,7 @@ def _roots() -> int:
 def _certificate(path: str) -> Certificate:
     from cryptography import x509
 
+    from engines.tls.malformed import MALFORMED
     from nfw.policy.files import read_bounded
     from nfw.tlsworker import system_roots
 
@@ -515,7 +516,7 @@ def _certificate(path: str) -> Certificate:
         certificate = x509.load_pem_x509_certificate(read_bounded(Path(path), 1 << 20))
     except OSError as error:
         return Certificate(path, str(error.strerror))
-    except ValueError:
+    except MALFORMED:
         return Certificate(path, "is no PEM certificate")
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
     text = certificate.public_bytes(_pem()).strip()

@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
 
 from engines.tls.leaf import LeafRequest, check_ca, mint
+from engines.tls.malformed import MALFORMED
 from nfw import process
 
 MESSAGE_BYTES = 256 * 1024  # a server certificate's names fit; OpenSSL refuses chains over 100 KB
@@ -71,7 +72,7 @@ def load_ca(certificate: str, private_key: str, now: float) -> tuple[x509.Certif
     private_key = key_file(private_key)
     try:
         cert = x509.load_pem_x509_certificate(Path(certificate).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, *MALFORMED) as error:
         raise CaError(f"{certificate}: cannot read the CA certificate: {error}") from error
     try:
         key = serialization.load_pem_private_key(Path(private_key).read_bytes(), password=None)

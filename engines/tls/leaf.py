@@ -25,6 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 
 from engines.tls.clienthello import TLS1_3, ClientHello
+from engines.tls.malformed import MALFORMED
 from engines.tls.names import is_valid_pattern
 from engines.tls.verify import ServerCertificate, harden
 
@@ -266,7 +267,7 @@ def check_chain(certificates: Sequence[x509.Certificate]) -> list[str]:
         name = above.subject.rfc4514_string() or "(no subject)"
         try:
             below.verify_directly_issued_by(above)
-        except (ValueError, TypeError, InvalidSignature):
+        except (*MALFORMED, InvalidSignature):
             problems.append(f"chain: {name} did not issue the certificate before it")
             continue
         problem = _guarded(_basic_constraints_problem, above)
@@ -287,7 +288,7 @@ def presented_chain(certificates: Sequence[x509.Certificate]) -> tuple[bytes, ..
 def _guarded(check: Callable[[x509.Certificate], str | None], certificate: x509.Certificate) -> str | None:
     try:
         return check(certificate)
-    except ValueError as error:
+    except MALFORMED as error:
         return f"certificate is malformed: {error}"
 
 

@@ -21,12 +21,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
+
+from engines.tls.malformed import MALFORMED
 
 SKEW = 300
 """Seconds a statement may come from the future: clocks differ."""
@@ -39,18 +41,6 @@ _WEAK = frozenset(("md5", "sha1"))
 _URLS = 4  # of each kind that are tried
 _URL_MAX = 2048
 _REMEMBERED = 1024  # certificates: the same few servers are visited again and again
-
-_MALFORMED = (
-    ValueError,
-    TypeError,
-    KeyError,
-    OverflowError,
-    NotImplementedError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
 
 
 class Revocation(enum.Enum):
@@ -249,7 +239,7 @@ def judge_ocsp(
         this_update, next_update = _unix(single.this_update_utc), _unix(single.next_update_utc)
         produced = _unix(response.produced_at_utc)
         status = single.certificate_status
-    except _MALFORMED:
+    except MALFORMED:
         return unknown("malformed")
     if this_update > unix_time + SKEW or produced > unix_time + SKEW:
         return unknown("not_yet_valid")
@@ -294,7 +284,7 @@ def read_crl(der: bytes, issuer: x509.Certificate, unix_time: float) -> CrlIndex
             return unknown(scope)
         urls, only_users, only_authorities = scope
         serials = frozenset(entry.serial_number for entry in crl)
-    except _MALFORMED:
+    except MALFORMED:
         return unknown("malformed")
     return CrlIndex(crl.issuer, _key_id(issuer), serials, this_update, next_update, urls, only_users, only_authorities)
 
@@ -346,7 +336,7 @@ def _single_response(
             if algorithm.name not in ours:
                 builder = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, algorithm)
                 ours[algorithm.name] = builder.build()
-        except _MALFORMED:
+        except MALFORMED:
             continue
         wanted = ours[algorithm.name]
         if single.issuer_name_hash != wanted.issuer_name_hash or single.issuer_key_hash != wanted.issuer_key_hash:
@@ -385,7 +375,7 @@ def _authority_problem(responder: x509.Certificate, issuer: x509.Certificate, un
         return None
     try:
         responder.verify_directly_issued_by(issuer)
-    except (*_MALFORMED, InvalidSignature):
+    except (*MALFORMED, InvalidSignature):
         return "responder_not_authorised"
     try:
         usages = responder.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
@@ -474,7 +464,7 @@ def _may_sign_crls(issuer: x509.Certificate) -> bool:
 def _ocsp_urls(certificate: x509.Certificate) -> tuple[str, ...]:
     try:
         access = certificate.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
-    except (*_MALFORMED, x509.ExtensionNotFound):
+    except (*MALFORMED, x509.ExtensionNotFound):
         return ()
     return _usable(one.access_location for one in access if one.access_method == AuthorityInformationAccessOID.OCSP)
 
@@ -483,7 +473,7 @@ def issuer_urls(certificate: x509.Certificate) -> tuple[str, ...]:
     """Where the certificate says its issuer's is to be had (RFC 5280 4.2.2.1 caIssuers); ``http`` only."""
     try:
         access = certificate.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
-    except (*_MALFORMED, x509.ExtensionNotFound):
+    except (*MALFORMED, x509.ExtensionNotFound):
         return ()
     return _usable(
         one.access_location for one in access if one.access_method == AuthorityInformationAccessOID.CA_ISSUERS
@@ -495,12 +485,12 @@ def issuer_in(data: bytes, certificate: x509.Certificate) -> x509.Certificate | 
     for parse in (_one_der, x509.load_pem_x509_certificates, pkcs7.load_der_pkcs7_certificates):
         try:
             found = parse(data)
-        except _MALFORMED:
+        except MALFORMED:
             continue
         for candidate in found[:_DELEGATES]:
             try:
                 certificate.verify_directly_issued_by(candidate)
-            except (*_MALFORMED, InvalidSignature):
+            except (*MALFORMED, InvalidSignature):
                 continue
             return candidate
     return None
@@ -514,7 +504,7 @@ def _crl_urls(certificate: x509.Certificate) -> tuple[str, ...]:
     """Of the points that cover all reasons and whose CRL is the issuer's own."""
     try:
         points = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
-    except (*_MALFORMED, x509.ExtensionNotFound):
+    except (*MALFORMED, x509.ExtensionNotFound):
         return ()
     return _usable(
         name for point in points if not point.reasons and not point.crl_issuer for name in point.full_name or ()
@@ -537,7 +527,7 @@ def _usable(names: Iterable[x509.GeneralName]) -> tuple[str, ...]:
 def _must_staple(certificate: x509.Certificate) -> bool:
     try:
         features = certificate.extensions.get_extension_for_class(x509.TLSFeature).value
-    except (*_MALFORMED, x509.ExtensionNotFound):
+    except (*MALFORMED, x509.ExtensionNotFound):
         return False
     return x509.TLSFeatureType.status_request in features
 
@@ -545,7 +535,7 @@ def _must_staple(certificate: x509.Certificate) -> bool:
 def _is_authority(certificate: x509.Certificate) -> bool:
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (*_MALFORMED, x509.ExtensionNotFound):
+    except (*MALFORMED, x509.ExtensionNotFound):
         return False
 
 

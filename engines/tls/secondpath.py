@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 from cryptography import x509
 from cryptography.x509 import verification
 
+from engines.tls.malformed import MALFORMED
+
 if TYPE_CHECKING:
     from engines.tls.verify import ServerCertificate
 
@@ -83,7 +85,7 @@ class SecondPath:
         try:
             verifier = self._builder.time(_moment(unix_time)).build_server_verifier(_subject(host))
             verifier.verify(leaf, list(presented))
-        except (verification.VerificationError, ValueError) as error:
+        except (verification.VerificationError, *MALFORMED) as error:
             if _only_self_issued_are_too_many(path):
                 return Opinion(exception="self_issued")
             return Opinion(refusal=str(error).partition(" (encountered processing")[0])
@@ -131,7 +133,7 @@ def _only_self_issued_are_too_many(path: Sequence[ServerCertificate]) -> bool:
         assert one.certificate is not None
         try:
             limit = one.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
-        except (x509.ExtensionNotFound, ValueError):
+        except (x509.ExtensionNotFound, *MALFORMED):
             return False
         if limit is not None:
             if below_by_rfc > limit:
@@ -152,7 +154,7 @@ def _constrains_other_names(certificate: x509.Certificate | None) -> bool:
 def _is_ca(certificate: x509.Certificate) -> bool:
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *MALFORMED):
         return False
 
 

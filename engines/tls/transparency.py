@@ -10,10 +10,12 @@ import hashlib
 from collections.abc import Iterable
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.certificate_transparency import SignedCertificateTimestamp
+
+from engines.tls.malformed import MALFORMED
 
 _MAX = 16  # timestamps that are looked at; certificates have two or three
 _PRECERTIFICATE = b"\x00\x01"  # LogEntryType precert_entry
@@ -44,7 +46,7 @@ class Logs:
             stamps = list(certificate.extensions.get_extension_for_class(kind).value)
         except (x509.ExtensionNotFound, x509.DuplicateExtension):
             return Timestamps.ABSENT
-        except ValueError:
+        except MALFORMED:
             return Timestamps.INVALID
         if not stamps:
             return Timestamps.ABSENT
@@ -66,7 +68,7 @@ class Logs:
                 key.verify(stamp.signature, signed, ec.ECDSA(hashes.SHA256()))
             else:
                 key.verify(stamp.signature, signed, padding.PKCS1v15(), hashes.SHA256())
-        except (InvalidSignature, UnsupportedAlgorithm, ValueError):
+        except (InvalidSignature, *MALFORMED):
             return False
         return True
 

@@ -33,6 +33,7 @@ from OpenSSL import SSL, crypto
 from engines.tls import names, openssl, policies
 from engines.tls.clienthello import TLS1_2, TLS1_3
 from engines.tls.commonprimes import Moduli
+from engines.tls.malformed import MALFORMED
 from engines.tls.policies import NOTHING, Said
 from engines.tls.resumption import LARGEST, Identity, Resumable, Resumption
 from engines.tls.revocation import Staples
@@ -345,7 +346,7 @@ class UpstreamVerifier:
         shown = [notes.failed_certificate] if notes.failed_depth == 0 else connection.get_peer_cert_chain() or []
         try:
             names = _alternative_names(shown[0].to_cryptography())[0] if shown and shown[0] is not None else ()
-        except ValueError:
+        except MALFORMED:
             return ()
         return tuple(printable(name) for name in names[:_NAMES_SHOWN])
 
@@ -387,7 +388,7 @@ class UpstreamVerifier:
                 return notes.path_fault
             try:
                 return Incomplete(verified[-1].to_cryptography())
-            except ValueError as error:
+            except MALFORMED as error:
                 return Refusal(Status.INVALID, "malformed_certificate", printable(str(error)))
         return self._judge_path(verified, presented, notes, host, unix_time)
 
@@ -399,7 +400,7 @@ class UpstreamVerifier:
         notes: HandshakeNotes = connection.get_app_data()
         presented = list(connection.get_peer_cert_chain() or [])
         for der in issuers:
-            with contextlib.suppress(ValueError, TypeError, crypto.Error):
+            with contextlib.suppress(*MALFORMED, crypto.Error):
                 presented.append(crypto.load_certificate(crypto.FILETYPE_ASN1, der))
         if not presented:
             return Refusal(Status.PROTOCOL, "no_certificate", "the server showed no certificate")
@@ -426,7 +427,7 @@ class UpstreamVerifier:
         others = list(presented[1:_PRESENTED_MAX])
         try:
             subjects = [one.to_cryptography().subject for one in others]
-        except ValueError:
+        except MALFORMED:
             return None
         doubtful = [at for at, subject in enumerate(subjects) if subjects.count(subject) > 1]
         for at in doubtful[:_OTHER_PATHS]:
@@ -446,7 +447,7 @@ class UpstreamVerifier:
             certificates = tuple(self._facts_of(certificate) for certificate in verified)
         except WeakKeyError as error:
             return Refusal(Status.WEAK, "weak_key", str(error))  # never passed: anybody can sign with such a key
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except MALFORMED as error:
             # Never passed: there is nothing a leaf could be made of.
             return Refusal(
                 Status.INVALID, "malformed_certificate", f"certificate does not parse: {printable(str(error))}"
@@ -520,7 +521,7 @@ class UpstreamVerifier:
         for certificate in certificates:
             try:
                 facts = self._facts_of(certificate)
-            except (ValueError, TypeError, UnsupportedAlgorithm):
+            except MALFORMED:
                 continue
             if facts.certificate is not None:
                 parsed.append(facts.certificate)
@@ -570,7 +571,7 @@ def parse_anchors(pem: bytes) -> tuple[list[x509.Certificate], list[str]]:
     for number, block in enumerate(_PEM_BLOCK.findall(pem), 1):
         try:
             certificates.append(x509.load_pem_x509_certificate(block))
-        except ValueError as error:
+        except MALFORMED as error:
             problems.append(f"certificate {number}: {error}")
     if not certificates and not problems:
         problems.append("no certificate found (expected -----BEGIN CERTIFICATE-----)")
@@ -592,8 +593,8 @@ def spki_sha256(certificate: x509.Certificate) -> bytes:
 
 
 def certificate_facts(certificate: x509.Certificate) -> ServerCertificate:
-    """Raises WeakKeyError for an RSA key that is none, other ValueErrors, TypeError or UnsupportedAlgorithm when the
-    certificate is malformed or its key is unknown."""
+    """Raises WeakKeyError for an RSA key that is none, and what MALFORMED names when the certificate is malformed or
+    its key is unknown."""
     key = _public_key(certificate)
     dns_names, addresses = _alternative_names(certificate)
     common_names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
@@ -638,7 +639,7 @@ def _status_of(code: int, certificate: crypto.X509 | None, trusted_names: frozen
         try:
             parsed = certificate.to_cryptography()
             anonymous = parsed.issuer.public_bytes() in trusted_names and not _names_its_signer(parsed)
-        except ValueError:
+        except MALFORMED:
             return Status.INVALID
         return Status.UNTRUSTED if anonymous else Status.INVALID
     return _STATUS_OF.get(code, Status.INVALID)
@@ -688,7 +689,7 @@ def _malformed(connection: SSL.Connection) -> str | None:
         return None
     try:
         certificate_facts(notes.failed_certificate.to_cryptography())
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except MALFORMED as error:
         return printable(str(error))
     return None
 
@@ -701,7 +702,7 @@ def _culprit(connection: SSL.Connection) -> str:
         certificate = notes.failed_certificate.to_cryptography()
         subject = printable(certificate.subject.rfc4514_string()) or "(no subject)"
         dates = f"valid {certificate.not_valid_before_utc:%Y-%m-%d} to {certificate.not_valid_after_utc:%Y-%m-%d}"
-    except ValueError:
+    except MALFORMED:
         return f"certificate at depth {notes.failed_depth}, which does not parse"
     return f"certificate at depth {notes.failed_depth}, {subject}, {dates}"
 

@@ -477,9 +477,11 @@ def _fingerprint(pem: bytes) -> str:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
+    from engines.tls.malformed import MALFORMED
+
     try:
         return "sha256:" + x509.load_pem_x509_certificate(pem).fingerprint(hashes.SHA256()).hex()
-    except ValueError:
+    except MALFORMED:
         return "text:" + hashlib.sha256(pem).hexdigest()
 
 

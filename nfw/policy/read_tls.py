@@ -541,13 +541,15 @@ _CERTIFICATE = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----")
 def _check_roots(section: Section, node: Node, path: Path, content: bytes, what: str = "trust") -> bool:
     from cryptography import x509
 
+    from engines.tls.malformed import MALFORMED
+
     if not _CERTIFICATE.search(content):
         message = f"{what} file {path} holds no certificate; expected PEM (-----BEGIN CERTIFICATE-----)"
         section.error(node, message, "certificate")
         return False
     try:
         x509.load_pem_x509_certificates(content)
-    except ValueError as error:
+    except MALFORMED as error:
         section.error(node, f"{what} file {path} holds a certificate that cannot be read: {error}", "certificate")
         return False
     return True

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import hpack
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from hpack.exceptions import HPACKError
 from hyperframe.frame import AltSvcFrame, ContinuationFrame, DataFrame, HeadersFrame
 
@@ -33,10 +35,14 @@ from engines.stateful.ruleset import RuleSet, compile_ruleset
 from engines.stateful.saved import load_rules, save_rules
 from engines.stateful.stream import HalfStream, Status, StreamLimits
 from engines.stateful.thresholdconfig import parse_threshold_config
+from engines.tls import policies
 from engines.tls.altsvc import AltSvcMask
 from engines.tls.clienthello import ClientHello, ClientHelloReader
 from engines.tls.dnsjson import json_without_ech
 from engines.tls.hiding import masking
+from engines.tls.revocation import issuer_urls, pointers
+from engines.tls.secondpath import SecondPath
+from engines.tls.verify import ServerCertificate, certificate_facts
 from engines.verdict import Direction
 from engines.watch.segments import OverlapPolicy
 from nfw.policy.aws.documents import is_aws, parse_file
@@ -200,6 +206,33 @@ def certificate(data: bytes) -> None:
     """A certificate: facts, or None."""
     facts = read_certificate(data)
     assert facts is None or isinstance(facts.subject, bytes)
+
+
+_ROOT = x509.load_der_x509_certificate(bytes.fromhex((CORPUS / "chain/root.hex").read_text()))
+_UNIX_TIME = 1_800_000_000.0
+
+
+def chain(data: bytes) -> None:
+    """Certificates of a server, as one is verified: facts or a refusal, and a second opinion in words."""
+    path: list[ServerCertificate] = []
+    for der in data.split(TURN)[:4]:
+        try:
+            certificate = x509.load_der_x509_certificate(der)
+            facts = certificate_facts(certificate)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            continue
+        assert all(character.isprintable() for character in facts.subject + facts.issuer)
+        about = pointers(certificate)
+        assert all(url.startswith("http://") for url in (*about.ocsp, *about.crl, *issuer_urls(certificate)))
+        path.append(facts)
+    assert policies.fault([one.policies for one in path]) in (
+        *(None, "no explicit policy"),
+        "a mapping of any policy",
+    )
+    if path:
+        others = [one.certificate for one in path[1:] if one.certificate is not None]
+        opinion = SecondPath([_ROOT], 20).judge([*path, certificate_facts(_ROOT)], others, "a.test", _UNIX_TIME)
+        assert opinion.refusal != ""
 
 
 def hello(data: bytes) -> None:
@@ -406,6 +439,11 @@ def _hex(folder: str, *, prefix: bytes = b"\0") -> list[bytes]:
     return [prefix + bytes.fromhex(path.read_text()) for path in sorted((CORPUS / folder).glob("*.hex"))]
 
 
+def _chains() -> list[bytes]:
+    each = _hex("chain", prefix=b"")
+    return [*each, TURN.join(reversed(each)), *_hex("certificate", prefix=b"")]
+
+
 def _policies() -> list[bytes]:
     folder = Path(__file__).parents[1] / "golden"
     files = [*(folder / "policy").glob("*.yaml"), *(folder / "aws").glob("*.json")]
@@ -609,6 +647,7 @@ def _all() -> Iterator[Target]:
     yield Target("flow-tcp", partial(inspector, 6), _flows, _HTTP_WORDS, 20_000)
     yield Target("flow-udp", partial(inspector, 17), partial(_hex, "dns"), (TURN,))
     yield Target("certificate", certificate, partial(_hex, "certificate", prefix=b""))
+    yield Target("chain", chain, _chains, (TURN, b"\x06\x03\x55\x1d", b"\x01\x01\xff"), 8000)
     yield Target("hello", hello, partial(_hex, "tls"), (b"\x16\x03\x01", b"\0\0", b"\xfe\x0d"))
     yield Target("offering", offering, _offers, _OFFER_WORDS, 6000)
     yield Target(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import os
 import plistlib
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -15,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from engines.tls.leaf import check_ca, presented_chain
 from nfw import ca
+from tests.grade import pki
 from tests.unit.tlskit import NOW as KIT_NOW
 from tests.unit.tlskit import Authority
 
@@ -138,6 +141,15 @@ def test_show_says_why_not(tmp_path: Path) -> None:
 def test_not_a_certificate(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pem").write_bytes(content)
     with pytest.raises(ca.CaError, match="certificate"):
+        ca.show(tmp_path / "x.pem", NOW)
+
+
+@pytest.mark.parametrize("odd", [{"version": 7}, {"extra": [("2.5.29.14", False, b"\x04\x01x")]}])
+def test_a_certificate_the_library_does_not_read(tmp_path: Path, odd: dict[str, Any]) -> None:
+    der = pki.authority("Odd", **odd).der
+    encoded = base64.encodebytes(der).decode()
+    (tmp_path / "x.pem").write_text(f"-----BEGIN CERTIFICATE-----\n{encoded}-----END CERTIFICATE-----\n")
+    with pytest.raises(ca.CaError, match=r"x\.pem: the certificate is damaged: "):
         ca.show(tmp_path / "x.pem", NOW)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import subprocess
@@ -23,6 +24,7 @@ from nfw.policy import load_policy
 from nfw.policy.check import check_policy
 from nfw.policy.errors import CODES, Level, PolicyError, PolicyErrors, Problems, suggest
 from nfw.policy.yamlpos import MAX_BYTES, MAX_DEPTH, MAX_NODES, parse_yaml
+from tests.grade import pki
 from tests.unit import awskit
 from tests.unit.test_aws_cloudformation import YAML as TEMPLATE
 
@@ -87,6 +89,8 @@ CERTIFICATE = "arn:aws:acm:us-east-1:123456789012:certificate/1"
 TLS_SCOPE = {"Scopes": [{"DestinationPorts": [{"FromPort": 443, "ToPort": 443}], "Protocols": [6]}]}
 AUTHORITY = {"CertificateAuthorityArn": CERTIFICATE, **TLS_SCOPE}
 KNOWN = f"certificates: {{'{CERTIFICATE}': {{certificate: ca.pem, private_key: ca.key}}}}\n"
+_ODD = base64.encodebytes(pki.authority("Odd", version=7).der).decode()
+ODD_VERSION = f"-----BEGIN CERTIFICATE-----\n{_ODD}-----END CERTIFICATE-----\n"
 ROOT = "tls: {{ca: {{certificate: ca.pem, private_key: ca.key}}, scopes: [{{destination_ports: [443]}}], {}}}\n"
 
 
@@ -302,6 +306,7 @@ ONE = "{priority: 1, action: drop, protocols: [tcp]}"
         ("missing-reference", lambda folder: with_ca(folder, ROOT.format("transparency: {require: true}"))),
         ("missing-reference", lambda folder: with_ca(folder, ROOT.format("debug: {sni: [a.example]}"))),
         ("certificate", lambda folder: with_ca(folder, ROOT.format("trust: [x.pem]"), x="nothing")),
+        ("certificate", lambda folder: with_ca(folder, ROOT.format("trust: [x.pem]"), x=ODD_VERSION)),
         ("certificate", lambda folder: with_ca(folder, ROOT.format("distrust: [x.pem]"), x="nothing")),
         ("certificate", lambda folder: with_ca(folder, ROOT.format("transparency: {logs: [x.pem]}"), x="nothing")),
         ("certificate", lambda folder: with_ca(folder, ROOT.format("").replace("ca.pem", "x.pem"), x="nothing")),

@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL import SSL, crypto
+from OpenSSL._util import lib  # type: ignore[attr-defined,unused-ignore]
 
 from engines.tls import verify
 from engines.tls.clienthello import TLS1_2, TLS1_3, ClientHelloReader
@@ -311,6 +312,39 @@ def test_policies_of_certificates(
     peer = server_peer(certificate, key, [between.certificate])
     found = handshake(UpstreamVerifier([root.certificate]), peer, "a.test")
     assert (found.status if isinstance(found, Refusal) else found.exception) == outcome, found
+
+
+_ODD: dict[str, Any] = {"version": {"version": 7}, "duplicate": {"extra": [("2.5.29.14", False, b"\x04\x01x")]}}
+
+
+def _served(certificates: list[bytes], key: Any) -> Peer:
+    """By a server that does not look at what it serves."""
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    raw = [lib.X509_dup(crypto.load_certificate(crypto.FILETYPE_ASN1, der)._x509) for der in certificates]
+    assert lib.SSL_CTX_use_certificate(context._context, raw[0]) == 1
+    lib.X509_free(raw[0])
+    for one in raw[1:]:
+        assert lib.SSL_CTX_add_extra_chain_cert(context._context, one) == 1  # which takes it over
+    context.use_privatekey(key)
+    connection = SSL.Connection(context)
+    connection.set_accept_state()
+    return Peer(connection)
+
+
+@pytest.mark.parametrize("odd", _ODD)
+@pytest.mark.parametrize("where", ["leaf", "issuer", "beside"])
+def test_certificates_that_only_openssl_reads(odd: str, where: str) -> None:
+    root = pki.authority("Pki Root")
+    between = pki.authority("Middle", root, **(_ODD[odd] if where == "issuer" else {}))
+    one = pki.leaf(between, "a.test", **(_ODD[odd] if where == "leaf" else {}))
+    chain = [one.der, between.der, *([pki.leaf(root, "b.test", **_ODD[odd]).der] if where == "beside" else [])]
+    found = handshake(UpstreamVerifier([root.parsed]), _served(chain, one.key.key), "a.test", time.time())
+    if where == "beside":
+        assert isinstance(found, ServerChain), found
+        assert len(found.certificates) == 3
+    else:
+        assert isinstance(found, Refusal), found
+        assert found.status in (Status.INVALID, Status.UNTRUSTED)
 
 
 @pytest.mark.parametrize("passed", [frozenset(), frozenset([Status.WEAK, Status.INVALID])])
