@@ -15,7 +15,6 @@ from typing import Any
 
 import hpack
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from hpack.exceptions import HPACKError
 from hyperframe.frame import AltSvcFrame, ContinuationFrame, DataFrame, HeadersFrame
 
@@ -40,6 +39,7 @@ from engines.tls.altsvc import AltSvcMask
 from engines.tls.clienthello import ClientHello, ClientHelloReader
 from engines.tls.dnsjson import json_without_ech
 from engines.tls.hiding import masking
+from engines.tls.malformed import MALFORMED
 from engines.tls.revocation import issuer_urls, pointers
 from engines.tls.secondpath import SecondPath
 from engines.tls.verify import ServerCertificate, certificate_facts
@@ -219,11 +219,11 @@ def chain(data: bytes) -> None:
         try:
             certificate = x509.load_der_x509_certificate(der)
             facts = certificate_facts(certificate)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
+        except MALFORMED:
             continue
         assert all(character.isprintable() for character in facts.subject + facts.issuer)
         about = pointers(certificate)
-        assert all(url.startswith("http://") for url in (*about.ocsp, *about.crl, *issuer_urls(certificate)))
+        assert all(url.lower().startswith("http://") for url in (*about.ocsp, *about.crl, *issuer_urls(certificate)))
         path.append(facts)
     assert policies.fault([one.policies for one in path]) in (
         *(None, "no explicit policy"),
