@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench import etopen, large, logs, pure
-from tests.bench.measure import HEAD, Row, figure
+from tests.bench.measure import HEAD, Processor, Row, figure
 from tests.bench.through_the_lab import LabRows
 from tests.firewall import Firewall
 from tests.lab import Lab
@@ -58,6 +58,8 @@ def main() -> int:
     options = parser.parse_args()
     print(HEAD, flush=True)
     unmeasured, missed = 0, []
+    processor = Processor()
+    processor.sample()
     for row in rows(1, 2 if options.quick else 5, options.etopen, options.engines):
         if isinstance(row, Exception):
             unmeasured += 1
@@ -66,6 +68,8 @@ def main() -> int:
         print(row, flush=True)
         if row.missed:
             missed.append(row)
+        processor.sample()
+    print(processor)
     for row in missed:
         print(f"not {row.limit}: {row.name}, {figure(row.measured)} {row.unit}, {row.ratio:.1%}")
     return 1 if unmeasured or (options.check and missed) else 0

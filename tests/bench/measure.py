@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,3 +68,35 @@ def by_turns(peer: Callable[[], float], measured: Callable[[], float], turns: in
     """Medians of both, measured in turn so that a machine that gets slower or faster favours neither."""
     pairs = [(peer(), measured()) for _ in range(turns)]
     return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
+
+
+class Processor:
+    """How fast it is from row to row. A virtual machine's shares its core and caches with others: in bad hours the same
+    work takes half as long again, and of two figures of the table only those of one row can be compared."""
+
+    def __init__(self, work: Callable[[], float] | None = None) -> None:
+        """``work``: seconds of processor time a piece of work takes that is always the same."""
+        self._work = work or _work
+        self._best = float("inf")
+        self._medians: list[float] = []
+
+    def sample(self) -> None:
+        """Between two rows."""
+        times = [self._work() for _ in range(_PIECES)]
+        self._best = min(self._best, *times)
+        self._medians.append(statistics.median(times))
+
+    def __str__(self) -> str:
+        slowest, usual = (figure(pick(self._medians) / self._best) for pick in (max, statistics.median))
+        return f"between the rows the same work took {usual} times as long as at its best, once {slowest} times"
+
+
+_PIECES = 60
+
+
+def _work() -> float:
+    started = time.process_time()
+    counts: dict[int, int] = {}
+    for number in range(10_000):
+        counts[number % 97] = number * 7 & 255
+    return time.process_time() - started

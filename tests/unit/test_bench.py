@@ -13,7 +13,7 @@ from engines.packet import decode
 from engines.stateful.app.http1 import Http1Parser
 from engines.stateful.parser import Variables, parse_rules
 from engines.verdict import Direction
-from tests.bench.measure import Row, by_turns, figure
+from tests.bench.measure import Processor, Row, by_turns, figure
 from tests.bench.rulesets import stateful_rules, stateless_rules
 from tests.bench.through_the_lab import apart
 from tests.bench.traffic import RawTcp, http_conversations
@@ -105,3 +105,12 @@ def test_the_router_has_a_processor_of_its_own() -> None:
         assert own == {min(everywhere)}
         assert os.sched_getaffinity(0) == (everywhere - own or own)
     assert os.sched_getaffinity(0) == everywhere
+
+
+def test_a_processor_that_gets_slower() -> None:
+    pace = iter([1.0, 2.0, 1.5])
+    now = 1.0
+    processor = Processor(lambda: now)
+    for now in pace:  # noqa: B007 - what the work takes from then on
+        processor.sample()
+    assert str(processor) == "between the rows the same work took 1.50 times as long as at its best, once 2.00 times"
