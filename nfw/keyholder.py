@@ -111,7 +111,7 @@ def load_server(certificate: str, private_key: str) -> tuple[list[x509.Certifica
     private_key = key_file(private_key)
     try:
         chain = x509.load_pem_x509_certificates(Path(certificate).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, *MALFORMED) as error:
         raise CaError(f"{certificate}: cannot read the server's certificate: {error}") from error
     try:
         key = serialization.load_pem_private_key(Path(private_key).read_bytes(), password=None)

@@ -7,7 +7,7 @@ exception shows in the log:
 ``self_issued``     a self-issued intermediate, which a path length does not count (RFC 5280 4.2.1.9) but this one does
 ``underscore``      a host name with an underscore, which this one takes for none; the parent's wildcard is tried
 ``constraint``      an issuer constrains names of other kinds than DNS and addresses, which this one cannot judge
-``policy``          a certificate has critical extensions on policies, which this one does not know; see policies.py
+``certificate_policies``  critical extensions on them, which this one does not know; see certpolicies.py
 ``no_anchors``      nothing is trusted, so OpenSSL has refused already
 """
 
@@ -69,7 +69,7 @@ class SecondPath:
         if any(_constrains_other_names(one.certificate) for one in path[1:] if one.constraints):
             return Opinion(exception="constraint")
         if any(one.policies.critical for one in path[:-1]):
-            return Opinion(exception="policy")
+            return Opinion(exception="certificate_policies")
         exception = None
         if "_" in host:
             exception = "underscore"

@@ -30,11 +30,11 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.x509.oid import PublicKeyAlgorithmOID
 from OpenSSL import SSL, crypto
 
-from engines.tls import names, openssl, policies
+from engines.tls import certpolicies, names, openssl
+from engines.tls.certpolicies import NOTHING, Said
 from engines.tls.clienthello import TLS1_2, TLS1_3
 from engines.tls.commonprimes import Moduli
 from engines.tls.malformed import MALFORMED
-from engines.tls.policies import NOTHING, Said
 from engines.tls.resumption import LARGEST, Identity, Resumable, Resumption
 from engines.tls.revocation import Staples
 from engines.tls.secondpath import SecondPath
@@ -503,9 +503,9 @@ class UpstreamVerifier:
                 f"{leaf.subject}: {comparisons} comparisons of names with constraints, {_COMPARISONS_MAX} are allowed"
             )
             yield Refusal(Status.INVALID, "too_many_names", detail)
-        problem = policies.fault([one.policies for one in certificates[: len(certificates) - 1 or 1]])
+        problem = certpolicies.fault([one.policies for one in certificates[: len(certificates) - 1 or 1]])
         if problem is not None:
-            yield Refusal(Status.INVALID, "policies", f"{leaf.subject}: {problem}")
+            yield Refusal(Status.INVALID, "certificate_policies", f"{leaf.subject}: {problem}")
         if leaf.problem is not None:
             yield Refusal(Status.INVALID, "wrong_usage", leaf.problem)
         address = packed_address(host)
@@ -615,7 +615,7 @@ def certificate_facts(certificate: x509.Certificate) -> ServerCertificate:
         weak_signature=_weak_signature(certificate),
         remarks=_remarks(certificate, key),
         constraints=_constraints(certificate),
-        policies=policies.read(certificate),
+        policies=certpolicies.read(certificate),
         serial_bits=certificate.serial_number.bit_length(),
         rsa_modulus=key.public_numbers().n if isinstance(key, rsa.RSAPublicKey) else 0,
         certificate=certificate,

@@ -97,9 +97,8 @@ class LabRows:
 
         def transfer() -> tuple[float, float]:
             command = ["iperf3", "-c", self.address, "-p", str(PORT), "-t", str(self.seconds), "-P", str(streams)]
-            received = json.loads(self.lab.client.run([*command, *placed, "-J", *way], timeout=60).stdout)["end"][
-                "sum_received"
-            ]
+            command += [*placed, "-J", *way]
+            received = json.loads(self.lab.client.run(command, timeout=60).stdout)["end"]["sum_received"]
             return received["bits_per_second"] / 1e9, received["bytes"]
 
         def through() -> float:

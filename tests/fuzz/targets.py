@@ -34,7 +34,7 @@ from engines.stateful.ruleset import RuleSet, compile_ruleset
 from engines.stateful.saved import load_rules, save_rules
 from engines.stateful.stream import HalfStream, Status, StreamLimits
 from engines.stateful.thresholdconfig import parse_threshold_config
-from engines.tls import policies
+from engines.tls import certpolicies
 from engines.tls.altsvc import AltSvcMask
 from engines.tls.clienthello import ClientHello, ClientHelloReader
 from engines.tls.dnsjson import json_without_ech
@@ -225,7 +225,7 @@ def chain(data: bytes) -> None:
         about = pointers(certificate)
         assert all(url.lower().startswith("http://") for url in (*about.ocsp, *about.crl, *issuer_urls(certificate)))
         path.append(facts)
-    assert policies.fault([one.policies for one in path]) in (
+    assert certpolicies.fault([one.policies for one in path]) in (
         *(None, "no explicit policy"),
         "a mapping of any policy",
     )

@@ -280,20 +280,25 @@ _OURS, _THEIRS, _ANY = (
     for oid in ("1.3.6.1.4.1.55555.1", "1.3.6.1.4.1.55555.2", "2.5.29.32.0")
 )
 _EXPLICIT = x509.PolicyConstraints(require_explicit_policy=0, inhibit_policy_mapping=None)
+_NO_ANY = x509.InhibitAnyPolicy(0), True
 
 
 @pytest.mark.parametrize(
     ("above", "below", "outcome"),
     [
-        ([], [(_OURS, True)], "policy"),
-        ([(_OURS, True)], [(_OURS, False)], "policy"),
+        ([], [(_OURS, True)], "certificate_policies"),
+        ([(_OURS, True)], [(_OURS, False)], "certificate_policies"),
         ([(_OURS, False)], [(_THEIRS, False)], None),  # no policy is left, and none is demanded
-        ([(_OURS, False), (_EXPLICIT, True)], [(_OURS, False)], "policy"),
+        ([(_OURS, False), (_EXPLICIT, True)], [(_OURS, False)], "certificate_policies"),
         ([(_OURS, False), (_EXPLICIT, True)], [(_THEIRS, False)], Status.INVALID),
         ([(_OURS, False), (_EXPLICIT, True)], [], Status.INVALID),
-        ([(_ANY, False), (_EXPLICIT, True)], [(_OURS, False)], "policy"),
-        ([(_ANY, False), (_EXPLICIT, True), (x509.InhibitAnyPolicy(0), True)], [(_OURS, False)], "policy"),
-        ([(_OURS, False), (_EXPLICIT, True), (x509.InhibitAnyPolicy(0), True)], [(_ANY, False)], Status.INVALID),
+        ([(_ANY, False), (_EXPLICIT, True)], [(_OURS, False)], "certificate_policies"),
+        (
+            [(_ANY, False), (_EXPLICIT, True), _NO_ANY],
+            [(_OURS, False)],
+            "certificate_policies",
+        ),
+        ([(_OURS, False), (_EXPLICIT, True), _NO_ANY], [(_ANY, False)], Status.INVALID),
     ],
 )
 def test_policies_of_certificates(

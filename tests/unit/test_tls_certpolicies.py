@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
-from engines.tls.policies import NOTHING, Said, fault, read
+from engines.tls.certpolicies import NOTHING, Said, fault, read
 from tests.unit.tlskit import NOW, Authority
 
 _POLICIES = ("1.3.6.1.4.1.55555.1", "1.3.6.1.4.1.55555.2", "1.3.6.1.4.1.55555.3")
@@ -131,6 +131,9 @@ _NO_ANY: Extension = x509.InhibitAnyPolicy(0), True
             "no explicit policy",
         ),
         ([[], []], None),
+        ([[], [constraints(0)]], "no explicit policy"),  # the leaf may demand it, too
+        ([[stated(A)], [stated(A), constraints(0)]], None),
+        ([[], [constraints(1)]], None),
     ],
 )
 def test_by_hand(chain: list[list[Extension]], problem: str | None) -> None:

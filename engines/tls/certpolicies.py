@@ -1,4 +1,4 @@
-"""What the certificates of a path say of policies, RFC 5280 6.1.3 to 6.1.5, by sets as in RFC 9618.
+"""Certificate policies of a path, RFC 5280 6.1.3 to 6.1.5, by sets as in RFC 9618. Nothing to do with policies of nfw.
 
 OpenSSL does not look unless told to, and cannot be told from here which policies will do (any); cryptography's verifier
 knows none of these extensions. So a path below an issuer that demands an explicit policy is judged here.
@@ -91,7 +91,7 @@ def fault(path: Sequence[Said]) -> str | None:
         if explicit <= 0 and not left:
             return "no explicit policy"
         if not below:
-            if min(explicit - 1, said.explicit or 0) <= 0 and not left:
+            if min(explicit - 1, said.explicit) <= 0 and not left:
                 return "no explicit policy"
             continue
         for issuer, subject in said.mappings:
