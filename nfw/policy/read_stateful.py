@@ -519,15 +519,28 @@ def _read_inline(section: Section, text: str, key: str = "rules") -> list[RuleSo
     if isinstance(node, Sequence):
         found = []
         for item in node.items:
+            if _names_a_file(section, item, key):
+                continue
             if isinstance(item, Scalar) and isinstance(item.value, str):
                 found.append(inline_source(item, text, section.problems.file))
             else:
                 section.error(item, f"{key}: expected a rule, got {describe(item)}")
         return found
+    if _names_a_file(section, node, key):
+        return []
     if isinstance(node, Scalar) and isinstance(node.value, str):
         return [inline_source(node, text, section.problems.file)]
     section.error(node, f'{key}: expected text after "{key}: |", one rule a line, got {describe(node)}')
     return []
+
+
+def _names_a_file(section: Section, node: Node, key: str) -> bool:
+    """A file of rules where rules are written: the likeliest mistake there is."""
+    if not (isinstance(node, Scalar) and isinstance(node.value, str) and re.fullmatch(r"\S+\.rules", node.value)):
+        return False
+    named = shorten(node.value)
+    section.error(node, f"{key}: {named} is a file's name; expected a rule, or rule_files: [{named}] in place of {key}")
+    return True
 
 
 @functools.lru_cache(2)  # asked for every rule of one file, then of the next

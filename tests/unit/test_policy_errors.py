@@ -144,6 +144,8 @@ ONE = "{priority: 1, action: drop, protocols: [tcp]}"
         ("wrong-kind", lambda folder: yaml(folder, "variables: {A: [80], B: [10.0.0.1, $A]}")),
         ("invalid", lambda folder: written(folder, {"FirewallPolicy": []})),
         ("invalid", lambda folder: yaml(folder, "stateful: [a]")),
+        ("invalid", lambda folder: yaml(folder, "stateful: {rules: [a.rules]}")),
+        ("invalid", lambda folder: yaml(folder, "stateful: {rules: a.rules}")),
         # missing reference
         ("missing-reference", lambda folder: written(folder, awskit.policy(groups=("g",)))),
         ("missing-reference", lambda folder: written(folder, awskit.policy(TLSInspectionConfigurationArn="arn:x"))),
